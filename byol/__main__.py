@@ -1,0 +1,5 @@
+"""`python -m byol` is the `byol` command."""
+
+from byol.cli import main
+
+main()

@@ -1,0 +1,99 @@
+"""Checkpoints: one safetensors file, written atomically, loaded strictly.
+
+Tensors: the model's own names (`online.encoder.*`, `online.projector.*`, `predictor.*`, `target.*`) and
+`optimizer.*`. Metadata (strings): format version, step, epoch, configuration, data. No random state is stored:
+all random numbers of a run are functions of its seed and step (see docs/recipe.md).
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from byol.config import TrainConfig
+from byol.files import atomic_file
+
+FORMAT = "1"
+ENCODER = "online.encoder."
+OPTIMIZER = "optimizer."
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """What a checkpoint file holds.
+
+    `step` and `epoch` count finished optimizer steps and passes over the data; `data` says what was trained on:
+    `name`, `images` and `digest` (of the list of images).
+    """
+
+    config: TrainConfig
+    step: int
+    epoch: int
+    data: dict[str, Any]
+    tensors: dict[str, Tensor]
+
+    def encoder(self) -> dict[str, Tensor]:
+        """The online encoder's tensors under the backbone's own names."""
+        return _strip(self.tensors, ENCODER)
+
+    def optimizer(self) -> dict[str, Tensor]:
+        """The optimizer's tensors."""
+        return _strip(self.tensors, OPTIMIZER)
+
+    def model(self) -> dict[str, Tensor]:
+        """All but the optimizer's tensors."""
+        return {name: value for name, value in self.tensors.items() if not name.startswith(OPTIMIZER)}
+
+
+def _strip(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    return {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
+
+
+def save_checkpoint(path: Path, checkpoint: Checkpoint) -> None:
+    """Write a checkpoint: temporary name, sync, rename. Raises `OSError` when the disk is full, say."""
+    tensors = {name: value.detach().cpu().contiguous() for name, value in checkpoint.tensors.items()}
+    metadata = {
+        "format": FORMAT,
+        "step": str(checkpoint.step),
+        "epoch": str(checkpoint.epoch),
+        "config": json.dumps(checkpoint.config.to_dict(), sort_keys=True),
+        "data": json.dumps(checkpoint.data, sort_keys=True),
+    }
+    with atomic_file(path) as temporary:
+        try:
+            save_file(tensors, temporary, metadata)
+        except SafetensorError as error:
+            raise OSError(f"cannot write {path}: {error}") from error
+
+
+def read_checkpoint(path: Path) -> Checkpoint:
+    """Read a checkpoint. Raises `ValueError` when it is missing, damaged, or of another format version."""
+    if not path.is_file():
+        raise ValueError(f"{path} does not exist; a run writes it at its first checkpoint")
+    try:
+        with safe_open(path, framework="pt") as file:
+            metadata = file.metadata() or {}
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    except (SafetensorError, OSError) as error:
+        raise ValueError(f"{path} is not a readable safetensors file: {error}") from error
+    if metadata.get("format") != FORMAT:
+        found = metadata.get("format", "none")
+        raise ValueError(f"{path} is not a byol checkpoint of format {FORMAT} (its format: {found})")
+    try:
+        config = TrainConfig.from_dict(json.loads(metadata["config"]))
+        data = json.loads(metadata["data"])
+        return Checkpoint(config, int(metadata["step"]), int(metadata["epoch"]), data, tensors)
+    except (KeyError, ValueError) as error:
+        raise ValueError(f"{path} has damaged metadata: {error}") from error
+
+
+def finite(tensors: dict[str, Tensor]) -> bool:
+    """Whether every floating-point tensor holds only finite numbers."""
+    return all(bool(torch.isfinite(value).all()) for value in tensors.values() if value.is_floating_point())

@@ -1,0 +1,82 @@
+"""The `byol` command. Importing this module imports click and nothing heavier: each subcommand is loaded when used."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+
+import click
+
+from byol import __version__
+
+# name: (module, one line for `byol --help`). The command is the module's attribute of the same name.
+COMMANDS = {
+    "train": ("byol.command", "Train an encoder from unlabelled images (needs the `train` extra)."),
+    "export": (
+        "byol.export.command",
+        "Turn a run into a verified, torch-free bundle (needs the `train` extra).",
+    ),
+    "extract": ("byol.serve.command", "Compute the features of images with a bundle."),
+    "knn": ("byol.serve.command", "Weighted k-nearest-neighbour accuracy of a bundle's features."),
+    "linear": ("byol.serve.command", "Linear-probe accuracy of a bundle's features."),
+    "info": ("byol.serve.command", "Show what a bundle holds; check it against itself."),
+    "doctor": ("byol.serve.doctor", "Say which devices ONNX Runtime can use on this machine, and why not."),
+    "demo": (
+        "byol.demo",
+        "Train, export and evaluate on real digits, offline (needs the `train` and `demo` extras).",
+    ),
+}
+
+# Top-level packages an extra brings: a missing one is a set-up problem, told in one line.
+EXTRAS = {"torch": "train", "torchvision": "train", "onnxscript": "train", "sklearn": "demo"}
+
+
+class LazyGroup(click.Group):
+    """A group whose commands are imported only when they are invoked."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """The names, in the order of the work: train, export, serve."""
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        """Import one command; None when there is no such name."""
+        if cmd_name not in COMMANDS:
+            return None
+        module = COMMANDS[cmd_name][0]
+        try:
+            command: click.Command = getattr(importlib.import_module(module), cmd_name)
+        except ModuleNotFoundError as error:
+            extra = EXTRAS.get((error.name or "").partition(".")[0])
+            if extra is None:
+                raise
+            raise click.ClickException(
+                f"`byol {cmd_name}` needs {error.name}, which is not installed; run: pip install 'byol[{extra}]'"
+            ) from error
+        return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """List the commands without importing them."""
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, text) for name, (_, text) in COMMANDS.items()])
+
+
+@click.command(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__, prog_name="byol")
+def byol() -> None:
+    """Train an image encoder without labels, export it as a verified ONNX bundle, serve it without torch."""
+
+
+def main() -> None:
+    """Run the command line. Exit 0: success, 1: the work failed, 2: the command was wrong."""
+    try:
+        byol(prog_name="byol", standalone_mode=True)
+    except (
+        ValueError,
+        OSError,
+    ) as error:  # what a user can cause; anything else is a defect and shows its traceback
+        click.echo(f"Error: {error}", err=True)
+        sys.exit(1)
+
+
+if __name__ == "__main__":
+    main()

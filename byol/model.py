@@ -1,0 +1,179 @@
+"""BYOL's networks and loss: encoder, projector, predictor, the online/target pair.
+
+Legend: B batch, C channels, S view pixels, D feature, P projection.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+import torchvision
+from safetensors import SafetensorError, safe_open
+from torch import Tensor, nn
+
+from byol.config import ARCHITECTURES, TrainConfig
+
+
+class MeanPool(nn.Module):
+    """Global average over H and W. Unlike torch's adaptive pooling it exports to one ONNX node."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, D, H, W) to (B, D)."""
+        return x.mean(dim=(2, 3))
+
+
+def build_encoder(arch: str, stem: str) -> nn.Module:
+    """A torchvision ResNet that returns its pooled features: (B, 3, S, S) to (B, D).
+
+    Its parameters keep torchvision's names, without `fc`. Stem `cifar` replaces the 7x7 stride-2 convolution and
+    the max-pool by one 3x3 stride-1 convolution, for small images. Raises `ValueError` for an unknown name.
+    """
+    if arch not in ARCHITECTURES:
+        raise ValueError(f"arch is {arch!r}; legal: {', '.join(ARCHITECTURES)}")
+    if stem not in ("imagenet", "cifar"):
+        raise ValueError(f"stem is {stem!r}; legal: imagenet, cifar")
+    encoder: nn.Module = torchvision.models.get_model(arch, weights=None)
+    if stem == "cifar":
+        conv = nn.Conv2d(3, 64, kernel_size=3, stride=1, padding=1, bias=False)
+        nn.init.kaiming_normal_(conv.weight, mode="fan_out", nonlinearity="relu")  # as torchvision does
+        encoder.conv1, encoder.maxpool = conv, nn.Identity()
+    encoder.avgpool, encoder.fc = MeanPool(), nn.Identity()
+    return encoder
+
+
+def feature_dim(encoder: nn.Module) -> int:
+    """D, the length of the encoder's feature vector: the width of its last norm."""
+    return [m.num_features for m in encoder.modules() if isinstance(m, nn.BatchNorm2d)][-1]
+
+
+def mlp(inputs: int, hidden: int, outputs: int, norm: bool = True) -> nn.Sequential:
+    """Projector or predictor: linear, batch-norm, ReLU, linear without bias and without norm (paper section 3.2)."""
+    layers = [
+        nn.Linear(inputs, hidden),
+        nn.BatchNorm1d(hidden) if norm else nn.Identity(),
+        nn.ReLU(inplace=True),
+    ]
+    return nn.Sequential(*layers, nn.Linear(hidden, outputs, bias=False))
+
+
+class Network(nn.Module):
+    """Encoder and projector: what online and target network have in common."""
+
+    def __init__(self, encoder: nn.Module, projector: nn.Module):
+        super().__init__()
+        self.encoder = encoder
+        self.projector = projector
+
+    def forward(self, view: Tensor) -> Tensor:
+        """A view (B, 3, S, S) to its projection (B, P)."""
+        projection: Tensor = self.projector(self.encoder(view))
+        return projection
+
+
+class Observation(NamedTuple):
+    """What the monitor looks at, from view 1 and its cross-view target: detached tensors."""
+
+    features: Tensor  # (B, D)
+    projection: Tensor  # (B, P)
+    prediction: Tensor  # (B, P)
+    target: Tensor  # (B, P) target projection of view 2
+
+
+class BYOL(nn.Module):
+    """The online network with its predictor, and the target network that follows it.
+
+    The target network stays in training mode, so it normalises by its own batch statistics; its parameters get no
+    gradient and move only in `update_target`.
+    """
+
+    def __init__(self, config: TrainConfig):
+        super().__init__()
+        encoder = build_encoder(config.arch, config.resolved_stem)
+        projector = mlp(feature_dim(encoder), config.projector_hidden, config.projector_out)
+        self.online = Network(encoder, projector)
+        self.predictor: nn.Module = nn.Identity()
+        if config.predictor_hidden:
+            self.predictor = mlp(
+                config.projector_out, config.predictor_hidden, config.projector_out, config.predictor_norm
+            )
+        self.target = copy.deepcopy(self.online).requires_grad_(False)
+
+    def forward(self, view1: Tensor, view2: Tensor) -> tuple[Tensor, Observation]:
+        """The symmetric loss of two views (B, 3, S, S), a float32 scalar, and what to monitor (paper section 3.1).
+
+        Each view is a forward of its own, in both networks, so that batch-norm sees one view at a time.
+        """
+        features1 = self.online.encoder(view1)
+        projection1 = self.online.projector(features1)
+        prediction1, prediction2 = self.predictor(projection1), self.predictor(self.online(view2))
+        with torch.no_grad():
+            target1, target2 = self.target(view1), self.target(view2)
+        loss = byol_loss(prediction1, target2) + byol_loss(prediction2, target1)
+        seen = (features1, projection1, prediction1, target2)
+        return loss, Observation(*(tensor.detach() for tensor in seen))
+
+    def trained_parameters(self) -> dict[str, nn.Parameter]:
+        """Online encoder, projector and predictor by name, in a fixed order."""
+        return {name: p for name, p in self.named_parameters() if not name.startswith("target.")}
+
+    @torch.no_grad()
+    def update_target(self, tau: float) -> None:
+        """target = tau * target + (1 - tau) * online, for every parameter; buffers are left alone (paper eq. 1)."""
+        torch._foreach_lerp_(list(self.target.parameters()), list(self.online.parameters()), 1 - tau)
+
+
+def byol_loss(prediction: Tensor, target: Tensor) -> Tensor:
+    """2 - 2 cos(prediction, target), averaged over the batch (paper eq. 2). Both (B, P); float32 scalar."""
+    prediction, target = F.normalize(prediction.float(), dim=1), F.normalize(target.float(), dim=1)
+    return (2 - 2 * (prediction * target).sum(dim=1)).mean()
+
+
+def load_strict(module: nn.Module, tensors: dict[str, Tensor], what: str) -> None:
+    """Load tensors into a module whose names and shapes they match exactly.
+
+    Raises `ValueError` that lists missing, unexpected and misshapen names, sorted.
+    """
+    expected = module.state_dict()
+    problems = [f"missing: {name}" for name in sorted(expected.keys() - tensors.keys())]
+    problems += [f"unexpected: {name}" for name in sorted(tensors.keys() - expected.keys())]
+    for name in sorted(expected.keys() & tensors.keys()):
+        if expected[name].shape != tensors[name].shape:
+            shapes = f"{tuple(tensors[name].shape)}, expected {tuple(expected[name].shape)}"
+            problems.append(f"shape: {name} is {shapes}")
+    if problems:
+        more = f"\n  and {len(problems) - 20} more" if len(problems) > 20 else ""
+        raise ValueError(f"{what} does not fit this model:\n  " + "\n  ".join(problems[:20]) + more)
+    module.load_state_dict(tensors, strict=True)
+
+
+def load_encoder(location: str | Path) -> nn.Module:
+    """The encoder of a bundle, a run or a checkpoint as a torch module in eval mode, for fine-tuning.
+
+    It maps normalised float images (B, 3, S, S) to features (B, D). Raises `ValueError` when the location holds none.
+    """
+    path = Path(location)
+    if (path / "manifest.json").is_file():
+        return _encoder_of_bundle(path)
+    from byol.checkpoint import read_checkpoint
+
+    checkpoint = read_checkpoint(path / "last.safetensors" if path.is_dir() else path)
+    encoder = build_encoder(checkpoint.config.arch, checkpoint.config.resolved_stem)
+    load_strict(encoder, checkpoint.encoder(), str(location))
+    return encoder.eval()
+
+
+def _encoder_of_bundle(path: Path) -> nn.Module:
+    try:
+        architecture = json.loads((path / "manifest.json").read_text())["architecture"]
+        encoder = build_encoder(architecture["name"], architecture["stem"])
+        with safe_open(path / "encoder.safetensors", framework="pt") as file:
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    except (OSError, KeyError, TypeError, json.JSONDecodeError, SafetensorError) as error:
+        raise ValueError(f"{path} is not a readable bundle: {error}") from error
+    load_strict(encoder, tensors, str(path))
+    return encoder.eval()

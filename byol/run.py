@@ -1,0 +1,123 @@
+"""The run folder: `config.json`, `metrics.jsonl`, `last.safetensors`, `views.png`."""
+
+from __future__ import annotations
+
+import json
+import platform
+import subprocess
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+import torchvision
+from PIL import Image
+from torch import Tensor
+
+from byol import __version__
+from byol.checkpoint import Checkpoint, read_checkpoint
+from byol.config import TrainConfig
+from byol.data import seeded
+from byol.files import atomic_file
+
+if TYPE_CHECKING:
+    from byol.train import Trainer
+
+
+class RunFolder:
+    """One run's files. Nothing but this class knows their names."""
+
+    def __init__(self, path: Path):
+        self.path = path
+        self.last = path / "last.safetensors"
+        self.views = path / "views.png"
+        self._config = path / "config.json"
+        self._metrics = path / "metrics.jsonl"
+
+    def numbered(self, step: int) -> Path:
+        """Where a checkpoint that is kept goes."""
+        return self.path / f"step-{step:08d}.safetensors"
+
+    def exists(self) -> bool:
+        """Whether a run was started here."""
+        return self._config.exists()
+
+    def create(self, config: TrainConfig, facts: dict[str, Any]) -> None:
+        """Start a run: the folder and `config.json`. Raises `ValueError` when the folder holds other files."""
+        if self.path.exists() and (not self.path.is_dir() or any(self.path.iterdir())):
+            remedy = "add --resume to continue it" if self.exists() else "it holds no run"
+            raise ValueError(f"{self.path} is not empty ({remedy}); choose another --out")
+        self.path.mkdir(parents=True, exist_ok=True)
+        content = {"config": config.to_dict(), **facts, "versions": _versions(), "git_commit": _git_commit()}
+        with atomic_file(self._config) as temporary:
+            temporary.write_text(json.dumps(content, indent=2, sort_keys=True) + "\n")
+
+    def config(self) -> TrainConfig:
+        """The configuration the run was started with. Raises `ValueError` when it cannot be read."""
+        try:
+            return TrainConfig.from_dict(json.loads(self._config.read_text())["config"])
+        except (OSError, KeyError, TypeError, ValueError) as error:
+            raise ValueError(f"{self._config} cannot be read: {error}") from error
+
+    def checkpoint(self) -> Checkpoint | None:
+        """The newest checkpoint, None when the run was stopped before its first. Drops metrics past it."""
+        checkpoint = read_checkpoint(self.last) if self.last.exists() else None
+        self._truncate_metrics(checkpoint.step if checkpoint else 0)
+        return checkpoint
+
+    def log(self, record: dict[str, Any]) -> None:
+        """Append one line to `metrics.jsonl`."""
+        with self._metrics.open("a") as file:
+            file.write(json.dumps(record) + "\n")
+
+    def metrics(self) -> list[dict[str, Any]]:
+        """All complete lines of `metrics.jsonl`."""
+        records = []
+        for line in self._metrics.read_text().splitlines() if self._metrics.exists() else []:
+            try:
+                records.append(json.loads(line))
+            except json.JSONDecodeError:  # the half-written line of a killed process
+                continue
+        return records
+
+    def _truncate_metrics(self, step: int) -> None:
+        if self._metrics.exists():
+            kept = [json.dumps(record) + "\n" for record in self.metrics() if record["step"] <= step]
+            with atomic_file(self._metrics) as temporary:
+                temporary.write_text("".join(kept))
+
+
+def _versions() -> dict[str, str]:
+    return {
+        "byol": __version__,
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "torchvision": torchvision.__version__,
+    }
+
+
+def _git_commit() -> str | None:
+    """The commit of the checkout this code runs from, None when it is installed."""
+    folder = Path(__file__).resolve().parent.parent
+    if not (folder / ".git").exists():
+        return None
+    try:
+        command = ["git", "-C", str(folder), "rev-parse", "HEAD"]
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return None
+
+
+def save_views(path: Path, trainer: Trainer, rows: Tensor) -> None:
+    """Write a grid of the two views of some images, view 2 below view 1: what the encoder is trained on."""
+    pairs = trainer.views(rows, seeded(trainer.device, trainer.config.seed, "views", 0))
+    shown = [view * trainer.std + trainer.mean for view in pairs]  # 2 x (B, 3, S, S)
+    grid = torch.stack(shown).permute(0, 3, 1, 4, 2).clamp(0, 1)  # (2, S, B, S, 3)
+    pixels = (grid * 255).round().to(torch.uint8).cpu().numpy()
+    columns = min(8, len(rows))
+    blocks = [
+        np.concatenate([row[:, i : i + columns].reshape(row.shape[0], -1, 3) for row in pixels])
+        for i in range(0, len(rows) - columns + 1, columns)
+    ]
+    with atomic_file(path) as temporary:
+        Image.fromarray(np.concatenate(blocks)).save(temporary, format="PNG")
