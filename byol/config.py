@@ -155,7 +155,7 @@ class TrainConfig:
     checkpoint_every: int = 0
     """Optimizer steps between checkpoints; 0: once an epoch."""
     keep_every: int = 0
-    """Epochs between checkpoints kept as step-NNNNNNNN.safetensors; 0: none."""
+    """Epochs between checkpoints kept as step-NNNNNNNN.safetensors, the untrained one included; 0: none."""
 
     def __post_init__(self) -> None:
         self._check_choices()

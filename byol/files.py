@@ -19,7 +19,7 @@ def atomic_file(path: str | os.PathLike[str]) -> Iterator[Path]:
     temporary = final.with_name(f".{final.name}.tmp")
     try:
         yield temporary
-        _sync(temporary)
+        _publish(temporary)
         os.replace(temporary, final)
         _sync(final.parent)
     except BaseException:
@@ -37,7 +37,7 @@ def atomic_folder(path: str | os.PathLike[str]) -> Iterator[Path]:
         temporary.mkdir(parents=True)
         yield temporary
         for file in temporary.iterdir():
-            _sync(file)
+            _publish(file)
         shutil.rmtree(old, ignore_errors=True)
         if final.exists():
             os.replace(final, old)
@@ -49,6 +49,14 @@ def atomic_folder(path: str | os.PathLike[str]) -> Iterator[Path]:
         if old.exists() and not final.exists():
             os.replace(old, final)
         raise
+
+
+def _publish(path: Path) -> None:
+    """Give a new file the usual permissions (some writers create private ones), then sync it."""
+    mask = os.umask(0)
+    os.umask(mask)
+    path.chmod(0o666 & ~mask)
+    _sync(path)
 
 
 def _sync(path: Path) -> None:

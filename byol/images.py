@@ -22,7 +22,6 @@ from PIL import (  # noqa: F401 - the plugins register the decoders that FORMATS
     Image,
     ImageOps,
     JpegImagePlugin,
-    MpoImagePlugin,
     PngImagePlugin,
     PpmImagePlugin,
     TiffImagePlugin,
@@ -32,7 +31,7 @@ from PIL import (  # noqa: F401 - the plugins register the decoders that FORMATS
 SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm"})
 
 # Only these decoders run, whatever a file is called: Pillow's list also holds formats that start other programs.
-FORMATS = ("JPEG", "MPO", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM")
+FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM")
 
 T = TypeVar("T")
 
@@ -109,10 +108,10 @@ def open_source(location: str | Path) -> ImageSource:
     return source
 
 
-def require_labels(source: ImageSource) -> list[str]:
+def require_labels(source: ImageSource, least_classes: int = 2) -> list[str]:
     """The label of every image.
 
-    Raises `ValueError` when one has none, or when all have the same one.
+    Raises `ValueError` when one has none, or when there are fewer than `least_classes` (1: a test set may be one image).
     """
     labels = [label for label in source.labels if label is not None]
     if len(labels) < len(source):
@@ -121,7 +120,7 @@ def require_labels(source: ImageSource) -> list[str]:
             f"{source.name}: {len(bare)} of {len(source)} images have no label (first: {bare[0]}); "
             "put each image into a sub-folder named after its class, or give an .npz with `labels`"
         )
-    if len(source.classes) < 2:
+    if len(source.classes) < least_classes:
         raise ValueError(
             f"{source.name} holds one class only ({source.classes[0]}), so there is nothing to tell apart; "
             "point to the folder whose sub-folders are the classes"

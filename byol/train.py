@@ -174,6 +174,8 @@ def fit(
     if start == 0:
         first = batch_rows(config.seed, 0, len(trainer.pixels), config.batch_size)[:16]
         save_views(run.views, trainer, first)
+        if config.keep_every:
+            save_checkpoint(run.numbered(0), trainer.state(0, data))
     save_every = config.checkpoint_every or plan.steps_per_epoch
     meter = Meter(config.batch_size)
     warned = False

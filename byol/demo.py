@@ -1,0 +1,138 @@
+"""`byol demo`: the whole path on real handwritten digits, offline, in a few minutes on a CPU."""
+
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+import click
+import numpy as np
+import sklearn.datasets  # the `demo` extra; its absence is told by byol.cli
+import torch  # noqa: F401 - the `train` extra, likewise
+from PIL import Image
+
+from byol.files import atomic_file
+from byol.presets import PRESETS
+
+TRAIN_IMAGES = 1297  # the other 500 are the test set: digits of other writers
+FEW_LABELS, DRAWS = 5, 10
+GRID_QUERIES, GRID_NEIGHBOURS = 10, 8
+
+
+@click.command()
+@click.option("--out", type=click.Path(path_type=Path), default=Path("demo"), show_default=True, help="Output folder.")
+def demo(out: Path) -> None:
+    """Train, export, extract and evaluate on real handwritten digits (offline; under 3 minutes on 2 CPU cores)."""
+    from byol.command import run_training
+    from byol.export.bundle import export_bundle
+    from byol.run import RunFolder
+
+    if out.exists() and any(out.iterdir()):
+        raise click.UsageError(f"{out} is not empty; choose another --out, or remove it")
+    started = time.perf_counter()
+    _say("1/4 Writing 1,797 scanned digits (scikit-learn's copy of the UCI set) as PNG folders")
+    write_digits(out / "images")
+    _say("2/4 Training a ResNet-18 by BYOL; the labels are not used")
+    run_training(PRESETS["demo"](), out / "images" / "train", out / "run", out / "images" / "test")
+    _say("3/4 Exporting the trained and, for comparison, the untrained encoder to ONNX, each verified against torch")
+    export_bundle(out / "run", out / "bundle")
+    export_bundle(RunFolder(out / "run").numbered(0), out / "untrained-bundle")
+    _say("4/4 Extracting features with ONNX Runtime and evaluating them")
+    rows = evaluate(out)
+    with atomic_file(out / "results.json") as temporary:
+        temporary.write_text(json.dumps(rows, indent=2) + "\n")
+    click.echo(table(rows))
+    click.echo(
+        f"Test accuracy in percent on 500 digits by other writers; {FEW_LABELS} labels per class: mean and standard\n"
+        f"deviation of {DRAWS} draws of {FEW_LABELS * 10} labelled images; all: {TRAIN_IMAGES} labelled images.\n"
+        f"{out}/bundle is the encoder, {out}/neighbours.png shows test digits beside their nearest training digits,\n"
+        f"{out}/run/views.png what it was trained on. {time.perf_counter() - started:.0f} seconds."
+    )
+
+
+def _say(text: str) -> None:
+    click.echo(text, err=True)
+
+
+def write_digits(folder: Path) -> None:
+    """The 8x8 digits of scikit-learn as PNG files `train|test/<digit>/<number>.png`."""
+    digits = sklearn.datasets.load_digits()
+    for number, (pixels, label) in enumerate(zip(digits.images, digits.target, strict=True)):
+        path = folder / ("train" if number < TRAIN_IMAGES else "test") / str(label) / f"{number:04d}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(np.round(pixels * (255 / 16)).astype(np.uint8)).save(path)
+
+
+def evaluate(out: Path) -> list[dict[str, Any]]:
+    """Few-label and full accuracy of raw pixels, the untrained and the trained encoder; also draws the neighbours."""
+    from byol.images import open_source, require_labels
+    from byol.serve import Encoder
+
+    sources = [open_source(out / "images" / part) for part in ("train", "test")]
+    y_train, y_test = (np.array(require_labels(source)) for source in sources)
+    features: dict[str, list[np.ndarray]] = {
+        "raw pixels": [
+            np.stack([np.asarray(source.open(i).convert("L"), np.float32).ravel() for i in range(len(source))])
+            for source in sources
+        ]
+    }
+    for name, bundle in (("untrained encoder", "untrained-bundle"), ("trained encoder", "bundle")):
+        encoder = Encoder(out / bundle, device="auto")
+        features[name] = [np.concatenate([part for _, part in encoder.stream(source)]) for source in sources]
+    draw_neighbours(out / "neighbours.png", sources, *features["trained encoder"])
+    return [{"features": name, **scores(x, y_train, z, y_test)} for name, (x, z) in features.items()]
+
+
+def scores(x_train: np.ndarray, y_train: np.ndarray, x_test: np.ndarray, y_test: np.ndarray) -> dict[str, Any]:
+    """kNN and linear accuracy in percent, with few labels per class (mean, deviation over draws) and with all."""
+    from byol.serve import KNNClassifier, LinearProbe
+
+    draws = [few_labels(y_train, seed) for seed in range(DRAWS)]
+    result: dict[str, Any] = {}
+    for name, make in (("knn", lambda k: KNNClassifier(k=k)), ("linear", lambda _: LinearProbe())):
+        few = [100 * make(FEW_LABELS).fit(x_train[rows], y_train[rows]).score(x_test, y_test) for rows in draws]
+        result[f"{name}_few"], result[f"{name}_few_std"] = round(float(np.mean(few)), 1), round(float(np.std(few)), 1)
+        result[f"{name}_all"] = round(100 * make(20).fit(x_train, y_train).score(x_test, y_test), 1)
+    return result
+
+
+def few_labels(labels: np.ndarray, seed: int) -> np.ndarray:
+    """Rows of FEW_LABELS random images of each class."""
+    random = np.random.default_rng(seed)
+    chosen = [random.choice(np.flatnonzero(labels == name), FEW_LABELS, replace=False) for name in np.unique(labels)]
+    return np.concatenate(chosen)
+
+
+def table(rows: list[dict[str, Any]]) -> str:
+    """The results for people."""
+    few = f"{FEW_LABELS} labels per class"
+    lines = [f"{'':18}  {'kNN,':>18}  {'kNN,':>10}  {'linear,':>18}  {'linear,':>10}"]
+    lines += [f"{'':18}  {few:>18}  {'all labels':>10}  {few:>18}  {'all labels':>10}"]
+    for row in rows:
+        cells = [f"{row['features']:18}"]
+        for name in ("knn", "linear"):
+            cells += [
+                f"{row[name + '_few']:.1f} +- {row[name + '_few_std']:.1f}".rjust(18),
+                f"{row[name + '_all']:10.1f}",
+            ]
+        lines.append("  ".join(cells))
+    return "\n".join(lines)
+
+
+def draw_neighbours(path: Path, sources: list[Any], bank: np.ndarray, queries: np.ndarray) -> None:
+    """A grid: in each row a test image (set apart), then its nearest training images by cosine similarity."""
+    unit_bank, unit = (x / np.linalg.norm(x, axis=1, keepdims=True) for x in (bank, queries))
+    side, gap = 48, 4
+    shown = np.linspace(0, len(queries) - 1, GRID_QUERIES, dtype=int)
+    width = (GRID_NEIGHBOURS + 1) * (side + gap) + 3 * gap
+    picture = Image.new("RGB", (width, GRID_QUERIES * (side + gap) + gap), "white")
+    for row, query in enumerate(shown):
+        nearest = np.argsort(-(unit_bank @ unit[query]))[:GRID_NEIGHBOURS]
+        images = [sources[1].open(int(query)), *(sources[0].open(int(i)) for i in nearest)]
+        for column, image in enumerate(images):
+            left = gap + column * (side + gap) + (2 * gap if column else 0)
+            picture.paste(image.resize((side, side), Image.Resampling.NEAREST), (left, gap + row * (side + gap)))
+    with atomic_file(path) as temporary:
+        picture.save(temporary, format="PNG")

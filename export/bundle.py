@@ -1,0 +1,120 @@
+"""From a run or a checkpoint to a bundle: only the online encoder leaves, and only once it is proven."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import onnx
+from safetensors.numpy import save_file as save_arrays
+from safetensors.torch import save_file as save_tensors
+
+import byol
+from byol.checkpoint import Checkpoint, finite, read_checkpoint
+from byol.export.card import model_card
+from byol.export.graph import INPUT, OUTPUT, encoder_to_onnx
+from byol.export.parity import measure
+from byol.files import atomic_folder
+from byol.images import Preprocess
+from byol.model import build_encoder, feature_dim, load_strict
+from byol.serve.bundle import describe_file
+from byol.serve.manifest import (
+    ENCODER,
+    GOLDEN,
+    WEIGHTS,
+    Architecture,
+    Graph,
+    Manifest,
+    PreprocessSpec,
+    Training,
+)
+
+GOLDEN_IMAGES = 5
+
+
+def export_bundle(source: Path, out: Path) -> Manifest:
+    """Write the bundle of a run folder or a checkpoint file to the folder `out`, replacing an older bundle there.
+
+    Raises `ValueError` or `OSError`, and leaves `out` as it was, when the checkpoint is damaged or holds numbers that
+    are not finite, when ONNX Runtime does not reproduce torch, or when the written files do not pass their own check.
+    """
+    if out.exists() and not (out / "manifest.json").is_file() and (not out.is_dir() or any(out.iterdir())):
+        raise ValueError(f"{out} exists and is no bundle; choose another --out")
+    checkpoint = read_checkpoint(source / "last.safetensors" if source.is_dir() else source)
+    config, tensors = checkpoint.config, checkpoint.encoder()
+    if not finite(tensors):
+        raise ValueError(f"{source}: the encoder's weights are not all finite; export an earlier checkpoint")
+    encoder = build_encoder(config.arch, config.resolved_stem)
+    load_strict(encoder, tensors, str(source))
+    preprocess = Preprocess.for_size(config.image_size)
+    spec = PreprocessSpec(preprocess.resize, preprocess.crop, config.mean, config.std)
+    contract = {"preprocess": json.dumps(vars(spec), sort_keys=True), "byol_version": byol.__version__}
+    proto = encoder_to_onnx(encoder, config.image_size, config.mean, config.std, contract)
+    graph = proto.SerializeToString(deterministic=True)
+    parity, (images, features) = measure(encoder, graph, config.image_size, config.mean, config.std)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    with atomic_folder(out) as folder:
+        (folder / ENCODER).write_bytes(graph)
+        save_tensors({name: value.contiguous() for name, value in encoder.state_dict().items()}, folder / WEIGHTS)
+        golden = {"images": images[:GOLDEN_IMAGES].copy(), "features": features[:GOLDEN_IMAGES].copy()}
+        save_arrays(golden, folder / GOLDEN)
+        files = {
+            ENCODER: describe_file(folder / ENCODER, "fp32", parity),
+            WEIGHTS: describe_file(folder / WEIGHTS),
+            GOLDEN: describe_file(folder / GOLDEN),
+        }
+        facts: dict[str, Any] = {
+            "architecture": Architecture("torchvision", config.arch, config.resolved_stem),
+            "feature_dim": feature_dim(encoder),
+            "image_size": config.image_size,
+            "preprocess": spec,
+            "onnx": _interface(proto),
+            "training": _training(checkpoint),
+            "byol_version": byol.__version__,
+        }
+        (folder / "README.md").write_text(model_card(Manifest(files=files, **facts)), encoding="utf-8")
+        manifest = Manifest(files={**files, "README.md": describe_file(folder / "README.md")}, **facts)
+        manifest.write(folder)
+        prove(folder)
+    return manifest
+
+
+def _interface(proto: onnx.ModelProto) -> Graph:
+    return Graph(proto.opset_import[0].version, proto.ir_version, INPUT, OUTPUT)
+
+
+def _training(checkpoint: Checkpoint) -> Training:
+    settings = json.dumps(checkpoint.config.to_dict(), sort_keys=True)
+    return Training(
+        data=str(checkpoint.data["name"]),
+        images=int(checkpoint.data["images"]),
+        steps=checkpoint.step,
+        epochs=round(checkpoint.step * checkpoint.config.batch_size / int(checkpoint.data["images"]), 3),
+        config_sha256=hashlib.sha256(settings.encode()).hexdigest(),
+    )
+
+
+_PROOF = """
+import sys
+sys.modules["torch"] = None  # any attempt to import torch fails
+from byol.serve.bundle import verify
+problems = verify(sys.argv[1]).problems
+sys.exit("; ".join(problems) if problems else 0)
+"""
+
+
+def prove(folder: Path) -> None:
+    """Verify a written bundle in a new process that cannot import torch. Raises `ValueError` when it fails."""
+    package = str(Path(byol.__file__).resolve().parent.parent)
+    paths = [package, *filter(None, [os.environ.get("PYTHONPATH")])]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(paths)}
+    command = [sys.executable, "-c", _PROOF, str(folder)]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    if done.returncode != 0:
+        reason = done.stderr.strip().rpartition("\n")[2] or f"exit status {done.returncode}"
+        raise ValueError(f"export refused: the written files do not pass their own check: {reason}")

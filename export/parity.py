@@ -1,0 +1,70 @@
+"""The gate: ONNX Runtime must reproduce torch before a bundle is written.
+
+Legend: B batch, S pixels, D feature.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import onnxruntime
+import torch
+from PIL import Image
+from torch import Tensor, nn
+
+from byol.serve.bundle import MAX_RELATIVE_ERROR, MIN_COSINE, compare_features
+from byol.serve.manifest import Parity
+
+# 1 and 2 catch a batch axis that was fixed, 3 and 33 kernels that treat a remainder in a way of their own.
+BATCH_SIZES = (1, 2, 3, 33)
+
+
+def sample_images(count: int, size: int, seed: int = 0) -> np.ndarray:
+    """Picture-like inputs, uint8 (count, size, size, 3), from coarse to pixel noise; the same on every machine."""
+    random = np.random.default_rng(seed)
+    images = []
+    for number in range(count):
+        side = max(1, size >> (number % 5))
+        noise = random.integers(0, 256, (side, side, 3), dtype=np.uint8)
+        images.append(np.asarray(Image.fromarray(noise).resize((size, size), Image.Resampling.BICUBIC)))
+    return np.stack(images)
+
+
+@torch.no_grad()
+def torch_features(encoder: nn.Module, images: np.ndarray, mean: Sequence[float], std: Sequence[float]) -> np.ndarray:
+    """Features (B, D) float32 of uint8 images (B, S, S, 3) by the unfused torch encoder in eval mode on the CPU."""
+
+    def channels(values: Sequence[float]) -> Tensor:
+        return torch.tensor(values)[:, None, None]
+
+    pixels = torch.from_numpy(images).permute(0, 3, 1, 2).float() / 255
+    features: Tensor = encoder.eval()((pixels - channels(mean)) / channels(std))
+    return features.numpy()
+
+
+def measure(
+    encoder: nn.Module, graph: bytes, size: int, mean: Sequence[float], std: Sequence[float]
+) -> tuple[Parity, tuple[np.ndarray, np.ndarray]]:
+    """Compare ONNX Runtime with torch at every batch size; also returns (inputs, torch features) of the largest.
+
+    Raises `ValueError` when the deviation is above the gate.
+    """
+    provider = "CPUExecutionProvider"
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3
+    session = onnxruntime.InferenceSession(graph, options, providers=[provider])
+    figures = []
+    for batch in BATCH_SIZES:
+        images = sample_images(batch, size, seed=batch)
+        expected = torch_features(encoder, images, mean, std)
+        (found,) = session.run(None, {session.get_inputs()[0].name: images})
+        figures.append(compare_features(expected, found))
+    error, cosine = max(f[0] for f in figures), min(f[1] for f in figures)
+    if not (error <= MAX_RELATIVE_ERROR and cosine >= MIN_COSINE):
+        raise ValueError(
+            f"export refused: ONNX Runtime does not reproduce torch (relative error {error:.3g}, at most "
+            f"{MAX_RELATIVE_ERROR:g} allowed; cosine {cosine:.7f}, at least {MIN_COSINE} needed)"
+        )
+    parity = Parity(error, cosine, BATCH_SIZES, provider, onnxruntime.__version__, torch.__version__.split("+")[0])
+    return parity, (images, expected)

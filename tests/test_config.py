@@ -1,0 +1,117 @@
+"""Settings are checked when they are made; presets hold the published numbers."""
+
+import pytest
+
+from byol.command import chosen_config
+from byol.config import TrainConfig, ViewConfig
+from byol.presets import PRESETS
+
+
+def options(**given):
+    return {"preset": None, "settings": (), **given}
+
+
+@pytest.mark.parametrize("name", sorted(PRESETS))
+def test_every_preset_is_valid_named_and_survives_json(name):
+    config = PRESETS[name]()
+    assert config.preset == name
+    assert TrainConfig.from_dict(config.to_dict()) == config
+
+
+def test_paper_presets_hold_the_papers_numbers():
+    paper = {epochs: PRESETS[f"paper-{epochs}"]() for epochs in (100, 300, 1000)}
+    assert {e: c.lr for e, c in paper.items()} == {100: 0.45, 300: 0.3, 1000: 0.2}
+    assert {e: c.tau for e, c in paper.items()} == {100: 0.99, 300: 0.99, 1000: 0.996}
+    assert {e: c.weight_decay for e, c in paper.items()} == {100: 1e-6, 300: 1e-6, 1000: 1.5e-6}
+    c = paper[1000]
+    assert (c.batch_size, c.epochs, c.optimizer, c.lars_eta, c.momentum) == (4096, 1000, "lars", 1e-3, 0.9)
+    assert c.peak_lr == pytest.approx(3.2)
+    assert (c.view1.blur, c.view2.blur, c.view1.solarize, c.view2.solarize) == (1.0, 0.1, 0.0, 0.2)
+    assert c.warmup_epochs == 10
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"arch": "resnet19"}, "arch is 'resnet19'; legal: resnet18, resnet34"),
+        ({"batch_size": 1}, "batch_size is 1; legal: 2 or more"),
+        ({"accumulate": 3}, "accumulate is 3; legal: a divisor of batch_size 256"),
+        ({"accumulate": 256}, "leaves 2 or more images"),
+        ({"tau": 1.5}, r"tau is 1.5; legal: 0 to 1"),
+        ({"lr": 0.0}, "lr is 0"),
+        ({"lr": -1.0}, "lr is -1"),
+        ({"image_size": 4}, "image_size is 4; legal: 8 or more"),
+        ({"optimizer": "adamw", "lr": 0.3}, "looks like a rate for LARS"),
+        ({"optimizer": "sgd", "lr": 3.0}, "looks like a rate for LARS"),
+        ({"std": (0.2, 0.0, 0.2)}, "std is"),
+        ({"knn_temperature": 0.0}, "knn_temperature is 0.0; legal: above 0"),
+    ],
+)
+def test_illegal_values_are_refused_with_the_legal_ones(change, message):
+    with pytest.raises(ValueError, match=message):
+        TrainConfig(**change)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"flip": 1.2}, {"hue": 0.6}, {"crop_area": (0.0, 1.0)}, {"crop_aspect": (2.0, 1.0)}, {"blur_sigma": (0.0, 1.0)}],
+)
+def test_illegal_views_are_refused(change):
+    (name,) = change
+    with pytest.raises(ValueError, match=f"{name} is .*; legal:"):
+        ViewConfig(**change)
+
+
+def test_an_unknown_setting_gets_a_suggestion():
+    with pytest.raises(ValueError, match="unknown setting 'batchsize'; did you mean 'batch_size'"):
+        TrainConfig().replace(batchsize=3)
+
+
+def test_a_stored_configuration_of_another_version_is_refused():
+    values = TrainConfig().to_dict()
+    values["colour"] = values.pop("tau")
+    with pytest.raises(ValueError, match=r"unknown \['colour'\], missing \['tau'\]"):
+        TrainConfig.from_dict(values)
+
+
+def test_stem_auto_goes_by_size():
+    assert TrainConfig(image_size=64).resolved_stem == "cifar"
+    assert TrainConfig(image_size=65).resolved_stem == "imagenet"
+    assert TrainConfig(image_size=64, stem="imagenet").resolved_stem == "imagenet"
+
+
+def test_options_override_the_preset_and_set_reaches_everything():
+    config = chosen_config(
+        None,
+        options(
+            preset="cifar10", epochs=5, lr=None, settings=("knn_every=3", "view1.crop_area=[0.2,1]", "tau_cosine=false")
+        ),
+    )
+    assert (config.epochs, config.lr, config.knn_every, config.tau_cosine) == (5, 1.0, 3, False)
+    assert config.view1 == PRESETS["cifar10"]().view1.__class__(**{**vars(config.view1), "crop_area": (0.2, 1)})
+    assert config.view2 == PRESETS["cifar10"]().view2
+
+
+@pytest.mark.parametrize(
+    ("setting", "message"),
+    [
+        ("knn_every", "no `=`"),
+        ("nothing=3", "unknown setting 'nothing'"),
+        ("view1.colour=3", "no such setting"),
+        ("view3.flip=0", "no such setting"),
+        ("knn_every=often", "needs a value of type int"),
+        ("knn_every=true", "needs a value of type int"),
+        ("view1.flip=2", "flip is 2; legal"),
+    ],
+)
+def test_set_refuses_what_is_not_a_setting(setting, message):
+    with pytest.raises(ValueError, match=message):
+        chosen_config(None, options(settings=(setting,)))
+
+
+def test_a_resumed_run_keeps_its_settings():
+    stored = PRESETS["cifar10"]()
+    assert chosen_config(stored, options()) == stored
+    assert chosen_config(stored, options(preset="cifar10", epochs=stored.epochs)) == stored
+    with pytest.raises(ValueError, match="these differ: batch_size, preset"):
+        chosen_config(stored, options(preset="tutorial", batch_size=64))
