@@ -80,7 +80,8 @@ def tiny_model(weight: np.ndarray, bias: np.ndarray, size: int) -> ModelProto:
     images = helper.make_tensor_value_info("images", TensorProto.UINT8, ["batch", size, size, 3])
     features = helper.make_tensor_value_info("features", TensorProto.FLOAT, ["batch", len(bias)])
     graph = helper.make_graph(nodes, "tiny", [images], [features], constants)
-    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
+    model: ModelProto = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
+    return model
 
 
 def reference_features(images: np.ndarray, weight: np.ndarray, bias: np.ndarray) -> np.ndarray:
@@ -88,7 +89,8 @@ def reference_features(images: np.ndarray, weight: np.ndarray, bias: np.ndarray)
     x = (images / 255.0 - np.array(MEAN)) / np.array(STD)
     windows = sliding_window_view(x, (KERNEL, KERNEL), axis=(1, 2))[:, ::STRIDE, ::STRIDE]  # (N, h, w, 3, k, k)
     maps = np.einsum("nhwcij,dcij->nhwd", windows, weight.astype(np.float64)) + bias
-    return np.maximum(maps, 0).mean((1, 2)).astype(np.float32)
+    features: np.ndarray = np.maximum(maps, 0).mean((1, 2)).astype(np.float32)
+    return features
 
 
 def tiny_reference(bundle: Path, images: np.ndarray) -> np.ndarray:

@@ -1,0 +1,34 @@
+# Two commands for a newcomer: `make demo` and `make test`. Both do all their own set-up in .venv.
+PYTHON ?= python3
+BIN := .venv/bin
+STAMP := .venv/installed
+
+.PHONY: demo test lint types wheel-check clean
+
+demo: $(STAMP)
+	rm -rf demo
+	$(BIN)/byol demo --out demo
+
+test: $(STAMP)
+	$(BIN)/python -m pytest
+
+lint: $(STAMP)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+# Files, not the installed package, so that a new file counts at once.
+types: $(STAMP)
+	$(BIN)/mypy byol export serve tests benchmarks
+
+# The built wheel, alone, in an environment without torch.
+wheel-check: $(STAMP)
+	$(BIN)/python -m tests.wheel_check
+
+$(STAMP): pyproject.toml byol/__init__.py
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed; set PYTHON=")'
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --editable '.[dev]' --config-settings editable_mode=strict
+	touch $(STAMP)
+
+clean:
+	rm -rf .venv build demo dist *.egg-info .pytest_cache .mypy_cache .ruff_cache

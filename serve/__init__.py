@@ -1,0 +1,25 @@
+"""Serve a bundle through ONNX Runtime: images in, features out; kNN and linear probe on them. No torch."""
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from byol.serve.encoder import Encoder
+    from byol.serve.knn import KNNClassifier
+    from byol.serve.linear import LinearProbe
+
+__all__ = ["Encoder", "KNNClassifier", "LinearProbe"]
+
+# Here, because the command line needs them before it loads ONNX Runtime.
+DEVICES = ("auto", "cpu", "cuda")
+MAX_BATCH_SIZE = 4096  # keeps a slip of the keyboard from taking all memory
+
+_MODULES = {"Encoder": "encoder", "KNNClassifier": "knn", "LinearProbe": "linear"}
+
+
+def __getattr__(name: str) -> Any:
+    # Imported when asked for, so that `byol knn --help` does not load ONNX Runtime and SciPy.
+    if name in _MODULES:
+        import importlib
+
+        return getattr(importlib.import_module(f"byol.serve.{_MODULES[name]}"), name)
+    raise AttributeError(f"module 'byol.serve' has no attribute {name!r}")

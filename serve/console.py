@@ -1,0 +1,81 @@
+"""What the serving commands print: results on stdout, everything else on stderr."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import sys
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from typing import TYPE_CHECKING, Any
+
+import click
+
+if TYPE_CHECKING:
+    from byol.images import Skipped
+
+LISTED = 20
+
+
+def show_json(values: dict[str, Any]) -> None:
+    """One JSON object on stdout."""
+    click.echo(json.dumps(values, sort_keys=False, allow_nan=False))
+
+
+def show_table(rows: Sequence[tuple[str, object]]) -> None:
+    """Two aligned columns on stdout."""
+    width = max(len(name) for name, _ in rows)
+    for name, value in rows:
+        click.echo(f"{name:<{width}}  {value}")
+
+
+def note(message: str) -> None:
+    """One line on stderr."""
+    click.echo(message, err=True)
+
+
+def note_device(asked: str, device: str, reason: str) -> None:
+    """With `auto`, say what was taken and why."""
+    if asked == "auto":
+        note(f"device: {device} ({reason})")
+
+
+def note_skipped(skipped: Sequence[Skipped], listed_in: str = "") -> None:
+    """List what was left out; after the first 20, count."""
+    if not skipped:
+        return
+    note(f"skipped {len(skipped)}{f' (listed in {listed_in})' if listed_in else ''}:")
+    for item in skipped[:LISTED]:
+        note(f"  {_on_one_line(item.path)}: {_on_one_line(item.reason)}")
+    if len(skipped) > LISTED:
+        note(f"  and {len(skipped) - LISTED} more")
+
+
+def _on_one_line(text: str) -> str:
+    """File names may hold line ends and terminal codes."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
+@contextlib.contextmanager
+def warnings_as_notes() -> Iterator[None]:
+    """Our own warnings (k larger than the bank, no convergence) as one line each on stderr."""
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always", UserWarning)
+        yield
+    for warning in caught:
+        note(f"warning: {warning.message}")
+
+
+@contextlib.contextmanager
+def progress(title: str, total: int) -> Iterator[Callable[[int], None]]:
+    """A bar on stderr when it is a terminal, else nothing. Gives advance(count)."""
+    if not sys.stderr.isatty():
+        yield lambda count: None
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    columns = (TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task(title, total=total)
+        yield lambda count: bar.advance(task, count)

@@ -1,0 +1,127 @@
+"""What `knn` and `linear` evaluate on: labelled train and test features, from features files or through an encoder."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from byol.images import ImageSource, Skipped, open_source, require_labels
+from byol.serve.bundle import Bundle
+from byol.serve.encoder import Encoder
+from byol.serve.extract import Advance, collect
+from byol.serve.features import Features, is_features, read_features
+
+Progress = Callable[[str, int], AbstractContextManager[Advance]]  # (title, images) -> advance(count)
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Train and test features, all labelled, of one encoder; `encoder` is None when nothing had to be encoded."""
+
+    train: Features
+    test: Features
+    skipped: list[Skipped]
+    encoder: Encoder | None
+
+    @property
+    def y_train(self) -> np.ndarray:
+        """The training labels (N,)."""
+        return np.array(self.train.labels, np.str_)
+
+    @property
+    def y_test(self) -> np.ndarray:
+        """The test labels (N,)."""
+        return np.array(self.test.labels, np.str_)
+
+
+def needs_bundle(*locations: Path) -> Path | None:
+    """The first location that holds images, not features; None when there is none."""
+    return next((location for location in locations if not is_features(location)), None)
+
+
+def load_evaluation(bundle: Path | None, train: Path, test: Path, device: str, progress: Progress) -> Evaluation:
+    """Read or compute both sets. What can be refused is refused before the first image is encoded.
+
+    Raises `ValueError`: unlabelled images, one training class, test classes that training lacks, different encoders.
+    """
+    sets = _open_labelled(train, least_classes=2), _open_labelled(test, least_classes=1)
+    digest = Bundle.open(bundle).digest if bundle else None
+    for opened in sets:
+        if isinstance(opened, Features):
+            _require_same(digest, opened)
+    _require_known(*sets)
+    encode = bundle is not None and any(isinstance(opened, ImageSource) for opened in sets)
+    encoder = Encoder(bundle, device) if bundle and encode else None
+    skipped: list[Skipped] = []
+    loaded = [_features(opened, encoder, progress, skipped) for opened in sets]
+    _require_one_encoder(*loaded)
+    _require_known(*loaded)  # again: all images of a class may have been unreadable
+    return Evaluation(loaded[0], loaded[1], skipped, encoder)
+
+
+def _open_labelled(location: Path, least_classes: int) -> ImageSource | Features:
+    if not is_features(location):
+        source = open_source(location)
+        require_labels(source, least_classes)
+        return source
+    features = read_features(location)
+    bare = [i for i, label in zip(features.ids, features.labels, strict=True) if label is None]
+    if bare:
+        raise ValueError(
+            f"{features.name}: {len(bare)} of {len(features)} rows have no label (first: {bare[0]}); "
+            "extract from a folder whose sub-folders are the classes"
+        )
+    if len(set(features.labels)) < least_classes:
+        raise ValueError(
+            f"{features.name} holds one class only ({features.labels[0]}), so there is nothing to tell apart"
+        )
+    return features
+
+
+def _features(
+    opened: ImageSource | Features, encoder: Encoder | None, progress: Progress, skipped: list[Skipped]
+) -> Features:
+    if isinstance(opened, Features):
+        return opened
+    if encoder is None:
+        raise ValueError(f"{opened.name} holds images; a bundle is needed to compute their features")
+    with progress(f"encode {opened.name}", len(opened)) as advance:
+        features, left_out = collect(encoder, opened, advance)
+    skipped += left_out
+    return features
+
+
+def _require_same(digest: str | None, features: Features) -> None:
+    if digest and features.bundle and features.bundle != digest:
+        raise ValueError(
+            f"{features.name} was extracted with another bundle (sha256 {features.bundle[:12]}) than the one given "
+            f"({digest[:12]}); extract it again"
+        )
+
+
+def _require_one_encoder(train: Features, test: Features) -> None:
+    if train.x.shape[1] != test.x.shape[1]:
+        raise ValueError(
+            f"{train.name} has {train.x.shape[1]} features a row, {test.name} has {test.x.shape[1]}: "
+            "both must come from the same bundle"
+        )
+    if train.bundle and test.bundle and train.bundle != test.bundle:
+        raise ValueError(
+            f"{train.name} and {test.name} were extracted with different bundles "
+            f"(sha256 {train.bundle[:12]} and {test.bundle[:12]})"
+        )
+
+
+def _require_known(train: ImageSource | Features, test: ImageSource | Features) -> None:
+    known = {label for label in train.labels if label is not None}
+    unknown = sorted({label for label in test.labels if label is not None} - known)
+    if unknown:
+        more = f" and {len(unknown) - 5} more" if len(unknown) > 5 else ""
+        raise ValueError(
+            f"{test.name} has classes that {train.name} lacks: {', '.join(unknown[:5])}{more} "
+            f"(training classes: {', '.join(sorted(known)[:5])}{', ...' if len(known) > 5 else ''})"
+        )

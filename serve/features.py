@@ -1,0 +1,265 @@
+"""Features files: Parquet (one file, or a folder of parts) and `.npz`. Written whole or not at all, read strictly.
+
+Parquet columns: `id` string, `label` string or null, `features` fixed-size list of float32; the schema's metadata
+names the bundle. `.npz` arrays: `ids`, `labels` (left out when there are none; "" means none), `features` (N, D),
+`bundle_sha256`. Shapes: N images, B batch, D features.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from byol.files import atomic_file
+from byol.images import Skipped, printable
+
+PART, ERRORS = "part-00000.parquet", "errors.parquet"
+DIGEST_KEY = "bundle_sha256"
+ROWS_PER_GROUP = 4096  # 32 MB at D = 2048: what the writer holds
+
+Write = Callable[[Sequence[str], Sequence[str | None], np.ndarray], None]
+
+
+@dataclass(frozen=True)
+class Features:
+    """Features in memory: `x` float32 (N, D), all finite; `bundle` is the digest of the bundle, None if unknown."""
+
+    name: str
+    ids: list[str]
+    labels: list[str | None]
+    x: np.ndarray
+    bundle: str | None
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+
+# -------------------------------------------------------------------------------------------------- writing
+
+
+@contextlib.contextmanager
+def feature_file(path: Path, dim: int, digest: str) -> Iterator[Write]:
+    """Give a function write(ids, labels, features (B, D)); the file takes its name when the block ends well.
+
+    `.npz` is collected in memory; Parquet is written in row groups as rows arrive.
+    """
+    with atomic_file(path) as temporary:
+        writer = _npz_writer if path.suffix.lower() == ".npz" else _parquet_writer
+        with writer(temporary, dim, digest) as write:
+            yield write
+
+
+@contextlib.contextmanager
+def _parquet_writer(path: Path, dim: int, digest: str) -> Iterator[Write]:
+    schema = pa.schema(
+        [
+            pa.field("id", pa.string(), nullable=False),
+            pa.field("label", pa.string()),
+            pa.field("features", pa.list_(pa.field("element", pa.float32(), nullable=False), dim), nullable=False),
+        ],
+        metadata={DIGEST_KEY: digest},
+    )
+    pending: list[pa.RecordBatch] = []
+
+    def flush(writer: Any) -> None:
+        if pending:
+            writer.write_table(pa.Table.from_batches(pending, schema))
+            pending.clear()
+
+    # Opened here, as pyarrow takes no names that are not UTF-8.
+    with open(path, "wb") as stream, pq.ParquetWriter(stream, schema, use_dictionary=["label"]) as writer:
+
+        def write(ids: Sequence[str], labels: Sequence[str | None], features: np.ndarray) -> None:
+            values = pa.array(np.ascontiguousarray(features, np.float32).reshape(-1))
+            rows = pa.FixedSizeListArray.from_arrays(values, type=schema.field("features").type)
+            arrays = [pa.array(ids, pa.string()), pa.array(labels, pa.string()), rows]
+            pending.append(pa.RecordBatch.from_arrays(arrays, schema=schema))
+            if sum(batch.num_rows for batch in pending) >= ROWS_PER_GROUP:
+                flush(writer)
+
+        yield write
+        flush(writer)
+
+
+@contextlib.contextmanager
+def _npz_writer(path: Path, dim: int, digest: str) -> Iterator[Write]:
+    ids: list[str] = []
+    labels: list[str | None] = []
+    parts = [np.empty((0, dim), np.float32)]
+
+    def write(new_ids: Sequence[str], new_labels: Sequence[str | None], features: np.ndarray) -> None:
+        ids.extend(new_ids)
+        labels.extend(new_labels)
+        parts.append(features)
+
+    yield write
+    arrays = {"ids": np.array(ids, np.str_), "features": np.concatenate(parts), DIGEST_KEY: np.array(digest)}
+    if any(label is not None for label in labels):
+        arrays["labels"] = np.array([label or "" for label in labels], np.str_)
+    with open(path, "wb") as stream:
+        np.savez(stream, allow_pickle=False, **arrays)
+
+
+def write_errors(path: Path, listed: Sequence[Skipped], decoded: Sequence[Skipped]) -> None:
+    """Write what was left out (path, stage "list" or "decode", reason), or remove an earlier list when nothing was."""
+    rows = [("list", item) for item in listed] + [("decode", item) for item in decoded]
+    if not rows:
+        path.unlink(missing_ok=True)
+        return
+    columns = {
+        "path": [item.path for _, item in rows],
+        "stage": [stage for stage, _ in rows],
+        "reason": [item.reason for _, item in rows],
+    }
+    with atomic_file(path) as temporary, open(temporary, "wb") as stream:
+        pq.write_table(pa.table({name: pa.array(values, pa.string()) for name, values in columns.items()}), stream)
+
+
+# -------------------------------------------------------------------------------------------------- reading
+
+
+def is_features(path: Path) -> bool:
+    """Whether this is what `extract` writes: Parquet, a folder with `part-*.parquet`, an `.npz` with `features`.
+
+    Raises `ValueError` for an `.npz` that holds both images and features.
+    """
+    if path.is_dir():
+        return any(path.glob("part-*.parquet"))
+    if path.suffix.lower() == ".npz":
+        return _npz_holds_features(path)
+    return path.suffix.lower() == ".parquet"
+
+
+def read_features(path: str | Path) -> Features:
+    """Read a features file or folder.
+
+    Raises `ValueError` for wrong columns, rows of different length, values that are not finite, no rows.
+    """
+    path = Path(path)
+    name = printable(path)
+    try:
+        if path.is_dir():
+            features = _read_parquet(name, sorted(path.glob("part-*.parquet")))
+        elif path.suffix.lower() == ".npz":
+            features = _read_npz(name, path)
+        else:
+            features = _read_parquet(name, [path])
+    except (pa.ArrowException, OSError) as error:
+        raise ValueError(f"{name} cannot be read as a features file: {' '.join(str(error).split())}") from error
+    if len(features) == 0:
+        raise ValueError(f"{name} holds no features")
+    if features.x.shape[1] == 0:
+        raise ValueError(f"{name}: the features have no dimension")
+    bad = np.flatnonzero(~np.isfinite(features.x).all(1))
+    if len(bad):
+        raise ValueError(f"{name}: {len(bad)} rows have values that are not finite (first: {features.ids[bad[0]]})")
+    return features
+
+
+def _read_parquet(name: str, files: Sequence[Path]) -> Features:
+    if not files:
+        raise ValueError(f"{name} holds no part-*.parquet")
+    parts = [_read_part(printable(file), file) for file in files]
+    if len({part.x.shape[1] for part in parts}) > 1 or len({part.bundle for part in parts}) > 1:
+        raise ValueError(f"{name}: its parts come from different bundles; extract into an empty folder")
+    return Features(
+        name,
+        [i for part in parts for i in part.ids],
+        [label for part in parts for label in part.labels],
+        parts[0].x if len(parts) == 1 else np.concatenate([part.x for part in parts]),
+        parts[0].bundle,
+    )
+
+
+def _read_part(name: str, path: Path) -> Features:
+    ids: list[str] = []
+    labels: list[str | None] = []
+    x: np.ndarray | None = None
+    with open(path, "rb") as stream, pq.ParquetFile(stream) as file:
+        _check_columns(name, file.schema_arrow)
+        for batch in file.iter_batches(batch_size=ROWS_PER_GROUP, columns=["id", "label", "features"]):
+            rows = _matrix(name, batch.column("features"))  # (B, D)
+            if x is None:
+                x = np.empty((file.metadata.num_rows, rows.shape[1]), np.float32)
+            if rows.shape[1] != x.shape[1]:
+                raise ValueError(f"{name}: rows of {x.shape[1]} and of {rows.shape[1]} features in one file")
+            x[len(ids) : len(ids) + len(rows)] = rows
+            ids += batch.column("id").to_pylist()
+            labels += batch.column("label").to_pylist()
+        digest = (file.schema_arrow.metadata or {}).get(DIGEST_KEY.encode())
+    if None in ids:
+        raise ValueError(f"{name}: row {ids.index(None)} has no id")  # type: ignore[arg-type]
+    x = np.empty((0, 1), np.float32) if x is None else x
+    return Features(name, ids, labels, x, digest.decode("ascii", "replace") if digest else None)
+
+
+def _check_columns(name: str, schema: Any) -> None:
+    def is_text(kind: Any) -> bool:
+        return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind))
+
+    def is_matrix(kind: Any) -> bool:
+        lists = (pa.types.is_fixed_size_list, pa.types.is_list, pa.types.is_large_list)
+        return any(test(kind) for test in lists) and bool(pa.types.is_floating(kind.value_type))
+
+    rules: list[tuple[str, Callable[[Any], bool], str]] = [
+        ("id", is_text, "strings"),
+        ("label", lambda kind: is_text(kind) or bool(pa.types.is_null(kind)), "strings or nulls"),
+        ("features", is_matrix, "lists of floats of one length"),
+    ]
+    for column, test, wanted in rules:
+        if schema.names.count(column) != 1:
+            raise ValueError(f"{name} is not a features file: it needs one column `{column}`, it has {schema.names}")
+        if not test(schema.field(column).type):
+            raise ValueError(f"{name}: column `{column}` must hold {wanted}, found {schema.field(column).type}")
+
+
+def _matrix(name: str, column: Any) -> np.ndarray:
+    """A list column as float32 (B, D)."""
+    lengths = pc.unique(pc.list_value_length(column)).to_pylist()
+    values = column.flatten()
+    if column.null_count or values.null_count:
+        raise ValueError(f"{name}: the column `features` has nulls")
+    if len(lengths) != 1:
+        raise ValueError(f"{name}: rows with different numbers of features ({sorted(lengths)[:5]})")
+    numbers = np.asarray(values.to_numpy(zero_copy_only=False), np.float32)
+    return numbers.reshape(len(column), lengths[0])
+
+
+def _npz_holds_features(path: Path) -> bool:
+    try:
+        with np.load(path, allow_pickle=False) as archive:
+            keys = set(archive.files)
+    except Exception:  # not readable: whoever opens it as images says why
+        return False
+    if {"images", "features"} <= keys:
+        raise ValueError(f"{printable(path)} holds `images` and `features`; which are meant? keep one of them")
+    return "features" in keys
+
+
+def _read_npz(name: str, path: Path) -> Features:
+    try:
+        with np.load(path, allow_pickle=False) as archive:
+            arrays = {key: archive[key] for key in ("ids", "labels", "features", DIGEST_KEY) if key in archive}
+    except Exception as error:  # zipfile, zlib and NumPy raise many kinds
+        raise ValueError(f"{name} cannot be read as a features file: {error}") from error
+    x = arrays.get("features")
+    if x is None or x.ndim != 2 or not np.issubdtype(x.dtype, np.floating):
+        found = "none" if x is None else f"{x.dtype} {x.shape}"
+        raise ValueError(f"{name}: `features` must be floating point (N, D), found {found}")
+    for key in ("ids", "labels"):
+        if key in arrays and arrays[key].shape != (len(x),):
+            raise ValueError(f"{name}: `{key}` must have shape ({len(x)},), found {arrays[key].shape}")
+    ids = [str(i) for i in arrays.get("ids", np.arange(len(x)))]
+    labels: list[str | None] = [None] * len(x)
+    if "labels" in arrays:
+        labels = [str(label) or None for label in arrays["labels"]]
+    digest = str(arrays[DIGEST_KEY]) if DIGEST_KEY in arrays else None
+    return Features(name, ids, labels, x.astype(np.float32), digest)

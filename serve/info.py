@@ -1,0 +1,76 @@
+"""What `byol info` shows."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from byol.images import printable
+from byol.serve.bundle import Bundle
+from byol.serve.bundle import verify as verify_bundle
+
+
+def info_json(folder: Path, verify: bool) -> tuple[Bundle, dict[str, Any]]:
+    """The bundle, and path, digest, manifest and (asked for) the result of `verify` as JSON values."""
+    bundle = Bundle.open(folder)
+    values: dict[str, Any] = {
+        "bundle": printable(folder),
+        "sha256": bundle.digest,
+        "manifest": json.loads(bundle.manifest.to_json()),
+    }
+    if verify:
+        report = verify_bundle(folder)
+        golden = {name: {k: _finite(v) for k, v in figures.items()} for name, figures in report.golden.items()}
+        values["verify"] = {"ok": report.ok, "files": report.files, "golden": golden, "problems": report.problems}
+    return bundle, values
+
+
+def _finite(value: float) -> float | None:
+    """JSON has no infinity."""
+    return value if abs(value) < float("inf") else None
+
+
+def info_rows(bundle: Bundle) -> list[tuple[str, object]]:
+    """The manifest for people."""
+    manifest = bundle.manifest
+    architecture, training, size = manifest.architecture, manifest.training, manifest.image_size
+    rows: list[tuple[str, object]] = [
+        ("bundle", printable(bundle.folder)),
+        ("sha256", bundle.digest),
+        ("encoder", f"{architecture.name} ({architecture.library}, {architecture.stem} stem)"),
+        ("input", f"{manifest.onnx.input}: uint8 [batch, {size}, {size}, 3], RGB"),
+        ("output", f"{manifest.onnx.output}: float32 [batch, {manifest.feature_dim}]"),
+        (
+            "preprocess",
+            f"shorter side to {manifest.preprocess.resize}, centre crop {manifest.preprocess.crop}, bicubic",
+        ),
+        ("onnx", f"opset {manifest.onnx.opset}, IR {manifest.onnx.ir_version}"),
+        ("written by", f"byol {manifest.byol_version}"),
+    ]
+    if training:
+        rows.append(
+            (
+                "training",
+                f"{training.data}, {training.images:,} images, {training.epochs:g} epochs, {training.steps:,} steps",
+            )
+        )
+    for name, entry in sorted(manifest.files.items()):
+        text = f"{entry.size:,} bytes"
+        if entry.parity:
+            parity = entry.parity
+            text += (
+                f", {entry.precision}, relative error {parity.max_relative_error:.1e}, cosine {parity.min_cosine:.7f}"
+            )
+        rows.append((name, text))
+    return rows
+
+
+def verify_rows(report: dict[str, Any]) -> list[tuple[str, object]]:
+    """The result of `verify` for people."""
+    rows: list[tuple[str, object]] = [(f"verify {name}", result) for name, result in report["files"].items()]
+    for name, figures in report["golden"].items():
+        error = figures["max_relative_error"]
+        text = "not finite" if error is None else f"relative error {error:.1e}, cosine {figures['min_cosine']:.7f}"
+        rows.append((f"golden {name}", f"{figures['images']} images, {text}"))
+    return [*rows, ("verified", "yes" if report["ok"] else "NO")]

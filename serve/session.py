@@ -1,0 +1,218 @@
+"""ONNX Runtime sessions whose device is what they say it is.
+
+ONNX Runtime falls back to the CPU silently when a CUDA library is missing, and its lists of providers describe the
+build, not the machine. So a CUDA session counts only when the session itself names CUDA first and a warm-up run works.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import functools
+import io
+import sys
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import numpy as np
+import onnxruntime as ort
+
+from byol.images import usable_cores
+from byol.serve import DEVICES
+
+Feeds = Mapping[str, np.ndarray]
+WarmUp = Callable[[str], Feeds]  # device -> inputs of the size that will be run there
+
+_CUDA, _CPU = "CUDAExecutionProvider", "CPUExecutionProvider"
+# TF32 would round inputs to 10 bits; HEURISTIC chooses convolutions in milliseconds, the default takes 0.6 s a shape.
+_CUDA_OPTIONS = {"use_tf32": "0", "cudnn_conv_algo_search": "HEURISTIC"}
+_QUIET = 4  # ONNX Runtime's severity "fatal": its errors also arrive as exceptions, which say the same
+
+
+class DeviceError(ValueError):
+    """The device that was asked for cannot be used; the message names what is missing."""
+
+
+class SessionError(ValueError):
+    """ONNX Runtime refused a graph or failed to run it."""
+
+
+class Session:
+    """A graph on a device. `device` is "cpu" or "cuda", `reason` says why it is that one."""
+
+    def __init__(self, inference: ort.InferenceSession, device: str, reason: str) -> None:
+        self.inference, self.device, self.reason = inference, device, reason
+        self._resident: dict[str, Any] = {}
+
+    def keep(self, name: str, array: np.ndarray) -> None:
+        """Copy an input to the device once; later runs use it without passing it."""
+        contiguous = np.asarray(array, order="C")
+        self._resident[name] = ort.OrtValue.ortvalue_from_numpy(contiguous, self.device, 0)
+
+    def run(self, feeds: Feeds) -> list[np.ndarray]:
+        """All outputs, as NumPy arrays. Raises `SessionError`."""
+        try:
+            if not self._resident:
+                return list(self.inference.run(None, dict(feeds)))
+            binding = self.inference.io_binding()
+            for name, value in self._resident.items():
+                binding.bind_ortvalue_input(name, value)
+            for name, array in feeds.items():
+                binding.bind_cpu_input(name, np.asarray(array, order="C"))
+            for output in self.inference.get_outputs():
+                binding.bind_output(output.name)
+            self.inference.run_with_iobinding(binding)
+            return [value.numpy() for value in binding.get_outputs()]  # bound to the CPU, the default
+        except Exception as error:  # ONNX Runtime's exceptions share no base class
+            raise SessionError(f"ONNX Runtime failed on {self.device}: {_first_line(error)}") from error
+
+
+def open_session(model: bytes, device: str, warm_up: WarmUp, shares_cores: bool = False) -> Session:
+    """Create a session on `device` (auto, cpu or cuda) and run it once on `warm_up(device)`.
+
+    `auto` takes CUDA when it really works, else the CPU; `Session.reason` says why. `shares_cores`: other threads
+    decode at the same time, so idle ONNX Runtime threads must not spin.
+    Raises `DeviceError` when `device` is cuda and CUDA does not run, `SessionError` when the graph does not.
+    """
+    if device not in DEVICES:
+        raise DeviceError(f"device is {device!r}; expected one of {', '.join(DEVICES)}")
+    if device == "cpu":
+        return _cpu_session(model, "asked for", warm_up, shares_cores)
+    try:
+        return _cuda_session(model, warm_up, shares_cores)
+    except DeviceError as error:
+        if device == "cuda":
+            raise
+        return _cpu_session(model, str(error), warm_up, shares_cores)
+
+
+def _cpu_session(model: bytes, reason: str, warm_up: WarmUp, shares_cores: bool) -> Session:
+    try:
+        inference = ort.InferenceSession(model, _options(shares_cores), providers=[_CPU])
+    except Exception as error:
+        raise SessionError(f"ONNX Runtime cannot load the graph: {_first_line(error)}") from error
+    session = Session(inference, "cpu", reason)
+    session.run(warm_up("cpu"))
+    return session
+
+
+def _cuda_session(model: bytes, warm_up: WarmUp, shares_cores: bool) -> Session:
+    problem = build_problem() or driver_problem()
+    if problem:
+        raise _unusable([problem, *_library_problem()])
+    preload()
+    try:
+        with _quiet():
+            providers = [(_CUDA, _CUDA_OPTIONS), _CPU]
+            inference = ort.InferenceSession(model, _options(shares_cores), providers=providers)
+            inference.disable_fallback()
+    except Exception as error:
+        raise _unusable(_library_problem() or [_first_line(error)]) from error
+    if inference.get_providers()[0] != _CUDA:
+        raise _unusable(_library_problem() or ["ONNX Runtime fell back to the CPU without saying why"])
+    session = Session(inference, "cuda", "CUDA runs on this machine")
+    try:  # cuDNN is loaded at the first convolution: only a run shows that it is there
+        session.run(warm_up("cuda"))
+    except SessionError as error:
+        raise _unusable([*_library_problem(), str(error)]) from error
+    return session
+
+
+def _unusable(problems: list[str]) -> DeviceError:
+    return DeviceError(f"CUDA cannot be used: {'; '.join(problems)}")
+
+
+def _options(shares_cores: bool) -> ort.SessionOptions:
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = usable_cores()
+    options.log_severity_level = _QUIET
+    if shares_cores:
+        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    return options
+
+
+# ------------------------------------------------------------------------------- what keeps CUDA from running
+
+
+def build_problem() -> str | None:
+    """What is wrong with the installed ONNX Runtime for CUDA, or None."""
+    if _CUDA in ort.get_available_providers():
+        return None
+    return (
+        f"the installed onnxruntime {ort.__version__} is built without CUDA "
+        "(pip uninstall onnxruntime, then pip install 'byol[gpu]')"
+    )
+
+
+def driver_problem() -> str | None:
+    """What is wrong with the NVIDIA driver, or None."""
+    name = "nvcuda.dll" if sys.platform == "win32" else "libcuda.so.1"
+    try:
+        driver = ctypes.CDLL(name)
+        status, count = driver.cuInit(0), ctypes.c_int(0)
+        status = status or driver.cuDeviceGetCount(ctypes.byref(count))
+    except (OSError, AttributeError):
+        return f"no NVIDIA driver ({name} cannot be loaded)"
+    return None if status == 0 and count.value > 0 else f"the NVIDIA driver shows no usable GPU (CUDA error {status})"
+
+
+def missing_libraries() -> list[str]:
+    """The CUDA libraries which this ONNX Runtime needs and which cannot be loaded by name."""
+    preload()
+    return [name for name in cuda_libraries() if not _loads(name)]
+
+
+def cuda_libraries() -> list[str]:
+    """File names of the libraries that the CUDA provider of the installed ONNX Runtime needs."""
+    major = int(str(getattr(ort, "cuda_version", "")).partition(".")[0] or 0)
+    if major == 0:
+        return []
+    versions = {"cudart": major, "cublas": major, "cublasLt": major, "curand": 10, "cufft": major - 1, "cudnn": 9}
+    if sys.platform == "win32":
+        return [f"{name}64_{version}.dll" for name, version in versions.items()]
+    return [f"lib{name}.so.{version}" for name, version in versions.items()]
+
+
+def _library_problem() -> list[str]:
+    missing = missing_libraries()
+    text = f"libraries that cannot be loaded: {', '.join(missing)} (pip install 'byol[gpu]' brings them)"
+    return [text] if missing else []
+
+
+def _loads(name: str) -> bool:
+    try:
+        ctypes.CDLL(name)
+    except OSError:
+        return False
+    return True
+
+
+@functools.cache
+def preload() -> str:
+    """Load the CUDA libraries that pip installed, once; returns what ONNX Runtime prints about it.
+
+    It prints to stdout, which belongs to the commands' results.
+    """
+    printed = io.StringIO()
+    with contextlib.redirect_stdout(printed), warnings.catch_warnings(), _quiet():
+        warnings.simplefilter("ignore")
+        try:
+            ort.preload_dlls()
+        except Exception as error:  # whatever it is: the session tells what does not work
+            printed.write(str(error))
+    return printed.getvalue()
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """ONNX Runtime's own lines about a missing provider are kept from stderr; we say it in one sentence."""
+    ort.set_default_logger_severity(_QUIET)
+    try:
+        yield
+    finally:
+        ort.set_default_logger_severity(2)  # its default: warnings
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]

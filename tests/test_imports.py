@@ -1,0 +1,75 @@
+"""Import directions: serving never needs torch or export; the core never needs serving or export."""
+
+from __future__ import annotations
+
+import ast
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+SERVING = {"numpy", "PIL", "onnx", "onnxruntime", "safetensors", "click", "rich", "pyarrow", "scipy"}
+SERVE_MAY_USE = ("byol.images", "byol.files", "byol.serve")
+LAZY = {"cli.py", "demo.py"}  # they start the commands; anything of byol.serve or byol.export inside functions only
+
+
+def imports(path: Path) -> list[tuple[str, bool]]:
+    """(dotted module, whether at module level) for each import of a file; `from a import b` counts as a.b and a."""
+    tree = ast.parse(path.read_text(), str(path))
+    inside = {
+        id(node)
+        for function in ast.walk(tree)
+        if isinstance(function, ast.FunctionDef | ast.AsyncFunctionDef)
+        for node in ast.walk(function)
+    }
+    found: list[tuple[str, bool]] = []
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            found += [(alias.name, id(node) not in inside) for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: relative import"
+            found += [(f"{node.module}.{alias.name}", id(node) not in inside) for alias in node.names]
+    return found
+
+
+def within(module: str, package: str) -> bool:
+    return module == package or module.startswith(package + ".")
+
+
+def files(folder: str) -> list[Path]:
+    found = sorted((ROOT / folder).glob("*.py"))
+    assert found
+    return found
+
+
+@pytest.mark.parametrize("path", files("serve"), ids=lambda path: path.name)
+def test_serving_uses_its_own_dependencies_only(path: Path) -> None:
+    for module, _ in imports(path):
+        top = module.partition(".")[0]
+        if top == "byol":
+            allowed = module == "byol.__version__" or any(within(module, package) for package in SERVE_MAY_USE)
+            assert allowed, f"{path.name} imports {module}"
+        else:
+            assert top in SERVING or top in sys.stdlib_module_names, f"{path.name} imports {module}"
+
+
+@pytest.mark.parametrize("path", files("byol"), ids=lambda path: path.name)
+def test_core_does_not_use_serving_or_export(path: Path) -> None:
+    for module, at_module_level in imports(path):
+        if within(module, "byol.serve") or within(module, "byol.export"):
+            assert path.name in LAZY, f"{path.name} imports {module}"
+            assert not at_module_level, f"{path.name} imports {module} at module level"
+
+
+@pytest.mark.parametrize("name", ["images.py", "files.py", "cli.py", "__init__.py", "__main__.py"])
+def test_shared_modules_are_torch_free(name: str) -> None:
+    for module, at_module_level in imports(ROOT / "byol" / name):
+        lazy = name == "__init__.py" and not at_module_level  # load_encoder
+        assert lazy or module.partition(".")[0] in SERVING | {"byol"} | sys.stdlib_module_names, f"{name}: {module}"
+
+
+def test_the_checks_above_can_fail() -> None:
+    found = imports(ROOT / "serve" / "command.py")
+    assert ("byol.serve.encoder.Encoder", False) in found
+    assert ("click", True) in found

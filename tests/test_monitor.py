@@ -1,0 +1,107 @@
+"""In-training kNN against NumPy and against serving's; collapse statistics against their definitions."""
+
+import numpy as np
+import pytest
+import torch
+
+from byol.data import split_halves
+from byol.images import open_source
+from byol.model import Observation
+from byol.monitor import KNNMonitor, collapse_statistics, collapse_warning, rankme, std_ratio, weighted_knn
+from byol.serve import KNNClassifier
+from tests.small import config, folder
+
+
+def clusters(count, seed, classes=4, dim=12):
+    random = np.random.default_rng(seed)
+    centres = np.random.default_rng(9).normal(size=(classes, dim))
+    labels = random.integers(0, classes, count)
+    return (centres[labels] + 1.2 * random.normal(size=(count, dim))).astype(np.float32), labels
+
+
+def numpy_knn(bank, labels, queries, classes, k, temperature):
+    bank, queries = bank.astype(np.float64), queries.astype(np.float64)
+    bank /= np.linalg.norm(bank, axis=1, keepdims=True)
+    queries /= np.linalg.norm(queries, axis=1, keepdims=True)
+    predicted = []
+    for query in queries:
+        similarity = bank @ query
+        nearest = np.argsort(-similarity)[:k]
+        votes = np.zeros(classes)
+        np.add.at(votes, labels[nearest], np.exp(similarity[nearest] / temperature))
+        predicted.append(votes.argmax())
+    return np.array(predicted)
+
+
+@pytest.mark.parametrize(("k", "temperature"), [(1, 0.07), (20, 0.07), (200, 0.1), (5000, 0.5)])
+def test_knn_equals_numpy_and_serving(k, temperature):
+    bank, labels = clusters(300, 0)
+    queries, _ = clusters(90, 1)
+    found = weighted_knn(
+        torch.tensor(bank), torch.tensor(labels), torch.tensor(queries), 4, k, temperature, chunk=32
+    ).numpy()
+    np.testing.assert_array_equal(found, numpy_knn(bank, labels, queries, 4, k, temperature))
+    served = KNNClassifier(k=min(k, 300), temperature=temperature, device="cpu").fit(bank, labels).predict(queries)
+    np.testing.assert_array_equal(found, served)
+
+
+def test_std_ratio_is_one_on_the_sphere_and_zero_when_collapsed():
+    spread = torch.randn(4096, 64, generator=torch.Generator().manual_seed(0))
+    assert std_ratio(spread) == pytest.approx(1.0, abs=0.02)
+    assert std_ratio(torch.ones(16, 64) * 3) == pytest.approx(0.0, abs=1e-5)
+    # Its definition in float64: deviation of normalised outputs against 1 / sqrt(d).
+    x = spread[:50].double().numpy() + 1.0
+    unit = x / np.linalg.norm(x, axis=1, keepdims=True)
+    assert std_ratio(spread[:50] + 1.0) == pytest.approx(unit.std(axis=0, ddof=1).mean() * 8, rel=1e-5)
+
+
+def test_rankme_counts_the_directions_in_use():
+    assert rankme(torch.eye(16)) == pytest.approx(16, rel=1e-3)
+    one = torch.outer(torch.randn(40, generator=torch.Generator().manual_seed(0)), torch.ones(16))
+    assert rankme(one) == pytest.approx(1, abs=0.01)
+
+
+def observation(projection):
+    return Observation(torch.randn(32, 24), projection, projection, projection)
+
+
+def test_warning_names_collapse_and_only_collapse():
+    assert collapse_warning(collapse_statistics(observation(torch.randn(32, 16)))) is None
+    message = collapse_warning(collapse_statistics(observation(torch.ones(32, 16) + 1e-3 * torch.randn(32, 16))))
+    assert message is not None
+    assert message.startswith("training is collapsing: all images get nearly the same projection")
+
+
+def test_halves_keep_the_class_proportions():
+    labels = ["a"] * 6 + ["b"] * 4 + ["c"]
+    first, second = split_halves(labels)
+    assert [labels[i] for i in first] == ["a", "a", "a", "b", "b", "c"]
+    assert [labels[i] for i in second] == ["a", "a", "a", "b", "b"]
+
+
+def colour_features(pixels):
+    """Mean colour: tells the tinted classes of `folder` apart."""
+    return pixels.float().mean(dim=(1, 2))
+
+
+def test_labelled_training_images_are_the_bank(tmp_path):
+    training = open_source(folder(tmp_path / "train", per_class=12))
+    validation = open_source(folder(tmp_path / "val", per_class=5, start=5000))
+    monitor = KNNMonitor(config(knn_k=3, knn_bank=20), training, validation)
+    assert len(monitor.bank) == 20
+    assert len(monitor.queries) == 10
+    assert monitor.measure(colour_features) > 80
+
+
+def test_without_training_labels_half_of_the_validation_images_are_the_bank(tmp_path):
+    training = open_source(folder(tmp_path / "train", classes=("photos",), per_class=12))
+    validation = open_source(folder(tmp_path / "val", per_class=6))
+    monitor = KNNMonitor(config(knn_k=200), training, validation)  # k above the bank means the whole bank
+    assert (len(monitor.bank), len(monitor.queries)) == (6, 6)
+    assert 0 <= monitor.measure(colour_features) <= 100
+
+
+def test_unlabelled_validation_images_are_refused(tmp_path):
+    training = open_source(folder(tmp_path / "train"))
+    with pytest.raises(ValueError, match="images have no label"):
+        KNNMonitor(config(), training, open_source(tmp_path / "train" / "cat"))

@@ -1,0 +1,245 @@
+"""Features files: what is written reads back, also by plain PyArrow and NumPy; anything else is refused."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from byol.images import Skipped
+from byol.serve import features as module
+from byol.serve.features import feature_file, is_features, read_features, write_errors
+
+DIM = 5
+DIGEST = "ab" * 32
+
+
+def rows(count: int, seed: int = 0) -> np.ndarray:
+    return np.random.default_rng(seed).normal(size=(count, DIM)).astype(np.float32)
+
+
+def write(path: Path, count: int = 7, batch: int = 3, labels: list[str | None] | None = None) -> np.ndarray:
+    x = rows(count)
+    labels = [f"c{i % 2}" for i in range(count)] if labels is None else labels
+    with feature_file(path, DIM, DIGEST) as put:
+        for start in range(0, count, batch):
+            part = slice(start, start + batch)
+            put([f"a/{i}.png" for i in range(count)][part], labels[part], x[part])
+    return x
+
+
+@pytest.mark.parametrize("name", ["f.parquet", "f.npz"])
+@pytest.mark.parametrize("labels", [["cat", None, "dog"], ["cat", "cat", "dog"], [None, None, None]])
+def test_round_trip(tmp_path: Path, name: str, labels: list[str | None]) -> None:
+    x = write(tmp_path / name, 3, 2, labels)
+    read = read_features(tmp_path / name)
+    assert read.ids == ["a/0.png", "a/1.png", "a/2.png"]
+    assert read.labels == labels
+    assert read.bundle == DIGEST
+    assert read.x.dtype == np.float32
+    np.testing.assert_array_equal(read.x, x)
+    assert is_features(tmp_path / name)
+
+
+def test_parquet_has_the_documented_schema(tmp_path: Path) -> None:
+    x = write(tmp_path / "f.parquet")
+    table = pq.read_table(tmp_path / "f.parquet")
+    assert [(f.name, str(f.type), f.nullable) for f in table.schema] == [
+        ("id", "string", False),
+        ("label", "string", True),
+        ("features", f"fixed_size_list<element: float not null>[{DIM}]", False),
+    ]
+    assert table.schema.metadata[b"bundle_sha256"] == DIGEST.encode()
+    np.testing.assert_array_equal(np.array(table["features"].to_pylist(), np.float32), x)
+
+
+def test_npz_needs_no_pickle(tmp_path: Path) -> None:
+    x = write(tmp_path / "f.npz")
+    with np.load(tmp_path / "f.npz", allow_pickle=False) as archive:
+        assert archive["ids"].dtype.kind == archive["labels"].dtype.kind == "U"
+        np.testing.assert_array_equal(archive["features"], x)
+        assert str(archive["bundle_sha256"]) == DIGEST
+
+
+@pytest.mark.parametrize("name", ["f.parquet", "f.npz"])
+def test_same_rows_give_the_same_bytes(tmp_path: Path, name: str) -> None:
+    for folder in ("one", "two"):
+        (tmp_path / folder).mkdir()
+        write(tmp_path / folder / name)
+    assert (tmp_path / "one" / name).read_bytes() == (tmp_path / "two" / name).read_bytes()
+
+
+def test_parquet_is_written_in_row_groups(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "ROWS_PER_GROUP", 4)
+    x = write(tmp_path / "f.parquet", count=11, batch=3)
+    file = pq.ParquetFile(tmp_path / "f.parquet")
+    assert [file.metadata.row_group(i).num_rows for i in range(file.num_row_groups)] == [6, 5]
+    np.testing.assert_array_equal(read_features(tmp_path / "f.parquet").x, x)
+
+
+@pytest.mark.parametrize("name", ["f.parquet", "f.npz"])
+def test_failure_leaves_the_old_file_alone(tmp_path: Path, name: str) -> None:
+    write(tmp_path / name)
+    before = (tmp_path / name).read_bytes()
+
+    def fail() -> None:
+        with feature_file(tmp_path / name, DIM, DIGEST) as put:
+            put(["a"], [None], rows(1))
+            raise RuntimeError("power cut")
+
+    with pytest.raises(RuntimeError, match="power cut"):
+        fail()
+    assert (tmp_path / name).read_bytes() == before
+    assert [path.name for path in tmp_path.iterdir()] == [name]
+
+
+def test_folder_of_parts_reads_in_order(tmp_path: Path) -> None:
+    first = write(tmp_path / "part-00000.parquet", 3)
+    second = write(tmp_path / "part-00001.parquet", 2)
+    write_errors(tmp_path / "errors.parquet", [], [Skipped("bad.png", "empty")])
+    assert is_features(tmp_path)
+    read = read_features(tmp_path)
+    np.testing.assert_array_equal(read.x, np.concatenate([first, second]))
+    assert read.ids == ["a/0.png", "a/1.png", "a/2.png", "a/0.png", "a/1.png"]
+
+
+def test_parts_of_different_bundles_are_refused(tmp_path: Path) -> None:
+    write(tmp_path / "part-00000.parquet")
+    with feature_file(tmp_path / "part-00001.parquet", DIM, "cd" * 32) as put:
+        put(["a"], [None], rows(1))
+    with pytest.raises(ValueError, match="parts come from different bundles"):
+        read_features(tmp_path)
+
+
+def test_names_that_are_not_utf8(tmp_path: Path) -> None:
+    path = tmp_path / "caf\udce9.parquet"
+    try:
+        x = write(path)
+    except OSError:
+        pytest.skip("this file system takes UTF-8 names only")
+    np.testing.assert_array_equal(read_features(path).x, x)
+
+
+def test_errors_file_and_its_removal(tmp_path: Path) -> None:
+    path = tmp_path / "errors.parquet"
+    write_errors(path, [Skipped("folder", "loop")], [Skipped("a.png", "empty")])
+    assert pq.read_table(path).to_pylist() == [
+        {"path": "folder", "stage": "list", "reason": "loop"},
+        {"path": "a.png", "stage": "decode", "reason": "empty"},
+    ]
+    write_errors(path, [], [])
+    assert not path.exists()
+
+
+# ------------------------------------------------------------------------------------------------ strict reading
+
+
+def table(**columns: pa.Array) -> pa.Table:
+    base = {
+        "id": pa.array(["a", "b"]),
+        "label": pa.array(["x", None]),
+        "features": pa.array([[1.0, 2.0], [3.0, 4.0]], pa.list_(pa.float32())),
+    }
+    return pa.table({name: column for name, column in (base | columns).items() if column is not None})
+
+
+@pytest.mark.parametrize(
+    "kind", [pa.list_(pa.float32()), pa.large_list(pa.float32()), pa.list_(pa.float64(), 2), pa.list_(pa.float16())]
+)
+def test_lists_that_other_programs_write_are_read(tmp_path: Path, kind: pa.DataType) -> None:
+    values = [[np.float16(1), np.float16(2)], [np.float16(3), np.float16(4)]]
+    label = pa.array(["x", None], pa.large_string())
+    pq.write_table(table(features=pa.array(values, kind), label=label), tmp_path / "f.parquet")
+    read = read_features(tmp_path / "f.parquet")
+    np.testing.assert_array_equal(read.x, [[1, 2], [3, 4]])
+    assert (read.bundle, read.labels) == (None, ["x", None])
+
+
+FLOATS = pa.list_(pa.float32())
+
+
+@pytest.mark.parametrize(
+    ("columns", "message"),
+    [
+        ({"id": None}, "needs one column `id`"),
+        ({"label": None}, "needs one column `label`"),
+        ({"features": None}, "needs one column `features`"),
+        ({"id": pa.array([1, 2])}, "column `id` must hold strings"),
+        ({"id": pa.array(["a", None])}, "row 1 has no id"),
+        ({"label": pa.array([1, 2])}, "column `label` must hold strings"),
+        ({"features": pa.array([1.0, 2.0])}, "column `features` must hold lists of floats"),
+        ({"features": pa.array([[1], [2]], pa.list_(pa.int64()))}, "column `features` must hold lists of floats"),
+        ({"features": pa.array([[1.0], [2.0, 3.0]], FLOATS)}, "different numbers of features"),
+        ({"features": pa.array([[1.0], None], FLOATS)}, "has nulls"),
+        ({"features": pa.array([[1.0], [None]], FLOATS)}, "has nulls"),
+        ({"features": pa.array([[], []], FLOATS)}, "no dimension"),
+        ({"features": pa.array([[1.0], [np.nan]], FLOATS)}, r"1 rows have values that are not finite \(first: b\)"),
+        ({"features": pa.array([[np.inf], [1.0]], FLOATS)}, r"not finite \(first: a\)"),
+    ],
+)
+def test_wrong_parquet_is_refused(tmp_path: Path, columns: dict[str, pa.Array], message: str) -> None:
+    pq.write_table(table(**columns), tmp_path / "f.parquet")
+    with pytest.raises(ValueError, match=message) as caught:
+        read_features(tmp_path / "f.parquet")
+    assert "f.parquet" in str(caught.value)
+
+
+def test_rows_of_two_lengths_in_different_row_groups_are_refused(tmp_path: Path) -> None:
+    with pq.ParquetWriter(tmp_path / "f.parquet", table().schema) as writer:
+        writer.write_table(table(), row_group_size=2)
+        writer.write_table(table(features=pa.array([[1.0]] * 2, FLOATS)), row_group_size=2)
+    with pytest.raises(ValueError, match=r"rows of 2 and of 1 features|different numbers of features"):
+        read_features(tmp_path / "f.parquet")
+
+
+def test_no_rows_are_refused(tmp_path: Path) -> None:
+    pq.write_table(table().slice(0, 0), tmp_path / "f.parquet")
+    with pytest.raises(ValueError, match="holds no features"):
+        read_features(tmp_path / "f.parquet")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(ValueError, match=r"holds no part-\*\.parquet"):
+        read_features(tmp_path / "empty")
+
+
+@pytest.mark.parametrize("name", ["f.parquet", "f.npz"])
+def test_cut_off_files_are_refused(tmp_path: Path, name: str) -> None:
+    write(tmp_path / name)
+    content = (tmp_path / name).read_bytes()
+    for length in (0, 4, len(content) // 2, len(content) - 1):
+        (tmp_path / name).write_bytes(content[:length])
+        with pytest.raises(ValueError, match="cannot be read as a features file"):
+            read_features(tmp_path / name)
+
+
+@pytest.mark.parametrize(
+    ("arrays", "message"),
+    [
+        ({"ids": np.array(["a"])}, "`features` must be floating point"),
+        ({"features": np.zeros((2, 2), np.int64)}, "found int64"),
+        ({"features": np.zeros(4)}, r"found float64 \(4,\)"),
+        ({"features": np.zeros((2, 2)), "ids": np.array(["a"])}, r"`ids` must have shape \(2,\)"),
+        ({"features": np.zeros((2, 2)), "labels": np.array("a")}, r"`labels` must have shape \(2,\)"),
+        ({"features": np.full((2, 2), np.nan)}, "2 rows have values that are not finite"),
+        ({"features": np.zeros((0, 2))}, "holds no features"),
+        ({"features": np.zeros((2, 2)), "labels": np.array([{}, {}], dtype=object)}, "cannot be read"),
+    ],
+)
+def test_wrong_npz_is_refused(tmp_path: Path, arrays: dict[str, np.ndarray], message: str) -> None:
+    np.savez(tmp_path / "f.npz", **arrays)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match=message):
+        read_features(tmp_path / "f.npz")
+
+
+def test_what_counts_as_features(tmp_path: Path) -> None:
+    np.savez(tmp_path / "images.npz", images=np.zeros((1, 2, 2, 3), np.uint8))
+    np.savez(tmp_path / "both.npz", images=np.zeros((1, 2, 2, 3), np.uint8), features=np.zeros((1, 2)))
+    (tmp_path / "broken.npz").write_bytes(b"")
+    (tmp_path / "folder").mkdir()
+    assert not is_features(tmp_path / "images.npz")
+    assert not is_features(tmp_path / "broken.npz")
+    assert not is_features(tmp_path / "folder")
+    with pytest.raises(ValueError, match="holds `images` and `features`"):
+        is_features(tmp_path / "both.npz")

@@ -1,0 +1,181 @@
+"""Weighted kNN against float64 NumPy and scikit-learn, at its edges, and its ties."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+from sklearn.datasets import load_digits
+from sklearn.neighbors import KNeighborsClassifier
+
+from byol.serve import KNNClassifier, knn
+from byol.serve.classifier import top_k_accuracy
+
+
+@pytest.fixture(scope="module")
+def digits() -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    x, y = load_digits(return_X_y=True)
+    x = x + np.random.default_rng(0).normal(0, 0.01, x.shape)  # no two distances are equal
+    return x[:1000], y[:1000], x[1000:], y[1000:]
+
+
+def shares(x: np.ndarray, y: np.ndarray, queries: np.ndarray, k: int, temperature: float) -> np.ndarray:
+    """The definition, one query at a time, in float64."""
+
+    def unit(rows: np.ndarray) -> np.ndarray:
+        normalised: np.ndarray = rows / np.linalg.norm(rows, axis=1, keepdims=True)
+        return normalised
+
+    classes = np.unique(y)
+    result = np.zeros((len(queries), len(classes)))
+    for row, similarity in zip(result, unit(queries) @ unit(x).T, strict=True):
+        for neighbour in sorted(range(len(x)), key=lambda i: -similarity[i])[:k]:
+            row[np.searchsorted(classes, y[neighbour])] += np.exp(similarity[neighbour] / temperature)
+    normalised: np.ndarray = result / result.sum(1, keepdims=True)
+    return normalised
+
+
+@pytest.mark.parametrize(("k", "temperature"), [(1, 0.07), (20, 0.07), (200, 0.1), (5, 1.0)])
+def test_shares_against_numpy(digits: tuple[np.ndarray, ...], k: int, temperature: float) -> None:
+    x, y, queries, _ = digits
+    found = KNNClassifier(k, temperature, "cpu").fit(x, y).predict_proba(queries[:100])
+    # float32 similarities are right to 1e-7, so exp(s / 0.07) is to 2e-6
+    np.testing.assert_allclose(found, shares(x, y, queries[:100], k, temperature), atol=1e-5)
+
+
+@pytest.mark.parametrize("k", [1, 20])
+def test_predictions_against_scikit_learn(digits: tuple[np.ndarray, ...], k: int) -> None:
+    x, y, queries, truth = digits
+
+    def weight(distance: np.ndarray) -> np.ndarray:
+        votes: np.ndarray = np.exp((1 - distance) / 0.07)
+        return votes
+
+    reference = KNeighborsClassifier(k, metric="cosine", weights=weight, algorithm="brute").fit(x, y)
+    ours = KNNClassifier(k, device="cpu").fit(x, y)
+    assert (ours.predict(queries) == reference.predict(queries)).all()
+    assert ours.score(queries, truth) == pytest.approx(reference.score(queries, truth))
+    np.testing.assert_array_equal(ours.kneighbors(queries)[1], reference.kneighbors(queries, return_distance=False))
+
+
+def test_chunks_do_not_change_the_result(digits: tuple[np.ndarray, ...], monkeypatch: pytest.MonkeyPatch) -> None:
+    x, y, queries, _ = digits
+    whole = KNNClassifier(20, device="cpu").fit(x, y).predict_proba(queries)
+    monkeypatch.setattr(knn, "MAX_QUERIES", 7)
+    np.testing.assert_allclose(KNNClassifier(20, device="cpu").fit(x, y).predict_proba(queries), whole, atol=1e-5)
+
+
+def test_bank_smaller_than_k_is_used_whole_and_said_so() -> None:
+    x, y = np.eye(3), ["a", "b", "b"]
+    with pytest.warns(UserWarning, match="k is 20, but the bank has 3 samples"):
+        classifier = KNNClassifier(20, device="cpu").fit(x, y)
+    assert (classifier.k, classifier.k_) == (20, 3)
+    np.testing.assert_allclose(classifier.predict_proba(x[:1]), shares(x, np.array(y), x[:1], 3, 0.07), atol=1e-6)
+
+
+def test_one_query_and_labels_of_any_kind() -> None:
+    x = np.array([[1.0, 0], [0.9, 0.1], [0, 1]])
+    kinds: list[list[Any]] = [["cat", "cat", "dog"], [7, 7, 3], [True, True, False]]
+    for labels in kinds:
+        classifier = KNNClassifier(2, device="cpu").fit(x, labels)
+        assert classifier.predict([[1.0, 0.05]]).tolist() == labels[:1]
+        assert classifier.classes_.tolist() == sorted(set(labels))
+        assert classifier.score([[1.0, 0.05]], labels[:1]) == 1.0
+
+
+@pytest.mark.parametrize("temperature", [1e-6, 1e6])
+def test_extreme_temperatures_do_not_overflow(digits: tuple[np.ndarray, ...], temperature: float) -> None:
+    x, y, queries, _ = digits
+    classifier = KNNClassifier(20, temperature, "cpu").fit(x, y)
+    found = classifier.predict_proba(queries)
+    assert np.isfinite(found).all()
+    np.testing.assert_allclose(found.sum(1), 1)
+    if temperature < 1:  # only the nearest counts
+        assert (classifier.predict(queries) == y[classifier.kneighbors(queries)[1][:, 0]]).all()
+
+
+@pytest.mark.parametrize("scale", [1e-30, 1.0, 1e30])
+def test_lengths_do_not_matter(digits: tuple[np.ndarray, ...], scale: float) -> None:
+    x, y, queries, _ = digits
+    expected = KNNClassifier(20, device="cpu").fit(x, y).predict_proba(queries)
+    found = KNNClassifier(20, device="cpu").fit(x * scale, y).predict_proba(queries * scale)
+    np.testing.assert_allclose(found, expected, atol=1e-4)
+
+
+def test_zero_vectors_have_similarity_zero() -> None:
+    x = np.array([[0.0, 0], [1, 0], [-1, 0.0]])
+    similarity, neighbours = KNNClassifier(3, device="cpu").fit(x, [0, 1, 2]).kneighbors(np.array([[2.0, 0], [0, 0]]))
+    np.testing.assert_allclose(similarity, [[1, 0, -1], [0, 0, 0]], atol=1e-7)
+    assert neighbours.tolist() == [[1, 0, 2], [0, 1, 2]]
+
+
+def test_ties_go_to_the_earlier_neighbour_and_the_first_class() -> None:
+    x = np.tile([[3.0, 4.0]], (6, 1))
+    classifier = KNNClassifier(4, device="cpu").fit(x, ["b", "a", "b", "a", "a", "a"])
+    assert classifier.kneighbors(x[:1])[1].tolist() == [[0, 1, 2, 3]]
+    np.testing.assert_allclose(classifier.predict_proba(x[:1]), [[0.5, 0.5]])
+    assert classifier.predict(x[:1]).tolist() == ["a"]
+
+
+def test_top_k_scores(digits: tuple[np.ndarray, ...]) -> None:
+    x, y, queries, truth = digits
+    classifier = KNNClassifier(20, device="cpu").fit(x, y)
+    top1, top5 = classifier.top_k_scores(queries, truth)
+    assert top1 == classifier.score(queries, truth) == (classifier.predict(queries) == truth).mean()
+    votes = shares(x, y, queries, 20, 0.07)
+    hits = [t in [c for c in np.argsort(-v, kind="stable")[:5] if v[c] > 0] for v, t in zip(votes, truth, strict=True)]
+    assert top5 == pytest.approx(np.mean(hits))
+
+
+def test_top_k_accuracy_by_hand() -> None:
+    scores = np.array([[0.5, 0.5, 0.0], [0.2, 0.3, 0.5]])
+    assert top_k_accuracy(scores, np.array([1, 2]), 1) == 0.5  # the tie goes to class 0
+    assert top_k_accuracy(scores, np.array([1, 2]), 2) == 1.0
+    assert top_k_accuracy(scores, np.array([2, 0]), 5) == 0.5  # nobody voted for class 2; k is cut to 3
+    assert top_k_accuracy(scores, np.array([-1, -1]), 5) == 0.0
+
+
+def test_ties_between_many_classes_go_to_the_first() -> None:
+    scores = np.full((1, 100), 0.01)
+    scores[0, 1::2] += 1e-9
+    best = [*range(1, 100, 2), *range(0, 100, 2)]
+    for place, number in enumerate(best):
+        assert top_k_accuracy(scores, np.array([number]), place + 1) == 1.0
+        assert top_k_accuracy(scores, np.array([number]), place) == 0.0
+
+
+def test_unknown_test_label_counts_as_wrong(digits: tuple[np.ndarray, ...]) -> None:
+    x, y, queries, truth = digits
+    classifier = KNNClassifier(20, device="cpu").fit(x, y)
+    half = truth.copy()
+    half[::2] = 77
+    assert classifier.score(queries, half) == pytest.approx(classifier.score(queries[1::2], truth[1::2]) / 2, abs=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("options", "x", "y", "message"),
+    [
+        ({"k": 0}, np.eye(2), [0, 1], "k is 0; expected at least 1"),
+        ({"temperature": 0.0}, np.eye(2), [0, 1], "temperature is 0.0; expected a positive"),
+        ({"temperature": np.nan}, np.eye(2), [0, 1], "temperature is nan"),
+        ({}, np.eye(2), [1, 1], r"one class only \(1\)"),
+        ({}, np.eye(2), [0, 1, 1], r"y must have shape \(2,\)"),
+        ({}, np.ones(3), [0, 1, 1], r"x must have shape \(N, D\)"),
+        ({}, np.ones((0, 3)), [], "at least one row"),
+        ({}, np.array([[np.nan], [1]]), [0, 1], "not finite"),
+    ],
+)
+def test_unusable_input_is_refused(options: dict[str, Any], x: np.ndarray, y: list[int], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        KNNClassifier(device="cpu", **options).fit(x, y)
+
+
+def test_predict_checks_its_input() -> None:
+    with pytest.raises(ValueError, match=r"not fitted; call fit\(x, y\) first"):
+        KNNClassifier(1).predict(np.eye(2))
+    classifier = KNNClassifier(1, device="cpu").fit(np.eye(2), [0, 1])
+    with pytest.raises(ValueError, match="x has 3 features, the training set had 2"):
+        classifier.predict(np.eye(3))
+    with pytest.raises(ValueError, match=r"y must have shape \(2,\)"):
+        classifier.score(np.eye(2), [0])
