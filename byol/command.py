@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import json
-from contextlib import ExitStack
+import sys
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from byol.config import ARCHITECTURES, OPTIMIZERS, STEMS, TrainConfig, ViewConfig, setting_type
-from byol.images import ImageSource, Skipped, open_source
+from byol.console import note, note_skipped, progress, progress_bar
+from byol.images import open_source
 from byol.presets import PRESETS
 
-CONSOLE = Console(stderr=True, highlight=False, soft_wrap=True)
+if TYPE_CHECKING:
+    from byol.run import RunFolder
+    from byol.train import Trainer
 
 
 @click.command()
@@ -58,7 +59,7 @@ def train(data: Path, out: Path, val_data: Path | None, resume: bool, **options:
     except ValueError as error:
         raise click.UsageError(str(error)) from error
     run_training(config, data, out, val_data, resume)
-    CONSOLE.print(f"Done. Next: byol export {out} --out BUNDLE")
+    note(f"Done. Next: byol export {out} --out BUNDLE")
 
 
 def chosen_config(stored: TrainConfig | None, options: dict[str, Any]) -> TrainConfig:
@@ -112,7 +113,7 @@ def run_training(config: TrainConfig, data: Path, out: Path, val_data: Path | No
 
     Raises `ValueError` or `OSError` for whatever a user can cause, `click.ClickException` when stopped by a signal.
     """
-    from byol.data import ImageTensor, canvas_side, load_canvases, source_digest
+    from byol.data import canvas_side, load_canvases, source_digest
     from byol.monitor import KNNMonitor
     from byol.run import RunFolder
     from byol.train import Interrupted, Trainer, fit
@@ -122,26 +123,20 @@ def run_training(config: TrainConfig, data: Path, out: Path, val_data: Path | No
     continuing = resume and run.exists()
     if not continuing and not config.canvas_size:
         config = config.replace(canvas_size=canvas_side(source, config.image_size))
-    images: ImageTensor = _decode(source, lambda progress: load_canvases(source, config.canvas_size, progress))
-    tell_skipped(images.skipped)
+    with progress(f"decode {source.name}", len(source)) as advance:
+        images = load_canvases(source, config.canvas_size, advance)
+    note_skipped(images.skipped)
     facts = {"name": data.resolve().name, "images": len(images), "digest": source_digest(source)}
     trainer = Trainer(config, images)
     knn = KNNMonitor(config, source, open_source(val_data)) if val_data else None
-    start = 0
-    if continuing:
-        checkpoint = run.checkpoint()
-        if checkpoint is not None:
-            if checkpoint.data != facts:
-                raise ValueError(f"{out} was trained on {checkpoint.data}, but {data} holds {facts}")
-            trainer.load(checkpoint)
-            start = checkpoint.step
-        CONSOLE.print(f"Continuing {out} after step {start} of {trainer.plan.total}")
-    else:
+    start = _continue(trainer, run, facts) if continuing else 0
+    if not continuing:
         run.create(config, {"data": facts, "skipped": [vars(item) for item in images.skipped]})
-    CONSOLE.print(
+    note(
         f"{config.arch} ({config.resolved_stem} stem) at {config.image_size} px on {len(images)} images, "
         f"{trainer.plan.total} steps of {config.batch_size}, {trainer.device.type}, {trainer.precision}"
         + (", compiled" if trainer.compiled else "")
+        + (f"; continuing after step {start}" if start else "")
     )
     with Reporter(trainer.plan.total, start) as reporter:
         try:
@@ -150,30 +145,15 @@ def run_training(config: TrainConfig, data: Path, out: Path, val_data: Path | No
             raise click.ClickException(str(error)) from error
 
 
-def tell_skipped(skipped: list[Skipped], most: int = 20) -> None:
-    """List images that were left out, on stderr."""
-    if skipped:
-        CONSOLE.print(f"Skipped {len(skipped)} images that cannot be read:", style="yellow")
-        for item in skipped[:most]:
-            CONSOLE.print(f"  {item.path}: {item.reason}", markup=False)
-        if len(skipped) > most:
-            CONSOLE.print(f"  and {len(skipped) - most} more")
-
-
-def _decode(source: ImageSource, load: Any) -> Any:
-    with ExitStack() as stack:
-        if not CONSOLE.is_terminal:
-            CONSOLE.print(f"Decoding {len(source)} images")
-            return load(None)
-        bar = stack.enter_context(_progress("decoding", len(source)))
-        return load(lambda count: bar.update(bar.task_ids[0], completed=count))
-
-
-def _progress(name: str, total: int, start: int = 0) -> Progress:
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    progress = Progress(*columns, console=CONSOLE)
-    progress.add_task(name, total=total, completed=start)
-    return progress
+def _continue(trainer: Trainer, run: RunFolder, facts: dict[str, Any]) -> int:
+    """Load the newest checkpoint; the number of finished steps. Raises `ValueError` when the images are others."""
+    checkpoint = run.checkpoint()
+    if checkpoint is None:
+        return 0
+    if checkpoint.data != facts:
+        raise ValueError(f"{run.path} was trained on {checkpoint.data}, but the images now are {facts}")
+    trainer.load(checkpoint)
+    return checkpoint.step
 
 
 class Reporter:
@@ -182,7 +162,7 @@ class Reporter:
     def __init__(self, total: int, start: int):
         self.total = total
         self.knn = ""
-        self.bar = _progress("training", total, start) if CONSOLE.is_terminal else None
+        self.bar = progress_bar("train", total, start) if sys.stderr.isatty() else None
 
     def __enter__(self) -> Reporter:
         if self.bar:
@@ -196,7 +176,7 @@ class Reporter:
     def report(self, record: dict[str, Any]) -> None:
         """Show one line of metrics."""
         if "knn_top1" in record:
-            self.knn = f"  kNN {record['knn_top1']:.1f} %"
+            self.knn = f"  kNN {100 * record['knn_top1']:.1f} %"
         text = (
             f"epoch {record['epoch']:.1f}  loss {record['loss']:.4f}  tau {record['tau']:.4f}  "
             f"{record['images_per_second']:.0f} images/s{self.knn}"
@@ -204,8 +184,11 @@ class Reporter:
         if self.bar:
             self.bar.update(self.bar.task_ids[0], completed=record["step"], description=text)
         else:
-            CONSOLE.print(f"step {record['step']}/{self.total}  {text}")
+            note(f"step {record['step']}/{self.total}  {text}")
 
     def warn(self, message: str) -> None:
         """Show a warning."""
-        CONSOLE.print(f"Warning: {message}", style="yellow", markup=False)
+        if self.bar:
+            self.bar.console.print(f"warning: {message}", markup=False)
+        else:
+            note(f"warning: {message}")

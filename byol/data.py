@@ -37,7 +37,7 @@ class ImageTensor:
         return len(self.indices)
 
 
-def load_canvases(source: ImageSource, canvas: int, progress: Callable[[int], None] | None = None) -> ImageTensor:
+def load_canvases(source: ImageSource, canvas: int, advance: Callable[[int], None] | None = None) -> ImageTensor:
     """Decode every image of a source, whole, to a canvas x canvas square for random cropping."""
 
     def squeeze(image: Image.Image) -> tuple[np.ndarray, float]:
@@ -45,7 +45,7 @@ def load_canvases(source: ImageSource, canvas: int, progress: Callable[[int], No
         square = image if image.size == size else image.resize(size, Image.Resampling.BICUBIC)
         return np.asarray(square), image.width / image.height
 
-    return _load(source, canvas, squeeze, progress)
+    return _load(source, canvas, squeeze, advance)
 
 
 def load_evaluation(source: ImageSource, preprocess: Preprocess) -> ImageTensor:
@@ -57,7 +57,7 @@ def _load(
     source: ImageSource,
     side: int,
     transform: Callable[[Image.Image], tuple[np.ndarray, float]],
-    progress: Callable[[int], None] | None,
+    advance: Callable[[int], None] | None,
 ) -> ImageTensor:
     pixels = np.empty((len(source), side, side, 3), dtype=np.uint8)
     aspect: list[float] = []
@@ -70,8 +70,8 @@ def _load(
             pixels[len(indices)] = result[0]
             aspect.append(result[1])
             indices.append(index)
-        if progress is not None:
-            progress(index + 1)
+        if advance is not None:
+            advance(1)
     if not indices:
         reasons = "".join(f"\n  {item.path}: {item.reason}" for item in skipped[:5])
         raise ValueError(f"{source.name}: none of its {len(source)} images can be read{reasons}")

@@ -111,7 +111,7 @@ def open_source(location: str | Path) -> ImageSource:
 def require_labels(source: ImageSource, least_classes: int = 2) -> list[str]:
     """The label of every image.
 
-    Raises `ValueError` when one has none, or when there are fewer than `least_classes` (1: a test set may be one image).
+    Raises `ValueError` when one has none, or when there are fewer than `least_classes` (1 for a test set).
     """
     labels = [label for label in source.labels if label is not None]
     if len(labels) < len(source):

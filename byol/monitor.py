@@ -71,7 +71,7 @@ class KNNMonitor:
         return torch.tensor([number.get(labels[i] or "", -1) for i in images.indices])
 
     def measure(self, features: Callable[[Tensor], Tensor]) -> float:
-        """Top-1 in percent; `features` maps uint8 images (N, S, S, 3) to features (N, D)."""
+        """Top-1, 0 to 1; `features` maps uint8 images (N, S, S, 3) to features (N, D)."""
         bank, queries = features(self.bank.pixels), features(self.queries.pixels)
         predicted = weighted_knn(
             bank,
@@ -81,7 +81,7 @@ class KNNMonitor:
             self.config.knn_k,
             self.config.knn_temperature,
         )
-        return 100 * (predicted.cpu() == self.query_labels).float().mean().item()
+        return (predicted.cpu() == self.query_labels).float().mean().item()
 
 
 def std_ratio(projection: Tensor) -> float:

@@ -188,7 +188,7 @@ def fit(
             if done % config.log_every == 0 or epoch_end:
                 record = _record(trainer, step, meter, seen)
                 if knn is not None and epoch_end and _knn_due(config, done // plan.steps_per_epoch, last):
-                    record["knn_top1"] = round(knn.measure(trainer.features), 3)
+                    record["knn_top1"] = round(knn.measure(trainer.features), 5)
                 run.log(record)
                 report(record)
                 warning = collapse_warning(record) if done > plan.warmup // 2 else None

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from byol.console import note_device, note_skipped, progress, show_json, show_table, warnings_as_notes
 from byol.serve import DEVICES, MAX_BATCH_SIZE
-from byol.serve.console import note_device, note_skipped, progress, show_json, show_table, warnings_as_notes
 
 if TYPE_CHECKING:
     from byol.serve.classifier import Classifier

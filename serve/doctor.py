@@ -9,7 +9,7 @@ from typing import Any
 import click
 
 from byol import __version__
-from byol.serve.console import show_json, show_table
+from byol.console import show_json, show_table
 
 WHEELS = ("onnxruntime", "onnxruntime-gpu")
 

@@ -35,6 +35,8 @@ def randomise_norms(module, seed=0):
     generator = torch.Generator().manual_seed(seed)
     for m in module.modules():
         if isinstance(m, nn.BatchNorm2d | nn.BatchNorm1d):
+            assert m.running_mean is not None
+            assert m.running_var is not None
             m.running_mean.copy_(0.1 * torch.randn(m.num_features, generator=generator))
             m.running_var.copy_(0.5 + torch.rand(m.num_features, generator=generator))
             m.weight.data.copy_(0.5 + torch.rand(m.num_features, generator=generator))
@@ -90,7 +92,7 @@ def test_folding_changes_the_weights_but_not_the_features():
     encoder = randomise_norms(build_encoder("resnet18", "cifar")).eval()
     folded = fold_batch_norm(encoder)
     assert not any(isinstance(m, nn.BatchNorm2d) for m in folded.modules())
-    assert not torch.allclose(folded.get_submodule("conv1").weight, encoder.conv1.weight)
+    assert not torch.allclose(folded.get_parameter("conv1.weight"), encoder.get_parameter("conv1.weight"))
     x = torch.rand(3, 3, 32, 32)
     with torch.no_grad():
         torch.testing.assert_close(folded(x), encoder(x), atol=1e-4, rtol=1e-4)

@@ -10,7 +10,7 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 SERVING = {"numpy", "PIL", "onnx", "onnxruntime", "safetensors", "click", "rich", "pyarrow", "scipy"}
-SERVE_MAY_USE = ("byol.images", "byol.files", "byol.serve")
+SERVE_MAY_USE = ("byol.images", "byol.files", "byol.console", "byol.serve")
 LAZY = {"cli.py", "demo.py"}  # they start the commands; anything of byol.serve or byol.export inside functions only
 
 

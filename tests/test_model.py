@@ -101,11 +101,11 @@ def test_tau_one_freezes_the_target_and_tau_zero_copies(model, tau, moved):
 
 
 def test_heads_follow_the_recipe(model):
-    kinds = [type(layer) for layer in model.online.projector]
+    kinds = [type(layer) for layer in model.online.projector.children()]
     assert kinds == [nn.Linear, nn.BatchNorm1d, nn.ReLU, nn.Linear]
     assert model.online.projector[0].bias is not None
     assert model.online.projector[3].bias is None
-    assert [type(layer) for layer in BYOL(config(predictor_norm=False)).predictor][1] is nn.Identity
+    assert [type(layer) for layer in BYOL(config(predictor_norm=False)).predictor.children()][1] is nn.Identity
     assert isinstance(BYOL(config(predictor_hidden=0)).predictor, nn.Identity)
     norms = [m for m in model.modules() if isinstance(m, nn.BatchNorm1d | nn.BatchNorm2d)]
     assert {(m.momentum, m.eps) for m in norms} == {(0.1, 1e-5)}
@@ -129,7 +129,7 @@ def test_cifar_stem_keeps_the_resolution():
     assert encoder.conv1.stride == (1, 1)
     assert encoder.conv1.kernel_size == (3, 3)
     shapes = []
-    encoder.layer1.register_forward_hook(lambda _, __, out: shapes.append(tuple(out.shape)))
+    encoder.get_submodule("layer1").register_forward_hook(lambda _, __, out: shapes.append(tuple(out.shape)))
     assert encoder(torch.rand(2, 3, 32, 32)).shape == (2, 512)
     assert shapes == [(2, 64, 32, 32)]
 

@@ -89,7 +89,7 @@ def test_accumulation_moves_the_target_once_per_optimizer_step(images):
     seen = {}
     for parts in (1, 4):
         t = trainer(images, accumulate=parts)
-        calls = []
+        calls: list[float] = []
         t.model.update_target = calls.append
         for step in range(4):
             t.step(step)
@@ -184,7 +184,7 @@ def test_sigterm_saves_the_step_and_says_how_to_go_on(images, tmp_path):
 
 
 def test_without_predictor_training_collapses_and_the_monitor_says_so(images, tmp_path):
-    warnings = {}
+    warnings: dict[int, list[str]] = {}
     for hidden in (0, 32):
         t = trainer(images, predictor_hidden=hidden, epochs=40, lr=1.0, tau=0.9, warmup_epochs=1.0)
         run = RunFolder(tmp_path / str(hidden))
@@ -246,7 +246,7 @@ def test_bad_images_are_left_out_and_listed(tmp_path, capfd):
     (data / "dog" / "half.png").write_bytes(whole[: len(whole) // 2])
     run_training(config(batch_size=4, epochs=1), data, tmp_path / "run", None)
     text = capfd.readouterr().err
-    assert "Skipped 2 images" in text
+    assert "skipped 2:" in text
     assert "cat/broken.png: not an image" in text
     stored = json.loads((tmp_path / "run" / "config.json").read_text())
     assert stored["data"]["images"] == 12

@@ -59,7 +59,7 @@ def check(work: Path, bin_folder: Path, train: Path, test: Path) -> None:
     for command in ("knn", "linear"):
         result = json.loads(run(byol, command, "bundle", "--train", train, "--test", test, "--json", cwd=work))
         assert (result["n_train"], result["n_test"]) == (40, 10), result
-        assert 0 <= result["top1"] <= 100, result
+        assert 0 <= result["top1"] <= 1, result
     message = subprocess.run(
         [byol, "train", train, "--out", "x"], cwd=work, capture_output=True, text=True, check=False
     )

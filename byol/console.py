@@ -1,4 +1,4 @@
-"""What the serving commands print: results on stdout, everything else on stderr."""
+"""What commands print: results on stdout, everything else on stderr. Light to import; torch-free."""
 
 from __future__ import annotations
 
@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Any
 import click
 
 if TYPE_CHECKING:
+    from rich.progress import Progress
+
     from byol.images import Skipped
 
 LISTED = 20
@@ -72,10 +74,16 @@ def progress(title: str, total: int) -> Iterator[Callable[[int], None]]:
     if not sys.stderr.isatty():
         yield lambda count: None
         return
+    with progress_bar(title, total, transient=True) as bar:
+        yield lambda count: bar.advance(bar.task_ids[0], count)
+
+
+def progress_bar(title: str, total: int, start: int = 0, transient: bool = False) -> Progress:
+    """A bar on stderr with one task, not yet started."""
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
     columns = (TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
-        task = bar.add_task(title, total=total)
-        yield lambda count: bar.advance(task, count)
+    bar = Progress(*columns, console=Console(stderr=True, highlight=False), transient=transient)
+    bar.add_task(title, total=total, completed=start)
+    return bar

@@ -1,0 +1,84 @@
+"""kNN and linear accuracy of a run's exported encoder, beside its untrained self and raw pixels.
+
+    python benchmarks/evaluate.py RUN --train SRC --test SRC --out DIR
+
+The run must hold `step-00000000.safetensors` (train with `--set keep_every=N`). Both encoders are exported; everything
+is measured on the exported artifacts by the `byol` command. Writes DIR/results.json and prints a table.
+"""
+
+from __future__ import annotations
+
+import json
+import platform
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import click
+import numpy as np
+
+from byol.images import ImageSource, Preprocess, decode, open_source, require_labels
+
+KNN = ({"k": 20, "temperature": 0.07}, {"k": 200, "temperature": 0.1})
+
+
+def byol(*words: object) -> str:
+    """Standard output of a `byol` command that must succeed."""
+    command = [sys.executable, "-m", "byol", *map(str, words)]
+    return subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
+
+
+def raw_pixels(source: ImageSource, size: int, out: Path) -> None:
+    """A features file whose features are the pixels, resized as an encoder's input would be."""
+    pixels: list[np.ndarray] = []
+    for index, image in decode(source, Preprocess.for_size(size)):
+        if isinstance(image, Exception):
+            raise click.ClickException(f"{source.ids[index]}: {image}")
+        pixels.append(image.ravel())
+    features = np.stack(pixels).astype(np.float32) / 255
+    np.savez(out, ids=np.array(source.ids), labels=np.array(require_labels(source)), features=features)
+
+
+def measure(train: Path, test: Path) -> dict[str, Any]:
+    """Accuracies in percent from two features files."""
+    row: dict[str, Any] = {}
+    for setting in KNN:
+        options = ("--k", setting["k"], "--temperature", setting["temperature"])
+        result = json.loads(byol("knn", "--train", train, "--test", test, *options, "--json"))
+        row[f"knn_k{setting['k']}_t{setting['temperature']}"] = round(100 * result["top1"], 2)
+    result = json.loads(byol("linear", "--train", train, "--test", test, "--json"))
+    row["linear"], row["l2"] = round(100 * result["top1"], 2), result["l2"]
+    return row
+
+
+@click.command()
+@click.argument("run", type=click.Path(exists=True, path_type=Path))
+@click.option("--train", type=click.Path(exists=True, path_type=Path), required=True)
+@click.option("--test", type=click.Path(exists=True, path_type=Path), required=True)
+@click.option("--out", type=click.Path(path_type=Path), required=True)
+@click.option("--raw-size", default=32, show_default=True, help="Side of the raw-pixel baseline's images.")
+def main(run: Path, train: Path, test: Path, out: Path, raw_size: int) -> None:
+    out.mkdir(parents=True, exist_ok=True)
+    rows: dict[str, Any] = {}
+    for part, location in (("train", train), ("test", test)):
+        raw_pixels(open_source(location), raw_size, out / f"raw-{part}.npz")
+    rows["raw pixels"] = measure(out / "raw-train.npz", out / "raw-test.npz")
+    for name, checkpoint in (("untrained", run / "step-00000000.safetensors"), ("trained", run)):
+        byol("export", checkpoint, "--out", out / name)
+        for part, location in (("train", train), ("test", test)):
+            byol("extract", out / name, location, "--out", out / f"{name}-{part}.parquet", "--json")
+        rows[name] = measure(out / f"{name}-train.parquet", out / f"{name}-test.parquet")
+    manifest = json.loads((out / "trained" / "manifest.json").read_text())
+    facts = {
+        "python": platform.python_version(),
+        "manifest": manifest,
+        "config": json.loads((run / "config.json").read_text()),
+    }
+    (out / "results.json").write_text(json.dumps({"rows": rows, **facts}, indent=2) + "\n")
+    for name, row in rows.items():
+        click.echo(f"{name:12} " + "  ".join(f"{key} {value}" for key, value in row.items()))
+
+
+if __name__ == "__main__":
+    main()
