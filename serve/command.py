@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -140,9 +139,6 @@ def linear(bundle: Path | None, train: Path, test: Path, l2: float | str, device
 
     BUNDLE may be left out when --train and --test are features files.
     """
-    # ONNX Runtime computes here. SciPy's optimizer calls BLAS on tiny matrices, where more threads only wait for
-    # each other: on a busy machine a fit takes 10 times longer. Works as long as NumPy is not imported yet.
-    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     start = time.perf_counter()
     data = _load(bundle, train, test, device)
     from byol.serve.linear import LinearProbe

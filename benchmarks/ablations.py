@@ -1,0 +1,64 @@
+"""What holds BYOL up: the demo's digits trained with parts of the recipe taken away.
+
+    python benchmarks/ablations.py --out DIR [--epochs N]
+
+Trains each variant by `byol train` and tabulates the last line of its metrics and whether it was warned of collapse.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import click
+
+from byol.demo import write_digits
+
+VARIANTS: dict[str, list[str]] = {
+    "full recipe (tau 0.99 to 1)": [],
+    "no predictor": ["--set", "predictor_hidden=0"],
+    "tau = 0 (target = online)": ["--tau", "0", "--set", "tau_cosine=false"],
+    "tau = 1 (target stays random)": ["--tau", "1"],
+    "no predictor, tau = 0": ["--set", "predictor_hidden=0", "--tau", "0", "--set", "tau_cosine=false"],
+}
+
+
+def run(name: str, options: list[str], images: Path, out: Path, epochs: int) -> dict[str, Any]:
+    """Train one variant; its final metrics, the kNN accuracy before training, and what the monitor said."""
+    command = [sys.executable, "-m", "byol", "train", images / "train", "--val-data", images / "test", "--out", out]
+    words = [*map(str, command), "--preset", "demo", "--epochs", str(epochs), "--set", "log_every=40", *options]
+    done = subprocess.run(words, stderr=subprocess.PIPE, text=True, check=False)
+    click.echo(done.stderr, err=True)
+    if done.returncode != 0:
+        raise click.ClickException(f"{name}: {done.stderr.strip().rpartition(chr(10))[2]}")
+    last = json.loads((out / "metrics.jsonl").read_text().splitlines()[-1])
+    warned = [line for line in done.stderr.splitlines() if line.startswith("warning:")]
+    return {"variant": name, "options": options, "warning": warned[0] if warned else None, **last}
+
+
+@click.command()
+@click.option("--out", type=click.Path(path_type=Path), required=True)
+@click.option("--epochs", default=20, show_default=True)
+def main(out: Path, epochs: int) -> None:
+    write_digits(out / "images")
+    rows = [
+        run(name, options, out / "images", out / f"run-{number}", epochs)
+        for number, (name, options) in enumerate(VARIANTS.items())
+    ]
+    (out / "ablations.json").write_text(json.dumps(rows, indent=2) + "\n")
+    click.echo(
+        "| variant | loss | std_ratio | rankme | cosine | kNN | collapse warning |\n|---|---|---|---|---|---|---|"
+    )
+    for row in rows:
+        warned = row["warning"].partition("step ")[2].partition(":")[0] if row["warning"] else ""
+        click.echo(
+            f"| {row['variant']} | {row['loss']:.3f} | {row['std_ratio']:.3f} | {row['rankme']:.1f} "
+            f"| {row['cosine']:.3f} | {100 * row['knn_top1']:.1f} | {'at step ' + warned if warned else 'none'} |"
+        )
+
+
+if __name__ == "__main__":
+    main()
