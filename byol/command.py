@@ -121,8 +121,9 @@ def run_training(config: TrainConfig, data: Path, out: Path, val_data: Path | No
     run = RunFolder(out)
     source = open_source(data)
     continuing = resume and run.exists()
-    if not continuing and not config.canvas_size:
-        config = config.replace(canvas_size=canvas_side(source, config.image_size))
+    if not config.canvas_size:
+        side = run.config().canvas_size if continuing else canvas_side(source, config.image_size)
+        config = config.replace(canvas_size=side)
     with progress(f"decode {source.name}", len(source)) as advance:
         images = load_canvases(source, config.canvas_size, advance)
     note_skipped(images.skipped)

@@ -13,6 +13,7 @@ import sklearn.datasets  # the `demo` extra; its absence is told by byol.cli
 import torch  # noqa: F401 - the `train` extra, likewise
 from PIL import Image
 
+from byol.config import TrainConfig
 from byol.files import atomic_file
 from byol.presets import PRESETS
 
@@ -25,17 +26,22 @@ GRID_QUERIES, GRID_NEIGHBOURS = 10, 8
 @click.option("--out", type=click.Path(path_type=Path), default=Path("demo"), show_default=True, help="Output folder.")
 def demo(out: Path) -> None:
     """Train, export, extract and evaluate on real handwritten digits (offline; under 3 minutes on 2 CPU cores)."""
+    if out.exists() and any(out.iterdir()):
+        raise click.UsageError(f"{out} is not empty; choose another --out, or remove it")
+    run_demo(PRESETS["demo"](), out)
+
+
+def run_demo(config: TrainConfig, out: Path) -> None:
+    """The demo with the given settings; prints its table and leaves everything in `out`."""
     from byol.command import run_training
     from byol.export.bundle import export_bundle
     from byol.run import RunFolder
 
-    if out.exists() and any(out.iterdir()):
-        raise click.UsageError(f"{out} is not empty; choose another --out, or remove it")
     started = time.perf_counter()
     _say("1/4 Writing 1,797 scanned digits (scikit-learn's copy of the UCI set) as PNG folders")
     write_digits(out / "images")
     _say("2/4 Training a ResNet-18 by BYOL; the labels are not used")
-    run_training(PRESETS["demo"](), out / "images" / "train", out / "run", out / "images" / "test")
+    run_training(config, out / "images" / "train", out / "run", out / "images" / "test")
     _say("3/4 Exporting the trained and, for comparison, the untrained encoder to ONNX, each verified against torch")
     export_bundle(out / "run", out / "bundle")
     export_bundle(RunFolder(out / "run").numbered(0), out / "untrained-bundle")

@@ -6,7 +6,7 @@ import json
 import platform
 import subprocess
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
@@ -17,11 +17,7 @@ from torch import Tensor
 from byol import __version__
 from byol.checkpoint import Checkpoint, read_checkpoint
 from byol.config import TrainConfig
-from byol.data import seeded
 from byol.files import atomic_file
-
-if TYPE_CHECKING:
-    from byol.train import Trainer
 
 
 class RunFolder:
@@ -44,7 +40,7 @@ class RunFolder:
 
     def create(self, config: TrainConfig, facts: dict[str, Any]) -> None:
         """Start a run: the folder and `config.json`. Raises `ValueError` when the folder holds other files."""
-        if self.path.exists() and (not self.path.is_dir() or any(self.path.iterdir())):
+        if self.path.exists() and (not self.path.is_dir() or any(_visible(self.path))):
             remedy = "add --resume to continue it" if self.exists() else "it holds no run"
             raise ValueError(f"{self.path} is not empty ({remedy}); choose another --out")
         self.path.mkdir(parents=True, exist_ok=True)
@@ -87,6 +83,11 @@ class RunFolder:
                 temporary.write_text("".join(kept))
 
 
+def _visible(folder: Path) -> list[Path]:
+    """What lies in a folder, without the temporary files of a killed process."""
+    return [path for path in folder.iterdir() if not path.name.startswith(".")]
+
+
 def _versions() -> dict[str, str]:
     return {
         "byol": __version__,
@@ -108,16 +109,14 @@ def _git_commit() -> str | None:
         return None
 
 
-def save_views(path: Path, trainer: Trainer, rows: Tensor) -> None:
-    """Write a grid of the two views of some images, view 2 below view 1: what the encoder is trained on."""
-    pairs = trainer.views(rows, seeded(trainer.device, trainer.config.seed, "views", 0))
-    shown = [view * trainer.std + trainer.mean for view in pairs]  # 2 x (B, 3, S, S)
-    grid = torch.stack(shown).permute(0, 3, 1, 4, 2).clamp(0, 1)  # (2, S, B, S, 3)
-    pixels = (grid * 255).round().to(torch.uint8).cpu().numpy()
-    columns = min(8, len(rows))
+def save_views(path: Path, view1: Tensor, view2: Tensor) -> None:
+    """Write a grid of two views (B, 3, S, S) in 0..1, view 2 below view 1: what the encoder is trained on."""
+    pixels = (torch.stack([view1, view2]).clamp(0, 1) * 255).round().to(torch.uint8)
+    rows = pixels.permute(0, 3, 1, 4, 2).cpu().numpy()  # (2, S, B, S, 3)
+    columns = min(8, len(view1))
     blocks = [
-        np.concatenate([row[:, i : i + columns].reshape(row.shape[0], -1, 3) for row in pixels])
-        for i in range(0, len(rows) - columns + 1, columns)
+        np.concatenate([row[:, i : i + columns].reshape(row.shape[0], -1, 3) for row in rows])
+        for i in range(0, len(view1) - columns + 1, columns)
     ]
     with atomic_file(path) as temporary:
         Image.fromarray(np.concatenate(blocks)).save(temporary, format="PNG")

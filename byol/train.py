@@ -119,6 +119,12 @@ class Trainer:
 
         return view(self.config.view1), view(self.config.view2)
 
+    def first_views(self, most: int = 16) -> list[Tensor]:
+        """The two views of the first images of the first step, (B, 3, S, S) in 0..1, to look at."""
+        rows = batch_rows(self.config.seed, 0, len(self.pixels), self.config.batch_size)[:most]
+        views = self.views(rows, seeded(self.device, self.config.seed, "views", 0))
+        return [view * self.std + self.mean for view in views]
+
     def _normalise(self, view: Tensor) -> Tensor:
         view = (view - self.mean) / self.std
         return view.contiguous(memory_format=torch.channels_last) if self.config.channels_last else view
@@ -172,8 +178,7 @@ def fit(
     """
     config, plan = trainer.config, trainer.plan
     if start == 0:
-        first = batch_rows(config.seed, 0, len(trainer.pixels), config.batch_size)[:16]
-        save_views(run.views, trainer, first)
+        save_views(run.views, *trainer.first_views())
         if config.keep_every:
             save_checkpoint(run.numbered(0), trainer.state(0, data))
     save_every = config.checkpoint_every or plan.steps_per_epoch
