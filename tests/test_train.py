@@ -186,7 +186,7 @@ def test_sigterm_saves_the_step_and_says_how_to_go_on(images, tmp_path):
 def test_without_predictor_training_collapses_and_the_monitor_says_so(images, tmp_path):
     warnings: dict[int, list[str]] = {}
     for hidden in (0, 32):
-        t = trainer(images, predictor_hidden=hidden, epochs=40, lr=1.0, tau=0.9, warmup_epochs=1.0)
+        t = trainer(images, predictor_hidden=hidden, max_steps=60, lr=1.0, tau=0.9, warmup_epochs=1.0)
         run = RunFolder(tmp_path / str(hidden))
         run.create(t.config, {})
         warnings[hidden] = []
