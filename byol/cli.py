@@ -43,16 +43,7 @@ class LazyGroup(click.Group):
         """Import one command; None when there is no such name."""
         if cmd_name not in COMMANDS:
             return None
-        module = COMMANDS[cmd_name][0]
-        try:
-            command: click.Command = getattr(importlib.import_module(module), cmd_name)
-        except ModuleNotFoundError as error:
-            extra = EXTRAS.get((error.name or "").partition(".")[0])
-            if extra is None:
-                raise
-            raise click.ClickException(
-                f"`byol {cmd_name}` needs {error.name}, which is not installed; run: pip install 'byol[{extra}]'"
-            ) from error
+        command: click.Command = getattr(importlib.import_module(COMMANDS[cmd_name][0]), cmd_name)
         return command
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
@@ -74,10 +65,15 @@ def main() -> None:
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     try:
         byol(prog_name="byol", standalone_mode=True)
-    except (
-        ValueError,
-        OSError,
-    ) as error:  # what a user can cause; anything else is a defect and shows its traceback
+    except ModuleNotFoundError as error:  # raised when a command is loaded, or by what it loads when it runs
+        extra = EXTRAS.get((error.name or "").partition(".")[0])
+        if extra is None:
+            raise
+        click.echo(
+            f"Error: this needs {error.name}, which is not installed; run: pip install 'byol[{extra}]'", err=True
+        )
+        sys.exit(1)
+    except (ValueError, OSError) as error:  # what a user can cause; anything else is a defect and shows its traceback
         click.echo(f"Error: {error}", err=True)
         sys.exit(1)
 
