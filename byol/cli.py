@@ -70,7 +70,7 @@ def main() -> None:
         if extra is None:
             raise
         click.echo(
-            f"Error: this needs {error.name}, which is not installed; run: pip install 'byol[{extra}]'", err=True
+            f"Error: {error.name} is needed and not installed; run: pip install 'byol[{extra}]'", err=True
         )
         sys.exit(1)
     except (ValueError, OSError) as error:  # what a user can cause; anything else is a defect and shows its traceback
