@@ -69,9 +69,7 @@ def main() -> None:
         extra = EXTRAS.get((error.name or "").partition(".")[0])
         if extra is None:
             raise
-        click.echo(
-            f"Error: {error.name} is needed and not installed; run: pip install 'byol[{extra}]'", err=True
-        )
+        click.echo(f"Error: {error.name} is needed and not installed; run: pip install 'byol[{extra}]'", err=True)
         sys.exit(1)
     except (ValueError, OSError) as error:  # what a user can cause; anything else is a defect and shows its traceback
         click.echo(f"Error: {error}", err=True)
