@@ -13,8 +13,10 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
+from byol.export.graph import INPUT
 from byol.serve.bundle import MAX_RELATIVE_ERROR, MIN_COSINE, compare_features
 from byol.serve.manifest import Parity
+from byol.serve.session import open_session
 
 # 1 and 2 catch a batch axis that was fixed, 3 and 33 kernels that treat a remainder in a way of their own.
 BATCH_SIZES = (1, 2, 3, 33)
@@ -50,15 +52,12 @@ def measure(
 
     Raises `ValueError` when the deviation is above the gate.
     """
-    provider = "CPUExecutionProvider"
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = 3
-    session = onnxruntime.InferenceSession(graph, options, providers=[provider])
+    session = open_session(graph, "cpu", lambda _: {INPUT: sample_images(1, size)})
     figures = []
     for batch in BATCH_SIZES:
         images = sample_images(batch, size, seed=batch)
         expected = torch_features(encoder, images, mean, std)
-        (found,) = session.run(None, {session.get_inputs()[0].name: images})
+        (found,) = session.run({INPUT: images})
         figures.append(compare_features(expected, found))
     error, cosine = max(f[0] for f in figures), min(f[1] for f in figures)
     if not (error <= MAX_RELATIVE_ERROR and cosine >= MIN_COSINE):
@@ -66,5 +65,6 @@ def measure(
             f"export refused: ONNX Runtime does not reproduce torch (relative error {error:.3g}, at most "
             f"{MAX_RELATIVE_ERROR:g} allowed; cosine {cosine:.7f}, at least {MIN_COSINE} needed)"
         )
-    parity = Parity(error, cosine, BATCH_SIZES, provider, onnxruntime.__version__, torch.__version__.split("+")[0])
-    return parity, (images, expected)
+    provider = session.inference.get_providers()[0]
+    versions = onnxruntime.__version__, torch.__version__.partition("+")[0]
+    return Parity(error, cosine, BATCH_SIZES, provider, *versions), (images, expected)

@@ -78,6 +78,27 @@ def test_training_learns_and_the_untrained_encoder_is_kept(images, tmp_path):
     assert not torch.equal(first["conv1.weight"], last["conv1.weight"])
 
 
+def test_measured_features_are_the_online_encoders(images):
+    t = trainer(images)
+    pixels = t.pixels[:4]
+    before = t.features(pixels)
+    with torch.no_grad():
+        for p in t.model.target.parameters():
+            p.add_(1)
+    assert torch.equal(t.features(pixels), before)  # not the momentum encoder's
+    assert all(m.training for m in t.model.modules())  # and training goes on as before
+    with torch.no_grad():
+        t.model.online.encoder.get_parameter("conv1.weight").mul_(2)
+    assert not torch.allclose(t.features(pixels), before)
+
+
+def test_what_a_process_killed_at_its_first_write_leaves_is_no_obstacle(images, tmp_path):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / ".config.json.tmp").write_text('{"conf')
+    run_training(config(epochs=1), images, tmp_path / "run", None, resume=True)
+    assert read_checkpoint(tmp_path / "run" / "last.safetensors").step == 3
+
+
 def test_epochs_visit_every_image_once_in_a_new_order():
     epochs = [torch.cat([batch_rows(0, 3 * epoch + i, 24, 8) for i in range(3)]) for epoch in range(2)]
     assert all(sorted(rows.tolist()) == list(range(24)) for rows in epochs)
