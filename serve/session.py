@@ -77,8 +77,10 @@ def open_session(model: bytes, device: str, warm_up: WarmUp, shares_cores: bool 
     """
     if device not in DEVICES:
         raise DeviceError(f"device is {device!r}; expected one of {', '.join(DEVICES)}")
-    if device == "cpu":
-        return _cpu_session(model, "asked for", warm_up, shares_cores)
+    # Without a GPU `auto` need not list the libraries that are missing too; `cuda` does, to name all at once.
+    reason = "asked for" if device == "cpu" else device == "auto" and (build_problem() or driver_problem())
+    if reason:
+        return _cpu_session(model, reason, warm_up, shares_cores)
     try:
         return _cuda_session(model, warm_up, shares_cores)
     except DeviceError as error:

@@ -64,7 +64,7 @@ def test_unknown_device_and_unusable_graph() -> None:
 def test_auto_takes_the_cpu_and_says_why(capfd: pytest.CaptureFixture[str]) -> None:
     opened = open_session(_convolution(), "auto", lambda device: IMAGE)
     assert opened.device == "cpu"
-    assert opened.reason.startswith("CUDA cannot be used: ")
+    assert "NVIDIA driver" in opened.reason or "built without CUDA" in opened.reason
     assert capfd.readouterr() == ("", "")
 
 
