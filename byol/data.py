@@ -5,6 +5,7 @@ Legend: N images, M canvas pixels, S view pixels.
 
 from __future__ import annotations
 
+import functools
 import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -109,8 +110,12 @@ def seeded(device: torch.device | str, *key: object) -> torch.Generator:
 def batch_rows(seed: int, step: int, images: int, batch_size: int) -> Tensor:
     """The rows (batch_size,) of optimizer step `step`: each epoch is a shuffle of its own, its rest dropped."""
     epoch, place = divmod(step, images // batch_size)
-    order = torch.randperm(images, generator=seeded("cpu", seed, "order", epoch))
-    return order[place * batch_size : (place + 1) * batch_size]
+    return _epoch_order(seed, epoch, images)[place * batch_size : (place + 1) * batch_size]
+
+
+@functools.lru_cache(maxsize=2)
+def _epoch_order(seed: int, epoch: int, images: int) -> Tensor:
+    return torch.randperm(images, generator=seeded("cpu", seed, "order", epoch))
 
 
 def split_halves(labels: Sequence[str]) -> tuple[list[int], list[int]]:

@@ -34,5 +34,5 @@ def _has_fast_bf16(device: torch.device) -> bool:
 
 
 def resolve_compile(choice: bool | None, device: torch.device) -> bool:
-    """Unset: on CUDA only; on two CPU cores compiling takes a minute and gains a few percent."""
+    """Unset: on CUDA only; on a CPU compiling takes about a minute and gains little."""
     return device.type == "cuda" if choice is None else choice

@@ -115,10 +115,19 @@ def optimizer_tensors(optimizer: Optimizer, parameters: dict[str, nn.Parameter])
 def load_optimizer_tensors(
     optimizer: Optimizer, parameters: dict[str, nn.Parameter], tensors: dict[str, Tensor]
 ) -> None:
-    """The inverse of `optimizer_tensors`. Raises `ValueError` for a tensor that belongs to no parameter."""
+    """The inverse of `optimizer_tensors`.
+
+    Raises `ValueError` for a tensor that belongs to no parameter, and when only some parameters have a state.
+    """
+    owners = {full_name: full_name.rpartition(".")[0] for full_name in tensors}
+    unknown = sorted(full_name for full_name, name in owners.items() if name not in parameters)
+    missing = sorted(parameters.keys() - owners.values()) if tensors else []
+    if unknown or missing:
+        raise ValueError(
+            "the checkpoint's optimizer state does not fit this model: "
+            f"unknown {unknown[:5]}, missing for {missing[:5]} ({len(unknown)} and {len(missing)} in all)"
+        )
     for full_name, value in tensors.items():
         name, _, key = full_name.rpartition(".")
-        if name not in parameters:
-            raise ValueError(f"the checkpoint holds optimizer state of an unknown parameter: {full_name}")
         device = "cpu" if key == "step" else parameters[name].device
         optimizer.state[parameters[name]][key] = value.to(device).clone()

@@ -96,32 +96,6 @@ def cifar10_lightly() -> TrainConfig:
     )
 
 
-def cifar10_cpu() -> TrainConfig:
-    """CIFAR-10 on two CPU cores: ResNet-18, ImageNet stem at 40 px, 18 epochs, batch 64.
-
-    Our own numbers (docs/recipe.md). A stem at stride 4 on enlarged images costs a fifth of the CIFAR stem at 32 px;
-    small batches buy more steps for the same images. Cost: about an hour.
-    """
-    return cifar10_lightly().replace(
-        preset="cifar10-cpu",
-        stem="imagenet",
-        image_size=40,
-        canvas_size=32,
-        mean=CIFAR10_MEAN,
-        std=CIFAR10_STD,
-        view1=replace(cifar10_lightly().view1, crop_area=(0.2, 1.0)),
-        view2=replace(cifar10_lightly().view2, crop_area=(0.2, 1.0)),
-        batch_size=64,
-        epochs=18,
-        lr=0.24,
-        warmup_epochs=0.5,
-        tau_cosine=True,
-        keep_every=1,
-        log_every=100,
-        checkpoint_every=200,
-    )
-
-
 def tutorial() -> TrainConfig:
     """The CIFAR-10 tutorial with student and teacher: ResNet-18, Adam 3e-4, batch 256, 100 epochs.
 
@@ -198,7 +172,6 @@ PRESETS: dict[str, Callable[[], TrainConfig]] = {
     "small-128": small_128,
     "cifar10": cifar10,
     "cifar10-lightly": cifar10_lightly,
-    "cifar10-cpu": cifar10_cpu,
     "tutorial": tutorial,
     "demo": demo,
 }

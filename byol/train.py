@@ -201,13 +201,14 @@ def fit(
                     warn(f"step {done}: {warning}")
                 warned = warning is not None
                 meter = Meter(config.batch_size)
-            if done % save_every == 0 or last or stop.requested:
+            kept = bool(config.keep_every) and done % (config.keep_every * plan.steps_per_epoch) == 0
+            if done % save_every == 0 or kept or last or stop.requested:
                 meter.pause()
                 checkpoint = trainer.state(done, data)
                 if not finite(checkpoint.tensors):
                     raise ValueError(f"weights are not finite after step {done}; {_DIVERGED}")
                 save_checkpoint(run.last, checkpoint)
-                if config.keep_every and done % (config.keep_every * plan.steps_per_epoch) == 0:
+                if kept:
                     save_checkpoint(run.numbered(done), checkpoint)
                 meter.resume()
             if stop.requested and not last:

@@ -140,7 +140,12 @@ def test_state_survives_a_round_trip(name, lr):
         assert torch.equal(a, b)
 
 
-def test_state_of_an_unknown_parameter_is_refused():
-    p = {"w": nn.Parameter(torch.ones(2, 2))}
-    with pytest.raises(ValueError, match=r"unknown parameter: v\.momentum_buffer"):
-        load_optimizer_tensors(build_optimizer(TrainConfig(), p), p, {"v.momentum_buffer": torch.ones(2, 2)})
+@pytest.mark.parametrize(
+    ("names", "message"),
+    [(["v"], r"unknown \['v\.momentum_buffer'\], missing for \['b', 'w'\]"), (["w"], r"missing for \['b'\]")],
+)
+def test_state_that_does_not_fit_is_refused(names, message):
+    p = {name: nn.Parameter(torch.ones(2, 2)) for name in ("w", "b")}
+    state = {f"{name}.momentum_buffer": torch.ones(2, 2) for name in names}
+    with pytest.raises(ValueError, match=message):
+        load_optimizer_tensors(build_optimizer(TrainConfig(), p), p, state)

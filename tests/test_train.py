@@ -38,7 +38,7 @@ def trainer(images, **changes):
 
 
 def test_a_run_writes_what_the_design_says(images, tmp_path):
-    run_training(config(keep_every=1), images, tmp_path / "run", images)
+    run_training(config(keep_every=1, checkpoint_every=4), images, tmp_path / "run", images)
     names = sorted(path.name for path in (tmp_path / "run").iterdir())
     assert names == [
         "config.json",
