@@ -1,0 +1,57 @@
+"""What only a GPU can show: `pytest -m cuda` on a machine that has one; skipped elsewhere."""
+
+import numpy as np
+import pytest
+import torch
+from byol.checkpoint import read_checkpoint
+from byol.command import run_training
+from byol.data import load_canvases
+from byol.export.bundle import export_bundle
+from byol.images import open_source
+from byol.serve import Encoder, KNNClassifier, LinearProbe
+from byol.serve.bundle import Bundle, compare_features
+from byol.train import Trainer
+
+from tests.small import config, folder
+
+pytestmark = [
+    pytest.mark.cuda,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU"),
+]
+
+
+@pytest.fixture(scope="module")
+def work(tmp_path_factory):
+    path = tmp_path_factory.mktemp("cuda")
+    folder(path / "train", per_class=40)
+    run_training(config(device="auto", precision="auto", epochs=1), path / "train", path / "run", path / "train")
+    export_bundle(path / "run", path / "bundle")
+    return path
+
+
+def test_auto_trains_on_cuda_in_bf16_compiled_and_the_checkpoint_loads_anywhere(work):
+    trainer = Trainer(config(device="auto", precision="auto"), load_canvases(open_source(work / "train"), 16))
+    assert (trainer.device.type, trainer.compiled) == ("cuda", True)
+    checkpoint = read_checkpoint(work / "run" / "last.safetensors")
+    assert all(value.device.type == "cpu" for value in checkpoint.tensors.values())
+    trainer.load(checkpoint)
+
+
+def test_features_on_cuda_reproduce_torchs_golden_features(work):
+    images, expected = Bundle.open(work / "bundle").golden()
+    encoder = Encoder(work / "bundle", device="cuda")
+    assert encoder.device == "cuda"
+    error, cosine = compare_features(expected, encoder.encode(images))
+    assert error < 1e-3  # TF32 is off; cuDNN's algorithms round in another order than the CPU's
+    assert cosine > 0.99999
+
+
+def test_classifiers_on_cuda_agree_with_the_cpu():
+    random = np.random.default_rng(0)
+    centres = random.normal(size=(5, 32))
+    y = random.integers(0, 5, 600)
+    x = (centres[y] + random.normal(size=(600, 32))).astype(np.float32)
+    for make in (KNNClassifier, LinearProbe):
+        there, here = make(device="cuda").fit(x[:400], y[:400]), make(device="cpu").fit(x[:400], y[:400])
+        assert there.device_ == "cuda"
+        assert (there.predict(x[400:]) == here.predict(x[400:])).mean() > 0.99
