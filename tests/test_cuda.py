@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+
 from byol.checkpoint import read_checkpoint
 from byol.command import run_training
 from byol.data import load_canvases
@@ -11,7 +12,6 @@ from byol.images import open_source
 from byol.serve import Encoder, KNNClassifier, LinearProbe
 from byol.serve.bundle import Bundle, compare_features
 from byol.train import Trainer
-
 from tests.small import config, folder
 
 pytestmark = [
