@@ -31,8 +31,8 @@ class LARS(Optimizer):
     """Layer-wise adaptive rate scaling (You et al. 2017, arXiv 1708.03888), as in the paper's released code.
 
     For a group with `adapt`: d = grad + weight_decay * w; d *= eta * |w| / |d| (1 where a norm is 0); then for
-    every group m = momentum * m + d; w -= lr * m. `clip` bounds lr * ratio by lr, that is the ratio by 1, after
-    dividing it by lr (LARC, solo-learn). A group without `adapt` gets neither decay nor scaling.
+    every group m = momentum * m + d; w -= lr * m. With `clip` the factor of d is min(eta * |w| / |d| / lr, 1), as in
+    LARC and solo-learn. A group without `adapt` gets neither decay nor scaling.
     """
 
     def __init__(

@@ -19,10 +19,10 @@ Teacher, projector and predictor are not in here.
 
 ```python
 import numpy as np, onnxruntime
-from PIL import Image
+from PIL import Image, ImageOps
 
 session = onnxruntime.InferenceSession("encoder.onnx")
-image = Image.open("photo.jpg").convert("RGB")
+image = ImageOps.exif_transpose(Image.open("photo.jpg")).convert("RGB")
 side = {crop} * min(image.size) / {resize}
 left, top = (image.width - side) / 2, (image.height - side) / 2
 image = image.resize(({crop}, {crop}), Image.Resampling.BICUBIC, (left, top, left + side, top + side))
