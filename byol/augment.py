@@ -43,23 +43,28 @@ class ViewParams:
     solarize: Tensor
 
 
-def draw(config: ViewConfig, aspect: Tensor, generator: torch.Generator) -> ViewParams:
-    """Random parameters for B images of the given aspect (B,), width / height, on the generator's device."""
+def draw(config: ViewConfig, aspect: Tensor, generator: torch.Generator, rank: int = 0, world: int = 1) -> ViewParams:
+    """Random parameters for B images of the given aspect (B,), width / height, on the generator's device.
+
+    With `world` processes, the numbers of all their images are drawn and those of process `rank` are kept: together
+    they are what one process would have drawn.
+    """
     count, device = len(aspect), generator.device
 
     def uniform(low: float, high: float, *shape: int) -> Tensor:
-        return torch.rand((count, *shape), generator=generator, device=device) * (high - low) + low
+        numbers = torch.rand((world * count, *shape), generator=generator, device=device)
+        return numbers[rank * count : (rank + 1) * count] * (high - low) + low
 
     jitter = uniform(0, 1) < config.jitter  # (B,)
-    centre = 0.0 if config.additive_brightness else 1.0
-    neutral = torch.tensor([centre, 1.0, 1.0, 0.0], device=device)
-    reach = torch.tensor([config.brightness, config.contrast, config.saturation, config.hue], device=device)
-    amount = neutral + reach * uniform(-1, 1, 4)  # (B, J)
+    change = uniform(-1, 1, 4) * jitter[:, None]  # (B, J)
+    reach = (config.brightness, config.contrast, config.saturation, config.hue)
+    neutral = (0.0 if config.additive_brightness else 1.0, 1.0, 1.0, 0.0)
+    amount = [n + r * c for n, r, c in zip(neutral, reach, change.unbind(1), strict=True)]
     blurred = uniform(0, 1) < config.blur
     return ViewParams(
         box=_draw_box(config, aspect.to(device), uniform(0, 1, CROP_TRIES + 1, 2), uniform(0, 1, 2)),
         flip=uniform(0, 1) < config.flip,
-        amount=torch.where(jitter[:, None], amount, neutral),
+        amount=torch.stack(amount, dim=1),
         order=uniform(0, 1, 4).argsort(dim=1),
         grey=uniform(0, 1) < config.grey,
         sigma=torch.where(blurred, uniform(*config.blur_sigma), 0.0),

@@ -22,6 +22,8 @@ COMMANDS = {
     "linear": ("byol.serve.command", "Linear-probe accuracy of a bundle's features."),
     "info": ("byol.serve.command", "Show what a bundle holds; check it against itself."),
     "doctor": ("byol.serve.doctor", "Say which devices ONNX Runtime can use on this machine, and why not."),
+    "fetch": ("byol.cache_command", "Download a named data set (needs the `train` extra)."),
+    "cache": ("byol.cache_command", "Show or clear the decoded images kept for later runs."),
     "demo": (
         "byol.demo",
         "Train, export and evaluate on real digits, offline (needs the `train` and `demo` extras).",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,10 +12,12 @@ import click
 
 from byol.config import ARCHITECTURES, OPTIMIZERS, STEMS, TrainConfig, ViewConfig, setting_type
 from byol.console import note, note_skipped, progress, progress_bar
-from byol.images import open_source
 from byol.presets import PRESETS
+from byol.sources import open_source
 
 if TYPE_CHECKING:
+    from byol.data import ImageTensor, StreamedImages
+    from byol.distributed import World
     from byol.run import RunFolder
     from byol.train import Trainer
 
@@ -45,12 +48,14 @@ if TYPE_CHECKING:
     metavar="NAME=VALUE",
     help="Any other setting of docs/recipe.md, as --set knn_every=5 or --set view1.crop_area=[0.2,1].",
 )
+@click.option("--nproc", type=click.IntRange(1), default=1, show_default=True, help="Processes, one per GPU.")
 @click.option("--resume", is_flag=True, help="Continue the run in --out; start it when there is none.")
-def train(data: Path, out: Path, val_data: Path | None, resume: bool, **options: Any) -> None:
+def train(data: Path, out: Path, val_data: Path | None, nproc: int, resume: bool, **options: Any) -> None:
     """Learn an encoder from the unlabelled images in DATA: a folder (searched to every depth) or an .npz file.
 
     Without --preset: ResNet-50 at 224 px with the paper's 100-epoch settings, batch 256.
     """
+    from byol.distributed import is_launched, launch
     from byol.run import RunFolder
 
     run = RunFolder(out)
@@ -58,8 +63,13 @@ def train(data: Path, out: Path, val_data: Path | None, resume: bool, **options:
         config = chosen_config(run.config() if resume and run.exists() else None, options)
     except ValueError as error:
         raise click.UsageError(str(error)) from error
+    if nproc > 1 and not is_launched():
+        if not launch(nproc, sys.argv[1:]):
+            raise click.exceptions.Exit(1)
+        return
     run_training(config, data, out, val_data, resume)
-    note(f"Done. Next: byol export {out} --out BUNDLE")
+    if os.environ.get("RANK", "0") == "0":
+        note(f"Done. Next: byol export {out} --out BUNDLE")
 
 
 def chosen_config(stored: TrainConfig | None, options: dict[str, Any]) -> TrainConfig:
@@ -111,44 +121,82 @@ def _apply_setting(base: TrainConfig, given: dict[str, Any], text: str) -> None:
 def run_training(config: TrainConfig, data: Path, out: Path, val_data: Path | None, resume: bool = False) -> None:
     """Train from images to a finished run folder, with progress on stderr.
 
-    Raises `ValueError` or `OSError` for whatever a user can cause, `click.ClickException` when stopped by a signal.
+    Raises `ValueError` or `OSError` for whatever a user can cause, `click.ClickException` when stopped by a signal or
+    out of memory.
     """
-    from byol.data import canvas_side, load_canvases, source_digest
-    from byol.monitor import KNNMonitor
-    from byol.run import RunFolder
-    from byol.train import Interrupted, Trainer, fit
+    import torch
 
-    run = RunFolder(out)
+    from byol.distributed import LostProcess, joined
+    from byol.fit import Interrupted
+    from byol.run import RunFolder
+
+    try:
+        with joined() as world:
+            _train_in(world, config, data, RunFolder(out), val_data, resume)
+    except (Interrupted, LostProcess) as error:
+        raise click.ClickException(str(error)) from error
+    except torch.OutOfMemoryError as error:
+        raise click.ClickException(
+            f"out of memory: {config.batch_size // config.accumulate} images of {config.image_size} px at a time; use "
+            f"--accumulate {2 * config.accumulate} (the same result in less memory), --recompute, or a smaller "
+            "--batch-size; the last checkpoint is intact"
+        ) from error
+
+
+def _train_in(
+    world: World, config: TrainConfig, data: Path, run: RunFolder, val_data: Path | None, resume: bool
+) -> None:
+    from byol.data import canvas_side, open_images, source_digest
+    from byol.fit import fit
+    from byol.monitor import KNNMonitor
+    from byol.train import Trainer
+
     source = open_source(data)
     continuing = resume and run.exists()
     if not config.canvas_size:
         side = run.config().canvas_size if continuing else canvas_side(source, config.image_size)
         config = config.replace(canvas_size=side)
     with progress(f"decode {source.name}", len(source)) as advance:
-        images = load_canvases(source, config.canvas_size, advance)
-    note_skipped(images.skipped)
+        images = world.first_then_others(lambda: open_images(source, config.canvas_size, advance))
     facts = {"name": data.resolve().name, "images": len(images), "digest": source_digest(source)}
-    trainer = Trainer(config, images)
-    knn = KNNMonitor(config, source, open_source(val_data)) if val_data else None
+    trainer = Trainer(config, images, world)
+    validation = open_source(val_data) if val_data else None
+    knn = world.first_then_others(lambda: KNNMonitor(config, source, validation)) if validation else None
     start = _continue(trainer, run, facts) if continuing else 0
-    if not continuing:
-        run.create(config, {"data": facts, "skipped": [vars(item) for item in images.skipped]})
-    note(
+    world.require_same(start, "number of finished steps")
+    if world.first:
+        note_skipped(images.skipped)
+        if not continuing:
+            run.create(config, {"data": facts, "skipped": [vars(item) for item in images.skipped]})
+        note(_headline(trainer, images, start))
+    listed = len(images.skipped)
+    with trainer, Reporter(trainer.plan.total, start, shown=world.first) as reporter:
+        fit(trainer, run, facts, start, knn, reporter.report, reporter.warn)
+    if world.first:
+        note_skipped(images.skipped[listed:])  # what a stream met on its way
+
+
+def _headline(trainer: Trainer, images: ImageTensor | StreamedImages, start: int) -> str:
+    """What is trained, on what, and how."""
+    from byol.data import StreamedImages
+
+    config, world = trainer.config, trainer.world
+    norms = f", batch-norm {'over all' if trainer.sync_norm else 'in each'}" if world.size > 1 else ""
+    return (
         f"{config.arch} ({config.resolved_stem} stem) at {config.image_size} px on {len(images)} images, "
         f"{trainer.plan.total} steps of {config.batch_size}, {trainer.device.type}, {trainer.precision}"
         + (", compiled" if trainer.compiled else "")
+        + (", streamed" if isinstance(images, StreamedImages) else "")
+        + (f", {world.size} processes{norms}" if world.size > 1 else "")
         + (f"; continuing after step {start}" if start else "")
     )
-    with Reporter(trainer.plan.total, start) as reporter:
-        try:
-            fit(trainer, run, facts, start, knn, reporter.report, reporter.warn)
-        except Interrupted as error:
-            raise click.ClickException(str(error)) from error
 
 
 def _continue(trainer: Trainer, run: RunFolder, facts: dict[str, Any]) -> int:
     """Load the newest checkpoint; the number of finished steps. Raises `ValueError` when the images are others."""
     checkpoint = run.checkpoint()
+    if trainer.world.first:
+        run.drop_metrics_after(checkpoint.step if checkpoint else 0)
     if checkpoint is None:
         return 0
     if checkpoint.data != facts:
@@ -160,10 +208,10 @@ def _continue(trainer: Trainer, run: RunFolder, facts: dict[str, Any]) -> int:
 class Reporter:
     """Metrics for people: a bar on a terminal, else a line each time."""
 
-    def __init__(self, total: int, start: int):
+    def __init__(self, total: int, start: int, shown: bool = True):
         self.total = total
         self.knn = ""
-        self.bar = progress_bar("train", total, start) if sys.stderr.isatty() else None
+        self.bar = progress_bar("train", total, start) if shown and sys.stderr.isatty() else None
 
     def __enter__(self) -> Reporter:
         if self.bar:

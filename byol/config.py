@@ -139,6 +139,8 @@ class TrainConfig:
     """auto, fp32 or bf16."""
     compile: bool | None = None
     """torch.compile the networks and the augmentation; unset: on CUDA only."""
+    sync_norm: str = "auto"
+    """Batch-norm statistics over all processes: on, off, or auto (on below 128 images per process and forward)."""
     channels_last: bool = True
     """Keep activations in NHWC order."""
 
@@ -196,6 +198,7 @@ class TrainConfig:
             "optimizer": OPTIMIZERS,
             "device": ("auto", "cpu", "cuda"),
             "precision": ("auto", "fp32", "bf16"),
+            "sync_norm": ("auto", "on", "off"),
         }
         for name, legal in choices.items():
             _require(getattr(self, name) in legal, name, getattr(self, name), ", ".join(legal))

@@ -1,82 +1,256 @@
-"""Training images as uint8 tensors, and the order in which an epoch visits them.
+"""Decoded training images: in memory, mapped from the cache, or decoded as they are needed.
 
-Legend: N images, M canvas pixels, S view pixels.
+Legend: N images, B batch, M canvas pixels, S view pixels.
 """
 
 from __future__ import annotations
 
-import functools
 import hashlib
-from collections.abc import Callable, Sequence
+import json
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 import numpy as np
+import PIL
 import torch
 from PIL import Image
 from torch import Tensor
 
-from byol.images import ImageSource, Preprocess, Skipped, UnreadableImage, decode
+from byol.cache import META, DecodedCache
+from byol.images import ImageSource, Preprocess, Skipped, UnreadableImage, decode, usable_cores
+
+SMALL = 16 << 20  # bytes: fewer decoded images are held in memory and not cached, decoding them takes no time
+CHUNK = 65_536  # names hashed at a time
+CACHE_FORMAT = "1"  # changes with anything that makes the same file decode to other pixels
+
+Advance = Callable[[int], None]
+Transform = Callable[[Image.Image], tuple[np.ndarray, float]]
 
 
 @dataclass(frozen=True)
 class ImageTensor:
     """Decoded images.
 
-    `pixels`  uint8 (N, M, M, 3)
+    `pixels`  uint8 (N, M, M, 3), in memory or mapped from a file
     `aspect`  float32 (N,) width / height of the original: a canvas holds the whole picture, stretched to a square,
               and the crop of a view undoes the stretching
-    `indices` where each row stands in its source (rows of unreadable images are absent)
+    `indices` int64 (N,) where each row stands in its source (rows of unreadable images are absent)
     `skipped` the unreadable images
     """
 
     pixels: Tensor
     aspect: Tensor
-    indices: list[int]
+    indices: np.ndarray
     skipped: list[Skipped]
 
     def __len__(self) -> int:
         return len(self.indices)
 
 
-def load_canvases(source: ImageSource, canvas: int, advance: Callable[[int], None] | None = None) -> ImageTensor:
+class StreamedImages:
+    """Images decoded each time they are needed, for sources larger than memory and cache.
+
+    A row is the image's place in its source. `skipped` lists the unreadable ones met so far.
+    """
+
+    def __init__(self, source: ImageSource, canvas: int):
+        self.source, self.canvas = source, canvas
+        self._unreadable: dict[int, str] = {}
+        self._pool = ThreadPoolExecutor(usable_cores(), thread_name_prefix="stream")
+
+    def __len__(self) -> int:
+        return len(self.source)
+
+    @property
+    def skipped(self) -> list[Skipped]:
+        """What was unreadable so far, the listing's own first."""
+        met = [Skipped(self.source.ids[row], reason) for row, reason in sorted(self._unreadable.items())]
+        return [*self.source.skipped, *met]
+
+    def read(self, rows: Tensor) -> tuple[Tensor, Tensor]:
+        """Canvases uint8 (B, M, M, 3) and aspects (B,) of some rows.
+
+        In the place of an unreadable image stands the next readable one of the batch, so that every batch is full.
+        Raises `ValueError` when there is none.
+        """
+        pixels = np.empty((len(rows), self.canvas, self.canvas, 3), np.uint8)
+        aspect = np.empty(len(rows), np.float32)
+        transform = _squeeze(self.canvas)
+
+        def one(place: int, row: int) -> bool:
+            try:
+                pixels[place], aspect[place] = transform(self.source.open(row))
+            except UnreadableImage as error:
+                self._unreadable[row] = str(error)
+                return False
+            return True
+
+        good = np.array(list(self._pool.map(one, range(len(rows)), rows.tolist())))
+        readable = np.flatnonzero(good)
+        if not len(readable):
+            raise ValueError(_none_readable(self.source, len(rows), self.skipped))
+        bad = np.flatnonzero(~good)
+        instead = readable[np.searchsorted(readable, bad) % len(readable)]
+        pixels[bad], aspect[bad] = pixels[instead], aspect[instead]
+        return torch.from_numpy(pixels), torch.from_numpy(aspect)
+
+
+def open_images(
+    source: ImageSource, canvas: int, advance: Advance | None = None, cache: DecodedCache | None = None
+) -> ImageTensor | StreamedImages:
+    """The images of a source for training: decoded, where they fit into the cache, else streamed."""
+    cache = cache or DecodedCache()
+    size = len(source) * canvas * canvas * 3
+    if size > SMALL and not cache.has_room(size):
+        return StreamedImages(source, canvas)
+    return load_canvases(source, canvas, advance, cache)
+
+
+def load_canvases(
+    source: ImageSource, canvas: int, advance: Advance | None = None, cache: DecodedCache | None = None
+) -> ImageTensor:
     """Decode every image of a source, whole, to a canvas x canvas square for random cropping."""
+    return _load(source, canvas, f"canvas {canvas}", _squeeze(canvas), advance, cache)
+
+
+def load_evaluation(source: ImageSource, preprocess: Preprocess, cache: DecodedCache | None = None) -> ImageTensor:
+    """Decode every image of a source exactly as serving does: resized and centre-cropped."""
+    return _load(source, preprocess.crop, str(preprocess), lambda image: (preprocess(image), 1.0), None, cache)
+
+
+def _squeeze(canvas: int) -> Transform:
+    size = (canvas, canvas)
 
     def squeeze(image: Image.Image) -> tuple[np.ndarray, float]:
-        size = (canvas, canvas)
         square = image if image.size == size else image.resize(size, Image.Resampling.BICUBIC)
         return np.asarray(square), image.width / image.height
 
-    return _load(source, canvas, squeeze, advance)
-
-
-def load_evaluation(source: ImageSource, preprocess: Preprocess) -> ImageTensor:
-    """Decode every image of a source exactly as serving does: resized and centre-cropped."""
-    return _load(source, preprocess.crop, lambda image: (preprocess(image), 1.0), None)
+    return squeeze
 
 
 def _load(
     source: ImageSource,
     side: int,
-    transform: Callable[[Image.Image], tuple[np.ndarray, float]],
-    advance: Callable[[int], None] | None,
+    what: str,
+    transform: Transform,
+    advance: Advance | None,
+    cache: DecodedCache | None,
 ) -> ImageTensor:
-    pixels = np.empty((len(source), side, side, 3), dtype=np.uint8)
-    aspect: list[float] = []
-    indices: list[int] = []
+    """Decode a source, through the cache where one is given and the source can tell whether it changed."""
+    shape = (len(source), side, side, 3)
+    size = int(np.prod(shape, dtype=np.int64))
+    if cache is None or source.stamp is None or size <= SMALL or not cache.has_room(size):
+        pixels = np.empty(shape, np.uint8)
+        return _image_tensor(pixels, *_decode_into(pixels, source, transform, advance))
+    words = (CACHE_FORMAT, PIL.__version__, what, source_digest(source), source.stamp())
+    key = hashlib.sha256("\n".join(words).encode()).hexdigest()[:32]
+    entry = cache.find(key)
+    found = _read_entry(entry.path) if entry else None
+    if found is None or any(_readable_now(source, found.skipped)):
+        cache.drop(key)
+        with cache.create(key, size) as folder:
+            _write_entry(folder, shape, source, transform, advance)
+        entry = cache.find(key)
+        found = _read_entry(entry.path) if entry else None
+    if found is None:
+        raise OSError(f"{cache.root / key} cannot be read back; clear it by `byol cache clear`")
+    return found
+
+
+def _decode_into(
+    pixels: np.ndarray, source: ImageSource, transform: Transform, advance: Advance | None
+) -> tuple[np.ndarray, np.ndarray, list[Skipped]]:
+    """Fill the first rows of `pixels` with the readable images: their aspects, indices, and what was left out.
+
+    Raises `ValueError` when no image can be read.
+    """
+    aspect = np.empty(len(source), np.float32)
+    indices = np.empty(len(source), np.int64)
+    count = 0
     skipped = list(source.skipped)
     for index, result in decode(source, transform):
         if isinstance(result, UnreadableImage):
             skipped.append(Skipped(source.ids[index], str(result)))
         else:
-            pixels[len(indices)] = result[0]
-            aspect.append(result[1])
-            indices.append(index)
+            pixels[count], aspect[count] = result
+            indices[count] = index
+            count += 1
         if advance is not None:
             advance(1)
-    if not indices:
-        reasons = "".join(f"\n  {item.path}: {item.reason}" for item in skipped[:5])
-        raise ValueError(f"{source.name}: none of its {len(source)} images can be read{reasons}")
-    return ImageTensor(torch.from_numpy(pixels[: len(indices)]), torch.tensor(aspect), indices, skipped)
+    if not count:
+        raise ValueError(_none_readable(source, len(source), skipped))
+    return aspect[:count], indices[:count], skipped
+
+
+def _none_readable(source: ImageSource, count: int, skipped: list[Skipped]) -> str:
+    reasons = "".join(f"\n  {item.path}: {item.reason}" for item in skipped[:5])
+    return f"{source.name}: none of {count} images can be read{reasons}"
+
+
+def _image_tensor(pixels: np.ndarray, aspect: np.ndarray, indices: np.ndarray, skipped: list[Skipped]) -> ImageTensor:
+    return ImageTensor(torch.from_numpy(pixels[: len(indices)]), torch.from_numpy(aspect), indices, skipped)
+
+
+# ---------------------------------------------------------------------------------------------- cache entries
+
+
+def _write_entry(
+    folder: Path, shape: tuple[int, ...], source: ImageSource, transform: Transform, advance: Advance | None
+) -> None:
+    """Write `pixels.npy`, `aspect.npy`, `indices.npy` and `meta.json`; rows of unreadable images stay unused."""
+    pixels = np.lib.format.open_memmap(folder / "pixels.npy", mode="w+", dtype=np.uint8, shape=shape)
+    aspect, indices, skipped = _decode_into(pixels, source, transform, advance)
+    pixels.flush()
+    np.save(folder / "aspect.npy", aspect, allow_pickle=False)
+    np.save(folder / "indices.npy", indices, allow_pickle=False)
+    listed = len(source.skipped)
+    meta: dict[str, Any] = {
+        "name": Path(source.name).name,
+        "images": len(indices),
+        "shape": shape,
+        "listed": [vars(item) for item in skipped[:listed]],
+        "unreadable": [vars(item) for item in skipped[listed:]],
+    }
+    (folder / META).write_text(json.dumps(meta))
+
+
+def _read_entry(folder: Path) -> ImageTensor | None:
+    """An entry's images, mapped; None when its files are damaged."""
+    try:
+        meta = json.loads((folder / META).read_text())
+        # Copy on write: nobody writes, and torch wants arrays it could write to.
+        pixels = np.load(folder / "pixels.npy", mmap_mode="c", allow_pickle=False)
+        aspect = np.load(folder / "aspect.npy", allow_pickle=False)
+        indices = np.load(folder / "indices.npy", allow_pickle=False)
+        skipped = [Skipped(**item) for item in [*meta["listed"], *meta["unreadable"]]]
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    if list(pixels.shape) != meta["shape"] or not len(aspect) == len(indices) == meta["images"]:
+        return None
+    return _image_tensor(pixels, aspect, indices, skipped)
+
+
+def _readable_now(source: ImageSource, skipped: list[Skipped]) -> list[bool]:
+    """Whether images that were unreadable can be read now (a file's permissions leave no trace in its stamp)."""
+    paths = {item.path for item in skipped}
+    if not paths:
+        return []
+    rows = [i for i, identity in enumerate(source.ids) if identity in paths]
+
+    def readable(row: int) -> bool:
+        try:
+            source.open(row)
+        except UnreadableImage:
+            return False
+        return True
+
+    return [readable(row) for row in rows]
+
+
+# ------------------------------------------------------------------------------------------------- the source
 
 
 def canvas_side(source: ImageSource, image_size: int, probes: int = 64) -> int:
@@ -96,33 +270,7 @@ def canvas_side(source: ImageSource, image_size: int, probes: int = 64) -> int:
 
 def source_digest(source: ImageSource) -> str:
     """A digest of the list of images: tells whether a resumed run sees the same data."""
-    return hashlib.sha256("\n".join(source.ids).encode()).hexdigest()[:16]
-
-
-def seeded(device: torch.device | str, *key: object) -> torch.Generator:
-    """A generator that is a function of its key: the same numbers whenever and wherever a step is computed."""
-    digest = hashlib.sha256("/".join(map(str, key)).encode()).digest()
-    generator = torch.Generator(device=device)
-    generator.manual_seed(int.from_bytes(digest[:8], "little", signed=True))
-    return generator
-
-
-def batch_rows(seed: int, step: int, images: int, batch_size: int) -> Tensor:
-    """The rows (batch_size,) of optimizer step `step`: each epoch is a shuffle of its own, its rest dropped."""
-    epoch, place = divmod(step, images // batch_size)
-    return _epoch_order(seed, epoch, images)[place * batch_size : (place + 1) * batch_size]
-
-
-@functools.lru_cache(maxsize=2)
-def _epoch_order(seed: int, epoch: int, images: int) -> Tensor:
-    return torch.randperm(images, generator=seeded("cpu", seed, "order", epoch))
-
-
-def split_halves(labels: Sequence[str]) -> tuple[list[int], list[int]]:
-    """Two halves with the same class proportions: every class's images in turn to the first and the second."""
-    counts: dict[str, int] = {}
-    halves: tuple[list[int], list[int]] = ([], [])
-    for index, label in enumerate(labels):
-        counts[label] = counts.get(label, -1) + 1
-        halves[counts[label] % 2].append(index)
-    return halves
+    digest = hashlib.sha256()
+    for start in range(0, len(source), CHUNK):
+        digest.update(("\n".join(source.ids[start : start + CHUNK]) + "\n").encode())
+    return digest.hexdigest()[:16]

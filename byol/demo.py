@@ -75,8 +75,9 @@ def write_digits(folder: Path) -> None:
 
 def evaluate(out: Path) -> list[dict[str, Any]]:
     """Few-label and full accuracy of raw pixels, the untrained and the trained encoder; also draws the neighbours."""
-    from byol.images import open_source, require_labels
+    from byol.images import require_labels
     from byol.serve import Encoder
+    from byol.sources import open_source
 
     sources = [open_source(out / "images" / part) for part in ("train", "test")]
     y_train, y_test = (np.array(require_labels(source)) for source in sources)

@@ -2,19 +2,31 @@
 
 from __future__ import annotations
 
+import sys
+
 import torch
 
 
-def resolve_device(name: str) -> torch.device:
-    """auto, cpu or cuda as a device. Raises `ValueError` when CUDA is asked for and torch cannot use it."""
+def resolve_device(name: str, local_rank: int = 0) -> torch.device:
+    """auto, cpu or cuda as a device; each process of a machine takes the GPU of its number.
+
+    Raises `ValueError` when CUDA is asked for and torch cannot use it, or has fewer GPUs than processes.
+    """
     if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        name = "cuda" if torch.cuda.is_available() else "cpu"
     if name == "cuda" and not torch.cuda.is_available():
         build = f"CUDA {torch.version.cuda}" if torch.version.cuda else "no CUDA"
         raise ValueError(
             f"device is cuda, but torch {torch.__version__} (built with {build}) finds no usable NVIDIA GPU; "
             "check `nvidia-smi`, or use --device cpu"
         )
+    if name == "cuda":
+        if local_rank >= torch.cuda.device_count():
+            count = torch.cuda.device_count()
+            raise ValueError(
+                f"process {local_rank + 1} on this machine finds {count} GPUs; use --nproc {count} or fewer"
+            )
+        return torch.device("cuda", local_rank)
     return torch.device(name)
 
 
@@ -36,3 +48,21 @@ def _has_fast_bf16(device: torch.device) -> bool:
 def resolve_compile(choice: bool | None, device: torch.device) -> bool:
     """Unset: on CUDA only; on a CPU compiling takes about a minute and gains little."""
     return device.type == "cuda" if choice is None else choice
+
+
+def resolve_sync_norm(choice: str, micro_batch: int, world: int) -> bool:
+    """auto: on where a process sees fewer than 128 images per forward, too few for statistics of its own."""
+    if world == 1 or choice == "off":
+        return False
+    return choice == "on" or micro_batch < 128
+
+
+def peak_memory(device: torch.device) -> int:
+    """The most bytes held so far: on the GPU by torch, on a CPU by the process (0 where the system does not tell)."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    try:
+        import resource
+    except ImportError:  # Windows
+        return 0
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)

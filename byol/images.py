@@ -1,7 +1,6 @@
-"""What an image source is: scan, label, decode, resize. Torch-free; training and serving share it.
+"""What an image source is, and how its images are decoded and resized. Torch-free; training and serving share it.
 
-A source is a folder of images, one image file, or an `.npz` file (`images` uint8 (N, H, W, 3), optional
-`labels` (N,)). Images are decoded on demand; one that cannot be read raises `UnreadableImage` and nothing else.
+Images are decoded on demand; one that cannot be read raises `UnreadableImage` and nothing else.
 """
 
 from __future__ import annotations
@@ -12,8 +11,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import islice
-from pathlib import Path
-from typing import TypeVar
+from typing import IO, TypeVar
 
 import numpy as np
 from PIL import (  # noqa: F401 - the plugins register the decoders that FORMATS names
@@ -27,6 +25,8 @@ from PIL import (  # noqa: F401 - the plugins register the decoders that FORMATS
     TiffImagePlugin,
     WebPImagePlugin,
 )
+
+from byol.columns import Computed, Labels
 
 SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm"})
 
@@ -50,20 +50,24 @@ class Skipped:
 
 @dataclass(frozen=True)
 class ImageSource:
-    """Images in a fixed order, decoded on demand.
+    """Images in a fixed order, decoded on demand. `byol.sources.open_source` makes one from a location.
 
-    `ids`     one per image: the path relative to the root with `/` (bytes that are not UTF-8 as `\\xNN`), or the
-              row number of an `.npz`
+    `ids`     one per image: the path relative to the root with `/`, or the row number of an `.npz`
     `labels`  one per image: the class, or None for an image outside any class folder
     `skipped` what the listing itself had to leave out
     `open`    decodes image i to RGB, upright (EXIF applied); raises `UnreadableImage`
+    `stamp`   a digest that changes when an image does; None where there is none (images in memory)
+    `blocks`  int64: the first row of each run of rows that are read together (a Parquet row group); None where every
+              image is equally near
     """
 
     name: str
     ids: Sequence[str]
-    labels: Sequence[str | None]
+    labels: Labels
     skipped: Sequence[Skipped]
     open: Callable[[int], Image.Image]
+    stamp: Callable[[], str] | None = None
+    blocks: np.ndarray | None = None
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -71,41 +75,18 @@ class ImageSource:
     @property
     def classes(self) -> list[str]:
         """The distinct labels, sorted."""
-        return sorted({label for label in self.labels if label is not None})
+        return self.labels.classes
 
-    def subset(self, indices: Sequence[int]) -> ImageSource:
+    def subset(self, indices: Sequence[int] | np.ndarray) -> ImageSource:
         """The same source reduced to some of its images, in the given order."""
+        rows = np.asarray(indices, np.int64)
         return ImageSource(
             self.name,
-            [self.ids[i] for i in indices],
-            [self.labels[i] for i in indices],
+            Computed(len(rows), lambda i: self.ids[int(rows[i])]),
+            self.labels.take(rows),
             self.skipped,
-            lambda i: self.open(indices[i]),
+            lambda i: self.open(int(rows[i])),
         )
-
-
-def open_source(location: str | Path) -> ImageSource:
-    """Open a folder, an image file or an `.npz` as a source.
-
-    Raises `ValueError` when there is nothing there, no image in it, or the file is none of these.
-    """
-    path = Path(location)
-    if path.is_dir():
-        source = _folder_source(path)
-    elif not path.exists():
-        raise ValueError(f"{printable(path)} does not exist; expected a folder of images or an .npz file")
-    elif path.suffix.lower() == ".npz":
-        source = _npz_source(path)
-    elif path.suffix.lower() in SUFFIXES:
-        source = ImageSource(printable(path), [printable(path.name)], [None], [], lambda _: read_image(path))
-    else:
-        raise ValueError(f"{printable(path)} is neither a folder of images, nor an .npz file, nor an image")
-    if len(source) == 0:
-        reasons = "".join(f"\n  {item.path}: {item.reason}" for item in source.skipped[:5])
-        raise ValueError(
-            f"{source.name} holds no images (looked for {', '.join(sorted(SUFFIXES))} at every depth){reasons}"
-        )
-    return source
 
 
 def require_labels(source: ImageSource, least_classes: int = 2) -> list[str]:
@@ -113,11 +94,10 @@ def require_labels(source: ImageSource, least_classes: int = 2) -> list[str]:
 
     Raises `ValueError` when one has none, or when there are fewer than `least_classes` (1 for a test set).
     """
-    labels = [label for label in source.labels if label is not None]
-    if len(labels) < len(source):
-        bare = [i for i, label in zip(source.ids, source.labels, strict=True) if label is None]
+    missing = source.labels.missing
+    if len(missing):
         raise ValueError(
-            f"{source.name}: {len(bare)} of {len(source)} images have no label (first: {bare[0]}); "
+            f"{source.name}: {len(missing)} of {len(source)} images have no label (first: {source.ids[missing[0]]}); "
             "put each image into a sub-folder named after its class, or give an .npz with `labels`"
         )
     if len(source.classes) < least_classes:
@@ -125,7 +105,7 @@ def require_labels(source: ImageSource, least_classes: int = 2) -> list[str]:
             f"{source.name} holds one class only ({source.classes[0]}), so there is nothing to tell apart; "
             "point to the folder whose sub-folders are the classes"
         )
-    return labels
+    return [label for label in source.labels if label is not None]
 
 
 def printable(path: str | os.PathLike[str]) -> str:
@@ -133,84 +113,10 @@ def printable(path: str | os.PathLike[str]) -> str:
     return os.fsencode(path).decode("utf-8", "backslashreplace")
 
 
-# ---------------------------------------------------------------------------------------------------- folders
-
-
-def _folder_source(root: Path) -> ImageSource:
-    skipped: list[Skipped] = []
-    paths = sorted(_scan(root, "", set(), skipped), key=os.fsencode)
-    return ImageSource(
-        name=printable(root),
-        ids=[printable(path) for path in paths],
-        labels=[printable(path.split("/", 1)[0]) if "/" in path else None for path in paths],
-        skipped=sorted(skipped, key=lambda item: item.path),
-        open=lambda i: read_image(root / paths[i]),
-    )
-
-
-def _scan(root: Path, folder: str, seen: set[tuple[int, int]], skipped: list[Skipped]) -> Iterator[str]:
-    """Yield the images below `root/folder` as relative paths; a folder reached twice through links counts once."""
-    try:
-        status = os.stat(root / folder)
-        if (status.st_dev, status.st_ino) in seen:
-            skipped.append(Skipped(printable(folder), "symbolic link to a folder that is already listed"))
-            return
-        seen.add((status.st_dev, status.st_ino))
-        # Real folders before links to them, so that a link never takes the place of what it points to.
-        entries = sorted(os.scandir(root / folder), key=lambda entry: (entry.is_symlink(), os.fsencode(entry.name)))
-    except OSError as error:
-        skipped.append(Skipped(printable(folder or root), _reason(error)))
-        return
-    for entry in entries:
-        if entry.name.startswith("."):
-            continue
-        path = f"{folder}/{entry.name}" if folder else entry.name
-        if _is_folder(entry):
-            yield from _scan(root, path, seen, skipped)
-        elif os.path.splitext(entry.name)[1].lower() in SUFFIXES:
-            yield path
-
-
-def _is_folder(entry: os.DirEntry[str]) -> bool:
-    try:
-        return entry.is_dir()
-    except OSError:  # a link that points to itself
-        return False
-
-
-# ------------------------------------------------------------------------------------------------------- .npz
-
-
-def _npz_source(path: Path) -> ImageSource:
-    name = printable(path)
-    try:
-        with np.load(path, allow_pickle=False) as archive:
-            images = archive.get("images")
-            labels = archive.get("labels")
-            keys = ", ".join(archive.files)
-    except Exception as error:  # zipfile, zlib and NumPy raise many kinds
-        raise ValueError(f"{name} cannot be read as an .npz file: {_reason(error)}") from error
-    if images is None:
-        raise ValueError(f"{name} has no array `images` (it has: {keys or 'nothing'})")
-    if images.dtype != np.uint8 or images.ndim != 4 or images.shape[3] != 3:
-        raise ValueError(f"{name}: `images` must be uint8 (N, H, W, 3), found {images.dtype} {images.shape}")
-    if 0 in images.shape[1:3]:
-        raise ValueError(f"{name}: `images` has no pixels, its shape is {images.shape}")
-    if labels is not None and labels.shape != (len(images),):
-        raise ValueError(f"{name}: `labels` must have shape ({len(images)},), found {labels.shape}")
-    return ImageSource(
-        name=name,
-        ids=[str(i) for i in range(len(images))],
-        labels=[None] * len(images) if labels is None else [str(label) for label in labels],
-        skipped=[],
-        open=lambda i: Image.fromarray(images[i]),
-    )
-
-
 # ------------------------------------------------------------------------------------------- decode and resize
 
 
-def read_image(path: str | os.PathLike[str]) -> Image.Image:
+def read_image(path: str | os.PathLike[str] | IO[bytes]) -> Image.Image:
     """Decode one file to an upright RGB image (8 bits a channel).
 
     EXIF orientation is applied; alpha is dropped; 16-bit grey is scaled to 8 bits. Raises `UnreadableImage`.
@@ -222,7 +128,7 @@ def read_image(path: str | os.PathLike[str]) -> Image.Image:
     except UnreadableImage:
         raise
     except Exception as error:  # Pillow's decoders raise many kinds, SyntaxError and struct.error among them
-        raise UnreadableImage(_reason(error)) from error
+        raise UnreadableImage(reason_of(error)) from error
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
@@ -238,7 +144,8 @@ def to_rgb(image: Image.Image) -> Image.Image:
     return image.convert("RGB")
 
 
-def _reason(error: Exception) -> str:
+def reason_of(error: Exception) -> str:
+    """What went wrong, in one line without the path."""
     if isinstance(error, OSError) and error.strerror:
         return error.strerror
     if type(error).__name__ == "UnidentifiedImageError":

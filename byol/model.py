@@ -128,8 +128,9 @@ class BYOL(nn.Module):
 
 
 def byol_loss(prediction: Tensor, target: Tensor) -> Tensor:
-    """2 - 2 cos(prediction, target), averaged over the batch (paper eq. 2). Both (B, P); float32 scalar."""
-    prediction, target = F.normalize(prediction.float(), dim=1), F.normalize(target.float(), dim=1)
+    """2 - 2 cos(prediction, target), averaged over the batch (paper eq. 2). Both (B, P); a scalar, at least float32."""
+    kind = torch.promote_types(prediction.dtype, torch.float32)
+    prediction, target = F.normalize(prediction.to(kind), dim=1), F.normalize(target.to(kind), dim=1)
     return (2 - 2 * (prediction * target).sum(dim=1)).mean()
 
 

@@ -5,16 +5,18 @@ Legend: N bank, Q queries, B batch, D feature, P projection, C classes, K neighb
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from byol.cache import DecodedCache
 from byol.config import TrainConfig
-from byol.data import ImageTensor, load_evaluation, seeded, split_halves
+from byol.data import ImageTensor, load_evaluation
 from byol.images import ImageSource, Preprocess, require_labels
 from byol.model import Observation
+from byol.order import seeded, split_halves
 
 COLLAPSED_STD_RATIO = 0.1
 COLLAPSED_RANK = 1.5
@@ -49,7 +51,7 @@ class KNNMonitor:
 
     def __init__(self, config: TrainConfig, training: ImageSource, validation: ImageSource):
         labels = require_labels(validation)
-        if None not in training.labels and set(training.classes) >= set(validation.classes):
+        if not len(training.labels.missing) and set(training.classes) >= set(validation.classes):
             size = min(len(training), config.knn_bank)
             chosen = torch.randperm(len(training), generator=seeded("cpu", config.seed, "bank"))[:size]
             bank, queries = training.subset(sorted(chosen.tolist())), validation
@@ -61,14 +63,15 @@ class KNNMonitor:
         self.config = config
         self.classes = bank.classes
         preprocess = Preprocess.for_size(config.image_size)
-        self.bank, self.queries = load_evaluation(bank, preprocess), load_evaluation(queries, preprocess)
+        cache = DecodedCache()
+        self.bank = load_evaluation(bank, preprocess, cache)
+        self.queries = load_evaluation(queries, preprocess, cache)
         self.bank_labels = self._numbers(bank, self.bank)
         self.query_labels = self._numbers(queries, self.queries)
 
     def _numbers(self, source: ImageSource, images: ImageTensor) -> Tensor:
         number = {name: i for i, name in enumerate(self.classes)}
-        labels: Sequence[str | None] = source.labels
-        return torch.tensor([number.get(labels[i] or "", -1) for i in images.indices])
+        return torch.tensor([number.get(label or "", -1) for label in source.labels.take(images.indices)])
 
     def measure(self, features: Callable[[Tensor], Tensor]) -> float:
         """Top-1, 0 to 1; `features` maps uint8 images (N, S, S, 3) to features (N, D)."""

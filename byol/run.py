@@ -56,10 +56,8 @@ class RunFolder:
             raise ValueError(f"{self._config} cannot be read: {error}") from error
 
     def checkpoint(self) -> Checkpoint | None:
-        """The newest checkpoint, None when the run was stopped before its first. Drops metrics past it."""
-        checkpoint = read_checkpoint(self.last) if self.last.exists() else None
-        self._truncate_metrics(checkpoint.step if checkpoint else 0)
-        return checkpoint
+        """The newest checkpoint, None when the run was stopped before its first."""
+        return read_checkpoint(self.last) if self.last.exists() else None
 
     def log(self, record: dict[str, Any]) -> None:
         """Append one line to `metrics.jsonl`."""
@@ -76,7 +74,8 @@ class RunFolder:
                 continue
         return records
 
-    def _truncate_metrics(self, step: int) -> None:
+    def drop_metrics_after(self, step: int) -> None:
+        """Remove the lines past a step: the steps a resumed run does again."""
         if self._metrics.exists():
             kept = [json.dumps(record) + "\n" for record in self.metrics() if record["step"] <= step]
             with atomic_file(self._metrics) as temporary:

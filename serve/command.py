@@ -67,9 +67,10 @@ def extract(
     bundle: Path, images: Path, out: str, device: str, batch_size: int | None, on_error: str, as_json: bool
 ) -> None:
     """Compute the features of IMAGES (a folder, an image or an .npz) with BUNDLE."""
-    from byol.images import open_source, printable
+    from byol.images import printable
     from byol.serve import extract as extraction
     from byol.serve.encoder import Encoder
+    from byol.sources import open_source
 
     try:
         files = extraction.output_files(out)

@@ -15,11 +15,13 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from byol.images import ImageSource, Skipped, UnreadableImage, decode, open_source, printable, read_image, to_rgb
+from byol.columns import Labels
+from byol.images import ImageSource, Skipped, UnreadableImage, decode, printable, read_image, to_rgb
 from byol.serve import MAX_BATCH_SIZE
 from byol.serve.bundle import Bundle
 from byol.serve.manifest import ENCODER, BundleError, Manifest
 from byol.serve.session import Feeds, Session, open_session
+from byol.sources import open_source
 
 # The CPU gains nothing from larger batches; a GPU needs them.
 BATCH_SIZES = {"cpu": 32, "cuda": 256}
@@ -168,7 +170,7 @@ def _items_source(items: Sequence[ImageItem] | np.ndarray) -> ImageSource:
         raise ValueError(f"expected a list of images, found one {type(items).__name__}; put it into a list")
     items = list(items)
     names = [_item_name(i, item) for i, item in enumerate(items)]
-    return ImageSource("images", names, [None] * len(items), [], lambda i: _open_item(items[i]))
+    return ImageSource("images", names, Labels.none(len(items)), [], lambda i: _open_item(items[i]))
 
 
 def _item_name(index: int, item: ImageItem) -> str:

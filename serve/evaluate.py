@@ -9,11 +9,12 @@ from pathlib import Path
 
 import numpy as np
 
-from byol.images import ImageSource, Skipped, open_source, require_labels
+from byol.images import ImageSource, Skipped, require_labels
 from byol.serve.bundle import Bundle
 from byol.serve.encoder import Encoder
 from byol.serve.extract import Advance, collect
 from byol.serve.features import Features, is_features, read_features
+from byol.sources import open_source
 
 Progress = Callable[[str, int], AbstractContextManager[Advance]]  # (title, images) -> advance(count)
 

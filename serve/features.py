@@ -20,6 +20,7 @@ import pyarrow.parquet as pq
 
 from byol.files import atomic_file
 from byol.images import Skipped, printable
+from byol.tables import image_column
 
 PART, ERRORS = "part-00000.parquet", "errors.parquet"
 DIGEST_KEY = "bundle_sha256"
@@ -129,13 +130,14 @@ def write_errors(path: Path, listed: Sequence[Skipped], decoded: Sequence[Skippe
 def is_features(path: Path) -> bool:
     """Whether this is what `extract` writes: Parquet, a folder with `part-*.parquet`, an `.npz` with `features`.
 
-    Raises `ValueError` for an `.npz` that holds both images and features.
+    Parquet with a column of images, and none called `features`, is a source of images. Raises `ValueError` for an
+    `.npz` that holds both images and features.
     """
     if path.is_dir():
-        return any(path.glob("part-*.parquet"))
+        return any(is_features(part) for part in sorted(path.glob("part-*.parquet"))[:1])
     if path.suffix.lower() == ".npz":
         return _npz_holds_features(path)
-    return path.suffix.lower() == ".parquet"
+    return path.suffix.lower() == ".parquet" and not _parquet_holds_images(path)
 
 
 def read_features(path: str | Path) -> Features:
@@ -231,6 +233,15 @@ def _matrix(name: str, column: Any) -> np.ndarray:
         raise ValueError(f"{name}: rows with different numbers of features ({sorted(lengths)[:5]})")
     numbers = np.asarray(values.to_numpy(zero_copy_only=False), np.float32)
     return numbers.reshape(len(column), lengths[0])
+
+
+def _parquet_holds_images(path: Path) -> bool:
+    try:
+        with open(path, "rb") as stream:
+            schema = pq.read_schema(stream)
+    except (pa.ArrowException, OSError):  # not readable: whoever opens it as features says why
+        return False
+    return "features" not in schema.names and image_column(schema) is not None
 
 
 def _npz_holds_features(path: Path) -> bool:

@@ -8,9 +8,9 @@ from byol.checkpoint import read_checkpoint
 from byol.command import run_training
 from byol.data import load_canvases
 from byol.export.bundle import export_bundle
-from byol.images import open_source
 from byol.serve import Encoder, KNNClassifier, LinearProbe
 from byol.serve.bundle import Bundle, compare_features
+from byol.sources import open_source
 from byol.train import Trainer
 from tests.small import config, folder
 

@@ -8,9 +8,9 @@ from PIL import Image
 from sklearn.datasets import load_digits
 
 from byol.demo import FEW_LABELS, TRAIN_IMAGES, demo, few_labels, run_demo, table, write_digits
-from byol.images import open_source
 from byol.presets import PRESETS
 from byol.serve.bundle import verify
+from byol.sources import open_source
 
 
 def test_digits_are_written_without_loss(tmp_path):

@@ -10,16 +10,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from byol.images import (
-    ImageSource,
-    Preprocess,
-    UnreadableImage,
-    decode,
-    open_source,
-    printable,
-    read_image,
-    require_labels,
-)
+from byol.columns import Labels
+from byol.images import ImageSource, Preprocess, UnreadableImage, decode, printable, read_image, require_labels
+from byol.sources import open_source
 from tests.odd_images import bad_images, encoded, odd_images, picture, write_files, write_unreadable
 from tests.tiny import write_images
 
@@ -284,7 +277,7 @@ def test_decode_keeps_order_and_places_errors(threads: int, count: int) -> None:
             raise UnreadableImage(f"bad {i}")
         return Image.new("RGB", (2, 2), (i % 256, i // 256, 0))
 
-    source = ImageSource("test", [str(i) for i in range(count)], [None] * count, [], open_image)
+    source = ImageSource("test", [str(i) for i in range(count)], Labels.none(count), [], open_image)
     results = list(decode(source, lambda image: image.getpixel((0, 0)), threads))
     assert [i for i, _ in results] == list(range(count))
     for i, result in results:
@@ -302,7 +295,7 @@ def test_decode_holds_few_images_ahead_of_its_consumer() -> None:
         return Image.new("RGB", (1, 1))
 
     count = 5000
-    source = ImageSource("test", [str(i) for i in range(count)], [None] * count, [], open_image)
+    source = ImageSource("test", [str(i) for i in range(count)], Labels.none(count), [], open_image)
     results = decode(source, lambda image: image.size, threads=2)
     next(results)
     del results  # the consumer goes away: what is queued is cancelled

@@ -4,11 +4,11 @@ import numpy as np
 import pytest
 import torch
 
-from byol.data import split_halves
-from byol.images import open_source
 from byol.model import Observation
 from byol.monitor import KNNMonitor, collapse_statistics, collapse_warning, rankme, std_ratio, weighted_knn
+from byol.order import split_halves
 from byol.serve import KNNClassifier
+from byol.sources import open_source
 from tests.small import config, folder
 
 

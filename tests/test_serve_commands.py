@@ -12,10 +12,11 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from byol.images import Preprocess, open_source
+from byol.images import Preprocess
 from byol.serve import KNNClassifier, LinearProbe
 from byol.serve.bundle import Bundle
 from byol.serve.features import read_features
+from byol.sources import open_source
 from tests.command_line import Outcome, byol
 from tests.tiny import assert_same_features, tiny_reference, write_images, write_tiny_bundle
 
@@ -81,7 +82,7 @@ def test_extract_writes_every_row(place: Path, tmp_path: Path, out: str) -> None
     }  # fmt: skip
     read = read_features(target)
     source = open_source(place / "train")
-    assert (read.ids, read.labels) == (source.ids, source.labels)
+    assert (read.ids, read.labels) == (list(source.ids), list(source.labels))
     assert read.bundle == Bundle.open(place / "bundle").digest
     transform = Preprocess.for_size(16)
     pixels = np.stack([transform(source.open(i)) for i in range(50)])

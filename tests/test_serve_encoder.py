@@ -10,11 +10,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from byol.images import ImageSource, Preprocess, Skipped, open_source
+from byol.columns import Labels
+from byol.images import ImageSource, Preprocess, Skipped
 from byol.serve import Encoder
 from byol.serve.bundle import Bundle
 from byol.serve.encoder import BATCH_SIZES
 from byol.serve.manifest import BundleError
+from byol.sources import open_source
 from tests.odd_images import bad_images, odd_images, picture, write_files
 from tests.tiny import assert_same_features, tiny_reference, write_images, write_tiny_bundle
 
@@ -132,7 +134,7 @@ def test_a_defect_is_not_taken_for_a_bad_image(encoder: Encoder) -> None:
     def refuse(i: int) -> Image.Image:
         raise ValueError("defect")
 
-    broken = ImageSource("test", ["a"], [None], [], refuse)
+    broken = ImageSource("test", ["a"], Labels.none(1), [], refuse)
     with pytest.raises(ValueError, match="defect"):
         list(encoder.batches(broken))
 
@@ -156,7 +158,7 @@ def test_stream_yields_ids_and_logs_what_it_leaves_out(
 
 
 def test_listing_problems_are_logged_too(encoder: Encoder, caplog: pytest.LogCaptureFixture) -> None:
-    source = ImageSource("s", ["a"], [None], [Skipped("b", "gone")], lambda i: Image.new("RGB", (9, 9)))
+    source = ImageSource("s", ["a"], Labels.none(1), [Skipped("b", "gone")], lambda i: Image.new("RGB", (9, 9)))
     assert len(list(encoder.stream(source))) == 1
     assert caplog.records[0].getMessage() == "skipped b: gone"
 

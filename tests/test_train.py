@@ -16,10 +16,12 @@ from safetensors.torch import load_file
 
 from byol.checkpoint import read_checkpoint, save_checkpoint
 from byol.command import run_training, train
-from byol.data import batch_rows, load_canvases
-from byol.images import open_source
+from byol.data import load_canvases
+from byol.fit import fit
+from byol.order import Order, seeded
 from byol.run import RunFolder
-from byol.train import Plan, Trainer, fit
+from byol.sources import open_source
+from byol.train import Plan, Trainer
 from tests.small import REPOSITORY, config, folder
 
 
@@ -100,7 +102,8 @@ def test_what_a_process_killed_at_its_first_write_leaves_is_no_obstacle(images, 
 
 
 def test_epochs_visit_every_image_once_in_a_new_order():
-    epochs = [torch.cat([batch_rows(0, 3 * epoch + i, 24, 8) for i in range(3)]) for epoch in range(2)]
+    order = Order(seed=0, images=24, batch_size=8)
+    epochs = [torch.cat([order.rows(3 * epoch + i) for i in range(3)]) for epoch in range(2)]
     assert all(sorted(rows.tolist()) == list(range(24)) for rows in epochs)
     assert epochs[0].tolist() != epochs[1].tolist()
 
@@ -122,11 +125,10 @@ def test_accumulation_moves_the_target_once_per_optimizer_step(images):
 def test_accumulated_gradients_are_the_mean_of_the_micro_batches(images):
     t = trainer(images, accumulate=4)
     reference = trainer(images, accumulate=4)
-    generator_rows = batch_rows(0, 0, 24, 8)
-    from byol.data import seeded
-
+    pixels, aspect = reference.feed.batch(0)
     generator = seeded("cpu", 0, "views", 0)
-    losses = [reference.model(*reference.views(rows, generator))[0] for rows in generator_rows.chunk(4)]
+    micro = zip(pixels.chunk(4), aspect.chunk(4), strict=True)
+    losses = [reference.model(*reference.views(batch, generator))[0] for batch in micro]
     (sum(losses) / 4).backward()
     t.step(0)  # rate 0: the weights stay, the gradients remain
     for (name, p), q in zip(t.parameters.items(), reference.parameters.values(), strict=True):

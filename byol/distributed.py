@@ -1,0 +1,145 @@
+"""The processes of a training job: torch's launcher starts them, gloo or NCCL connects them.
+
+`byol train --nproc N` starts N processes on this machine, `torchrun --nnodes ... -m byol train ...` on many.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import uuid
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TypeVar
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from byol.images import usable_cores
+
+T = TypeVar("T")
+
+
+class LostProcess(Exception):
+    """Another process of the job is gone."""
+
+
+@dataclass(frozen=True)
+class World:
+    """This process among `size` others. Alone, every method is the identity."""
+
+    rank: int = 0
+    size: int = 1
+    local_rank: int = 0
+
+    @property
+    def first(self) -> bool:
+        """Whether this process writes files and talks to people."""
+        return self.rank == 0
+
+    @property
+    def group(self) -> str:
+        """The name of the group of all processes, for functional collectives."""
+        return str(dist.group.WORLD.group_name) if dist.group.WORLD is not None else ""
+
+    def mean(self, value: Tensor) -> Tensor:
+        """The mean over all processes."""
+        if self.size == 1:
+            return value
+        total = value.detach().clone()
+        dist.all_reduce(total)
+        return total / self.size
+
+    def gather(self, rows: Tensor) -> Tensor:
+        """All processes' rows (B, ...), one after the other: (R * B, ...)."""
+        if self.size == 1:
+            return rows
+        parts = [torch.empty_like(rows) for _ in range(self.size)]
+        dist.all_gather(parts, rows.contiguous())
+        return torch.cat(parts)
+
+    def any(self, flag: bool) -> bool:
+        """Whether any process says so."""
+        if self.size == 1:
+            return flag
+        votes = torch.tensor([int(flag)])  # on the CPU: nothing waits for a GPU
+        dist.all_reduce(votes)
+        return bool(votes)
+
+    def first_then_others(self, work: Callable[[], T]) -> T:
+        """Do the same in every process, in the first one before the others: they find what it left in the cache."""
+        if self.size == 1:
+            return work()
+        result = work() if self.first else None
+        dist.barrier()
+        if not self.first:
+            result = work()
+        return result  # type: ignore[return-value]
+
+    def require_same(self, value: int, what: str) -> None:
+        """Raises `ValueError` when `value` is not the same in all processes."""
+        if self.size > 1:
+            found = self.gather(torch.tensor([value])).tolist()
+            if len(set(found)) > 1:
+                raise ValueError(f"the processes of this job differ in their {what}: {found}; do they share one disk?")
+
+
+@contextmanager
+def joined() -> Iterator[World]:
+    """The world that a launcher started this process in: alone without one.
+
+    Raises `LostProcess` in place of the errors that follow when another process is gone.
+    """
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+        yield World()
+        return
+    world = World(*(int(os.environ[name]) for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK")))
+    # CPU tensors travel by gloo also where GPUs use NCCL: small agreements need not wait for a GPU.
+    dist.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo")
+    try:
+        yield world
+    except RuntimeError as error:
+        if _is_lost(error):
+            raise LostProcess("another process of this job is gone; continue with --resume") from error
+        raise
+    finally:
+        dist.destroy_process_group()
+
+
+def _is_lost(error: RuntimeError) -> bool:
+    text = str(error)
+    network = isinstance(error, dist.DistBackendError | dist.DistNetworkError)
+    return network or "Connection closed by peer" in text or "Connection reset by peer" in text
+
+
+def is_launched() -> bool:
+    """Whether a launcher started this process."""
+    return "TORCHELASTIC_RUN_ID" in os.environ or "WORLD_SIZE" in os.environ
+
+
+def launch(processes: int, arguments: Sequence[str]) -> bool:
+    """Run `byol ARGUMENTS` in so many processes on this machine, until all have ended; whether all succeeded.
+
+    Raises `ValueError` when the machine has GPUs, but fewer than processes.
+    """
+    from torch.distributed.elastic.multiprocessing.api import SignalException
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+    from torch.distributed.launcher.api import LaunchConfig, elastic_launch
+
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, usable_cores() // processes)))
+    config = LaunchConfig(
+        min_nodes=1,
+        max_nodes=1,
+        nproc_per_node=processes,
+        run_id=uuid.uuid4().hex,
+        rdzv_backend="c10d",
+        rdzv_endpoint="localhost:0",
+        max_restarts=0,
+    )
+    try:
+        elastic_launch(config, sys.executable)("-m", "byol", *arguments)
+    except (ChildFailedError, SignalException):  # the processes have said why
+        return False
+    return True

@@ -1,0 +1,174 @@
+"""The loop of a run: step, measure, log, save, until the end of the plan or a signal. Legend: B batch."""
+
+from __future__ import annotations
+
+import math
+import signal
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from byol.checkpoint import finite, save_checkpoint
+from byol.config import TrainConfig
+from byol.device import peak_memory
+from byol.model import Observation
+from byol.monitor import KNNMonitor, collapse_statistics, collapse_warning
+from byol.optim import learning_rate
+from byol.run import RunFolder, save_views
+from byol.train import Trainer
+
+
+class Interrupted(Exception):
+    """The run was stopped by a signal, after its state was saved."""
+
+
+def fit(
+    trainer: Trainer,
+    run: RunFolder,
+    data: dict[str, Any],
+    start: int = 0,
+    knn: KNNMonitor | None = None,
+    report: Callable[[dict[str, Any]], None] = lambda _: None,
+    warn: Callable[[str], None] = lambda _: None,
+) -> None:
+    """Train from step `start` to the end of the plan, writing metrics and checkpoints into the run folder.
+
+    `report` gets each line of metrics, `warn` plain sentences. Every process of a job runs this; the first one writes
+    and reports. Raises `ValueError` when the loss is not finite, and `Interrupted` after SIGINT or SIGTERM, once the
+    current step is saved.
+    """
+    config, plan, world = trainer.config, trainer.plan, trainer.world
+    if start == 0 and world.first:
+        save_views(run.views, *trainer.first_views())
+        if config.keep_every:
+            save_checkpoint(run.numbered(0), trainer.state(0, data))
+    save_every = config.checkpoint_every or plan.steps_per_epoch
+    meter = Meter(trainer)
+    warned = False
+    with StopSignals(patient=world.size > 1) as stop:
+        for step in range(start, plan.total):
+            loss, seen = trainer.step(step)
+            meter.add(loss)
+            done, last = step + 1, step + 1 == plan.total
+            epoch_end = done % plan.steps_per_epoch == 0 or last
+            if done % config.log_every == 0 or epoch_end:
+                record = _record(trainer, step, meter, seen)
+                if knn is not None and epoch_end and _knn_due(config, done // plan.steps_per_epoch, last):
+                    record["knn_top1"] = round(knn.measure(trainer.features), 5)
+                if world.first:
+                    run.log(record)
+                    report(record)
+                    warning = collapse_warning(record) if done > plan.warmup // 2 else None
+                    if warning and not warned:
+                        warn(f"step {done}: {warning}")
+                    warned = warning is not None
+                meter = Meter(trainer)
+            stopping = world.any(bool(stop.requested))
+            kept = bool(config.keep_every) and done % (config.keep_every * plan.steps_per_epoch) == 0
+            if world.first and (done % save_every == 0 or kept or last or stopping):
+                with meter.paused():
+                    _save(trainer, run, data, done, kept)
+            if stopping and not last:
+                raise Interrupted(
+                    f"stopped by {stop.requested or 'a signal'} after step {done}; continue with --resume"
+                )
+
+
+_DIVERGED = "lower --lr, lengthen the warm-up, or try --precision fp32; the last checkpoint is intact"
+
+
+def _save(trainer: Trainer, run: RunFolder, data: dict[str, Any], done: int, kept: bool) -> None:
+    checkpoint = trainer.state(done, data)
+    if not finite(checkpoint.tensors):
+        raise ValueError(f"weights are not finite after step {done}; {_DIVERGED}")
+    save_checkpoint(run.last, checkpoint)
+    if kept:
+        save_checkpoint(run.numbered(done), checkpoint)
+
+
+def _knn_due(config: TrainConfig, epoch: int, last: bool) -> bool:
+    return bool(config.knn_every) and (last or epoch % config.knn_every == 0)
+
+
+def _record(trainer: Trainer, step: int, meter: Meter, seen: Observation) -> dict[str, Any]:
+    """One line of metrics after optimizer step `step`. Raises `ValueError` for a loss that is not finite."""
+    measured = meter.result()
+    if not math.isfinite(measured["loss"]):
+        raise ValueError(f"the loss is {measured['loss']} at step {step + 1}; {_DIVERGED}")
+    everywhere = Observation(*(trainer.world.gather(tensor) for tensor in seen))
+    plan, config = trainer.plan, trainer.config
+    return {
+        "step": step + 1,
+        "epoch": round((step + 1) / plan.steps_per_epoch, 4),
+        "loss": round(measured.pop("loss"), 6),
+        "lr": learning_rate(step, plan.total, plan.warmup, config.peak_lr),
+        "tau": trainer.tau(step),
+        **measured,
+        **{key: round(value, 5) for key, value in collapse_statistics(everywhere).items()},
+    }
+
+
+class Meter:
+    """Mean loss and speed since it was made; reads the device only when asked for the result."""
+
+    def __init__(self, trainer: Trainer):
+        self.trainer, self.steps, self.pauses = trainer, 0, 0.0
+        self.loss: Tensor | float = 0.0
+        self.waited = trainer.feed.waited
+        self.started = time.perf_counter()
+
+    def add(self, loss: Tensor) -> None:
+        """Count one step."""
+        self.loss = self.loss + loss
+        self.steps += 1
+
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """Do not count this time (saving, say)."""
+        started = time.perf_counter()
+        yield
+        self.pauses += time.perf_counter() - started
+
+    def result(self) -> dict[str, float]:
+        """`loss` and `images_per_second` of all processes, `data_wait_percent` and `peak_memory_gb` of this one."""
+        trainer = self.trainer
+        loss = float(trainer.world.mean(torch.as_tensor(self.loss))) / self.steps  # the clock waits for the device
+        seconds = time.perf_counter() - self.started - self.pauses
+        return {
+            "loss": loss,
+            "images_per_second": round(self.steps * trainer.config.batch_size / seconds, 1),
+            "data_wait_percent": round(100 * (trainer.feed.waited - self.waited) / seconds, 2),
+            "peak_memory_gb": round(peak_memory(trainer.device) / 1e9, 3),
+        }
+
+
+class StopSignals:
+    """While active, SIGINT and SIGTERM only set `requested`; a second one interrupts at once.
+
+    Unless `patient`: a launcher passes on to its processes what the terminal has sent them already.
+    """
+
+    def __init__(self, patient: bool = False) -> None:
+        self.requested, self.patient = "", patient
+
+    def __enter__(self) -> StopSignals:
+        self._old = {}
+        for number in (signal.SIGINT, signal.SIGTERM):
+            try:
+                self._old[number] = signal.signal(number, self._note)
+            except ValueError:  # not in the main thread: the host program handles its signals
+                break
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._old.items():
+            signal.signal(number, handler)
+
+    def _note(self, number: int, _frame: object) -> None:
+        if self.requested and not self.patient:
+            raise KeyboardInterrupt
+        self.requested = signal.Signals(number).name
