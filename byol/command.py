@@ -18,6 +18,7 @@ from byol.sources import open_source
 if TYPE_CHECKING:
     from byol.data import ImageTensor, StreamedImages
     from byol.distributed import World
+    from byol.events import EventLog
     from byol.run import RunFolder
     from byol.train import Trainer
 
@@ -40,6 +41,7 @@ if TYPE_CHECKING:
 @click.option("--seed", type=int, help="Seed of weights, order and augmentation.")
 @click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), help="Where to train.")
 @click.option("--precision", type=click.Choice(["auto", "fp32", "bf16"]), help="auto: bf16 where it is fast.")
+@click.option("--recompute", is_flag=True, default=None, help="Less memory for more time: activations are not kept.")
 @click.option("--compile/--no-compile", default=None, help="torch.compile; unset: on CUDA only.")
 @click.option(
     "--set",
@@ -48,9 +50,12 @@ if TYPE_CHECKING:
     metavar="NAME=VALUE",
     help="Any other setting of docs/recipe.md, as --set knn_every=5 or --set view1.crop_area=[0.2,1].",
 )
+@click.option("--tensorboard", is_flag=True, help="Also write TensorBoard event files (needs the `tensorboard` extra).")
 @click.option("--nproc", type=click.IntRange(1), default=1, show_default=True, help="Processes, one per GPU.")
 @click.option("--resume", is_flag=True, help="Continue the run in --out; start it when there is none.")
-def train(data: Path, out: Path, val_data: Path | None, nproc: int, resume: bool, **options: Any) -> None:
+def train(
+    data: Path, out: Path, val_data: Path | None, tensorboard: bool, nproc: int, resume: bool, **options: Any
+) -> None:
     """Learn an encoder from the unlabelled images in DATA: a folder (searched to every depth) or an .npz file.
 
     Without --preset: ResNet-50 at 224 px with the paper's 100-epoch settings, batch 256.
@@ -67,7 +72,7 @@ def train(data: Path, out: Path, val_data: Path | None, nproc: int, resume: bool
         if not launch(nproc, sys.argv[1:]):
             raise click.exceptions.Exit(1)
         return
-    run_training(config, data, out, val_data, resume)
+    run_training(config, data, out, val_data, resume, tensorboard)
     if os.environ.get("RANK", "0") == "0":
         note(f"Done. Next: byol export {out} --out BUNDLE")
 
@@ -118,7 +123,14 @@ def _apply_setting(base: TrainConfig, given: dict[str, Any], text: str) -> None:
     given[outer] = ViewConfig(**{**vars(view), inner: parsed})
 
 
-def run_training(config: TrainConfig, data: Path, out: Path, val_data: Path | None, resume: bool = False) -> None:
+def run_training(
+    config: TrainConfig,
+    data: Path,
+    out: Path,
+    val_data: Path | None = None,
+    resume: bool = False,
+    tensorboard: bool = False,
+) -> None:
     """Train from images to a finished run folder, with progress on stderr.
 
     Raises `ValueError` or `OSError` for whatever a user can cause, `click.ClickException` when stopped by a signal or
@@ -132,7 +144,7 @@ def run_training(config: TrainConfig, data: Path, out: Path, val_data: Path | No
 
     try:
         with joined() as world:
-            _train_in(world, config, data, RunFolder(out), val_data, resume)
+            _train_in(world, config, data, RunFolder(out), val_data, resume, tensorboard)
     except (Interrupted, LostProcess) as error:
         raise click.ClickException(str(error)) from error
     except torch.OutOfMemoryError as error:
@@ -144,9 +156,16 @@ def run_training(config: TrainConfig, data: Path, out: Path, val_data: Path | No
 
 
 def _train_in(
-    world: World, config: TrainConfig, data: Path, run: RunFolder, val_data: Path | None, resume: bool
+    world: World,
+    config: TrainConfig,
+    data: Path,
+    run: RunFolder,
+    val_data: Path | None,
+    resume: bool,
+    tensorboard: bool,
 ) -> None:
     from byol.data import canvas_side, open_images, source_digest
+    from byol.events import EventLog
     from byol.fit import fit
     from byol.monitor import KNNMonitor
     from byol.train import Trainer
@@ -170,7 +189,8 @@ def _train_in(
             run.create(config, {"data": facts, "skipped": [vars(item) for item in images.skipped]})
         note(_headline(trainer, images, start))
     listed = len(images.skipped)
-    with trainer, Reporter(trainer.plan.total, start, shown=world.first) as reporter:
+    events = EventLog(run.path, start) if tensorboard and world.first else None
+    with trainer, Reporter(trainer.plan.total, start, events, shown=world.first) as reporter:
         fit(trainer, run, facts, start, knn, reporter.report, reporter.warn)
     if world.first:
         note_skipped(images.skipped[listed:])  # what a stream met on its way
@@ -206,10 +226,10 @@ def _continue(trainer: Trainer, run: RunFolder, facts: dict[str, Any]) -> int:
 
 
 class Reporter:
-    """Metrics for people: a bar on a terminal, else a line each time."""
+    """Metrics for people: a bar on a terminal, else a line each time; and TensorBoard's files where wanted."""
 
-    def __init__(self, total: int, start: int, shown: bool = True):
-        self.total = total
+    def __init__(self, total: int, start: int, events: EventLog | None = None, shown: bool = True):
+        self.total, self.events = total, events
         self.knn = ""
         self.bar = progress_bar("train", total, start) if shown and sys.stderr.isatty() else None
 
@@ -221,9 +241,13 @@ class Reporter:
     def __exit__(self, *_: object) -> None:
         if self.bar:
             self.bar.stop()
+        if self.events:
+            self.events.close()
 
     def report(self, record: dict[str, Any]) -> None:
         """Show one line of metrics."""
+        if self.events:
+            self.events.log(record)
         if "knn_top1" in record:
             self.knn = f"  kNN {100 * record['knn_top1']:.1f} %"
         text = (

@@ -141,6 +141,8 @@ class TrainConfig:
     """torch.compile the networks and the augmentation; unset: on CUDA only."""
     sync_norm: str = "auto"
     """Batch-norm statistics over all processes: on, off, or auto (on below 128 images per process and forward)."""
+    recompute: bool = False
+    """Compute activations again in the backward pass instead of keeping them: less memory, more time, no compile."""
     channels_last: bool = True
     """Keep activations in NHWC order."""
 
@@ -189,6 +191,8 @@ class TrainConfig:
         _require(self.warmup_epochs >= 0, "warmup_epochs", self.warmup_epochs, "0 or more")
         _require(self.knn_temperature > 0, "knn_temperature", self.knn_temperature, "above 0")
         _require(all(value > 0 for value in self.std), "std", self.std, "above 0")
+        if self.recompute and self.compile:
+            raise ValueError("recompute and compile do not go together; leave one of them out")
         self._check_lr()
 
     def _check_choices(self) -> None:

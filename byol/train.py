@@ -32,6 +32,7 @@ from byol.optim import (
     tau_at,
 )
 from byol.order import Order, seeded, share
+from byol.recompute import recompute_blocks
 from byol.sync_norm import synchronise_norms
 
 
@@ -67,13 +68,15 @@ class Trainer:
         self.plan = Plan.of(config, len(images))
         self.device = resolve_device(config.device, self.world.local_rank)
         self.precision = resolve_precision(config.precision, self.device)
-        self.compiled = resolve_compile(config.compile, self.device)
+        self.compiled = resolve_compile(config.compile, self.device) and not config.recompute
         self.sync_norm = resolve_sync_norm(config.sync_norm, self._micro_batch(), self.world.size)
         torch.manual_seed(config.seed)
         self.model = BYOL(config)
         if config.channels_last:
             self.model = self.model.to(memory_format=torch.channels_last)
         self.model = self.model.to(self.device).train()
+        if config.recompute:
+            recompute_blocks(self.model.online.encoder)
         self.parameters = self.model.trained_parameters()
         self.optimizer = build_optimizer(config, self.parameters)
         self.feed = self._open_feed(images)

@@ -1,0 +1,194 @@
+"""One row of `benchmarks/train.py`: train for a while and print images/s as JSON on the last line.
+
+python benchmarks/train_worker.py ours|lightly|ceiling|loops|dataloader DATA NAME=VALUE ...
+"""
+
+from __future__ import annotations
+
+import copy
+import itertools
+import json
+import os
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from byol.config import TrainConfig
+from byol.data import ImageTensor, canvas_side, open_images
+from byol.model import build_encoder, feature_dim
+from byol.presets import PRESETS
+from byol.sources import open_source
+from byol.train import Trainer
+
+
+def timed(step: Callable[[int], object], seconds: float, device: torch.device, images: int) -> float:
+    """Images/s of repeated steps, after a warm-up of the same length."""
+
+    def run(first: int) -> tuple[int, float]:
+        wait(device)
+        started, number = time.perf_counter(), first
+        while time.perf_counter() - started < seconds or number < first + 3:
+            step(number)
+            number += 1
+            if device.type == "cuda" and number % 10 == 0:
+                wait(device)
+        wait(device)
+        return number, time.perf_counter() - started
+
+    warm, _ = run(0)
+    last, spent = run(warm)
+    return (last - warm) * images / spent
+
+
+def wait(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def config_for(options: dict[str, Any]) -> TrainConfig:
+    """The `cifar10-lightly` recipe at the size asked for: the peer's own."""
+    names = {"arch", "image_size", "batch_size", "device", "precision", "channels_last", "compile"}
+    given = {name: value for name, value in options.items() if name in names}
+    return PRESETS["cifar10-lightly"]().replace(stem="auto", epochs=1000, lr=0.12, **given)
+
+
+def our_trainer(config: TrainConfig, data: Path) -> Trainer:
+    source = open_source(data)
+    config = config.replace(canvas_size=canvas_side(source, config.image_size))
+    return Trainer(config, open_images(source, config.canvas_size))
+
+
+def ours(config: TrainConfig, data: Path, seconds: float) -> float:
+    """What `byol train` does per step: feed, views, step, and the monitor's reading every `log_every` steps."""
+    from byol.monitor import collapse_statistics
+
+    trainer = our_trainer(config, data)
+
+    def step(number: int) -> None:
+        loss, seen = trainer.step(number)
+        if number % config.log_every == 0:
+            float(loss)
+            collapse_statistics(seen)
+
+    return timed(step, seconds, trainer.device, config.batch_size)
+
+
+def ceiling(config: TrainConfig, data: Path, seconds: float) -> float:
+    """Our step without its input: the same two random views every time."""
+    side = config.image_size
+    pixels = torch.randint(0, 256, (config.batch_size, side, side, 3), dtype=torch.uint8)
+    trainer = Trainer(
+        config.replace(canvas_size=side),
+        ImageTensor(pixels, torch.ones(len(pixels)), torch.arange(len(pixels)).numpy(), []),
+    )
+    views = trainer.views(trainer.feed.batch(0), torch.Generator(trainer.device).manual_seed(0))
+    trainer.views = lambda batch, generator: views  # type: ignore[method-assign]
+    return timed(trainer.step, seconds, trainer.device, config.batch_size)
+
+
+def loops(config: TrainConfig, data: Path, seconds: float) -> float:
+    """Ours with one update at a time: optimizer without foreach, target parameter by parameter."""
+    trainer = our_trainer(config, data)
+    for group in trainer.optimizer.param_groups:
+        group["foreach"] = False
+
+    @torch.no_grad()
+    def update(tau: float) -> None:
+        for target, online in zip(trainer.model.target.parameters(), trainer.model.online.parameters(), strict=True):
+            target.lerp_(online, 1 - tau)
+
+    trainer.model.update_target = update  # type: ignore[method-assign]
+    return timed(trainer.step, seconds, trainer.device, config.batch_size)
+
+
+def dataloader(config: TrainConfig, data: Path, seconds: float) -> float:
+    """Our networks and step, fed by the peer's per-image transforms in a DataLoader."""
+    trainer = our_trainer(config, data)
+    batches = lightly_batches(data, config)
+
+    def views(batch: object, generator: object) -> tuple[Tensor, Tensor]:
+        view1, view2 = next(batches)
+        layout = torch.channels_last if config.channels_last else torch.contiguous_format
+        return tuple(v.to(trainer.device, memory_format=layout) for v in (view1, view2))  # type: ignore[return-value]
+
+    trainer.views = views  # type: ignore[method-assign, assignment]
+    return timed(trainer.step, seconds, trainer.device, config.batch_size)
+
+
+def lightly_batches(data: Path, config: TrainConfig) -> Iterator[list[Tensor]]:
+    """Pairs of views as lightly's example makes them: per image, in worker processes."""
+    from lightly.data import LightlyDataset
+    from lightly.transforms.byol_transform import BYOLTransform, BYOLView1Transform, BYOLView2Transform
+    from torch.utils.data import DataLoader
+
+    blur = 0.0 if config.image_size <= 64 else 1.0
+    transform = BYOLTransform(
+        view_1_transform=BYOLView1Transform(input_size=config.image_size, gaussian_blur=blur),
+        view_2_transform=BYOLView2Transform(input_size=config.image_size, gaussian_blur=blur / 10),
+    )
+    loader = DataLoader(
+        LightlyDataset(str(data), transform=transform),
+        batch_size=config.batch_size,
+        shuffle=True,
+        drop_last=True,
+        num_workers=len(os.sched_getaffinity(0)),
+    )
+    return (views for _ in itertools.count() for views, _, _ in loader)
+
+
+def lightly(config: TrainConfig, data: Path, seconds: float) -> float:
+    """lightly's documented BYOL loop: its heads, loss, momentum update and transforms, fp32, plain SGD."""
+    from lightly.loss import NegativeCosineSimilarity
+    from lightly.models.modules import BYOLPredictionHead, BYOLProjectionHead
+    from lightly.models.utils import deactivate_requires_grad, update_momentum
+
+    device = torch.device(config.device)
+    backbone = build_encoder(config.arch, config.resolved_stem).to(device)
+    width = feature_dim(backbone)
+    projector = BYOLProjectionHead(width, 1024, 256).to(device)
+    predictor = BYOLPredictionHead(256, 1024, 256).to(device)
+    target_backbone, target_projector = copy.deepcopy(backbone), copy.deepcopy(projector)
+    deactivate_requires_grad(target_backbone)
+    deactivate_requires_grad(target_projector)
+    parameters = itertools.chain(backbone.parameters(), projector.parameters(), predictor.parameters())
+    optimizer, criterion = torch.optim.SGD(parameters, lr=0.06), NegativeCosineSimilarity()
+    batches = lightly_batches(data, config)
+
+    def step(number: int) -> None:
+        update_momentum(backbone, target_backbone, m=0.99)
+        update_momentum(projector, target_projector, m=0.99)
+        view1, view2 = (view.to(device) for view in next(batches))
+        prediction1, prediction2 = (predictor(projector(backbone(view))) for view in (view1, view2))
+        target1, target2 = (target_projector(target_backbone(view)).detach() for view in (view1, view2))
+        loss = 0.5 * (criterion(prediction1, target2) + criterion(prediction2, target1))
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+
+    return timed(step, seconds, device, config.batch_size)
+
+
+WORKERS = {"ours": ours, "lightly": lightly, "ceiling": ceiling, "loops": loops, "dataloader": dataloader}
+
+
+def main() -> None:
+    kind, data, *settings = sys.argv[1:]
+    options = dict(setting.split("=", 1) for setting in settings)
+    parsed: dict[str, Any] = {}
+    for name, text in options.items():
+        try:
+            parsed[name] = json.loads(text)
+        except json.JSONDecodeError:
+            parsed[name] = text
+    seconds = float(parsed.pop("seconds"))
+    rate = WORKERS[kind](config_for(parsed), Path(data), seconds)
+    print(json.dumps({"images_per_second": rate}))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,63 @@
+"""Activation checkpointing: a block's activations are computed again in the backward pass instead of being kept."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.utils.checkpoint import checkpoint
+
+
+def recompute_blocks(encoder: nn.Module) -> int:
+    """Make every residual or transformer block of an encoder recompute its activations; how many blocks there are.
+
+    Same outputs and gradients, and the same running statistics: the second forward does not count in them.
+    Parameters keep their names. Raises `ValueError` for an encoder without such blocks.
+    """
+    stages = [child for child in encoder.modules() if isinstance(child, nn.Sequential | nn.ModuleList)]
+    blocks = [block for stage in stages for block in stage if _is_block(block)]
+    if not blocks:
+        raise ValueError(f"recompute: {type(encoder).__name__} has no blocks to recompute; leave it out")
+    for block in blocks:
+        block.forward = _recomputing(block, block.forward)
+    return len(blocks)
+
+
+def _is_block(module: nn.Module) -> bool:
+    """A block of a stage: Bottleneck, BasicBlock, a transformer's Block, ConvNeXtBlock, InvertedResidual ..."""
+    name = type(module).__name__
+    return name.endswith(("Block", "Bottleneck")) or "Residual" in name
+
+
+def _recomputing(block: nn.Module, forward: Callable[..., Any]) -> Callable[..., Any]:
+    def run_again(*inputs: Any) -> Any:
+        passes = 0
+
+        def run(*inputs: Any) -> Any:
+            nonlocal passes
+            passes += 1
+            with _statistics_kept(block, passes > 1):
+                return forward(*inputs)
+
+        return checkpoint(run, *inputs, use_reentrant=False)
+
+    return run_again
+
+
+@contextmanager
+def _statistics_kept(block: nn.Module, keep: bool) -> Iterator[None]:
+    """While active, batch-norm layers leave their running statistics alone."""
+    norms = [m for m in block.modules() if isinstance(m, _BatchNorm) and m.track_running_stats] if keep else []
+    held = [(norm, norm.momentum) for norm in norms]
+    for norm in norms:
+        norm.momentum = 0.0
+    try:
+        yield
+    finally:
+        for norm, momentum in held:
+            norm.momentum = momentum
+            if norm.num_batches_tracked is not None:
+                norm.num_batches_tracked.sub_(1)
