@@ -56,7 +56,7 @@ if TYPE_CHECKING:
 def train(
     data: Path, out: Path, val_data: Path | None, tensorboard: bool, nproc: int, resume: bool, **options: Any
 ) -> None:
-    """Learn an encoder from the unlabelled images in DATA: a folder (searched to every depth) or an .npz file.
+    """Learn an encoder from the unlabelled images in DATA: a folder, an .npz file, shards (.tar, .parquet) or cifar10.
 
     Without --preset: ResNet-50 at 224 px with the paper's 100-epoch settings, batch 256.
     """
