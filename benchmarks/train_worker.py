@@ -116,7 +116,7 @@ def dataloader(config: TrainConfig, data: Path, seconds: float) -> float:
         layout = torch.channels_last if config.channels_last else torch.contiguous_format
         return tuple(v.to(trainer.device, memory_format=layout) for v in (view1, view2))  # type: ignore[return-value]
 
-    trainer.views = views  # type: ignore[method-assign, assignment]
+    trainer.views = views  # type: ignore[method-assign]
     return timed(trainer.step, seconds, trainer.device, config.batch_size)
 
 

@@ -108,7 +108,7 @@ def require_labels(source: ImageSource, least_classes: int = 2) -> list[str]:
     return [label for label in source.labels if label is not None]
 
 
-def printable(path: str | os.PathLike[str]) -> str:
+def printable(path: str | bytes | os.PathLike[str]) -> str:
     r"""The path as text that any file or terminal takes: bytes that are not UTF-8 become `\xNN`."""
     return os.fsencode(path).decode("utf-8", "backslashreplace")
 
@@ -116,7 +116,7 @@ def printable(path: str | os.PathLike[str]) -> str:
 # ------------------------------------------------------------------------------------------- decode and resize
 
 
-def read_image(path: str | os.PathLike[str] | IO[bytes]) -> Image.Image:
+def read_image(path: str | bytes | os.PathLike[str] | IO[bytes]) -> Image.Image:
     """Decode one file to an upright RGB image (8 bits a channel).
 
     EXIF orientation is applied; alpha is dropped; 16-bit grey is scaled to 8 bits. Raises `UnreadableImage`.

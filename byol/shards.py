@@ -86,7 +86,7 @@ class _Index:
 def _members(tar: tarfile.TarFile) -> Iterator[tuple[str, str, tarfile.TarInfo]]:
     """Yield (key, extension in lower case, member) of the regular files that are not hidden."""
     for member in tar:
-        tar.members = []  # or the archive keeps an object for every member
+        tar.members = []  # type: ignore[attr-defined]  # or it keeps an object for every member
         folder, slash, base = member.name.rpartition("/")
         stem, _, extension = base.partition(".")
         if member.isreg() and stem:

@@ -112,9 +112,9 @@ def _folder_source(root: Path) -> ImageSource:
     codes = array("i")
     classes: dict[bytes, int] = {}
     images = _scan(base, skipped)
-    while names := list(islice(images, CHUNK)):
-        chunks.append(pa.array(names, pa.large_binary()))
-        codes.extend(_class_of(name, classes) for name in names)
+    while paths := list(islice(images, CHUNK)):
+        chunks.append(pa.array(paths, pa.large_binary()))
+        codes.extend(_class_of(path, classes) for path in paths)
     listed = Names.of(chunks).raw
     order = pc.array_sort_indices(listed)
     names = Names(listed.take(order))

@@ -27,12 +27,13 @@ class _Gather(torch.autograd.Function):
         return _sum(parts, group)
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None, None]:  # type: ignore[override]
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None, None]:
         return _sum(gradient.contiguous(), ctx.group)[ctx.rank], None, None, None
 
 
 def _sum(tensor: Tensor, group: str) -> Tensor:
-    total: Tensor = functional.wait_tensor(functional.all_reduce(tensor, "sum", group))
+    reduced = functional.all_reduce(tensor, "sum", group)  # type: ignore[arg-type]
+    total: Tensor = functional.wait_tensor(reduced)  # type: ignore[no-untyped-call]
     return total
 
 
@@ -59,7 +60,7 @@ class SyncBatchNorm(_BatchNorm):
     def forward(self, input: Tensor) -> Tensor:
         """(B, C, ...) to the same shape and dtype."""
         if not self.training:
-            return self.after(super().forward(input))
+            return self._finished(super().forward(input))
         self._check_input_dim(input)
         axes = [0, *range(2, input.dim())]
         values = input.to(torch.promote_types(input.dtype, torch.float32))
@@ -72,7 +73,11 @@ class SyncBatchNorm(_BatchNorm):
         scale = scale * self.weight if self.affine else scale
         shift = self.bias - mean * scale if self.affine else -mean * scale
         shape = (1, -1, *(1 for _ in axes[1:]))
-        return self.after((values * scale.view(shape) + shift.view(shape)).to(input.dtype))
+        return self._finished((values * scale.view(shape) + shift.view(shape)).to(input.dtype))
+
+    def _finished(self, normalised: Tensor) -> Tensor:
+        output: Tensor = self.after(normalised)
+        return output
 
     @torch.no_grad()
     def _track(self, mean: Tensor, variance: Tensor, count: int) -> None:

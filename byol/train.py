@@ -143,8 +143,9 @@ class Trainer:
 
     def _exchange(self, last: bool) -> AbstractContextManager[None]:
         """Gradients are averaged over the processes once a step, in the backward pass of the last micro-batch."""
-        alone = last or not isinstance(self._network, DistributedDataParallel)
-        return nullcontext() if alone else self._network.no_sync()
+        if last or not isinstance(self._network, DistributedDataParallel):
+            return nullcontext()
+        return self._network.no_sync()
 
     def tau(self, step: int) -> float:
         """The target's momentum at a step."""

@@ -14,6 +14,7 @@ import torch
 from click.testing import CliRunner
 
 from byol import data
+from byol import images as images_module
 from byol.cache import META, DecodedCache, size_limit
 from byol.cache_command import cache as cache_command
 from byol.data import ImageTensor, StreamedImages, load_canvases, open_images
@@ -29,7 +30,8 @@ CPU = torch.device("cpu")
 
 @pytest.fixture
 def images(tmp_path: Path) -> Path:
-    return folder(tmp_path / "images")
+    made: Path = folder(tmp_path / "images")
+    return made
 
 
 @pytest.fixture
@@ -42,8 +44,13 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> DecodedCache:
 def decoded(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """Grows by one for every source that is decoded."""
     calls: list[int] = []
-    real = data.decode
-    monkeypatch.setattr(data, "decode", lambda source, transform: calls.append(len(source)) or real(source, transform))
+    real = images_module.decode
+
+    def counting(source, transform):
+        calls.append(len(source))
+        return real(source, transform)
+
+    monkeypatch.setattr(data, "decode", counting)
     return calls
 
 

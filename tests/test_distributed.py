@@ -72,7 +72,8 @@ def difference(a: Path, b: Path) -> float:
 
 @pytest.fixture(scope="module")
 def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return folder(tmp_path_factory.mktemp("images"))
+    made: Path = folder(tmp_path_factory.mktemp("images"))
+    return made
 
 
 @pytest.fixture(scope="module")

@@ -37,8 +37,13 @@ def test_recomputing_keeps_fewer_activations(images):
     kept = []
     for recompute in (False, True):
         trainer = Trainer(config(recompute=recompute), decoded)
-        sizes = []
-        with torch.autograd.graph.saved_tensors_hooks(lambda t, sizes=sizes: sizes.append(t.nbytes) or t, lambda t: t):
+        sizes: list[int] = []
+
+        def keep(tensor, sizes=sizes):
+            sizes.append(tensor.nbytes)
+            return tensor
+
+        with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
             views = trainer.views(trainer.feed.batch(0), torch.Generator())
             trainer.model(*views)
         kept.append(sum(sizes))
