@@ -33,8 +33,8 @@ def demo(out: Path) -> None:
 
 def run_demo(config: TrainConfig, out: Path) -> None:
     """The demo with the given settings; prints its table and leaves everything in `out`."""
-    from byol.command import run_training
     from byol.export.bundle import export_bundle
+    from byol.job import run_training
     from byol.run import RunFolder
 
     started = time.perf_counter()

@@ -38,11 +38,15 @@ class RunFolder:
         """Whether a run was started here."""
         return self._config.exists()
 
-    def create(self, config: TrainConfig, facts: dict[str, Any]) -> None:
-        """Start a run: the folder and `config.json`. Raises `ValueError` when the folder holds other files."""
+    def require_new(self) -> None:
+        """Raises `ValueError` when the folder holds other files."""
         if self.path.exists() and (not self.path.is_dir() or any(_visible(self.path))):
             remedy = "add --resume to continue it" if self.exists() else "it holds no run"
             raise ValueError(f"{self.path} is not empty ({remedy}); choose another --out")
+
+    def create(self, config: TrainConfig, facts: dict[str, Any]) -> None:
+        """Start a run: the folder and `config.json`. Raises `ValueError` when the folder holds other files."""
+        self.require_new()
         self.path.mkdir(parents=True, exist_ok=True)
         content = {"config": config.to_dict(), **facts, "versions": _versions(), "git_commit": _git_commit()}
         with atomic_file(self._config) as temporary:

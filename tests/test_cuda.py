@@ -5,9 +5,9 @@ import pytest
 import torch
 
 from byol.checkpoint import read_checkpoint
-from byol.command import run_training
 from byol.data import load_canvases
 from byol.export.bundle import export_bundle
+from byol.job import run_training
 from byol.serve import Encoder, KNNClassifier, LinearProbe
 from byol.serve.bundle import Bundle, compare_features
 from byol.sources import open_source

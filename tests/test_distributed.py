@@ -169,9 +169,16 @@ from byol.sources import open_source
 from byol.train import Trainer
 from tests.small import config
 
+class Wide(Trainer):
+    def views(self, batch, generator):
+        torch.set_default_dtype(torch.float32)  # rendered as ever, and float64 from the normalisation on
+        views = super().views(batch, generator)
+        torch.set_default_dtype(torch.float64)
+        return views
+
 def weights(world, accumulate, sync_norm="auto"):
     settings = config(batch_size=16, epochs=20, warmup_epochs=2, lr=0.5, accumulate=accumulate, sync_norm=sync_norm)
-    trainer = Trainer(settings, images, world)
+    trainer = Wide(settings, images, world)
     for step in range(20):
         trainer.step(step)
     return torch.cat([p.detach().flatten() for p in trainer.model.parameters()])

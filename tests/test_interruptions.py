@@ -18,7 +18,7 @@ from pathlib import Path
 import torch
 torch.set_num_threads(1)
 from byol.checkpoint import read_checkpoint
-from byol.command import run_training
+from byol.job import run_training
 from tests.small import config
 
 images, out, kills = Path(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3])

@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import nn
 
-from byol.command import run_training
 from byol.data import load_canvases
+from byol.job import run_training
 from byol.recompute import recompute_blocks
 from byol.sources import open_source
 from byol.train import Trainer

@@ -15,9 +15,10 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from byol.checkpoint import read_checkpoint, save_checkpoint
-from byol.command import run_training, train
+from byol.command import train
 from byol.data import load_canvases
 from byol.fit import fit
+from byol.job import run_training
 from byol.order import Order, seeded
 from byol.run import RunFolder
 from byol.sources import open_source

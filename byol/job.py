@@ -1,0 +1,159 @@
+"""One training job: images, trainer and run folder brought together, with progress for people."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import click
+import torch
+
+from byol.config import TrainConfig
+from byol.console import note, note_skipped, progress, progress_bar
+from byol.data import ImageTensor, StreamedImages, canvas_side, open_images, source_digest
+from byol.distributed import LostProcess, World, joined
+from byol.events import EventLog
+from byol.fit import Interrupted, fit
+from byol.monitor import KNNMonitor
+from byol.run import RunFolder
+from byol.sources import open_source
+from byol.train import Trainer
+
+
+def run_training(
+    config: TrainConfig,
+    data: Path,
+    out: Path,
+    val_data: Path | None = None,
+    resume: bool = False,
+    tensorboard: bool = False,
+) -> None:
+    """Train from images to a finished run folder, with progress on stderr.
+
+    Raises `ValueError` or `OSError` for whatever a user can cause, `click.ClickException` when stopped by a signal or
+    out of memory.
+    """
+    try:
+        with joined() as world:
+            _train_in(world, config, data, RunFolder(out), val_data, resume, tensorboard)
+    except (Interrupted, LostProcess) as error:
+        raise click.ClickException(str(error)) from error
+    except (RuntimeError, MemoryError) as error:
+        if not _is_out_of_memory(error):
+            raise
+        raise click.ClickException(
+            f"out of memory: {config.batch_size // config.accumulate} images of {config.image_size} px at a time; use "
+            f"--accumulate {2 * config.accumulate}, --recompute, or a smaller --batch-size; checkpoints are intact"
+        ) from error
+
+
+def _is_out_of_memory(error: BaseException) -> bool:
+    """Also a CPU's: torch has no type of its own for it."""
+    return isinstance(error, torch.OutOfMemoryError | MemoryError) or "DefaultCPUAllocator" in str(error)
+
+
+def _train_in(
+    world: World,
+    config: TrainConfig,
+    data: Path,
+    run: RunFolder,
+    val_data: Path | None,
+    resume: bool,
+    tensorboard: bool,
+) -> None:
+    continuing = resume and run.exists()
+    if world.first and not continuing:
+        run.require_new()
+    source = open_source(data)
+    if not config.canvas_size:
+        side = run.config().canvas_size if continuing else canvas_side(source, config.image_size)
+        config = config.replace(canvas_size=side)
+    with progress(f"decode {source.name}", len(source)) as advance:
+        images = world.first_then_others(lambda: open_images(source, config.canvas_size, advance))
+    facts = {"name": data.resolve().name, "images": len(images), "digest": source_digest(source)}
+    trainer = Trainer(config, images, world)
+    validation = open_source(val_data) if val_data else None
+    knn = world.first_then_others(lambda: KNNMonitor(config, source, validation)) if validation else None
+    start = _continue(trainer, run, facts) if continuing else 0
+    world.require_same(start, "number of finished steps")
+    if world.first:
+        note_skipped(images.skipped)
+        if not continuing:
+            run.create(config, {"data": facts, "skipped": [vars(item) for item in images.skipped]})
+        note(_headline(trainer, images, start))
+    listed = len(images.skipped)
+    events = EventLog(run.path, start) if tensorboard and world.first else None
+    with trainer, Reporter(trainer.plan.total, start, events, shown=world.first) as reporter:
+        fit(trainer, run, facts, start, knn, reporter.report, reporter.warn)
+    if world.first:
+        note_skipped(images.skipped[listed:])  # what a stream met on its way
+
+
+def _headline(trainer: Trainer, images: ImageTensor | StreamedImages, start: int) -> str:
+    """What is trained, on what, and how."""
+    config, world = trainer.config, trainer.world
+    norms = f", batch-norm {'over all' if trainer.sync_norm else 'in each'}" if world.size > 1 else ""
+    return (
+        f"{config.arch} ({config.resolved_stem} stem) at {config.image_size} px on {len(images)} images, "
+        f"{trainer.plan.total} steps of {config.batch_size}, {trainer.device.type}, {trainer.precision}"
+        + (", compiled" if trainer.compiled else "")
+        + (", streamed" if isinstance(images, StreamedImages) else "")
+        + (f", {world.size} processes{norms}" if world.size > 1 else "")
+        + (f"; continuing after step {start}" if start else "")
+    )
+
+
+def _continue(trainer: Trainer, run: RunFolder, facts: dict[str, Any]) -> int:
+    """Load the newest checkpoint; the number of finished steps. Raises `ValueError` when the images are others."""
+    checkpoint = run.checkpoint()
+    if trainer.world.first:
+        run.drop_metrics_after(checkpoint.step if checkpoint else 0)
+    if checkpoint is None:
+        return 0
+    if checkpoint.data != facts:
+        raise ValueError(f"{run.path} was trained on {checkpoint.data}, but the images now are {facts}")
+    trainer.load(checkpoint)
+    return checkpoint.step
+
+
+class Reporter:
+    """Metrics for people: a bar on a terminal, else a line each time; and TensorBoard's files where wanted."""
+
+    def __init__(self, total: int, start: int, events: EventLog | None = None, shown: bool = True):
+        self.total, self.events = total, events
+        self.knn = ""
+        self.bar = progress_bar("train", total, start) if shown and sys.stderr.isatty() else None
+
+    def __enter__(self) -> Reporter:
+        if self.bar:
+            self.bar.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self.bar:
+            self.bar.stop()
+        if self.events:
+            self.events.close()
+
+    def report(self, record: dict[str, Any]) -> None:
+        """Show one line of metrics."""
+        if self.events:
+            self.events.log(record)
+        if "knn_top1" in record:
+            self.knn = f"  kNN {100 * record['knn_top1']:.1f} %"
+        text = (
+            f"epoch {record['epoch']:.1f}  loss {record['loss']:.4f}  tau {record['tau']:.4f}  "
+            f"{record['images_per_second']:.0f} images/s{self.knn}"
+        )
+        if self.bar:
+            self.bar.update(self.bar.task_ids[0], completed=record["step"], description=text)
+        else:
+            note(f"step {record['step']}/{self.total}  {text}")
+
+    def warn(self, message: str) -> None:
+        """Show a warning."""
+        if self.bar:
+            self.bar.console.print(f"warning: {message}", markup=False)
+        else:
+            note(f"warning: {message}")
