@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from byol.config import ARCHITECTURES, OPTIMIZERS, STEMS, TrainConfig, ViewConfig, setting_type
+from byol.config import ARCHITECTURES, OPTIMIZERS, STEMS, TIMM, TrainConfig, ViewConfig, setting_type
 from byol.console import note, note_skipped, progress, progress_bar
 from byol.images import open_source
 from byol.presets import PRESETS
@@ -26,8 +26,14 @@ if TYPE_CHECKING:
 @click.option("--val-data", type=click.Path(path_type=Path), help="Labelled images for kNN accuracy while training.")
 @click.option("--epochs", type=int, help="Passes over the images.")
 @click.option("--batch-size", type=int, help="Images per optimizer step.")
-@click.option("--arch", type=click.Choice(ARCHITECTURES), help="Encoder.")
-@click.option("--stem", type=click.Choice(STEMS), help="First layers; auto: cifar up to 64 px, imagenet above.")
+@click.option(
+    "--arch",
+    metavar=f"[{'|'.join(ARCHITECTURES)}|{TIMM}NAME]",
+    help="Encoder; timm:NAME is any model of timm's (needs the `timm` extra).",
+)
+@click.option(
+    "--stem", type=click.Choice(STEMS), help="First layers of a ResNet; auto: cifar up to 64 px, imagenet above."
+)
 @click.option("--image-size", type=int, help="Side of a view and of the exported input, in pixels.")
 @click.option("--max-steps", type=int, help="End after so many optimizer steps, schedules included.")
 @click.option("--accumulate", type=int, help="Split each batch into so many micro-batches.")
@@ -56,6 +62,10 @@ def train(data: Path, out: Path, val_data: Path | None, resume: bool, **options:
     run = RunFolder(out)
     try:
         config = chosen_config(run.config() if resume and run.exists() else None, options)
+        if config.timm_name:
+            from byol.timm_encoder import check_name  # without timm `main` names the extra
+
+            check_name(config.timm_name)
     except ValueError as error:
         raise click.UsageError(str(error)) from error
     run_training(config, data, out, val_data, resume)
@@ -133,8 +143,9 @@ def run_training(config: TrainConfig, data: Path, out: Path, val_data: Path | No
     start = _continue(trainer, run, facts) if continuing else 0
     if not continuing:
         run.create(config, {"data": facts, "skipped": [vars(item) for item in images.skipped]})
+    stem = "" if config.timm_name else f" ({config.resolved_stem} stem)"
     note(
-        f"{config.arch} ({config.resolved_stem} stem) at {config.image_size} px on {len(images)} images, "
+        f"{config.arch}{stem} at {config.image_size} px on {len(images)} images, "
         f"{trainer.plan.total} steps of {config.batch_size}, {trainer.device.type}, {trainer.precision}"
         + (", compiled" if trainer.compiled else "")
         + (f"; continuing after step {start}" if start else "")

@@ -44,7 +44,7 @@ class RunFolder:
             remedy = "add --resume to continue it" if self.exists() else "it holds no run"
             raise ValueError(f"{self.path} is not empty ({remedy}); choose another --out")
         self.path.mkdir(parents=True, exist_ok=True)
-        content = {"config": config.to_dict(), **facts, "versions": _versions(), "git_commit": _git_commit()}
+        content = {"config": config.to_dict(), **facts, "versions": _versions(config), "git_commit": _git_commit()}
         with atomic_file(self._config) as temporary:
             temporary.write_text(json.dumps(content, indent=2, sort_keys=True) + "\n")
 
@@ -88,13 +88,18 @@ def _visible(folder: Path) -> list[Path]:
     return [path for path in folder.iterdir() if not path.name.startswith(".")]
 
 
-def _versions() -> dict[str, str]:
-    return {
+def _versions(config: TrainConfig) -> dict[str, str]:
+    versions = {
         "byol": __version__,
         "python": platform.python_version(),
         "torch": torch.__version__,
         "torchvision": torchvision.__version__,
     }
+    if config.timm_name:
+        import timm
+
+        versions["timm"] = timm.__version__
+    return versions
 
 
 def _git_commit() -> str | None:
