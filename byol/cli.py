@@ -31,7 +31,7 @@ COMMANDS = {
 }
 
 # Top-level packages an extra brings: a missing one is a set-up problem, told in one line.
-EXTRAS = {"torch": "train", "torchvision": "train", "onnxscript": "train", "sklearn": "demo"}
+EXTRAS = {"torch": "train", "torchvision": "train", "onnxscript": "train", "sklearn": "demo", "timm": "timm"}
 
 
 class LazyGroup(click.Group):

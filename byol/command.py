@@ -10,7 +10,7 @@ from typing import Any
 
 import click
 
-from byol.config import ARCHITECTURES, OPTIMIZERS, STEMS, TrainConfig, ViewConfig, setting_type
+from byol.config import ARCHITECTURES, OPTIMIZERS, STEMS, TIMM, TrainConfig, ViewConfig, setting_type
 from byol.console import note
 from byol.presets import PRESETS
 
@@ -22,8 +22,14 @@ from byol.presets import PRESETS
 @click.option("--val-data", type=click.Path(path_type=Path), help="Labelled images for kNN accuracy while training.")
 @click.option("--epochs", type=int, help="Passes over the images.")
 @click.option("--batch-size", type=int, help="Images per optimizer step.")
-@click.option("--arch", type=click.Choice(ARCHITECTURES), help="Encoder.")
-@click.option("--stem", type=click.Choice(STEMS), help="First layers; auto: cifar up to 64 px, imagenet above.")
+@click.option(
+    "--arch",
+    metavar=f"[{'|'.join(ARCHITECTURES)}|{TIMM}NAME]",
+    help="Encoder; timm:NAME is any model of timm's (needs the `timm` extra).",
+)
+@click.option(
+    "--stem", type=click.Choice(STEMS), help="First layers of a ResNet; auto: cifar up to 64 px, imagenet above."
+)
 @click.option("--image-size", type=int, help="Side of a view and of the exported input, in pixels.")
 @click.option("--max-steps", type=int, help="End after so many optimizer steps, schedules included.")
 @click.option("--accumulate", type=int, help="Split each batch into so many micro-batches.")
@@ -59,6 +65,10 @@ def train(
     run = RunFolder(out)
     try:
         config = chosen_config(run.config() if resume and run.exists() else None, options)
+        if config.timm_name:
+            from byol.timm_encoder import check_name  # without timm `main` names the extra
+
+            check_name(config.timm_name)
     except ValueError as error:
         raise click.UsageError(str(error)) from error
     if nproc > 1 and not is_launched():

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 ARCHITECTURES = ("resnet18", "resnet34", "resnet50", "resnet101", "wide_resnet50_2", "wide_resnet101_2")
+TIMM = "timm:"  # before a name of timm's: any of its models, built by `byol.timm_encoder`
 STEMS = ("auto", "imagenet", "cifar")
 OPTIMIZERS = ("lars", "sgd", "adamw")
 
@@ -78,9 +79,12 @@ class TrainConfig:
     """Name of the preset the settings started from."""
 
     arch: str = "resnet50"
-    """Encoder architecture."""
+    """Encoder architecture: a ResNet of torchvision's, or timm:NAME for a model of timm's."""
     stem: str = "auto"
-    """First layers: imagenet (7x7 stride 2, max-pool), cifar (3x3 stride 1), auto (cifar up to 64 px)."""
+    """First layers: imagenet (7x7 stride 2, max-pool), cifar (3x3 stride 1), auto (cifar up to 64 px).
+
+    timm's models keep their own first layers: for them auto and imagenet are the same, and cifar is refused.
+    """
     projector_hidden: int = 4096
     """Width of the projector's hidden layer."""
     projector_out: int = 256
@@ -197,7 +201,6 @@ class TrainConfig:
 
     def _check_choices(self) -> None:
         choices = {
-            "arch": ARCHITECTURES,
             "stem": STEMS,
             "optimizer": OPTIMIZERS,
             "device": ("auto", "cpu", "cuda"),
@@ -206,6 +209,12 @@ class TrainConfig:
         }
         for name, legal in choices.items():
             _require(getattr(self, name) in legal, name, getattr(self, name), ", ".join(legal))
+        known = self.arch in ARCHITECTURES or bool(self.timm_name)
+        _require(known, "arch", self.arch, f"{', '.join(ARCHITECTURES)}, {TIMM}NAME")
+        if self.timm_name and self.stem == "cifar":
+            raise ValueError(
+                f"stem cifar is for torchvision's ResNets; {self.arch} has first layers of its own: use --stem auto"
+            )
 
     def _check_lr(self) -> None:
         highest = HIGHEST_LR[self.optimizer]
@@ -220,10 +229,17 @@ class TrainConfig:
             )
 
     @property
+    def timm_name(self) -> str:
+        """The model's name at timm; empty for an architecture of torchvision's."""
+        return self.arch.removeprefix(TIMM) if self.arch.startswith(TIMM) else ""
+
+    @property
     def resolved_stem(self) -> str:
-        """The stem with `auto` decided: cifar up to 64 px, imagenet above."""
+        """The stem with `auto` decided: cifar up to 64 px, imagenet above and for every model of timm's."""
         if self.stem != "auto":
             return self.stem
+        if self.timm_name:
+            return "imagenet"
         return "cifar" if self.image_size <= 64 else "imagenet"
 
     @property

@@ -94,8 +94,9 @@ def _headline(trainer: Trainer, images: ImageTensor | StreamedImages, start: int
     """What is trained, on what, and how."""
     config, world = trainer.config, trainer.world
     norms = f", batch-norm {'over all' if trainer.sync_norm else 'in each'}" if world.size > 1 else ""
+    stem = "" if config.timm_name else f" ({config.resolved_stem} stem)"
     return (
-        f"{config.arch} ({config.resolved_stem} stem) at {config.image_size} px on {len(images)} images, "
+        f"{config.arch}{stem} at {config.image_size} px on {len(images)} images, "
         f"{trainer.plan.total} steps of {config.batch_size}, {trainer.device.type}, {trainer.precision}"
         + (", compiled" if trainer.compiled else "")
         + (", streamed" if isinstance(images, StreamedImages) else "")

@@ -16,7 +16,7 @@ import torchvision
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
-from byol.config import ARCHITECTURES, TrainConfig
+from byol.config import ARCHITECTURES, TIMM, TrainConfig
 
 
 class MeanPool(nn.Module):
@@ -27,14 +27,18 @@ class MeanPool(nn.Module):
         return x.mean(dim=(2, 3))
 
 
-def build_encoder(arch: str, stem: str) -> nn.Module:
-    """A torchvision ResNet that returns its pooled features: (B, 3, S, S) to (B, D).
+def build_encoder(arch: str, stem: str, image_size: int = 224) -> nn.Module:
+    """An encoder with random weights that returns its pooled features: (B, 3, S, S) to (B, D).
 
-    Its parameters keep torchvision's names, without `fc`. Stem `cifar` replaces the 7x7 stride-2 convolution and
-    the max-pool by one 3x3 stride-1 convolution, for small images. Raises `ValueError` for an unknown name.
+    Its parameters keep the names of torchvision (a ResNet, without `fc`) or timm (`timm:NAME`, without classifier).
+    Stem `cifar` replaces a ResNet's 7x7 stride-2 convolution and max-pool by one 3x3 stride-1 convolution, for small
+    images. `image_size` S matters to timm's models only: some are built for one size. Raises `ValueError` for an
+    unknown name, and when timm is needed and missing.
     """
+    if arch.startswith(TIMM):
+        return _build_timm_encoder(arch.removeprefix(TIMM), stem, image_size)
     if arch not in ARCHITECTURES:
-        raise ValueError(f"arch is {arch!r}; legal: {', '.join(ARCHITECTURES)}")
+        raise ValueError(f"arch is {arch!r}; legal: {', '.join(ARCHITECTURES)}, {TIMM}NAME")
     if stem not in ("imagenet", "cifar"):
         raise ValueError(f"stem is {stem!r}; legal: imagenet, cifar")
     encoder: nn.Module = torchvision.models.get_model(arch, weights=None)
@@ -46,8 +50,22 @@ def build_encoder(arch: str, stem: str) -> nn.Module:
     return encoder
 
 
+def _build_timm_encoder(name: str, stem: str, image_size: int) -> nn.Module:
+    try:
+        from byol.timm_encoder import build_timm_encoder
+    except ModuleNotFoundError as error:
+        if error.name != "timm":
+            raise
+        raise ValueError("timm is needed and not installed; run: pip install 'byol[timm]'") from error
+    if stem != "imagenet":
+        raise ValueError(f"stem is {stem!r}; a model of timm's has first layers of its own, legal: imagenet")
+    return build_timm_encoder(name, image_size)
+
+
 def feature_dim(encoder: nn.Module) -> int:
-    """D, the length of the encoder's feature vector: the width of its last norm."""
+    """D, the length of the encoder's feature vector: what timm says of its model, or the width of the last norm."""
+    if not isinstance(encoder, torchvision.models.ResNet):
+        return int(encoder.head_hidden_size)  # type: ignore[arg-type]  # checked by a forward when it was built
     return [m.num_features for m in encoder.modules() if isinstance(m, nn.BatchNorm2d)][-1]
 
 
@@ -93,7 +111,7 @@ class BYOL(nn.Module):
 
     def __init__(self, config: TrainConfig):
         super().__init__()
-        encoder = build_encoder(config.arch, config.resolved_stem)
+        encoder = build_encoder(config.arch, config.resolved_stem, config.image_size)
         projector = mlp(feature_dim(encoder), config.projector_hidden, config.projector_out)
         self.online = Network(encoder, projector)
         self.predictor: nn.Module = nn.Identity()
@@ -163,15 +181,18 @@ def load_encoder(location: str | Path) -> nn.Module:
     from byol.checkpoint import read_checkpoint
 
     checkpoint = read_checkpoint(path / "last.safetensors" if path.is_dir() else path)
-    encoder = build_encoder(checkpoint.config.arch, checkpoint.config.resolved_stem)
+    config = checkpoint.config
+    encoder = build_encoder(config.arch, config.resolved_stem, config.image_size)
     load_strict(encoder, checkpoint.encoder(), str(location))
     return encoder.eval()
 
 
 def _encoder_of_bundle(path: Path) -> nn.Module:
     try:
-        architecture = json.loads((path / "manifest.json").read_text())["architecture"]
-        encoder = build_encoder(architecture["name"], architecture["stem"])
+        manifest = json.loads((path / "manifest.json").read_text())
+        architecture = manifest["architecture"]
+        prefix = TIMM if architecture["library"] == "timm" else ""
+        encoder = build_encoder(prefix + architecture["name"], architecture["stem"], manifest["image_size"])
         with safe_open(path / "encoder.safetensors", framework="pt") as file:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     except (OSError, KeyError, TypeError, json.JSONDecodeError, SafetensorError) as error:

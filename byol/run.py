@@ -48,7 +48,7 @@ class RunFolder:
         """Start a run: the folder and `config.json`. Raises `ValueError` when the folder holds other files."""
         self.require_new()
         self.path.mkdir(parents=True, exist_ok=True)
-        content = {"config": config.to_dict(), **facts, "versions": _versions(), "git_commit": _git_commit()}
+        content = {"config": config.to_dict(), **facts, "versions": _versions(config), "git_commit": _git_commit()}
         with atomic_file(self._config) as temporary:
             temporary.write_text(json.dumps(content, indent=2, sort_keys=True) + "\n")
 
@@ -91,13 +91,18 @@ def _visible(folder: Path) -> list[Path]:
     return [path for path in folder.iterdir() if not path.name.startswith(".")]
 
 
-def _versions() -> dict[str, str]:
-    return {
+def _versions(config: TrainConfig) -> dict[str, str]:
+    versions = {
         "byol": __version__,
         "python": platform.python_version(),
         "torch": torch.__version__,
         "torchvision": torchvision.__version__,
     }
+    if config.timm_name:
+        import timm
+
+        versions["timm"] = timm.__version__
+    return versions
 
 
 def _git_commit() -> str | None:

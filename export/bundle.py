@@ -16,6 +16,7 @@ from safetensors.torch import save_file as save_tensors
 
 import byol
 from byol.checkpoint import Checkpoint, finite, read_checkpoint
+from byol.config import TrainConfig
 from byol.export.card import model_card
 from byol.export.graph import INPUT, OUTPUT, encoder_to_onnx
 from byol.export.parity import measure
@@ -49,7 +50,7 @@ def export_bundle(source: Path, out: Path) -> Manifest:
     config, tensors = checkpoint.config, checkpoint.encoder()
     if not finite(tensors):
         raise ValueError(f"{source}: the encoder's weights are not all finite; export an earlier checkpoint")
-    encoder = build_encoder(config.arch, config.resolved_stem)
+    encoder = build_encoder(config.arch, config.resolved_stem, config.image_size)
     load_strict(encoder, tensors, str(source))
     preprocess = Preprocess.for_size(config.image_size)
     spec = PreprocessSpec(preprocess.resize, preprocess.crop, config.mean, config.std)
@@ -69,7 +70,7 @@ def export_bundle(source: Path, out: Path) -> Manifest:
             GOLDEN: describe_file(folder / GOLDEN),
         }
         facts: dict[str, Any] = {
-            "architecture": Architecture("torchvision", config.arch, config.resolved_stem),
+            "architecture": _architecture(config),
             "feature_dim": feature_dim(encoder),
             "image_size": config.image_size,
             "preprocess": spec,
@@ -82,6 +83,16 @@ def export_bundle(source: Path, out: Path) -> Manifest:
         manifest.write(folder)
         prove(folder)
     return manifest
+
+
+def _architecture(config: TrainConfig) -> Architecture:
+    if not config.timm_name:
+        return Architecture("torchvision", config.arch, config.resolved_stem)
+    from byol.timm_encoder import size_argument
+
+    return Architecture(
+        "timm", config.timm_name, config.resolved_stem, **size_argument(config.timm_name, config.image_size)
+    )
 
 
 def _interface(proto: onnx.ModelProto) -> Graph:

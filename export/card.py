@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from byol.serve.manifest import ENCODER, Manifest
+from byol.serve.manifest import ENCODER, Architecture, Manifest
 
 _CARD = """---
 library_name: onnxruntime
@@ -38,8 +38,8 @@ Or `pip install byol` and `byol extract BUNDLE IMAGES --out features.parquet`.
 | input | `images` uint8 [batch, {crop}, {crop}, 3], RGB, 0 to 255; normalisation is inside the graph |
 | output | `features` float32 [batch, {dim}], pooled, not L2-normalised |
 | preprocessing | EXIF orientation applied, shorter side to {resize}, central {crop} x {crop}, bicubic, antialiased |
-| graph | ONNX opset {opset}, IR version {ir}; batch-norm folded |
-| weights | `encoder.safetensors`, torchvision names: `{library}.models.{model}` without `fc`{stem} |
+| graph | ONNX opset {opset}, IR version {ir}; no batch-norm left |
+| weights | `encoder.safetensors`, {library} names: {rebuild} |
 
 ## Proof
 
@@ -55,12 +55,10 @@ def model_card(manifest: Manifest) -> str:
     assert parity is not None  # the manifest's own check
     training = manifest.training
     trained_on = f" on {training.images} images, {training.epochs:g} epochs" if training else ""
-    stem = ", with the CIFAR stem (3x3 convolution, no max-pool)" if manifest.architecture.stem == "cifar" else ""
     return _CARD.format(
         name=manifest.architecture.name,
-        model=manifest.architecture.name,
         library=manifest.architecture.library,
-        stem=stem,
+        rebuild=_rebuild(manifest.architecture),
         dim=manifest.feature_dim,
         training=trained_on,
         crop=manifest.preprocess.crop,
@@ -74,3 +72,12 @@ def model_card(manifest: Manifest) -> str:
         error=parity.max_relative_error,
         cosine=parity.min_cosine,
     )
+
+
+def _rebuild(architecture: Architecture) -> str:
+    """The module that takes the weights with strict=True, in words and code."""
+    if architecture.library == "timm":
+        size = f", img_size={architecture.img_size}" if architecture.img_size else ""
+        return f'`timm.create_model("{architecture.name}", num_classes=0{size})`'
+    stem = ", with the CIFAR stem (3x3 convolution, no max-pool)" if architecture.stem == "cifar" else ""
+    return f"`{architecture.library}.models.{architecture.name}` without `fc`{stem}"

@@ -14,8 +14,11 @@ from collections.abc import Iterator, Sequence
 
 import onnx
 import torch
+import torchvision
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
+
+from byol.export.translate import TRANSLATIONS, spread_by_sum
 
 OPSET = 20
 INPUT, OUTPUT = "images", "features"
@@ -78,24 +81,32 @@ def encoder_to_onnx(
 ) -> onnx.ModelProto:
     """The graph of an encoder for images of size x size, with `metadata` in the file.
 
-    Raises `ValueError` when the graph would not be clean.
+    Raises `ValueError` when torch cannot export it, or when the graph would not be clean.
     """
-    model = ServingEncoder(fold_batch_norm(encoder), mean, std).eval()
+    # The norms of timm's models branch on their mode, which fx cannot follow; there the exporter's optimizer folds.
+    folded = fold_batch_norm(encoder) if isinstance(encoder, torchvision.models.ResNet) else encoder.eval()
+    model = ServingEncoder(folded, mean, std).eval()
     example = torch.zeros(2, size, size, 3, dtype=torch.uint8)
-    with _quiet():
-        program = torch.onnx.export(
-            model,
-            (example,),
-            dynamo=True,
-            opset_version=OPSET,
-            input_names=[INPUT],
-            output_names=[OUTPUT],
-            dynamic_shapes={"images": {0: torch.export.Dim("batch", min=1)}},
-            external_data=False,
-            optimize=True,
-        )
+    try:
+        with _quiet():
+            program = torch.onnx.export(
+                model,
+                (example,),
+                dynamo=True,
+                opset_version=OPSET,
+                input_names=[INPUT],
+                output_names=[OUTPUT],
+                dynamic_shapes={"images": {0: torch.export.Dim("batch", min=1)}},
+                external_data=False,
+                optimize=True,
+                custom_translation_table=TRANSLATIONS,
+            )
+    except torch.onnx.errors.OnnxExporterError as error:
+        reason = str(error.__cause__ or error).strip().partition("\n")[0]
+        raise ValueError(f"torch cannot export this encoder to ONNX: {reason}; choose another --arch") from error
     assert program is not None  # None only without dynamo
     proto = program.model_proto
+    spread_by_sum(proto.graph)
     _strip(proto)
     onnx.helper.set_model_props(proto, metadata or {})
     check_clean(proto)
@@ -106,7 +117,9 @@ def check_clean(proto: onnx.ModelProto) -> None:
     """Raise `ValueError` when the graph holds batch-norm or shape arithmetic, or is not valid ONNX."""
     found = sorted({node.op_type for node in proto.graph.node} & FORBIDDEN_OPS)
     if found or proto.functions:
-        raise ValueError(f"the exported graph is not clean: it holds {', '.join(found) or 'local functions'}")
+        raise ValueError(
+            f"the exported graph is not clean: it holds {', '.join(found) or 'local functions'}; choose another --arch"
+        )
     onnx.checker.check_model(proto, full_check=True)
 
 

@@ -35,10 +35,11 @@ def info_rows(bundle: Bundle) -> list[tuple[str, object]]:
     """The manifest for people."""
     manifest = bundle.manifest
     architecture, training, size = manifest.architecture, manifest.training, manifest.image_size
+    stem = "" if architecture.library == "timm" else f", {architecture.stem} stem"
     rows: list[tuple[str, object]] = [
         ("bundle", printable(bundle.folder)),
         ("sha256", bundle.digest),
-        ("encoder", f"{architecture.name} ({architecture.library}, {architecture.stem} stem)"),
+        ("encoder", f"{architecture.name} ({architecture.library}{stem})"),
         ("input", f"{manifest.onnx.input}: uint8 [batch, {size}, {size}, 3], RGB"),
         ("output", f"{manifest.onnx.output}: float32 [batch, {manifest.feature_dim}]"),
         (

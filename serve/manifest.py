@@ -31,11 +31,15 @@ class BundleError(ValueError):
 
 @dataclass(frozen=True)
 class Architecture:
-    """How to rebuild the encoder: `library`'s model `name`, with `stem` saying which first layers it has."""
+    """How to rebuild the encoder: `library`'s model `name`, with `stem` saying which first layers it has.
+
+    `img_size` is the keyword argument of that name with which timm builds a model for one size; null for all others.
+    """
 
     library: str
     name: str
     stem: str
+    img_size: int | None = None
 
 
 @dataclass(frozen=True)
@@ -140,6 +144,8 @@ class Manifest:
         _check(self.feature_dim >= 1, f"feature_dim must be at least 1, found {self.feature_dim}")
         crop = self.preprocess.crop
         _check(self.image_size == crop, f"image_size is {self.image_size}, but preprocess.crop is {crop}")
+        built = self.architecture.img_size
+        _check(built in (None, crop), f"architecture.img_size is {built}, but image_size is {self.image_size}")
         for name, entry in self.files.items():
             _check_name(name)
             wanted = name.endswith(".onnx")
@@ -258,10 +264,11 @@ def _kind(value: Any) -> str:
 
 
 def _plain(value: Any) -> Any:
-    """Dataclasses as JSON values; in a file entry, what a file does not have is left out."""
+    """Dataclasses as JSON values; what a file or an architecture does not have is left out."""
     if is_dataclass(value):
         items = {f.name: _plain(getattr(value, f.name)) for f in fields(value)}
-        return {k: v for k, v in items.items() if v is not None} if isinstance(value, FileEntry) else items
+        sparse = isinstance(value, FileEntry | Architecture)
+        return {k: v for k, v in items.items() if v is not None} if sparse else items
     if isinstance(value, dict):
         return {key: _plain(item) for key, item in value.items()}
     if isinstance(value, tuple | list):

@@ -80,6 +80,17 @@ def test_stem_auto_goes_by_size():
     assert TrainConfig(image_size=64, stem="imagenet").resolved_stem == "imagenet"
 
 
+def test_a_model_of_timms_keeps_its_first_layers():
+    for stem in ("auto", "imagenet"):
+        settings = TrainConfig(arch="timm:resnet10t", stem=stem, image_size=32)
+        assert (settings.timm_name, settings.resolved_stem) == ("resnet10t", "imagenet")
+    assert TrainConfig().timm_name == ""
+    with pytest.raises(ValueError, match=r"stem cifar is for torchvision's ResNets; timm:resnet10t .* --stem auto"):
+        TrainConfig(arch="timm:resnet10t", stem="cifar")
+    with pytest.raises(ValueError, match=r"arch is 'timm:'; legal: .*timm:NAME"):
+        TrainConfig(arch="timm:")
+
+
 def test_options_override_the_preset_and_set_reaches_everything():
     config = chosen_config(
         None,

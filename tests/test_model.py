@@ -1,6 +1,7 @@
 """Networks, loss and target update against independent definitions; loading is strict."""
 
 import copy
+import sys
 
 import numpy as np
 import pytest
@@ -10,6 +11,7 @@ from torch import nn
 
 from byol.config import ARCHITECTURES
 from byol.model import BYOL, build_encoder, byol_loss, feature_dim, load_strict
+from tests.command_line import byol
 from tests.small import config
 
 
@@ -132,6 +134,15 @@ def test_cifar_stem_keeps_the_resolution():
     encoder.get_submodule("layer1").register_forward_hook(lambda _, __, out: shapes.append(tuple(out.shape)))
     assert encoder(torch.rand(2, 3, 32, 32)).shape == (2, 512)
     assert shapes == [(2, 64, 32, 32)]
+
+
+def test_without_timm_the_extra_is_named(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "timm", None)  # an import of it fails as if it were not installed
+    monkeypatch.delitem(sys.modules, "byol.timm_encoder", raising=False)
+    with pytest.raises(ValueError, match=r"timm is needed and not installed; run: pip install 'byol\[timm\]'"):
+        build_encoder("timm:resnet10t", "imagenet", 32)
+    done = byol("train", tmp_path, "--out", tmp_path / "run", "--arch", "timm:resnet10t")
+    assert (done.code, done.err) == (1, "Error: timm is needed and not installed; run: pip install 'byol[timm]'\n")
 
 
 def test_strict_loading_lists_what_does_not_fit():

@@ -119,6 +119,7 @@ CHANGES: list[tuple[str, Callable[[dict[str, Any]], object], str]] = [
     ("precision", set_to("fp8", "files", "encoder.onnx", "precision"), "precision is 'fp8'"),
     ("no parity", lambda d: d["files"]["encoder.onnx"].pop("parity"), "precision and parity belong together"),
     ("training is text", set_to("a lot", "training"), "training must be an object, found a string"),
+    ("img_size", set_to(17, "architecture", "img_size"), "architecture.img_size is 17, but image_size is 16"),
     ("escape codes", set_to("\x1b[2J", "architecture", "name"), "cannot be printed"),
     ("lone surrogate", set_to("\ud800", "architecture", "name"), "cannot be printed"),
     *[

@@ -1,0 +1,53 @@
+"""Encoders from timm, for `--arch timm:NAME`. Needs the `timm` extra; nothing else imports timm.
+
+Legend: B batch, S view pixels, D feature.
+"""
+
+from __future__ import annotations
+
+import difflib
+
+import timm
+import torch
+from timm.models import get_pretrained_cfg
+from torch import nn
+
+
+def check_name(name: str) -> None:
+    """Raise `ValueError`, with the nearest names, unless timm has an architecture of this name."""
+    architecture, _, tag = name.partition(".")
+    if not timm.is_model(architecture):
+        near = difflib.get_close_matches(architecture, timm.list_models(), n=3)
+        hint = f"did you mean {' or '.join(near)}?" if near else "timm.list_models() names them all"
+        raise ValueError(f"timm {timm.__version__} has no model {name!r}; {hint}")
+    if name != architecture:
+        raise ValueError(
+            f"timm:{name} names the pretrained weights {tag!r}, but training starts from random ones: "
+            f"use timm:{architecture}"
+        )
+
+
+def size_argument(name: str, image_size: int) -> dict[str, int]:
+    """`{"img_size": S}` for a model that timm builds for one image size (ViT, Swin), else nothing."""
+    config = get_pretrained_cfg(name)
+    return {"img_size": image_size} if config is not None and config.fixed_input_size else {}
+
+
+def build_timm_encoder(name: str, image_size: int) -> nn.Module:
+    """timm's model without its classifier, with random weights: (B, 3, S, S) to (B, D), D its `head_hidden_size`.
+
+    Dropout and stochastic depth stay at timm's default, off: BYOL's two views are its only noise. Raises `ValueError`
+    for an unknown name, and for a model that makes no feature vector of an image of this size.
+    """
+    check_name(name)
+    where = f"timm:{name} at {image_size} px"
+    try:
+        encoder: nn.Module = timm.create_model(name, pretrained=False, num_classes=0, **size_argument(name, image_size))
+        with torch.no_grad():
+            shape = tuple(encoder.eval()(torch.zeros(1, 3, image_size, image_size)).shape)
+    except Exception as error:  # whatever some model of timm's raises when the size or the call does not suit it
+        reason = str(error).strip().partition("\n")[0] or type(error).__name__
+        raise ValueError(f"{where} cannot be built: {reason}; choose another --image-size or --arch") from error
+    if shape != (1, encoder.head_hidden_size):
+        raise ValueError(f"{where} returns {shape} for one image, not one feature vector; choose another --arch")
+    return encoder.train()
