@@ -160,7 +160,8 @@ def _blur_matrix(sigma: Tensor, size: int, kernel: int) -> Tensor:
     weights = weights / weights.sum(dim=1, keepdim=True)
     source = torch.arange(size, device=sigma.device)[:, None] + offset  # (S, kernel) before reflection
     source = (size - 1) - ((size - 1) - source.abs()).abs()
-    hits = torch.nn.functional.one_hot(source.clamp(0, size - 1), size).to(weights.dtype)  # (S, kernel, S)
+    target = torch.arange(size, device=sigma.device)
+    hits = (source.clamp(0, size - 1)[..., None] == target).to(weights.dtype)  # (S, kernel, S)
     return torch.einsum("bk,skt->bst", weights, hits)
 
 

@@ -7,7 +7,9 @@ import torch
 from byol.checkpoint import read_checkpoint
 from byol.data import load_canvases
 from byol.export.bundle import export_bundle
+from byol.feed import FetchedFeed, ResidentFeed, open_feed
 from byol.job import run_training
+from byol.order import Order
 from byol.serve import Encoder, KNNClassifier, LinearProbe
 from byol.serve.bundle import Bundle, compare_features
 from byol.sources import open_source
@@ -35,6 +37,34 @@ def test_auto_trains_on_cuda_in_bf16_compiled_and_the_checkpoint_loads_anywhere(
     checkpoint = read_checkpoint(work / "run" / "last.safetensors")
     assert all(value.device.type == "cpu" for value in checkpoint.tensors.values())
     trainer.load(checkpoint)
+
+
+@pytest.mark.parametrize("settings", [{"optimizer": "lars"}, {"optimizer": "sgd"}, {"accumulate": 2}])
+def test_a_step_never_waits_for_the_gpu(work, settings):
+    images = load_canvases(open_source(work / "train"), 16)
+    trainer = Trainer(config(device="cuda", precision="bf16", compile=False, **settings), images)
+    for step in range(3):
+        trainer.step(step)
+    torch.cuda.synchronize()
+    try:
+        torch.cuda.set_sync_debug_mode("error")
+        trainer.step(3)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+
+
+def test_batches_fetched_ahead_are_those_that_lie_on_the_gpu(work):
+    images = load_canvases(open_source(work / "train"), 16)
+    order = Order(seed=0, images=len(images), batch_size=8)
+    device = torch.device("cuda", 0)
+    resident = open_feed(images, order.rows, device, last=6)
+    assert isinstance(resident, ResidentFeed)
+    fetched = FetchedFeed(lambda rows: (images.pixels[rows], images.aspect[rows]), order.rows, device, last=6)
+    for step in range(6):
+        for ours, theirs in zip(resident.batch(step), fetched.batch(step), strict=True):
+            assert ours.device.type == "cuda"
+            assert torch.equal(ours, theirs)
+    fetched.close()
 
 
 def test_features_on_cuda_reproduce_torchs_golden_features(work):
