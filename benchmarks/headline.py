@@ -1,0 +1,95 @@
+"""The headline: a preset trained, exported, and scored by weighted kNN through ONNX Runtime, over some seeds.
+
+    python -m benchmarks.headline --train SRC --test SRC --out DIR [--preset NAME] [--seeds 3] [--minutes 9]
+
+The score is top-1 of the exported bundle on the test set with the training set as the bank (k 200, T 0.1), at the last
+epoch: nothing is chosen on the test set. `--minutes` stops the training in time, so that a machine lent for less than a
+run can do it in pieces: call it again with the same arguments, it continues where it was. Writes DIR/headline.json.
+"""
+
+from __future__ import annotations
+
+import json
+import signal
+import statistics
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import click
+
+from benchmarks.evaluate import byol
+from benchmarks.train import machine
+
+
+def train(words: list[str], log: Path, until: float) -> bool:
+    """Train or go on training; whether the run is complete."""
+    with log.open("a") as stream:
+        process = subprocess.Popen([sys.executable, "-m", "byol", "train", *words, "--resume"], stderr=stream)
+        try:
+            process.wait(max(1.0, until - time.monotonic()))
+        except subprocess.TimeoutExpired:
+            process.send_signal(signal.SIGTERM)  # it saves the step it is at
+            process.wait()
+            return False
+    if process.returncode != 0:
+        raise click.ClickException(f"training failed, see {log}")
+    return True
+
+
+def training_seconds(run: Path, batch_size: int) -> float:
+    """Time spent in steps, from the speeds the run noted."""
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    before = [0, *(line["step"] for line in lines[:-1])]
+    return sum((b["step"] - a) * batch_size / b["images_per_second"] for a, b in zip(before, lines, strict=True))
+
+
+def score(run: Path, bank: str, test: str, device: str) -> dict[str, Any]:
+    """Export, extract both sets, kNN."""
+    bundle = run.with_name(f"{run.name}-bundle")
+    if not bundle.exists():
+        byol("export", run, "--out", bundle)
+    options = ("--k", 200, "--temperature", 0.1, "--device", device, "--json")
+    result: dict[str, Any] = json.loads(byol("knn", bundle, "--train", bank, "--test", test, *options))
+    return result
+
+
+@click.command()
+@click.option("--train", "bank", required=True, help="Images to train on, labelled for the bank.")
+@click.option("--test", required=True)
+@click.option("--out", type=click.Path(path_type=Path), required=True)
+@click.option("--preset", default="cifar10-lightly", show_default=True)
+@click.option("--seeds", default=1, show_default=True, help="Runs, with seeds 0, 1, ...")
+@click.option("--minutes", default=1e6, help="Stop after so long; call again to go on.")
+@click.option("--device", default="auto", show_default=True)
+@click.argument("more", nargs=-1)
+def main(bank: str, test: str, out: Path, preset: str, seeds: int, minutes: float, device: str, more: Any) -> None:
+    until = time.monotonic() + 60 * minutes
+    out.mkdir(parents=True, exist_ok=True)
+    rows = []
+    for seed in range(seeds):
+        run = out / f"seed-{seed}"
+        words = [bank, "--out", str(run), "--preset", preset, "--seed", str(seed), "--device", device, *more]
+        if not train(words, out / f"seed-{seed}.log", until):
+            click.echo(f"seed {seed} is not finished; call again to go on", err=True)
+            sys.exit(3)
+        config = json.loads((run / "config.json").read_text())
+        seconds = training_seconds(run, config["config"]["batch_size"])
+        result = score(run, bank, test, device)
+        rows.append({"seed": seed, "training_seconds": round(seconds, 1), "knn": result, "run": config})
+        click.echo(f"seed {seed}: kNN {100 * result['top1']:.2f} %, {seconds / 60:.1f} minutes of training")
+    scores = [100 * row["knn"]["top1"] for row in rows]
+    summary = {
+        "command": ["python -m benchmarks.headline", *sys.argv[1:]],
+        "machine": machine("cuda" if rows[0]["knn"]["device"] == "cuda" else "cpu"),
+        "mean": statistics.mean(scores),
+        "deviation": statistics.stdev(scores) if len(scores) > 1 else None,
+        "rows": rows,
+    }
+    (out / "headline.json").write_text(json.dumps(summary, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main()
