@@ -6,6 +6,7 @@ Legend: B batch, S view pixels, D feature.
 from __future__ import annotations
 
 import difflib
+from typing import Any
 
 import timm
 import torch
@@ -27,7 +28,7 @@ def check_name(name: str) -> None:
         )
 
 
-def size_argument(name: str, image_size: int) -> dict[str, int]:
+def size_argument(name: str, image_size: int) -> dict[str, Any]:
     """`{"img_size": S}` for a model that timm builds for one image size (ViT, Swin), else nothing."""
     config = get_pretrained_cfg(name)
     return {"img_size": image_size} if config is not None and config.fixed_input_size else {}

@@ -12,8 +12,9 @@ import numpy as np
 import onnx
 import torch
 from onnx import GraphProto, NodeProto, helper, numpy_helper
-from onnxscript import opset20 as op
+from onnxscript import opset20
 
+op: Any = opset20  # its annotations are for the values of ONNX functions, not for those of an export
 END = torch.iinfo(torch.int64).max
 ZEROS = "one_zero_per_image"  # before the names of what is added to a graph
 

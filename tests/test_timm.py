@@ -168,6 +168,8 @@ def test_a_size_that_does_not_suit_the_model_is_refused():
 class Tokens(nn.Module):
     """What transformers need of the export: two kinds of tokens, a mask, a scale, elements from the front and back."""
 
+    mask: torch.Tensor | None
+
     def __init__(self, mask=None, copies=1):
         super().__init__()
         self.first, self.last = nn.Parameter(torch.randn(1, 1, 12)), nn.Parameter(torch.randn(1, 2, 12))
