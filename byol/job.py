@@ -109,6 +109,7 @@ def _continue(trainer: Trainer, run: RunFolder, facts: dict[str, Any]) -> int:
     """Load the newest checkpoint; the number of finished steps. Raises `ValueError` when the images are others."""
     checkpoint = run.checkpoint()
     if trainer.world.first:
+        run.remove_leftovers()
         run.drop_metrics_after(checkpoint.step if checkpoint else 0)
     if checkpoint is None:
         return 0

@@ -63,6 +63,12 @@ class RunFolder:
         """The newest checkpoint, None when the run was stopped before its first."""
         return read_checkpoint(self.last) if self.last.exists() else None
 
+    def remove_leftovers(self) -> None:
+        """Remove half-written files of killed processes, safetensors' own (`.tmpXXXXXX`) among them."""
+        for path in self.path.glob(".*"):
+            if "tmp" in path.name and path.is_file():
+                path.unlink(missing_ok=True)
+
     def log(self, record: dict[str, Any]) -> None:
         """Append one line to `metrics.jsonl`."""
         with self._metrics.open("a") as file:

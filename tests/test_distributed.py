@@ -31,7 +31,7 @@ SETTINGS = {
 }  # fmt: skip
 MORE = (
     "canvas_size=16", "projector_hidden=32", "projector_out=16", "predictor_hidden=32", "log_every=1",
-    "warmup_epochs=2", "knn_every=10", "checkpoint_every=1",
+    "warmup_epochs=2", "knn_every=10", "checkpoint_every=5",
 )  # fmt: skip
 
 
@@ -186,9 +186,8 @@ def weights(world, accumulate, sync_norm="auto"):
 torch.set_default_dtype(torch.float64)
 images = load_canvases(open_source(sys.argv[1]), 16)
 with joined() as world:
-    for accumulate in (1, 2):
-        expected = weights(World(), accumulate)
-        torch.testing.assert_close(weights(world, accumulate), expected, atol=1e-5, rtol=0)
+    expected = weights(World(), 2)
+    torch.testing.assert_close(weights(world, 2), expected, atol=1e-5, rtol=0)
     assert (weights(world, 2, sync_norm="off") - expected).abs().max() > 1e-3
 """
 
