@@ -43,7 +43,8 @@ def training_seconds(run: Path, batch_size: int) -> float:
     """Time spent in steps, from the speeds the run noted."""
     lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     before = [0, *(line["step"] for line in lines[:-1])]
-    return sum((b["step"] - a) * batch_size / b["images_per_second"] for a, b in zip(before, lines, strict=True))
+    parts = [(b["step"] - a) * batch_size / b["images_per_second"] for a, b in zip(before, lines, strict=True)]
+    return float(sum(parts))
 
 
 def score(run: Path, bank: str, test: str, device: str) -> dict[str, Any]:
