@@ -31,6 +31,7 @@ ROWS = {  # name: (worker, settings)
     "ours with torch.compile": ("ours", ["compile=true"]),
     "ours without torch.compile": ("ours", ["compile=false"]),
     "ours without foreach": ("loops", []),
+    "ours without keeping freed memory": ("ours", ["keep_memory=false"]),
     "ours with per-image augmentation in a DataLoader": ("dataloader", []),
 }
 

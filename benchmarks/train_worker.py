@@ -20,6 +20,7 @@ from torch import Tensor
 
 from byol.config import TrainConfig
 from byol.data import ImageTensor, canvas_side, open_images
+from byol.memory import keep_freed_memory
 from byol.model import build_encoder, feature_dim
 from byol.presets import PRESETS
 from byol.sources import open_source
@@ -86,8 +87,8 @@ def ceiling(config: TrainConfig, data: Path, seconds: float) -> float:
         config.replace(canvas_size=side),
         ImageTensor(pixels, torch.ones(len(pixels)), torch.arange(len(pixels)).numpy(), []),
     )
-    views = trainer.views(trainer.feed.batch(0), torch.Generator(trainer.device).manual_seed(0))
-    trainer.views = lambda batch, generator: views  # type: ignore[method-assign]
+    views = trainer.views(trainer.feed.batch(0), torch.Generator(trainer.device).manual_seed(0), side)
+    trainer.views = lambda batch, generator, size: views  # type: ignore[method-assign]
     return timed(trainer.step, seconds, trainer.device, config.batch_size)
 
 
@@ -111,7 +112,7 @@ def dataloader(config: TrainConfig, data: Path, seconds: float) -> float:
     trainer = our_trainer(config, data)
     batches = lightly_batches(data, config)
 
-    def views(batch: object, generator: object) -> tuple[Tensor, Tensor]:
+    def views(batch: object, generator: object, size: int) -> tuple[Tensor, Tensor]:
         view1, view2 = next(batches)
         layout = torch.channels_last if config.channels_last else torch.contiguous_format
         return tuple(v.to(trainer.device, memory_format=layout) for v in (view1, view2))  # type: ignore[return-value]
@@ -186,6 +187,8 @@ def main() -> None:
         except json.JSONDecodeError:
             parsed[name] = text
     seconds = float(parsed.pop("seconds"))
+    if parsed.pop("keep_memory", kind != "lightly"):  # as the `byol` command does
+        keep_freed_memory()
     rate = WORKERS[kind](config_for(parsed), Path(data), seconds)
     print(json.dumps({"images_per_second": rate}))
 

@@ -9,6 +9,7 @@ import sys
 import click
 
 from byol import __version__
+from byol.memory import keep_freed_memory
 
 # name: (module, one line for `byol --help`). The command is the module's attribute of the same name.
 COMMANDS = {
@@ -65,6 +66,7 @@ def main() -> None:
     # ONNX Runtime and torch compute with threads of their own. What is left to NumPy's BLAS, tiny matrices in SciPy's
     # L-BFGS, only gets slower by threads that wait for each other: up to 10 times on a busy machine.
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+    keep_freed_memory()
     try:
         byol(prog_name="byol", standalone_mode=True)
     except ModuleNotFoundError as error:  # raised when a command is loaded, or by what it loads when it runs

@@ -66,9 +66,11 @@ def train(
     try:
         config = chosen_config(run.config() if resume and run.exists() else None, options)
         if config.timm_name:
-            from byol.timm_encoder import check_name  # without timm `main` names the extra
+            from byol.timm_encoder import check_name, require_any_size  # without timm `main` names the extra
 
             check_name(config.timm_name)
+            if config.start_size:
+                require_any_size(config.timm_name)
     except ValueError as error:
         raise click.UsageError(str(error)) from error
     if nproc > 1 and not is_launched():

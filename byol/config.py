@@ -96,6 +96,10 @@ class TrainConfig:
 
     image_size: int = 224
     """Side of a view in pixels, and of the exported encoder's input."""
+    start_size: int = 0
+    """Side of the views in the first `start_share` of the steps: a cheap start at low resolution; 0: image_size."""
+    start_share: float = 0.5
+    """Share of the steps, 0 to 1, that views of start_size are for."""
     canvas_size: int = 0
     """Side in pixels at which decoded images are held for cropping; 0 takes what the images and image_size need."""
     mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
@@ -175,12 +179,15 @@ class TrainConfig:
             "keep_every",
             "checkpoint_every",
             "knn_every",
+            "start_size",
             "canvas_size",
         ):
             _require(getattr(self, name) >= 0, name, getattr(self, name), "0 or more")
         for name in ("knn_k", "knn_bank", "log_every"):
             _require(getattr(self, name) >= 1, name, getattr(self, name), "1 or more")
         _require(self.image_size >= 8, "image_size", self.image_size, "8 or more")
+        _require(not 0 < self.start_size < 8, "start_size", self.start_size, "0, or 8 or more")
+        _require(0 <= self.start_share <= 1, "start_share", self.start_share, "0 to 1")
         _require(self.batch_size >= 2, "batch_size", self.batch_size, "2 or more, batch-norm needs two images")
         micro, rest = divmod(self.batch_size, self.accumulate)
         _require(

@@ -34,6 +34,13 @@ def size_argument(name: str, image_size: int) -> dict[str, Any]:
     return {"img_size": image_size} if config is not None and config.fixed_input_size else {}
 
 
+def require_any_size(name: str) -> None:
+    """Raise `ValueError` for a model that is built for one image size: its views cannot start smaller."""
+    check_name(name)
+    if size_argument(name, 0):
+        raise ValueError(f"timm:{name} is built for one image size, but start_size asks for two; set start_size=0")
+
+
 def build_timm_encoder(name: str, image_size: int) -> nn.Module:
     """timm's model without its classifier, with random weights: (B, 3, S, S) to (B, D), D its `head_hidden_size`.
 

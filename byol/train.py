@@ -83,8 +83,11 @@ class Trainer:
         self.mean = torch.tensor(config.mean, device=self.device)[:, None, None]  # (3, 1, 1)
         self.std = torch.tensor(config.std, device=self.device)[:, None, None]
         self._network = self._connected()
-        self._forward: Callable[..., Any] = torch.compile(self._network) if self.compiled else self._network
-        self._render: Callable[..., Tensor] = torch.compile(render) if self.compiled else render
+        self._forward: Callable[..., Any] = self._network
+        self._render: Callable[..., Tensor] = render
+        if self.compiled:  # not dynamic: a run has one size of views, or two, and each gets code of its own
+            self._forward = torch.compile(self._network, dynamic=False)
+            self._render = torch.compile(render, dynamic=False)
 
     def _micro_batch(self) -> int:
         """Images per process and forward."""
@@ -131,7 +134,7 @@ class Trainer:
         total = torch.zeros((), device=self.device)
         micro_batches = zip(pixels.chunk(config.accumulate), aspect.chunk(config.accumulate), strict=True)
         for number, micro in enumerate(micro_batches, 1):
-            view1, view2 = self.views(micro, generator)
+            view1, view2 = self.views(micro, generator, self.view_size(step))
             with self._exchange(last=number == config.accumulate):
                 with self._autocast():
                     loss, seen = self._forward(view1, view2)
@@ -151,12 +154,16 @@ class Trainer:
         """The target's momentum at a step."""
         return tau_at(step, self.plan.total, self.config.tau, self.config.tau_cosine)
 
+    def view_size(self, step: int) -> int:
+        """S at a step: the side of its views in pixels."""
+        early = self.config.start_size and step < self.config.start_share * self.plan.total
+        return self.config.start_size if early else self.config.image_size
+
     @torch.no_grad()
-    def views(self, batch: Batch, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-        """Two normalised random views (B, 3, S, S) of a batch."""
+    def views(self, batch: Batch, generator: torch.Generator, size: int) -> tuple[Tensor, Tensor]:
+        """Two normalised random views (B, 3, S, S) of a batch; S is `size`."""
         pixels, aspect = batch
         images = pixels.permute(0, 3, 1, 2)  # (B, 3, M, M)
-        size = self.config.image_size
 
         def view(config: ViewConfig) -> Tensor:
             params = draw(config, aspect, generator, self.world.rank, self.world.size)
@@ -167,7 +174,8 @@ class Trainer:
     def first_views(self, most: int = 16) -> list[Tensor]:
         """The two views of the first images of the first step, (B, 3, S, S) in 0..1, to look at."""
         pixels, aspect = self.feed.batch(0)
-        views = self.views((pixels[:most], aspect[:most]), seeded(self.device, self.config.seed, "views", 0))
+        generator = seeded(self.device, self.config.seed, "views", 0)
+        views = self.views((pixels[:most], aspect[:most]), generator, self.view_size(0))
         return [view * self.std + self.mean for view in views]
 
     def _normalise(self, view: Tensor) -> Tensor:

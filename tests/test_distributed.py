@@ -170,9 +170,9 @@ from byol.train import Trainer
 from tests.small import config
 
 class Wide(Trainer):
-    def views(self, batch, generator):
+    def views(self, batch, generator, size):
         torch.set_default_dtype(torch.float32)  # rendered as ever, and float64 from the normalisation on
-        views = super().views(batch, generator)
+        views = super().views(batch, generator, size)
         torch.set_default_dtype(torch.float64)
         return views
 

@@ -44,7 +44,7 @@ def test_recomputing_keeps_fewer_activations(images):
             return tensor
 
         with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-            views = trainer.views(trainer.feed.batch(0), torch.Generator())
+            views = trainer.views(trainer.feed.batch(0), torch.Generator(), trainer.view_size(0))
             trainer.model(*views)
         kept.append(sum(sizes))
     assert kept[1] < kept[0] / 2

@@ -129,18 +129,34 @@ def test_accumulated_gradients_are_the_mean_of_the_micro_batches(images):
     pixels, aspect = reference.feed.batch(0)
     generator = seeded("cpu", 0, "views", 0)
     micro = zip(pixels.chunk(4), aspect.chunk(4), strict=True)
-    losses = [reference.model(*reference.views(batch, generator))[0] for batch in micro]
+    losses = [reference.model(*reference.views(batch, generator, reference.config.image_size))[0] for batch in micro]
     (sum(losses) / 4).backward()
     t.step(0)  # rate 0: the weights stay, the gradients remain
     for (name, p), q in zip(t.parameters.items(), reference.parameters.values(), strict=True):
         torch.testing.assert_close(p.grad, q.grad, atol=1e-6, rtol=1e-4, msg=name)
 
 
-@pytest.mark.parametrize("optimizer", ["lars", "adamw"])
-def test_resume_continues_exactly(images, tmp_path, optimizer):
-    settings = config(optimizer=optimizer, lr=0.5 if optimizer == "lars" else 1e-3, epochs=2)
+def test_views_start_small_for_a_share_of_the_steps(images):
+    t = trainer(images, start_size=8, start_share=0.4)  # of 6 steps: below 2.4
+    assert [t.view_size(step) for step in range(6)] == [8, 8, 8, 16, 16, 16]
+    assert [trainer(images).view_size(step) for step in (0, 5)] == [16, 16]
+    seen = []
+    t.model.online.register_forward_hook(lambda _module, inputs, _output: seen.append(inputs[0].shape[-1]))
+    for step in range(6):
+        t.step(step)
+    assert seen == [8] * 3 + [16] * 3  # of view 2; view 1 goes through the parts
+    assert t.first_views()[0].shape[-1] == 8
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{"optimizer": "lars"}, {"optimizer": "adamw", "lr": 1e-3}, {"start_size": 8, "start_share": 0.6}],
+    ids=["lars", "adamw", "two-sizes"],
+)
+def test_resume_continues_exactly(images, tmp_path, changes):
+    settings = config(epochs=2, **changes)
     run_training(settings, images, tmp_path / "straight", None)
-    t = trainer(images, **{"optimizer": optimizer, "lr": settings.lr})
+    t = trainer(images, **changes)
     run = RunFolder(tmp_path / "broken")
     facts = read_checkpoint(tmp_path / "straight" / "last.safetensors").data
     run.create(settings, {"data": facts})
