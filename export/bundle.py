@@ -7,45 +7,48 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
-import onnx
+import numpy as np
 from safetensors.numpy import save_file as save_arrays
 from safetensors.torch import save_file as save_tensors
 
 import byol
 from byol.checkpoint import Checkpoint, finite, read_checkpoint
 from byol.config import TrainConfig
-from byol.export.card import model_card
+from byol.export.additions import Additions, Derived, derive, evaluate_variants
 from byol.export.graph import INPUT, OUTPUT, encoder_to_onnx
 from byol.export.parity import measure
 from byol.files import atomic_folder
 from byol.images import Preprocess
 from byol.model import build_encoder, feature_dim, load_strict
-from byol.serve.bundle import describe_file
+from byol.serve.bundle import describe_file, require_place
+from byol.serve.card import write_card
 from byol.serve.manifest import (
     ENCODER,
     GOLDEN,
     WEIGHTS,
     Architecture,
+    FileEntry,
     Graph,
     Manifest,
     PreprocessSpec,
     Training,
 )
 
+ONLY_FP32 = Additions()
 GOLDEN_IMAGES = 5
 
 
-def export_bundle(source: Path, out: Path) -> Manifest:
+def export_bundle(source: Path, out: Path, additions: Additions = ONLY_FP32) -> Manifest:
     """Write the bundle of a run folder or a checkpoint file to the folder `out`, replacing an older bundle there.
 
     Raises `ValueError` or `OSError`, and leaves `out` as it was, when the checkpoint is damaged or holds numbers that
-    are not finite, when ONNX Runtime does not reproduce torch, or when the written files do not pass their own check.
+    are not finite, when ONNX Runtime does not reproduce torch, when an addition is beyond its gate, or when the written
+    files do not pass their own check.
     """
-    if out.exists() and not (out / "manifest.json").is_file() and (not out.is_dir() or any(out.iterdir())):
-        raise ValueError(f"{out} exists and is no bundle; choose another --out")
+    require_place(out)
     checkpoint = read_checkpoint(source / "last.safetensors" if source.is_dir() else source)
     config, tensors = checkpoint.config, checkpoint.encoder()
     if not finite(tensors):
@@ -58,31 +61,40 @@ def export_bundle(source: Path, out: Path) -> Manifest:
     proto = encoder_to_onnx(encoder, config.image_size, config.mean, config.std, contract)
     graph = proto.SerializeToString(deterministic=True)
     parity, (images, features) = measure(encoder, graph, config.image_size, config.mean, config.std)
+    golden = {"images": images[:GOLDEN_IMAGES].copy(), "features": features[:GOLDEN_IMAGES].copy()}
+    graphs = {ENCODER: Derived(graph, "fp32", parity, golden)}
+    graphs |= derive(proto, preprocess, golden["images"], additions)
     out.parent.mkdir(parents=True, exist_ok=True)
     with atomic_folder(out) as folder:
-        (folder / ENCODER).write_bytes(graph)
         save_tensors({name: value.contiguous() for name, value in encoder.state_dict().items()}, folder / WEIGHTS)
-        golden = {"images": images[:GOLDEN_IMAGES].copy(), "features": features[:GOLDEN_IMAGES].copy()}
-        save_arrays(golden, folder / GOLDEN)
-        files = {
-            ENCODER: describe_file(folder / ENCODER, "fp32", parity),
-            WEIGHTS: describe_file(folder / WEIGHTS),
-            GOLDEN: describe_file(folder / GOLDEN),
-        }
-        facts: dict[str, Any] = {
-            "architecture": _architecture(config),
-            "feature_dim": feature_dim(encoder),
-            "image_size": config.image_size,
-            "preprocess": spec,
-            "onnx": _interface(proto),
-            "training": _training(checkpoint),
-            "byol_version": byol.__version__,
-        }
-        (folder / "README.md").write_text(model_card(Manifest(files=files, **facts)), encoding="utf-8")
-        manifest = Manifest(files={**files, "README.md": describe_file(folder / "README.md")}, **facts)
-        manifest.write(folder)
+        manifest = Manifest(
+            architecture=_architecture(config),
+            feature_dim=feature_dim(encoder),
+            image_size=config.image_size,
+            preprocess=spec,
+            onnx=Graph(proto.opset_import[0].version, proto.ir_version, INPUT, OUTPUT),
+            files=_write_graphs(folder, graphs) | {WEIGHTS: describe_file(folder / WEIGHTS)},
+            training=_training(checkpoint),
+            byol_version=byol.__version__,
+        )
+        manifest = write_card(manifest, folder)
+        if additions.eval_train and additions.eval_test:
+            evaluation = evaluate_variants(folder, additions.eval_train, additions.eval_test)
+            manifest = write_card(replace(manifest, evaluation=evaluation), folder)
         prove(folder)
     return manifest
+
+
+def _write_graphs(folder: Path, graphs: dict[str, Derived]) -> dict[str, FileEntry]:
+    """Write the graphs and the golden file; their entries in the manifest."""
+    golden: dict[str, np.ndarray] = {}
+    files = {}
+    for name, graph in graphs.items():
+        (folder / name).write_bytes(graph.model)
+        files[name] = describe_file(folder / name, graph.precision, graph.parity)
+        golden |= graph.golden
+    save_arrays({name: np.ascontiguousarray(values) for name, values in golden.items()}, folder / GOLDEN)
+    return {**files, GOLDEN: describe_file(folder / GOLDEN)}
 
 
 def _architecture(config: TrainConfig) -> Architecture:
@@ -93,10 +105,6 @@ def _architecture(config: TrainConfig) -> Architecture:
     return Architecture(
         "timm", config.timm_name, config.resolved_stem, **size_argument(config.timm_name, config.image_size)
     )
-
-
-def _interface(proto: onnx.ModelProto) -> Graph:
-    return Graph(proto.opset_import[0].version, proto.ir_version, INPUT, OUTPUT)
 
 
 def _training(checkpoint: Checkpoint) -> Training:

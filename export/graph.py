@@ -88,7 +88,7 @@ def encoder_to_onnx(
     model = ServingEncoder(folded, mean, std).eval()
     example = torch.zeros(2, size, size, 3, dtype=torch.uint8)
     try:
-        with _quiet():
+        with quiet():
             program = torch.onnx.export(
                 model,
                 (example,),
@@ -107,7 +107,7 @@ def encoder_to_onnx(
     assert program is not None  # None only without dynamo
     proto = program.model_proto
     spread_by_sum(proto.graph)
-    _strip(proto)
+    strip(proto)
     onnx.helper.set_model_props(proto, metadata or {})
     check_clean(proto)
     return proto
@@ -123,7 +123,7 @@ def check_clean(proto: onnx.ModelProto) -> None:
     onnx.checker.check_model(proto, full_check=True)
 
 
-def _strip(proto: onnx.ModelProto) -> None:
+def strip(proto: onnx.ModelProto) -> None:
     """Remove what the exporter notes about its machine and source, and what torch calls itself."""
     proto.producer_name, proto.producer_version, proto.doc_string = "byol", "", ""
     del proto.metadata_props[:]
@@ -138,7 +138,7 @@ def _strip(proto: onnx.ModelProto) -> None:
 
 
 @contextlib.contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """Silence what the exporter prints and logs; errors are exceptions."""
     logging.disable(logging.WARNING)
     try:

@@ -13,13 +13,46 @@ from pathlib import Path
 import numpy as np
 
 from byol.images import printable
-from byol.serve.manifest import GOLDEN, MANIFEST, MAX_BYTES, BundleError, FileEntry, Manifest, Parity
+from byol.serve.manifest import (
+    ANY_SIZE,
+    CLASSIFIER,
+    ENCODER,
+    GOLDEN,
+    MANIFEST,
+    MAX_BYTES,
+    VARIANTS,
+    BundleError,
+    FileEntry,
+    Manifest,
+    Parity,
+)
 
-__all__ = ["Bundle", "BundleError", "Manifest", "VerifyReport", "compare_features", "load_manifest", "verify"]
+__all__ = ["Bundle", "BundleError", "Gate", "Manifest", "VerifyReport", "compare_features", "load_manifest", "verify"]
 
-# The gate for fp32: what ONNX Runtime may differ from the reference features (normal is 1e-6).
-MAX_RELATIVE_ERROR = 1e-4
-MIN_COSINE = 0.99999
+
+@dataclass(frozen=True)
+class Gate:
+    """How far outputs may be from what they must reproduce (see `compare_features`)."""
+
+    max_relative_error: float
+    min_cosine: float
+
+    def problem(self, error: float, cosine: float) -> str | None:
+        """What is beyond the gate, in words; None when nothing is."""
+        if error <= self.max_relative_error and cosine >= self.min_cosine:
+            return None
+        limit = f" (at most {self.max_relative_error:g})" if self.max_relative_error < float("inf") else ""
+        return f"relative error {error:.3g}{limit}, cosine {cosine:.7f} (at least {self.min_cosine})"
+
+
+# fp32 normally differs by 1e-6. Fewer bits and another resampling turn features a little; only their angle is bounded.
+GATES = {
+    ENCODER: Gate(1e-4, 0.99999),
+    CLASSIFIER: Gate(1e-4, 0.99999),
+    ANY_SIZE: Gate(float("inf"), 0.999),
+    VARIANTS["fp16"]: Gate(float("inf"), 0.999),
+    VARIANTS["int8"]: Gate(float("inf"), 0.99),
+}
 
 
 @dataclass(frozen=True)
@@ -64,26 +97,54 @@ class Bundle:
             raise BundleError(f"{printable(path)} does not have the manifest's sha256: damaged")
         return content
 
-    def golden(self) -> tuple[np.ndarray, np.ndarray]:
-        """The verified golden inputs, uint8 (N, S, S, 3), and their features, float32 (N, D)."""
+    def golden(self, graph: str = ENCODER) -> tuple[np.ndarray, np.ndarray]:
+        """A graph's verified golden inputs, uint8 (N, H, W, 3), and outputs, float32 (N, D). Raises `BundleError`.
+
+        H and W are S, but for the graph that takes any size.
+        """
+        size = self.manifest.image_size
+        dim = len(self.manifest.classifier.classes) if graph == CLASSIFIER and self.manifest.classifier else 0
+        dim = dim or self.manifest.feature_dim
+        inputs, outputs = golden_names(graph)
+        name, tensors = printable(self.folder / GOLDEN), self.golden_tensors()
+        images, expected = tensors[inputs], tensors[outputs]
+        shape = "(N, H, W, 3)" if graph == ANY_SIZE else f"(N, {size}, {size}, 3)"
+        fits = images.ndim == 4 and images.shape[3] == 3 and (graph == ANY_SIZE or images.shape[1:3] == (size, size))
+        if images.dtype != np.uint8 or not fits or 0 in images.shape:
+            raise BundleError(f"{name}: {inputs} must be uint8 {shape}, not {images.dtype} {images.shape}")
+        if expected.dtype != np.float32 or expected.shape != (len(images), dim):
+            raise BundleError(
+                f"{name}: {outputs} must be float32 ({len(images)}, {dim}), found {expected.dtype} {expected.shape}"
+            )
+        return images, expected
+
+    def golden_tensors(self) -> dict[str, np.ndarray]:
+        """All of the verified `golden.safetensors`, its names checked against the graphs. Raises `BundleError`."""
         from safetensors.numpy import load
 
-        size, dim = self.manifest.image_size, self.manifest.feature_dim
         name, content = printable(self.folder / GOLDEN), self.read(GOLDEN)
         try:
-            tensors = load(content)
+            tensors: dict[str, np.ndarray] = load(content)
         except Exception as error:  # SafetensorError, and NumPy's for types it lacks
             raise BundleError(f"{name} is not a safetensors file: {error}") from error
-        if set(tensors) != {"images", "features"}:
-            raise BundleError(f"{name} must hold `images` and `features`, found {sorted(tensors)}")
-        images, features = tensors["images"], tensors["features"]
-        if images.dtype != np.uint8 or images.shape[1:] != (size, size, 3) or len(images) == 0:
-            raise BundleError(f"{name}: images must be uint8 (N, {size}, {size}, 3), not {images.dtype} {images.shape}")
-        if features.dtype != np.float32 or features.shape != (len(images), dim):
-            raise BundleError(
-                f"{name}: features must be float32 ({len(images)}, {dim}), found {features.dtype} {features.shape}"
-            )
-        return images, features
+        wanted = {tensor for graph in self.manifest.graphs for tensor in golden_names(graph)}
+        if set(tensors) != wanted:
+            listed = ", ".join(f"`{tensor}`" for tensor in sorted(wanted))
+            raise BundleError(f"{name} must hold {listed}, found {sorted(tensors)}")
+        return tensors
+
+
+def golden_names(graph: str) -> tuple[str, str]:
+    """The tensors of `golden.safetensors` that are a graph's inputs and outputs."""
+    if graph == ENCODER:
+        return "images", "features"
+    return f"{graph}:images" if graph == ANY_SIZE else "images", graph
+
+
+def require_place(out: Path) -> None:
+    """Raise `ValueError` when a bundle written to the folder `out` would replace something else than a bundle."""
+    if out.exists() and not (out / MANIFEST).is_file() and (not out.is_dir() or any(out.iterdir())):
+        raise ValueError(f"{printable(out)} exists and is no bundle; choose another folder for the bundle")
 
 
 def load_manifest(bundle: str | os.PathLike[str]) -> Manifest:
@@ -112,7 +173,8 @@ def compare_features(expected: np.ndarray, found: np.ndarray) -> tuple[float, fl
     if not (np.isfinite(a).all() and np.isfinite(b).all()):
         return float("inf"), -1.0
     tiny = np.finfo(np.float64).tiny
-    error = np.abs(b - a).max(1) / np.maximum(np.abs(a).max(1), tiny)  # (N,)
+    with np.errstate(over="ignore"):  # a row of zeros and anything else: infinite
+        error = np.abs(b - a).max(1) / np.maximum(np.abs(a).max(1), tiny)  # (N,)
     norms = np.linalg.norm(a, axis=1) * np.linalg.norm(b, axis=1)
     cosine = np.where(error == 0, 1.0, (a * b).sum(1) / np.maximum(norms, tiny))  # equal zero rows agree
     return float(error.max()), float(cosine.min())
@@ -148,31 +210,23 @@ def verify(bundle: str | os.PathLike[str]) -> VerifyReport:
     problems = [text for text in files.values() if text != "ok"]
     golden: dict[str, dict[str, float]] = {}
     if not problems:  # a graph is run only when all of the bundle is what was exported
-        for name in (name for name in files if name.endswith(".onnx")):
+        for name in opened.manifest.graphs:
             try:
                 golden[name] = _replay(opened, name)
             except ValueError as error:
                 problems.append(str(error))
-            else:
-                problems += _gate(name, golden[name])
+                continue
+            problem = GATES[name].problem(golden[name]["max_relative_error"], golden[name]["min_cosine"])
+            if problem:
+                problems.append(f"{name} does not reproduce the golden features: {problem}")
     return VerifyReport(files, golden, problems)
 
 
 def _replay(bundle: Bundle, name: str) -> dict[str, float]:
-    from byol.serve.encoder import open_encoder_session
+    from byol.serve.pipeline import open_graph
 
-    images, expected = bundle.golden()
-    session = open_encoder_session(bundle.read(name), bundle.manifest, "cpu")
+    images, expected = bundle.golden(name)
+    session = open_graph(bundle, name, "cpu")
     found = session.run({bundle.manifest.onnx.input: images})[0]
     error, cosine = compare_features(expected, found)
     return {"images": len(images), "max_relative_error": error, "min_cosine": cosine}
-
-
-def _gate(name: str, figures: dict[str, float]) -> list[str]:
-    error, cosine = figures["max_relative_error"], figures["min_cosine"]
-    if error <= MAX_RELATIVE_ERROR and cosine >= MIN_COSINE:
-        return []
-    return [
-        f"{name} does not reproduce the golden features: relative error {error:.3g} (at most {MAX_RELATIVE_ERROR:g}), "
-        f"cosine {cosine:.7f} (at least {MIN_COSINE})"
-    ]

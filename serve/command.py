@@ -1,4 +1,4 @@
-"""The commands `extract`, `knn`, `linear` and `info`. Heavy imports wait until a command runs."""
+"""The commands `extract`, `classify`, `knn`, `linear` and `info`. Heavy imports wait until a command runs."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from byol.console import note_device, note_skipped, progress, show_json, show_table, warnings_as_notes
-from byol.serve import DEVICES, MAX_BATCH_SIZE
+from byol.console import note, note_device, note_skipped, progress, show_json, show_table, warnings_as_notes
+from byol.serve import DEVICES, MAX_BATCH_SIZE, VARIANT_NAMES
 
 if TYPE_CHECKING:
     from byol.serve.classifier import Classifier
@@ -24,6 +24,16 @@ device_option = click.option(
     default="auto",
     show_default=True,
     help="cuda fails where CUDA does not run; auto then takes the CPU and says why.",
+)
+batch_option = click.option(
+    "--batch-size", type=click.IntRange(1, MAX_BATCH_SIZE), help="Images per run [default: what suits the device]."
+)
+on_error_option = click.option(
+    "--on-error",
+    type=click.Choice(["skip", "fail"]),
+    default="skip",
+    show_default=True,
+    help="What to do with an image that cannot be read: leave it out and list it, or stop.",
 )
 json_option = click.option("--json", "as_json", is_flag=True, help="Print one JSON object on stdout, nothing else.")
 
@@ -52,19 +62,25 @@ class _Positive(click.ParamType[float | str]):
 @click.argument("images", type=_EXISTING)
 @click.option("--out", required=True, help="FILE.parquet, FILE.npz, or a folder.")
 @device_option
+@batch_option
+@on_error_option
 @click.option(
-    "--batch-size", type=click.IntRange(1, MAX_BATCH_SIZE), help="Images per run [default: what suits the device]."
-)
-@click.option(
-    "--on-error",
-    type=click.Choice(["skip", "fail"]),
-    default="skip",
+    "--variant",
+    type=click.Choice(VARIANT_NAMES),
+    default="fp32",
     show_default=True,
-    help="What to do with an image that cannot be read: leave it out and list it, or stop.",
+    help="Which of the bundle's encoders; auto: the fastest on the device.",
 )
 @json_option
 def extract(
-    bundle: Path, images: Path, out: str, device: str, batch_size: int | None, on_error: str, as_json: bool
+    bundle: Path,
+    images: Path,
+    out: str,
+    device: str,
+    batch_size: int | None,
+    on_error: str,
+    variant: str,
+    as_json: bool,
 ) -> None:
     """Compute the features of IMAGES (a folder, an image or an .npz) with BUNDLE."""
     from byol.images import printable
@@ -77,8 +93,10 @@ def extract(
     except ValueError as error:
         raise click.BadParameter(str(error), param_hint="--out") from error
     source = open_source(images)
-    encoder = Encoder(bundle, device, batch_size)
+    encoder = Encoder(bundle, device, batch_size, variant)
     note_device(device, encoder.device, encoder.reason)
+    if variant == "auto":
+        note(f"variant: {encoder.variant}")
     with progress("extract", len(source)) as advance:
         result = extraction.extract(encoder, source, files, on_error == "fail", advance)
     note_skipped(result.skipped, listed_in=printable(files[1]))
@@ -88,6 +106,43 @@ def extract(
         "dim": encoder.feature_dim,
         "images_per_second": round(result.images / result.seconds, 3),
         "device": encoder.device,
+        "variant": encoder.variant,
+        "out": printable(out),
+    }
+    _show(values, as_json)
+
+
+@click.command()
+@click.argument("bundle", type=_bundle)
+@click.argument("images", type=_EXISTING)
+@click.option("--out", required=True, type=click.Path(dir_okay=False, path_type=Path), help="FILE.parquet or FILE.csv.")
+@device_option
+@batch_option
+@on_error_option
+@json_option
+def classify(
+    bundle: Path, images: Path, out: Path, device: str, batch_size: int | None, on_error: str, as_json: bool
+) -> None:
+    """Classify IMAGES with the linear probe in BUNDLE (see `byol linear --save-classifier`)."""
+    from byol.images import printable
+    from byol.serve import classify as classification
+    from byol.sources import open_source
+
+    if out.suffix.lower() not in (".parquet", ".csv"):
+        raise click.BadParameter(f"{out.suffix!r} is not known: end in .parquet or .csv", param_hint="--out")
+    errors = out.with_name(f"{out.stem}.errors.parquet")
+    source = open_source(images)
+    classifier = classification.ImageClassifier(bundle, device, batch_size)
+    note_device(device, classifier.device, classifier.reason)
+    with progress("classify", len(source)) as advance:
+        result = classification.classify(classifier, source, out, errors, on_error == "fail", advance)
+    note_skipped(result.skipped, listed_in=printable(errors))
+    values: dict[str, Any] = {
+        "images": result.images,
+        "skipped": len(result.skipped),
+        "classes": len(classifier.classes),
+        "images_per_second": round(result.images / result.seconds, 3),
+        "device": classifier.device,
         "out": printable(out),
     }
     _show(values, as_json)
@@ -133,20 +188,44 @@ def knn(bundle: Path | None, train: Path, test: Path, k: int, temperature: float
     show_default=True,
     help="Strength of the penalty l2 / 2 |W|^2; auto chooses it on a hold-out of --train.",
 )
+@click.option(
+    "--save-classifier",
+    "new_bundle",
+    metavar="NEW_BUNDLE",
+    type=click.Path(path_type=Path),
+    help="Write BUNDLE with the fitted probe as classifier.onnx in it (may be BUNDLE itself).",
+)
 @device_option
 @json_option
-def linear(bundle: Path | None, train: Path, test: Path, l2: float | str, device: str, as_json: bool) -> None:
+def linear(
+    bundle: Path | None,
+    train: Path,
+    test: Path,
+    l2: float | str,
+    new_bundle: Path | None,
+    device: str,
+    as_json: bool,
+) -> None:
     """Linear-probe accuracy of BUNDLE's features.
 
     BUNDLE may be left out when --train and --test are features files.
     """
     start = time.perf_counter()
+    if new_bundle and bundle is None:
+        raise click.UsageError("--save-classifier needs the BUNDLE whose encoder the probe belongs to")
     data = _load(bundle, train, test, device)
+    from byol.images import printable
     from byol.serve.linear import LinearProbe
 
     classifier = LinearProbe(l2, data.encoder.device if data.encoder else device)
     top1, top5 = _score(classifier, data, device)
-    _show({"top1": top1, "top5": top5, "l2": classifier.l2_} | _common(data, classifier.device_, start), as_json)
+    values = {"top1": top1, "top5": top5, "l2": classifier.l2_} | _common(data, classifier.device_, start)
+    if new_bundle and bundle:
+        from byol.serve.fuse import save_classifier
+
+        save_classifier(bundle, classifier, data.head(classifier, top1), new_bundle)
+        values["classifier"] = printable(new_bundle)
+    _show(values, as_json)
 
 
 def _load(bundle: Path | None, train: Path, test: Path, device: str) -> Evaluation:

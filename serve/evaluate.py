@@ -6,6 +6,7 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -14,7 +15,11 @@ from byol.serve.bundle import Bundle
 from byol.serve.encoder import Encoder
 from byol.serve.extract import Advance, collect
 from byol.serve.features import Features, is_features, read_features
+from byol.serve.manifest import Head
 from byol.sources import open_source
+
+if TYPE_CHECKING:
+    from byol.serve.linear import LinearProbe
 
 Progress = Callable[[str, int], AbstractContextManager[Advance]]  # (title, images) -> advance(count)
 
@@ -27,6 +32,16 @@ class Evaluation:
     test: Features
     skipped: list[Skipped]
     encoder: Encoder | None
+
+    def head(self, probe: LinearProbe, top1: float) -> Head:
+        """What a manifest says of a probe fitted and scored on these sets."""
+        classes, (train, test) = tuple(map(str, probe.classes_)), self.own_names
+        return Head(classes, probe.l2_, train, len(self.train), test, len(self.test), top1)
+
+    @property
+    def own_names(self) -> tuple[str, str]:
+        """The last parts of the names of train and test: what a bundle may say of where data lie."""
+        return Path(self.train.name).name, Path(self.test.name).name
 
     @property
     def y_train(self) -> np.ndarray:
@@ -44,7 +59,9 @@ def needs_bundle(*locations: Path) -> Path | None:
     return next((location for location in locations if not is_features(location)), None)
 
 
-def load_evaluation(bundle: Path | None, train: Path, test: Path, device: str, progress: Progress) -> Evaluation:
+def load_evaluation(
+    bundle: Path | None, train: Path, test: Path, device: str, progress: Progress, variant: str = "fp32"
+) -> Evaluation:
     """Read or compute both sets. What can be refused is refused before the first image is encoded.
 
     Raises `ValueError`: unlabelled images, one training class, test classes that training lacks, different encoders.
@@ -56,7 +73,7 @@ def load_evaluation(bundle: Path | None, train: Path, test: Path, device: str, p
             _require_same(digest, opened)
     _require_known(*sets)
     encode = bundle is not None and any(isinstance(opened, ImageSource) for opened in sets)
-    encoder = Encoder(bundle, device) if bundle and encode else None
+    encoder = Encoder(bundle, device, variant=variant) if bundle and encode else None
     skipped: list[Skipped] = []
     loaded = [_features(opened, encoder, progress, skipped) for opened in sets]
     _require_one_encoder(*loaded)
@@ -98,6 +115,12 @@ def _features(
 
 def _require_same(digest: str | None, features: Features) -> None:
     if digest and features.bundle and features.bundle != digest:
+        made_by, _, graph = features.bundle.partition("/")
+        if made_by == digest:
+            raise ValueError(
+                f"{features.name} was extracted with {graph} of this bundle, but the bundle's fp32 encoder would "
+                "compute the rest; leave BUNDLE out and give features of one variant on both sides"
+            )
         raise ValueError(
             f"{features.name} was extracted with another bundle (sha256 {features.bundle[:12]}) than the one given "
             f"({digest[:12]}); extract it again"

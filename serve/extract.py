@@ -48,17 +48,17 @@ def extract(encoder: Encoder, source: ImageSource, out: tuple[Path, Path], fail:
     start = time.perf_counter()
     images = 0
     skipped: list[Skipped] = []
-    with _folder(path.parent), feature_file(path, encoder.feature_dim, encoder.digest) as write:
+    with folder(path.parent), feature_file(path, encoder.feature_dim, encoder.digest) as write:
         if fail and source.skipped:
-            raise _failed(source.skipped[0])
+            raise failed(source.skipped[0])
         for batch in encoder.batches(source):
             if fail and batch.skipped:
-                raise _failed(batch.skipped[0])
-            write([source.ids[i] for i in batch.indices], [source.labels[i] for i in batch.indices], batch.features)
+                raise failed(batch.skipped[0])
+            write([source.ids[i] for i in batch.indices], [source.labels[i] for i in batch.indices], batch.outputs)
             images += len(batch.indices)
             skipped += batch.skipped
             advance(len(batch.indices) + len(batch.skipped))
-        _require_images(images, source, skipped)
+        require_images(images, source, skipped)
         write_errors(errors, source.skipped, skipped)
     return Extraction(images, [*source.skipped, *skipped], time.perf_counter() - start)
 
@@ -69,20 +69,22 @@ def collect(encoder: Encoder, source: ImageSource, advance: Advance) -> tuple[Fe
     kept: list[int] = []
     skipped: list[Skipped] = []
     for batch in encoder.batches(source):
-        x[len(kept) : len(kept) + len(batch.indices)] = batch.features
+        x[len(kept) : len(kept) + len(batch.indices)] = batch.outputs
         kept += batch.indices
         skipped += batch.skipped
         advance(len(batch.indices) + len(batch.skipped))
-    _require_images(len(kept), source, skipped)
+    require_images(len(kept), source, skipped)
     ids, labels = [source.ids[i] for i in kept], [source.labels[i] for i in kept]
     return Features(source.name, ids, labels, x[: len(kept)], encoder.digest), [*source.skipped, *skipped]
 
 
-def _failed(item: Skipped) -> ValueError:
+def failed(item: Skipped) -> ValueError:
+    """What to raise for an image that cannot be read, where that ends the work."""
     return ValueError(f"{item.path}: {item.reason} (--on-error skip would leave it out)")
 
 
-def _require_images(count: int, source: ImageSource, skipped: list[Skipped]) -> None:
+def require_images(count: int, source: ImageSource, skipped: list[Skipped]) -> None:
+    """Raise `ValueError` when no image could be read."""
     if count == 0:
         first = skipped[0]
         raise ValueError(
@@ -99,7 +101,7 @@ def _refuse_other_parts(path: Path) -> None:
 
 
 @contextlib.contextmanager
-def _folder(path: Path) -> Iterator[None]:
+def folder(path: Path) -> Iterator[None]:
     """Make a folder and its parents; those made here go again when the block fails."""
     made = [folder for folder in (path, *path.parents) if not folder.exists()]
     path.mkdir(parents=True, exist_ok=True)

@@ -32,8 +32,9 @@ class LinearProbe(Classifier):
     """Softmax regression on standardised features; minimises mean cross-entropy + l2 / 2 |W|^2 (bias free).
 
     `l2` "auto": chosen by accuracy (ties: log-loss) on a stratified fifth of the TRAINING set, then refitted on all of
-    it. Learned: `coef_` (C, D) and `intercept_` (C,) for raw features, `classes_`, `l2_`, `n_iter_`, `device_`,
-    `reason_`, `n_features_in_`, and `holdout_` (l2 -> accuracy; empty when nothing was held out).
+    it. Learned: `coef_` (C, D) and `intercept_` (C,) for raw features, `mean_` (D,) of the training set, `classes_`,
+    `l2_`, `n_iter_`, `device_`, `reason_`, `n_features_in_`, and `holdout_` (l2 -> accuracy; empty when nothing was
+    held out).
     """
 
     def __init__(self, l2: float | str = "auto", device: str = "auto", max_iter: int = 1000, seed: int = 0) -> None:
@@ -56,6 +57,7 @@ class LinearProbe(Classifier):
         weight, bias = objective.split(parameters)
         self.coef_ = weight / scale  # (C, D)
         self.intercept_ = bias - self.coef_ @ mean  # (C,)
+        self.mean_ = mean
         return self
 
     def decision_function(self, x: ArrayLike) -> np.ndarray:

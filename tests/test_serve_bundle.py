@@ -62,11 +62,11 @@ def test_manifest_has_the_documented_keys(bundle: Path) -> None:
     assert data["files"]["encoder.onnx"]["size"] == len(content)
 
 
-def test_training_may_be_null(bundle: Path) -> None:
+def test_training_may_be_left_out(bundle: Path) -> None:
     manifest = replace(load_manifest(bundle), training=None)
     manifest.write(bundle)
     assert load_manifest(bundle) == manifest
-    assert manifest_json(bundle)["training"] is None
+    assert "training" not in manifest_json(bundle)
 
 
 def set_to(value: object, *keys: str) -> Callable[[dict[str, Any]], None]:
@@ -200,7 +200,7 @@ def test_manifest_with_wrong_types_cannot_be_written(bundle: Path) -> None:
 
 
 def test_file_entry_needs_parity_exactly_for_graphs(bundle: Path) -> None:
-    parity = Parity(0.0, 1.0, (1,), "CPUExecutionProvider", "1", "2")
+    parity = Parity(0.0, 1.0, 1, (1,), "CPUExecutionProvider", "1", "torch", "2")
     with pytest.raises(BundleError, match="belong together"):
         FileEntry("0" * 64, 1, precision="fp32")
     files = load_manifest(bundle).files | {"README.md": describe_file(bundle / "README.md", "fp32", parity)}
@@ -250,7 +250,7 @@ def test_encoder_refuses_a_flipped_weight_before_any_session(bundle: Path, monke
     def never(*arguments: object) -> None:
         raise AssertionError("a session was created from a damaged file")
 
-    monkeypatch.setattr("byol.serve.encoder.open_session", never)
+    monkeypatch.setattr("byol.serve.pipeline.open_session", never)
     content = bytearray((bundle / "encoder.onnx").read_bytes())
     content[-50] ^= 1
     (bundle / "encoder.onnx").write_bytes(content)
@@ -276,7 +276,7 @@ def golden_images(count: int, size: int) -> np.ndarray:
 @pytest.mark.parametrize(
     ("tensors", "message"),
     [
-        ({"images": np.zeros((2, 16, 16, 3), np.uint8)}, "must hold `images` and `features`"),
+        ({"images": np.zeros((2, 16, 16, 3), np.uint8)}, "must hold `features`, `images`"),
         (
             {"images": np.zeros((2, 8, 8, 3), np.uint8), "features": np.zeros((2, 8), np.float32)},
             "images must be uint8",

@@ -14,8 +14,8 @@ from byol.columns import Labels
 from byol.images import ImageSource, Preprocess, Skipped
 from byol.serve import Encoder
 from byol.serve.bundle import Bundle
-from byol.serve.encoder import BATCH_SIZES
 from byol.serve.manifest import BundleError
+from byol.serve.pipeline import BATCH_SIZES
 from byol.sources import open_source
 from tests.odd_images import bad_images, odd_images, picture, write_files
 from tests.tiny import assert_same_features, tiny_reference, write_images, write_tiny_bundle
@@ -117,7 +117,7 @@ def test_batches_skip_bad_images_and_keep_rows_in_place(tmp_path: Path, bundle: 
     indices = [i for batch in batches for i in batch.indices]
     assert [source.ids[i] for i in indices] == sorted(good)
     assert_same_features(
-        np.concatenate([batch.features for batch in batches]), expected_features(bundle, list(good.values()))
+        np.concatenate([batch.outputs for batch in batches]), expected_features(bundle, list(good.values()))
     )
     skipped = [item.path for batch in batches for item in batch.skipped]
     assert skipped == [f"{i:02}x.png" for i in range(len(bad_images()))]
@@ -126,7 +126,7 @@ def test_batches_skip_bad_images_and_keep_rows_in_place(tmp_path: Path, bundle: 
 def test_only_bad_images_give_one_batch_without_rows(tmp_path: Path, encoder: Encoder) -> None:
     write_files(tmp_path, bad_images())
     (batch,) = encoder.batches(open_source(tmp_path))
-    assert (batch.indices, batch.features.shape) == ([], (0, 8))
+    assert (batch.indices, batch.outputs.shape) == ([], (0, 8))
     assert [item.path for item in batch.skipped] == sorted(bad_images())
 
 

@@ -36,7 +36,7 @@ def write_tiny_bundle(path: Path, size: int = 16, dim: int = 8, seed: int = 0) -
 
 def tiny_manifest(path: Path, size: int, dim: int) -> Manifest:
     preprocess = Preprocess.for_size(size)
-    parity = Parity(0.0, 1.0, (1, 2, 3, 33), "CPUExecutionProvider", "1.31.1", "2.15.0")
+    parity = Parity(0.0, 1.0, 39, (1, 2, 3, 33), "CPUExecutionProvider", "1.31.1", "torch", "2.15.0")
     return Manifest(
         architecture=Architecture("tests", "tiny", "cifar"),
         feature_dim=dim,

@@ -1,0 +1,159 @@
+"""What a bundle can hold beside its fp32 encoder: fewer bits, pictures of any size, their accuracy.
+
+Shapes: N images, S the encoder's image size, D features.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+from onnx import ModelProto
+from PIL import Image
+
+from byol.console import progress
+from byol.export.any_size import any_size_graph
+from byol.export.parity import sample_images
+from byol.export.variants import fp16_graph, int8_graph
+from byol.images import Preprocess, UnreadableImage, decode
+from byol.serve.bundle import golden_names
+from byol.serve.evaluate import load_evaluation
+from byol.serve.knn import KNNClassifier
+from byol.serve.manifest import ANY_SIZE, ENCODER, VARIANTS, Evaluation, Parity
+from byol.serve.parity import pass_gate, run_graph
+from byol.sources import open_source
+
+CALIBRATION_IMAGES = 320  # every fifth is held out, for the gate
+LEAST_CALIBRATION_IMAGES = 20
+PICTURES = 16  # of the calibration images, those whose originals go through the graph for any size
+KNN_K, KNN_TEMPERATURE = 20, 0.07
+
+# Heights and widths, in parts of S, of what the graph for any size must reproduce: larger, smaller, narrow, tiny.
+SHAPES = ((1.5, 2.0), (3.0, 2.2), (0.5, 0.7), (1.0, 1.0), (6.0, 1.1), (0.9, 7.0), (4.5, 6.0))
+
+
+@dataclass(frozen=True)
+class Additions:
+    """What to add. `calibrate`: images for int8's ranges; `eval_train`, `eval_test`: labelled, both or none."""
+
+    precisions: tuple[str, ...] = ()
+    any_size: bool = False
+    calibrate: Path | None = None
+    eval_train: Path | None = None
+    eval_test: Path | None = None
+
+    def __post_init__(self) -> None:
+        for name in self.precisions:
+            if name not in VARIANTS or name == "fp32":
+                raise ValueError(f"precision is {name!r}; fp32 is always there, fp16 and int8 can be added")
+        if "int8" in self.precisions and self.calibrate is None:
+            raise ValueError("int8 needs images to calibrate on; add --calibrate IMAGES (50 to 300 typical ones)")
+        if (self.eval_train is None) != (self.eval_test is None):
+            raise ValueError("--eval-train and --eval-test belong together; give both or none")
+
+
+@dataclass(frozen=True)
+class Derived:
+    """A further graph of a bundle: its bytes, and what manifest and golden file say of it."""
+
+    model: bytes
+    precision: str
+    parity: Parity
+    golden: dict[str, np.ndarray]
+
+
+@dataclass(frozen=True)
+class _Calibration:
+    """Preprocessed images uint8 (N, S, S, 3) to calibrate on and held out, and some originals uint8 (H, W, 3)."""
+
+    fit: np.ndarray
+    held: np.ndarray
+    pictures: list[np.ndarray] = field(default_factory=list)
+
+
+def derive(encoder: ModelProto, preprocess: Preprocess, golden: np.ndarray, wanted: Additions) -> dict[str, Derived]:
+    """The further graphs by file name, each through its gate; `golden` are the bundle's golden inputs (N, S, S, 3).
+
+    Raises `ValueError` when one is beyond its gate, or the calibration images do not do.
+    """
+    calibration = _read_calibration(wanted.calibrate, preprocess) if wanted.calibrate else None
+    model, name = encoder.SerializeToString(deterministic=True), encoder.graph.input[0].name
+    derived = {}
+    for precision in VARIANTS:
+        if precision not in wanted.precisions:
+            continue
+        file = VARIANTS[precision]
+        if precision == "int8" and calibration:
+            images = calibration.held
+            proto = int8_graph(encoder, calibration.fit)
+        else:
+            images = sample_images(32, preprocess.crop, seed=1)
+            proto = fp16_graph(encoder)
+        data, batches = proto.SerializeToString(deterministic=True), _batches(images)
+        parity, _ = pass_gate(file, data, name, batches, run_graph(model, name, batches), ENCODER)
+        outputs = run_graph(data, name, [golden])
+        derived[file] = Derived(data, precision, parity, {golden_names(file)[1]: outputs})
+    if wanted.any_size:
+        pictures = calibration.pictures if calibration else []
+        derived[ANY_SIZE] = _any_size(encoder, model, preprocess, pictures)
+    return derived
+
+
+def _any_size(encoder: ModelProto, model: bytes, preprocess: Preprocess, pictures: list[np.ndarray]) -> Derived:
+    """Against Pillow's resizing in front of the fp32 encoder, over generated pictures and given ones."""
+    name = encoder.graph.input[0].name
+    generated = [_picture(number, preprocess.crop, *shape) for number, shape in enumerate(SHAPES)]
+    batches = [picture[None] for picture in (*generated, *pictures)]
+    resized = np.stack([preprocess(Image.fromarray(batch[0])) for batch in batches])
+    expected = run_graph(model, name, [resized])
+    data = any_size_graph(encoder, preprocess).SerializeToString(deterministic=True)
+    parity, _ = pass_gate(ANY_SIZE, data, name, batches, expected, f"Pillow and {ENCODER}")
+    inputs, outputs = golden_names(ANY_SIZE)
+    return Derived(data, "fp32", parity, {inputs: batches[0], outputs: expected[:1]})
+
+
+def _picture(seed: int, size: int, height: float, width: float) -> np.ndarray:
+    """A smooth random picture, uint8 (height * size, width * size, 3)."""
+    coarse = np.random.default_rng(seed).integers(0, 256, (9, 12, 3), dtype=np.uint8)
+    shape = max(1, round(width * size)), max(1, round(height * size))
+    return np.asarray(Image.fromarray(coarse).resize(shape, Image.Resampling.BICUBIC))
+
+
+def _batches(images: np.ndarray) -> list[np.ndarray]:
+    return [images[start : start + 32] for start in range(0, len(images), 32)]
+
+
+def _read_calibration(location: Path, preprocess: Preprocess) -> _Calibration:
+    source = open_source(location)
+    count = min(len(source), CALIBRATION_IMAGES)
+    chosen = source.subset(np.linspace(0, len(source) - 1, count, dtype=int).tolist())
+    images, pictures = [], []
+    for index, result in decode(chosen, lambda image: (preprocess(image), image)):
+        if isinstance(result, UnreadableImage):
+            continue
+        images.append(result[0])
+        if index % max(1, count // PICTURES) == 0:
+            pictures.append(np.asarray(result[1]))
+    if len(images) < LEAST_CALIBRATION_IMAGES:
+        raise ValueError(
+            f"{source.name} has {len(images)} readable images; calibration needs {LEAST_CALIBRATION_IMAGES} or more"
+        )
+    held = np.arange(len(images)) % 5 == 4
+    stacked = np.stack(images)
+    return _Calibration(stacked[~held], stacked[held], pictures[:PICTURES])
+
+
+def evaluate_variants(bundle: Path, train: Path, test: Path) -> Evaluation:
+    """kNN top-1 of every precision variant in a bundle, train as the bank. Raises `ValueError` for unlabelled sets."""
+    from byol.serve.bundle import load_manifest
+
+    top1 = {}
+    for variant, file in VARIANTS.items():
+        if file not in load_manifest(bundle).files:
+            continue
+        data = load_evaluation(bundle, train, test, "auto", progress, variant)
+        classifier = KNNClassifier(KNN_K, KNN_TEMPERATURE).fit(data.train.x, data.y_train)
+        top1[file] = classifier.score(data.test.x, data.y_test)
+    sizes = len(data.train), len(data.test)
+    return Evaluation(*data.own_names, *sizes, KNN_K, KNN_TEMPERATURE, top1)

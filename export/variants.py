@@ -1,0 +1,84 @@
+"""The encoder with fewer bits: fp16 for GPUs, int8 for CPUs. Both are made from the proven fp32 graph.
+
+Shapes: N images, S the encoder's image size.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+
+import numpy as np
+import onnx
+from onnx import ModelProto, helper
+
+from byol.export.graph import check_clean, quiet, strip
+
+CALIBRATION_BATCH = 32
+# What is worth quantizing, and what passes integers on. The rest (norms, activations, softmax) stays in fp32.
+QUANTIZED = ["Conv", "Gemm", "MatMul", "MaxPool", "Relu", "Add"]
+
+
+def fp16_graph(encoder: ModelProto) -> ModelProto:
+    """Weights and arithmetic in float16; input uint8 and output float32 as before."""
+    from onnxruntime.transformers.float16 import convert_float_to_float16
+
+    with quiet():
+        proto: ModelProto = convert_float_to_float16(_copy(encoder), keep_io_types=True)
+    return _finished(proto, encoder)
+
+
+def int8_graph(encoder: ModelProto, images: np.ndarray) -> ModelProto:
+    """Static quantization, QDQ, per-channel weights; activation ranges from `images`, uint8 (N, S, S, 3)."""
+    from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
+
+    name = encoder.graph.input[0].name
+
+    class Batches(CalibrationDataReader):
+        def __init__(self) -> None:
+            starts = range(0, len(images), CALIBRATION_BATCH)
+            self._feeds = iter([{name: images[start : start + CALIBRATION_BATCH]} for start in starts])
+
+        def get_next(self) -> dict[str, np.ndarray] | None:
+            return next(self._feeds, None)
+
+    with tempfile.TemporaryDirectory() as folder, quiet():
+        path = Path(folder) / "int8.onnx"
+        quantize_static(
+            _copy(encoder),
+            path,
+            Batches(),
+            quant_format=QuantFormat.QDQ,
+            op_types_to_quantize=QUANTIZED,
+            per_channel=True,
+            activation_type=QuantType.QUInt8,
+            weight_type=QuantType.QInt8,
+            nodes_to_exclude=_before_first_layer(encoder),
+            extra_options={"MatMulConstBOnly": True},
+        )
+        proto = onnx.load(path)
+    return _finished(proto, encoder)
+
+
+def _before_first_layer(encoder: ModelProto) -> list[str]:
+    """The nodes that normalise the input: 8 bits are too few for what they compute in place."""
+    names = []
+    for node in encoder.graph.node:
+        if node.op_type in ("Conv", "Gemm", "MatMul"):
+            break
+        names.append(node.name)
+    return names
+
+
+def _copy(proto: ModelProto) -> ModelProto:
+    copy = ModelProto()
+    copy.CopyFrom(proto)
+    return copy
+
+
+def _finished(proto: ModelProto, encoder: ModelProto) -> ModelProto:
+    """Without the converter's traces, with the encoder's metadata, checked."""
+    strip(proto)
+    helper.set_model_props(proto, {item.key: item.value for item in encoder.metadata_props})
+    check_clean(proto)
+    return proto

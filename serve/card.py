@@ -1,0 +1,142 @@
+"""The model card: the README.md of a bundle, for whoever meets it without this project at hand."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+from byol.serve.bundle import describe_file
+from byol.serve.manifest import ANY_SIZE, CARD, ENCODER, Architecture, Manifest
+
+_CARD = """---
+library_name: onnxruntime
+pipeline_tag: image-feature-extraction
+tags: [self-supervised, byol, onnx]
+---
+
+# {name} encoder{by_byol}
+
+Maps an RGB image to {dim} features. {training}
+Teacher, projector and predictor are not in here.
+
+## Use
+
+```python
+import numpy as np, onnxruntime
+from PIL import Image, ImageOps
+
+session = onnxruntime.InferenceSession("encoder.onnx")
+image = ImageOps.exif_transpose(Image.open("photo.jpg")).convert("RGB")
+side = {crop} * min(image.size) / {resize}
+left, top = (image.width - side) / 2, (image.height - side) / 2
+image = image.resize(({crop}, {crop}), Image.Resampling.BICUBIC, (left, top, left + side, top + side))
+features = session.run(["features"], {{"images": np.asarray(image)[None]}})[0]  # (1, {dim}) float32
+```
+
+Or `pip install byol` and `byol extract BUNDLE IMAGES --out features.parquet`.
+{any_size}{classifier}
+## Interface
+
+| | |
+|---|---|
+| input | `images` uint8 [batch, {crop}, {crop}, 3], RGB, 0 to 255; normalisation is inside the graph |
+| output | `features` float32 [batch, {dim}], pooled, not L2-normalised |
+| preprocessing | EXIF orientation applied, shorter side to {resize}, central {crop} x {crop}, bicubic, antialiased |
+| graph | ONNX opset {opset}, IR version {ir}; no batch-norm left |
+| weights | `encoder.safetensors`, {library} names: {rebuild} |
+
+## Proof
+
+| graph | reproduces | images | largest relative error | smallest cosine |{top1_title}
+|---|---|---|---|---|{top1_rule}
+{graphs}
+
+Measured with ONNX Runtime {ort} ({provider}). {evaluation}`golden.safetensors` holds inputs and expected outputs;
+`byol info --verify BUNDLE` checks every file's hash and repeats the comparison.
+"""
+
+_ANY_SIZE = """
+`encoder.any-size.onnx` resizes and crops inside the graph: hand over decoded pictures of one size.
+
+```python
+session = onnxruntime.InferenceSession("encoder.any-size.onnx")
+features = session.run(["features"], {"images": np.asarray(picture)[None]})[0]  # picture: any (H, W, 3) uint8
+```
+"""
+
+_CLASSIFIER = """
+`classifier.onnx` ends in a linear probe for {count} classes: `session.run(["probabilities"], {{"images": ...}})` in the
+order of `classes` in `manifest.json` and in the graph's metadata. Fitted on {n_train} images of {train} (l2 {l2:g}), it
+is right for {top1:.2%} of {n_test} images of {test}. Or `byol classify BUNDLE IMAGES --out FILE`.
+"""
+
+
+def write_card(manifest: Manifest, folder: Path) -> Manifest:
+    """Write card and manifest of a bundle whose other files are written; returns the manifest with the card in it."""
+    (folder / CARD).write_text(model_card(manifest), encoding="utf-8")
+    whole = replace(manifest, files={**manifest.files, CARD: describe_file(folder / CARD)})
+    whole.write(folder)
+    return whole
+
+
+def model_card(manifest: Manifest) -> str:
+    """The text of the card; `manifest` need not list the card itself."""
+    parity = manifest.files[ENCODER].parity
+    assert parity is not None  # the manifest's own check
+    measured = manifest.evaluation
+    return _CARD.format(
+        name=manifest.architecture.name,
+        by_byol=", trained by BYOL" if manifest.training else "",
+        library=manifest.architecture.library,
+        rebuild=_rebuild(manifest.architecture),
+        dim=manifest.feature_dim,
+        training=_provenance(manifest),
+        any_size=_ANY_SIZE if ANY_SIZE in manifest.files else "",
+        classifier=_classifier(manifest),
+        crop=manifest.preprocess.crop,
+        resize=manifest.preprocess.resize,
+        opset=manifest.onnx.opset,
+        ir=manifest.onnx.ir_version,
+        ort=parity.onnxruntime,
+        provider=parity.provider,
+        top1_title=" kNN top-1 |" if measured else "",
+        top1_rule="---|" if measured else "",
+        graphs="\n".join(_graph_row(manifest, name) for name in manifest.graphs),
+        evaluation=f"kNN (k {measured.k}, temperature {measured.temperature:g}): {measured.n_test} images of "
+        f"{measured.test}, bank of {measured.n_train} of {measured.train}. "
+        if measured
+        else "",
+    )
+
+
+def _provenance(manifest: Manifest) -> str:
+    training = manifest.training
+    if training is None:
+        return "Its weights were trained elsewhere."
+    return f"Trained without labels by BYOL (arXiv 2006.07733) on {training.images} images, {training.epochs:g} epochs."
+
+
+def _classifier(manifest: Manifest) -> str:
+    head = manifest.classifier
+    return _CLASSIFIER.format(count=len(head.classes), **vars(head)) if head else ""
+
+
+def _graph_row(manifest: Manifest, name: str) -> str:
+    parity = manifest.files[name].parity
+    assert parity is not None
+    reference = f"torch {parity.torch}" if parity.torch else parity.reference
+    figures = f"{parity.images} | {parity.max_relative_error:.1e} | {parity.min_cosine:.7f}"
+    row = f"| `{name}` | {reference} | {figures} |"
+    if manifest.evaluation is None:
+        return row
+    top1 = manifest.evaluation.top1.get(name)
+    return f"{row} {f'{top1:.2%}' if top1 is not None else ''} |"
+
+
+def _rebuild(architecture: Architecture) -> str:
+    """The module that takes the weights with strict=True, in words and code."""
+    if architecture.library == "timm":
+        size = f", img_size={architecture.img_size}" if architecture.img_size else ""
+        return f'`timm.create_model("{architecture.name}", num_classes=0{size})`'
+    stem = ", with the CIFAR stem (3x3 convolution, no max-pool)" if architecture.stem == "cifar" else ""
+    return f"`{architecture.library}.models.{architecture.name}` without `fc`{stem}"

@@ -1,0 +1,93 @@
+"""Classification: images through `classifier.onnx` of a bundle into a table.
+
+Shapes: N images, B batch, C classes.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.csv
+import pyarrow.parquet as pq
+
+from byol.files import atomic_file
+from byol.images import ImageSource, Skipped, printable
+from byol.serve.bundle import Bundle
+from byol.serve.extract import Advance, Extraction, failed, folder, require_images
+from byol.serve.features import write_errors
+from byol.serve.manifest import CLASSIFIER
+from byol.serve.pipeline import Batch, Pipeline, open_graph
+
+
+class ImageClassifier(Pipeline):
+    """The classifier of a bundle on a device: `batches` yields probabilities (B, C), columns as in `classes`.
+
+    Raises `ValueError` for a bundle without one, `BundleError`, `DeviceError`.
+    """
+
+    def __init__(self, bundle: str | os.PathLike[str], device: str = "auto", batch_size: int | None = None) -> None:
+        opened = Bundle.open(bundle)
+        head = opened.manifest.classifier
+        if head is None:
+            raise ValueError(
+                f"{printable(bundle)} holds no {CLASSIFIER}; make one: "
+                "byol linear BUNDLE --train SRC --test SRC --save-classifier NEW_BUNDLE"
+            )
+        session = open_graph(opened, CLASSIFIER, device, batch_size, shares_cores=True)
+        super().__init__(opened, session, batch_size, len(head.classes), output=1)
+        self.classes = head.classes
+
+
+def classify(
+    classifier: ImageClassifier, source: ImageSource, out: Path, errors: Path, fail: bool, advance: Advance
+) -> Extraction:
+    """Write one row per readable image to `out`: Parquet (with all probabilities) or CSV.
+
+    Columns `id`, `label` (the source's own, or null), `predicted`, `probability`. `fail`: stop at the first image that
+    cannot be read. Raises `ValueError` then, and when none can be read; what stood under the names stays as it was.
+    """
+    start = time.perf_counter()
+    images = 0
+    skipped: list[Skipped] = []
+    is_csv = out.suffix.lower() == ".csv"
+    schema = _schema(classifier.classes, with_all=not is_csv)
+    with folder(out.parent), atomic_file(out) as temporary, open(temporary, "wb") as stream:
+        if fail and source.skipped:
+            raise failed(source.skipped[0])
+        with (pyarrow.csv.CSVWriter if is_csv else pq.ParquetWriter)(stream, schema) as writer:
+            for batch in classifier.batches(source):
+                if fail and batch.skipped:
+                    raise failed(batch.skipped[0])
+                writer.write_table(_table(source, batch, classifier.classes).select(schema.names).cast(schema))
+                images += len(batch.indices)
+                skipped += batch.skipped
+                advance(len(batch.indices) + len(batch.skipped))
+        require_images(images, source, skipped)
+        write_errors(errors, source.skipped, skipped)
+    return Extraction(images, [*source.skipped, *skipped], time.perf_counter() - start)
+
+
+def _schema(classes: tuple[str, ...], with_all: bool) -> pa.Schema:
+    texts = [pa.field(name, pa.string()) for name in ("id", "label", "predicted")]
+    fields = [*texts, pa.field("probability", pa.float32())]
+    if with_all:
+        fields.append(pa.field("probabilities", pa.list_(pa.float32(), len(classes))))
+    return pa.schema(fields, metadata={"classes": json.dumps(classes, ensure_ascii=False)})
+
+
+def _table(source: ImageSource, batch: Batch, classes: tuple[str, ...]) -> pa.Table:
+    best = batch.outputs.argmax(1)  # (B,)
+    values = pa.array(np.ascontiguousarray(batch.outputs).reshape(-1))
+    columns = {
+        "id": pa.array([source.ids[i] for i in batch.indices], pa.string()),
+        "label": pa.array([source.labels[i] for i in batch.indices], pa.string()),
+        "predicted": pa.array([classes[i] for i in best], pa.string()),
+        "probability": pa.array(batch.outputs[np.arange(len(best)), best], pa.float32()),
+        "probabilities": pa.FixedSizeListArray.from_arrays(values, len(classes)),
+    }
+    return pa.table(columns)

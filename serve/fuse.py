@@ -1,0 +1,98 @@
+"""A fitted linear probe becomes part of a bundle: `classifier.onnx`, images in, logits and probabilities out.
+
+Shapes: N images, D features, C classes.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import onnx
+from onnx import ModelProto, TensorProto, helper, numpy_helper
+from safetensors.numpy import save_file
+
+from byol.files import atomic_folder
+from byol.serve.bundle import Bundle, describe_file, require_place, verify
+from byol.serve.card import write_card
+from byol.serve.linear import LinearProbe
+from byol.serve.manifest import CARD, CLASSIFIER, ENCODER, GOLDEN, Head, Manifest
+from byol.serve.parity import pass_gate, run_graph
+
+
+def save_classifier(bundle: Path, probe: LinearProbe, head: Head, out: Path) -> Manifest:
+    """Write the bundle with the probe fused to its fp32 encoder to the folder `out` (which may be `bundle` itself).
+
+    Raises `ValueError`, and leaves `out` as it was, when the probe is of another encoder, when `out` is something else
+    than a bundle, or when the fused graph does not reproduce the probe.
+    """
+    opened = Bundle.open(bundle)
+    require_place(out)
+    if probe.n_features_in_ != opened.manifest.feature_dim:
+        raise ValueError(
+            f"the probe was fitted on {probe.n_features_in_} features, {bundle} has {opened.manifest.feature_dim}"
+        )
+    images, _ = opened.golden()
+    name = opened.manifest.onnx.input
+    encoder = opened.read(ENCODER)
+    logits = probe.decision_function(run_graph(encoder, name, [images])).astype(np.float32)  # (N, C)
+    model = fuse(onnx.load_model_from_string(encoder), probe, head.classes).SerializeToString(deterministic=True)
+    parity, _ = pass_gate(CLASSIFIER, model, name, [images], logits, f"{ENCODER} and the fitted probe")
+    kept = [file for file in opened.manifest.files if file not in (CLASSIFIER, GOLDEN, CARD)]
+    tensors = {key: value for key, value in opened.golden_tensors().items() if key != CLASSIFIER}
+    out.parent.mkdir(parents=True, exist_ok=True)
+    with atomic_folder(out) as folder:
+        for file in kept:
+            (folder / file).write_bytes(opened.read(file))
+        (folder / CLASSIFIER).write_bytes(model)
+        save_file({**tensors, CLASSIFIER: logits}, folder / GOLDEN)
+        files = {file: opened.manifest.files[file] for file in kept}
+        files |= {
+            CLASSIFIER: describe_file(folder / CLASSIFIER, "fp32", parity),
+            GOLDEN: describe_file(folder / GOLDEN),
+        }
+        manifest = write_card(replace(opened.manifest, classifier=head, files=files), folder)
+        problems = verify(folder).problems
+        if problems:
+            raise ValueError(f"the classifier is refused: {'; '.join(problems)}")
+    return manifest
+
+
+def fuse(encoder: ModelProto, probe: LinearProbe, classes: tuple[str, ...]) -> ModelProto:
+    """The encoder's graph with the probe behind it; inputs `images`, outputs `logits` and `probabilities` (N, C).
+
+    Features are centred first: the probe's weights of features that hardly vary are large, and float32 would cancel.
+    """
+    model = ModelProto()
+    model.CopyFrom(encoder)
+    graph, features = model.graph, model.graph.output[0].name
+    constants = {
+        "classifier_mean": probe.mean_,
+        "classifier_weight": probe.coef_,
+        "classifier_bias": probe.intercept_ + probe.coef_ @ probe.mean_,
+    }
+    graph.initializer.extend(
+        numpy_helper.from_array(value.astype(np.float32), name) for name, value in constants.items()
+    )
+    graph.node.extend(
+        [
+            helper.make_node("Sub", [features, "classifier_mean"], ["centred"], "Sub_classifier"),  # (N, D)
+            helper.make_node(
+                "Gemm", ["centred", "classifier_weight", "classifier_bias"], ["logits"], "Gemm_classifier", transB=1
+            ),
+            helper.make_node("Softmax", ["logits"], ["probabilities"], "Softmax_classifier", axis=1),
+        ]
+    )
+    batch = graph.output[0].type.tensor_type.shape.dim[0].dim_param
+    del graph.output[:]
+    graph.output.extend(
+        helper.make_tensor_value_info(name, TensorProto.FLOAT, [batch, len(classes)])
+        for name in ("logits", "probabilities")
+    )
+    graph.name = "classifier"
+    properties = {item.key: item.value for item in model.metadata_props}
+    helper.set_model_props(model, {**properties, "classes": json.dumps(classes, ensure_ascii=False)})
+    onnx.checker.check_model(model, full_check=True)
+    return model

@@ -1,0 +1,59 @@
+"""Whatever a caller hands over as images, as one source: paths, Pillow images, arrays."""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Sequence
+
+import numpy as np
+from PIL import Image
+
+from byol.columns import Labels
+from byol.images import ImageSource, UnreadableImage, printable, read_image, to_rgb
+from byol.sources import open_source
+
+ImageItem = str | os.PathLike[str] | Image.Image | np.ndarray
+
+_lazy_images = threading.Lock()  # one Pillow image must not be loaded by two threads at once
+
+
+def open_images(source: ImageSource | str | os.PathLike[str] | Sequence[ImageItem]) -> ImageSource:
+    """A source as it is, a location opened, a list of items as a source."""
+    if isinstance(source, ImageSource):
+        return source
+    if isinstance(source, str | os.PathLike):
+        return open_source(os.fspath(source))
+    return items_source(source)
+
+
+def items_source(items: Sequence[ImageItem] | np.ndarray) -> ImageSource:
+    """Items by number. Raises `ValueError` for a single one that is not in a list."""
+    if isinstance(items, str | os.PathLike | Image.Image):
+        raise ValueError(f"expected a list of images, found one {type(items).__name__}; put it into a list")
+    items = list(items)
+    names = [_item_name(i, item) for i, item in enumerate(items)]
+    return ImageSource("images", names, Labels.none(len(items)), [], lambda i: _open_item(items[i]))
+
+
+def _item_name(index: int, item: ImageItem) -> str:
+    return printable(item) if isinstance(item, str | os.PathLike) else f"image {index}"
+
+
+def _open_item(item: ImageItem) -> Image.Image:
+    if isinstance(item, str | os.PathLike):
+        return read_image(item)
+    if isinstance(item, np.ndarray):
+        if item.dtype != np.uint8 or item.ndim != 3 or item.shape[2] != 3 or 0 in item.shape:
+            raise UnreadableImage(f"expected a uint8 array (H, W, 3), found {item.dtype} {item.shape}")
+        return Image.fromarray(item)
+    if not isinstance(item, Image.Image):
+        raise UnreadableImage(f"expected a path, a Pillow image or a uint8 array, found {type(item).__name__}")
+    try:
+        with _lazy_images:
+            item.load()
+        return to_rgb(item)
+    except UnreadableImage:
+        raise
+    except Exception as error:  # Pillow's decoders raise many kinds
+        raise UnreadableImage(str(error) or type(error).__name__) from error

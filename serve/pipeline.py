@@ -1,0 +1,157 @@
+"""A graph of a bundle at work: decoding threads, batches, one session; and what each graph must look like.
+
+Shapes: N images, B batch, S the encoder's image size, D outputs per image.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from byol.images import ImageSource, Skipped, UnreadableImage, decode
+from byol.serve import MAX_BATCH_SIZE
+from byol.serve.bundle import Bundle
+from byol.serve.manifest import ANY_SIZE, CLASSIFIER, BundleError, Manifest
+from byol.serve.session import Feeds, Session, open_session
+
+# The CPU gains nothing from larger batches; a GPU needs them.
+BATCH_SIZES = {"cpu": 32, "cuda": 256}
+EXTERNAL = b"location"  # the key under which ONNX names the file of weights that lie outside
+
+
+@dataclass(frozen=True)
+class Batch:
+    """`indices` into the source, `outputs` float32 (len(indices), D), and what was left out on the way."""
+
+    indices: list[int]
+    outputs: np.ndarray
+    skipped: list[Skipped]
+
+
+class Pipeline:
+    """A session on a graph that takes preprocessed images, fed with whatever can be decoded.
+
+    `dim` D. Attributes: `manifest`, `image_size` S, `device` and `reason` (what is used, and why), `batch_size`.
+    Raises `ValueError` for a batch size out of range.
+    """
+
+    def __init__(self, bundle: Bundle, session: Session, batch_size: int | None, dim: int, output: int = 0) -> None:
+        self.manifest, self.image_size, self.dim = bundle.manifest, bundle.manifest.image_size, dim
+        self.device, self.reason = session.device, session.reason
+        self.batch_size = batch_size or BATCH_SIZES[self.device]
+        self._session, self._output = session, output
+        self._transform = bundle.manifest.preprocess.transform()
+
+    def batches(self, source: ImageSource, threads: int = 0) -> Iterator[Batch]:
+        """Decode in `threads` threads (0: one per usable core) while earlier images are computed.
+
+        The last batch may hold no image, only what was skipped. Memory does not grow with the source.
+        """
+        pixels = np.empty((self.batch_size, self.image_size, self.image_size, 3), np.uint8)  # (B, S, S, 3)
+        indices: list[int] = []
+        skipped: list[Skipped] = []
+        for index, result in decode(source, self._transform, threads):
+            if isinstance(result, UnreadableImage):
+                skipped.append(Skipped(source.ids[index], str(result)))
+                continue
+            pixels[len(indices)] = result
+            indices.append(index)
+            if len(indices) == self.batch_size:
+                yield Batch(indices, self._checked(pixels, source, indices), skipped)
+                indices, skipped = [], []
+        if indices or skipped:
+            yield Batch(indices, self._checked(pixels[: len(indices)], source, indices), skipped)
+
+    def encode(self, pixels: np.ndarray) -> np.ndarray:
+        """Outputs (B, D) float32 of images that are preprocessed already: uint8 (B, S, S, 3), B <= batch_size."""
+        count = len(pixels)
+        if count == 0:
+            return np.empty((0, self.dim), np.float32)
+        if self.device == "cuda" and count < self.batch_size:  # one shape only: each new one costs CUDA a set-up
+            padded = np.zeros((self.batch_size, *pixels.shape[1:]), np.uint8)
+            padded[:count] = pixels
+            pixels = padded
+        outputs: np.ndarray = self._session.run({self.manifest.onnx.input: pixels})[self._output][:count]
+        return outputs
+
+    def _checked(self, pixels: np.ndarray, source: ImageSource, indices: list[int]) -> np.ndarray:
+        outputs = self.encode(pixels)
+        bad = np.flatnonzero(~np.isfinite(outputs).all(1))
+        if len(bad):
+            raise ValueError(f"the encoder's features of {source.ids[indices[bad[0]]]} are not finite; train it again")
+        return outputs
+
+
+def open_graph(
+    bundle: Bundle, name: str, device: str, batch_size: int | None = None, shares_cores: bool = False
+) -> Session:
+    """A session on one graph of a bundle, its hash and its interface checked. Raises `BundleError`, `DeviceError`."""
+    if batch_size is not None and not 1 <= batch_size <= MAX_BATCH_SIZE:
+        raise ValueError(f"batch_size is {batch_size}; expected 1 to {MAX_BATCH_SIZE}")
+    manifest, size = bundle.manifest, bundle.manifest.image_size
+
+    def warm_up(device: str) -> Feeds:
+        batch = 1 if device == "cpu" else batch_size or BATCH_SIZES[device]  # CUDA prepares itself for one shape
+        return {manifest.onnx.input: np.zeros((batch, size, size, 3), np.uint8)}
+
+    model = bundle.read(name)
+    _require_weights_inside(name, model)
+    session = open_session(model, device, warm_up, shares_cores)
+    found = [_interface(end) for end in (*session.inference.get_inputs(), *session.inference.get_outputs())]
+    wanted = graph_interface(manifest, name)
+    if found != wanted:
+        raise BundleError(f"{name} has the interface {found}, the manifest says {wanted}")
+    return session
+
+
+def graph_interface(manifest: Manifest, name: str) -> list[tuple[str, str, list[int | str]]]:
+    """Name, type and shape without the batch axis of a graph's input and outputs, as ONNX Runtime spells them."""
+    size = manifest.image_size
+    picture: list[int | str] = ["height", "width", 3] if name == ANY_SIZE else [size, size, 3]
+    outputs = {manifest.onnx.output: manifest.feature_dim}
+    if name == CLASSIFIER and manifest.classifier:
+        outputs = dict.fromkeys(("logits", "probabilities"), len(manifest.classifier.classes))
+    ends: list[tuple[str, str, list[int | str]]] = [(manifest.onnx.input, "tensor(uint8)", picture)]
+    return ends + [(output, "tensor(float)", [dim]) for output, dim in outputs.items()]
+
+
+def _interface(end: Any) -> tuple[str, str, list[int | str]]:
+    return end.name, end.type, list(end.shape[1:])
+
+
+def _require_weights_inside(name: str, model: bytes) -> None:
+    """Refuse weights in other files: nothing would have checked their hash. Raises `BundleError`."""
+    if EXTERNAL not in model:
+        return
+    import onnx
+    from onnx.external_data_helper import uses_external_data
+
+    try:
+        proto = onnx.load_model_from_string(model)
+    except Exception as error:  # protobuf's own
+        raise BundleError(f"{name} is not an ONNX file: {error}") from error
+    outside = [
+        tensor.name
+        for part in (proto.graph, *proto.functions)
+        for tensor in _tensors(part)
+        if uses_external_data(tensor)
+    ]
+    if outside:
+        raise BundleError(f"{name} keeps weights in another file ({outside[0]}); a bundle's graphs hold their own")
+
+
+def _tensors(graph: Any) -> Iterator[Any]:
+    """Initializers and the tensors in attributes of a graph or function, those of inner graphs included."""
+    yield from getattr(graph, "initializer", ())
+    for sparse in getattr(graph, "sparse_initializer", ()):
+        yield from (sparse.values, sparse.indices)
+    for node in graph.node:
+        for attribute in node.attribute:
+            yield attribute.t
+            yield from attribute.tensors
+            for inner in (attribute.g, *attribute.graphs):
+                if inner.ByteSize():
+                    yield from _tensors(inner)
