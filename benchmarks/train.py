@@ -1,6 +1,6 @@
 """Training speed: ours end to end, a peer's loop, the ceiling of our own step, and each switch taken away.
 
-    pip install -r benchmarks/requirements.txt
+    pip install -e '.[peers]'
     python benchmarks/train.py DATA --out FILE.json [--image-size 32] [--batch-size 64] [--device cpu] [--rounds 3]
 
 Every row is a process of its own on the same folder of images, encoder and batch size; rounds run all rows in turn, so

@@ -18,6 +18,8 @@ from torch import Tensor, nn
 
 from byol.config import ARCHITECTURES, TIMM, TrainConfig
 
+ENCODER_STEMS = ("imagenet", "cifar", "cifar-no-relu")
+
 
 class MeanPool(nn.Module):
     """Global average over H and W. Unlike torch's adaptive pooling it exports to one ONNX node."""
@@ -32,20 +34,23 @@ def build_encoder(arch: str, stem: str, image_size: int = 224) -> nn.Module:
 
     Its parameters keep the names of torchvision (a ResNet, without `fc`) or timm (`timm:NAME`, without classifier).
     Stem `cifar` replaces a ResNet's 7x7 stride-2 convolution and max-pool by one 3x3 stride-1 convolution, for small
-    images. `image_size` S matters to timm's models only: some are built for one size. Raises `ValueError` for an
-    unknown name, and when timm is needed and missing.
+    images; `cifar-no-relu`, for weights trained elsewhere, also lacks the ReLU after it. `image_size` S matters to
+    timm's models only: some are built for one size. Raises `ValueError` for an unknown name, and when timm is needed
+    and missing.
     """
     if arch.startswith(TIMM):
         return _build_timm_encoder(arch.removeprefix(TIMM), stem, image_size)
     if arch not in ARCHITECTURES:
         raise ValueError(f"arch is {arch!r}; legal: {', '.join(ARCHITECTURES)}, {TIMM}NAME")
-    if stem not in ("imagenet", "cifar"):
-        raise ValueError(f"stem is {stem!r}; legal: imagenet, cifar")
+    if stem not in ENCODER_STEMS:
+        raise ValueError(f"stem is {stem!r}; legal: {', '.join(ENCODER_STEMS)}")
     encoder: nn.Module = torchvision.models.get_model(arch, weights=None)
-    if stem == "cifar":
+    if stem != "imagenet":
         conv = nn.Conv2d(3, 64, kernel_size=3, stride=1, padding=1, bias=False)
         nn.init.kaiming_normal_(conv.weight, mode="fan_out", nonlinearity="relu")  # as torchvision does
         encoder.conv1, encoder.maxpool = conv, nn.Identity()
+    if stem == "cifar-no-relu":
+        encoder.relu = nn.Identity()
     encoder.avgpool, encoder.fc = MeanPool(), nn.Identity()
     return encoder
 

@@ -7,16 +7,17 @@ import json
 import os
 import subprocess
 import sys
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 from safetensors.numpy import save_file as save_arrays
 from safetensors.torch import save_file as save_tensors
+from torch import nn
 
 import byol
 from byol.checkpoint import Checkpoint, finite, read_checkpoint
-from byol.config import TrainConfig
+from byol.config import TIMM
 from byol.export.additions import Additions, Derived, derive, evaluate_variants
 from byol.export.graph import INPUT, OUTPUT, encoder_to_onnx
 from byol.export.parity import measure
@@ -33,6 +34,7 @@ from byol.serve.manifest import (
     FileEntry,
     Graph,
     Manifest,
+    Origin,
     PreprocessSpec,
     Training,
 )
@@ -41,26 +43,50 @@ ONLY_FP32 = Additions()
 GOLDEN_IMAGES = 5
 
 
-def export_bundle(source: Path, out: Path, additions: Additions = ONLY_FP32) -> Manifest:
-    """Write the bundle of a run folder or a checkpoint file to the folder `out`, replacing an older bundle there.
+@dataclass(frozen=True)
+class Source:
+    """An encoder in eval mode, how to rebuild and feed it, and where its weights come from."""
 
-    Raises `ValueError` or `OSError`, and leaves `out` as it was, when the checkpoint is damaged or holds numbers that
-    are not finite, when ONNX Runtime does not reproduce torch, when an addition is beyond its gate, or when the written
-    files do not pass their own check.
+    encoder: nn.Module
+    arch: str
+    stem: str
+    image_size: int
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+    training: Training | None = None
+    origin: Origin | None = None
+
+
+def read_run(path: Path) -> Source:
+    """The online encoder of a run folder or of one of its checkpoints.
+
+    Raises `ValueError` when the checkpoint is damaged, does not fit, or holds numbers that are not finite.
     """
-    require_place(out)
-    checkpoint = read_checkpoint(source / "last.safetensors" if source.is_dir() else source)
+    checkpoint = read_checkpoint(path / "last.safetensors" if path.is_dir() else path)
     config, tensors = checkpoint.config, checkpoint.encoder()
     if not finite(tensors):
-        raise ValueError(f"{source}: the encoder's weights are not all finite; export an earlier checkpoint")
+        raise ValueError(f"{path}: the encoder's weights are not all finite; export an earlier checkpoint")
     encoder = build_encoder(config.arch, config.resolved_stem, config.image_size)
-    load_strict(encoder, tensors, str(source))
-    preprocess = Preprocess.for_size(config.image_size)
-    spec = PreprocessSpec(preprocess.resize, preprocess.crop, config.mean, config.std)
+    load_strict(encoder, tensors, str(path))
+    stem, training = config.resolved_stem, _training(checkpoint)
+    return Source(encoder.eval(), config.arch, stem, config.image_size, config.mean, config.std, training)
+
+
+def export_bundle(source: Path | Source, out: Path, additions: Additions = ONLY_FP32) -> Manifest:
+    """Write the bundle of an encoder (`Path`: see `read_run`) to the folder `out`, replacing an older bundle there.
+
+    Raises `ValueError` or `OSError`, and leaves `out` as it was, when ONNX Runtime does not reproduce torch, when an
+    addition is beyond its gate, or when the written files do not pass their own check.
+    """
+    require_place(out)
+    source = read_run(source) if isinstance(source, Path) else source
+    encoder, size, mean, std = source.encoder, source.image_size, source.mean, source.std
+    preprocess = Preprocess.for_size(size)
+    spec = PreprocessSpec(preprocess.resize, preprocess.crop, mean, std)
     contract = {"preprocess": json.dumps(vars(spec), sort_keys=True), "byol_version": byol.__version__}
-    proto = encoder_to_onnx(encoder, config.image_size, config.mean, config.std, contract)
+    proto = encoder_to_onnx(encoder, size, mean, std, contract)
     graph = proto.SerializeToString(deterministic=True)
-    parity, (images, features) = measure(encoder, graph, config.image_size, config.mean, config.std)
+    parity, (images, features) = measure(encoder, graph, size, mean, std)
     golden = {"images": images[:GOLDEN_IMAGES].copy(), "features": features[:GOLDEN_IMAGES].copy()}
     graphs = {ENCODER: Derived(graph, "fp32", parity, golden)}
     graphs |= derive(proto, preprocess, golden["images"], additions)
@@ -68,13 +94,14 @@ def export_bundle(source: Path, out: Path, additions: Additions = ONLY_FP32) -> 
     with atomic_folder(out) as folder:
         save_tensors({name: value.contiguous() for name, value in encoder.state_dict().items()}, folder / WEIGHTS)
         manifest = Manifest(
-            architecture=_architecture(config),
+            architecture=_architecture(source),
             feature_dim=feature_dim(encoder),
-            image_size=config.image_size,
+            image_size=size,
             preprocess=spec,
             onnx=Graph(proto.opset_import[0].version, proto.ir_version, INPUT, OUTPUT),
             files=_write_graphs(folder, graphs) | {WEIGHTS: describe_file(folder / WEIGHTS)},
-            training=_training(checkpoint),
+            training=source.training,
+            origin=source.origin,
             byol_version=byol.__version__,
         )
         manifest = write_card(manifest, folder)
@@ -97,14 +124,13 @@ def _write_graphs(folder: Path, graphs: dict[str, Derived]) -> dict[str, FileEnt
     return {**files, GOLDEN: describe_file(folder / GOLDEN)}
 
 
-def _architecture(config: TrainConfig) -> Architecture:
-    if not config.timm_name:
-        return Architecture("torchvision", config.arch, config.resolved_stem)
+def _architecture(source: Source) -> Architecture:
+    if not source.arch.startswith(TIMM):
+        return Architecture("torchvision", source.arch, source.stem)
     from byol.timm_encoder import size_argument
 
-    return Architecture(
-        "timm", config.timm_name, config.resolved_stem, **size_argument(config.timm_name, config.image_size)
-    )
+    name = source.arch.removeprefix(TIMM)
+    return Architecture("timm", name, source.stem, **size_argument(name, source.image_size))
 
 
 def _training(checkpoint: Checkpoint) -> Training:

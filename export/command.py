@@ -9,16 +9,31 @@ import click
 import onnxscript  # noqa: F401 - torch.onnx needs it; missing, it is reported before any work is done
 import torch  # noqa: F401
 
+from byol.config import TrainConfig
+from byol.console import note
 from byol.export.additions import Additions
-from byol.export.bundle import export_bundle
+from byol.export.bundle import Source, export_bundle
+from byol.export.foreign import TOOLKITS, foreign_encoder
 from byol.serve.manifest import Manifest
 
+IMAGENET_MEAN, IMAGENET_STD = TrainConfig.mean, TrainConfig.std
 _EXISTING = click.Path(exists=True, path_type=Path)
 
 
 @click.command()
 @click.argument("source", metavar="RUN|CHECKPOINT", type=click.Path(path_type=Path))
 @click.option("--out", type=click.Path(path_type=Path), required=True, help="Folder of the bundle.")
+@click.option(
+    "--from",
+    "toolkit",
+    type=click.Choice(TOOLKITS),
+    help="CHECKPOINT is another toolkit's: its online encoder is found by the toolkit's names. Needs --arch.",
+)
+@click.option("--prefix", help="Of a foreign CHECKPOINT, the part that is the encoder, where its names are not known.")
+@click.option("--arch", help="Encoder of a foreign CHECKPOINT: a ResNet of torchvision's, or timm:NAME.")
+@click.option("--image-size", type=click.IntRange(8), help="Its input side in pixels.  [default: 224]")
+@click.option("--mean", type=float, nargs=3, help="Its channel means, of values in 0..1.  [default: ImageNet's]")
+@click.option("--std", type=float, nargs=3, help="Its channel deviations.  [default: ImageNet's]")
 @click.option(
     "--precision",
     "precisions",
@@ -30,16 +45,20 @@ _EXISTING = click.Path(exists=True, path_type=Path)
 @click.option("--any-size", is_flag=True, help="Add an encoder that resizes and crops pictures itself.")
 @click.option("--eval-train", type=_EXISTING, help="Labelled images: the bank for the kNN accuracy of every variant.")
 @click.option("--eval-test", type=_EXISTING, help="Labelled images: the queries.")
-def export(source: Path, out: Path, **wanted: Any) -> None:
+def export(source: Path, out: Path, **options: Any) -> None:
     """Write the online encoder of a run folder, or of one checkpoint file, as a verified bundle.
 
     Nothing is written unless ONNX Runtime reproduces torch, and every added graph the encoder.
     """
+    names = ("toolkit", "prefix", "arch", "image_size", "mean", "std")
+    foreign = {name: value for name in names if (value := options.pop(name)) is not None}
     try:
-        additions = Additions(**wanted)
+        additions = Additions(**options)
     except ValueError as error:
         raise click.UsageError(str(error)) from error
-    manifest = export_bundle(source, out, additions)
+    if foreign and "arch" not in foreign:
+        raise click.UsageError("weights of another toolkit do not say what they are weights of; add --arch NAME")
+    manifest = export_bundle(_foreign_source(source, **foreign) if foreign else source, out, additions)
     size = sum(entry.size for entry in manifest.files.values()) / 1e6
     click.echo(
         f"{out}: {manifest.architecture.name}, "
@@ -47,6 +66,23 @@ def export(source: Path, out: Path, **wanted: Any) -> None:
     )
     for name in manifest.graphs:
         click.echo(f"verified: {_proof(manifest, name)}")
+
+
+def _foreign_source(
+    path: Path,
+    arch: str,
+    toolkit: str = "auto",
+    prefix: str | None = None,
+    image_size: int = 224,
+    mean: tuple[float, float, float] = IMAGENET_MEAN,
+    std: tuple[float, float, float] = IMAGENET_STD,
+) -> Source:
+    """The encoder of a foreign checkpoint; says on stderr what was taken and left."""
+    weights = foreign_encoder(path, toolkit, arch, image_size, prefix)
+    note(f"{path.name} read as {weights.origin.toolkit}: {arch}, {weights.stem} stem")
+    for what, counts in (("took", weights.taken), ("left", weights.left)):
+        note(f"{what}: {', '.join(f'{name} ({count})' for name, count in counts.items()) or 'nothing'}")
+    return Source(weights.encoder, arch, weights.stem, image_size, mean, std, origin=weights.origin)
 
 
 def _proof(manifest: Manifest, name: str) -> str:

@@ -110,9 +110,10 @@ def model_card(manifest: Manifest) -> str:
 
 
 def _provenance(manifest: Manifest) -> str:
-    training = manifest.training
+    training, origin = manifest.training, manifest.origin
     if training is None:
-        return "Its weights were trained elsewhere."
+        read_as = f" They were read from `{origin.file}` ({origin.toolkit}, SHA-256 {origin.sha256})." if origin else ""
+        return f"Its weights were trained elsewhere.{read_as}"
     return f"Trained without labels by BYOL (arXiv 2006.07733) on {training.images} images, {training.epochs:g} epochs."
 
 
@@ -138,5 +139,6 @@ def _rebuild(architecture: Architecture) -> str:
     if architecture.library == "timm":
         size = f", img_size={architecture.img_size}" if architecture.img_size else ""
         return f'`timm.create_model("{architecture.name}", num_classes=0{size})`'
-    stem = ", with the CIFAR stem (3x3 convolution, no max-pool)" if architecture.stem == "cifar" else ""
+    stem = ", with the CIFAR stem (3x3 convolution, no max-pool)" if architecture.stem != "imagenet" else ""
+    stem += " and no ReLU after it" if architecture.stem == "cifar-no-relu" else ""
     return f"`{architecture.library}.models.{architecture.name}` without `fc`{stem}"

@@ -124,6 +124,15 @@ class Training:
 
 
 @dataclass(frozen=True)
+class Origin:
+    """Where weights come from that were not trained here: toolkit, name and SHA-256 of its checkpoint file."""
+
+    toolkit: str
+    file: str
+    sha256: str
+
+
+@dataclass(frozen=True)
 class Evaluation:
     """kNN accuracy measured at export: `top1` (0 to 1) of each graph on named data; the rest as in `byol knn`."""
 
@@ -167,6 +176,7 @@ class Manifest:
     files: dict[str, FileEntry]
     training: Training | None
     byol_version: str
+    origin: Origin | None = None
     evaluation: Evaluation | None = None
     classifier: Head | None = None
     schema_version: int = SCHEMA_VERSION

@@ -1,0 +1,185 @@
+"""The online encoder inside a checkpoint of another toolkit: found by its layout, taken whole, nothing guessed.
+
+Layouts are those of lightly's documented BYOL (1.4 and newer), solo-learn's LightningModules, lucidrains' byol-pytorch,
+and plain state dicts of torchvision and timm.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+
+from torch import Tensor, nn
+
+from byol.checkpoint import finite
+from byol.config import TIMM
+from byol.export.foreign_file import file_digest, read_tensors
+from byol.model import build_encoder, load_strict
+from byol.serve.manifest import Origin
+
+
+@dataclass(frozen=True)
+class Layout:
+    """How a toolkit names things: prefixes of the online encoder, and of what is known and left behind."""
+
+    online: tuple[str, ...]
+    left: tuple[str, ...]
+
+
+LAYOUTS = {
+    "torchvision": Layout(("",), ("fc.",)),
+    "timm": Layout(("",), ("fc.", "head.", "head_dist.", "classifier.", "last_linear.")),
+    "lightly": Layout(
+        ("backbone.",),
+        (
+            *("projection_head.", "prediction_head.", "online_classifier.", "criterion."),
+            *("backbone_momentum.", "projection_head_momentum.", "momentum_backbone.", "momentum_projection_head."),
+            *("teacher_backbone.", "teacher_projection_head.", "student_projection_head.", "student_prediction_head."),
+        ),
+    ),
+    "solo-learn": Layout(
+        ("backbone.", "encoder."),
+        (
+            *("projector.", "predictor.", "classifier.", "knn.", "backbone.fc.", "encoder.fc."),
+            *("momentum_backbone.", "momentum_encoder.", "momentum_projector.", "momentum_classifier."),
+        ),
+    ),
+    "byol-pytorch": Layout(
+        ("online_encoder.net.",),
+        (
+            *("net.", "online_encoder.projector.", "online_predictor.", "target_encoder.", "augment1.", "augment2."),
+            "online_encoder.net.fc.",
+        ),
+    ),
+}
+TOOLKITS = ("auto", *LAYOUTS)
+
+# Children of a ResNet in an nn.Sequential, as lightly's examples cut one up: torchvision's, and lightly's own ResNet
+# for CIFAR. That one has its first ReLU in `forward`, so the Sequential of its children, which was trained, has none.
+_TORCHVISION_CUT = ("conv1", "bn1", "relu", "maxpool", "layer1", "layer2", "layer3", "layer4")
+_LIGHTLY_CUT = ("conv1", "bn1", "layer1", "layer2", "layer3", "layer4")
+
+
+@dataclass(frozen=True)
+class Weights:
+    """An encoder in eval mode with foreign weights, and what was done: `taken`, `left` count tensors by prefix."""
+
+    encoder: nn.Module
+    stem: str
+    origin: Origin
+    taken: dict[str, int]
+    left: dict[str, int]
+
+
+def foreign_encoder(path: Path, toolkit: str, arch: str, image_size: int, prefix: str | None = None) -> Weights:
+    """The online encoder in a foreign checkpoint, as architecture `arch` (a torchvision ResNet or `timm:NAME`).
+
+    `toolkit`: one of `TOOLKITS`; auto tries all. `prefix`: take exactly the tensors under it instead. Raises
+    `ValueError` when the file cannot be read, when a tensor is unexplained, when more than one encoder could be meant,
+    when the weights do not fit the architecture, or are not finite.
+    """
+    tensors = read_tensors(path)
+    if prefix is not None:
+        candidates = {f"prefix {prefix}": _under(tensors, prefix.rstrip(".") + ".", arch)}
+    else:
+        candidates = _candidates(tensors, toolkit, arch)
+    found: dict[str, Weights] = {}
+    problems: dict[str, str] = {}
+    for name, (own, left) in candidates.items():
+        try:
+            found[name] = _fit(path, name, own, left, arch, image_size)
+        except ValueError as error:
+            problems[name] = str(error)
+    if not found:
+        raise ValueError(_refusal(path, tensors, toolkit, arch, problems))
+    return next(iter(found.values()))  # layouts that agree on all names took the same tensors
+
+
+def _candidates(
+    tensors: dict[str, Tensor], toolkit: str, arch: str
+) -> dict[str, tuple[dict[str, Tensor], dict[str, Tensor]]]:
+    """By layout, the tensors it takes (under the encoder's names) and those it leaves, if that explains all of them."""
+    candidates = {}
+    for name, layout in LAYOUTS.items():
+        if toolkit not in ("auto", name) or (toolkit == "auto" and not _is_plain_enough(name, tensors, arch)):
+            continue
+        for prefix in layout.online:
+            left = {n: v for n, v in tensors.items() if n.startswith(layout.left)}
+            own = {n: v for n, v in tensors.items() if n not in left and n.startswith(prefix)}
+            if own and len(own) + len(left) == len(tensors):
+                candidates[name] = ({n.removeprefix(prefix): v for n, v in own.items()}, left)
+                break
+    return candidates
+
+
+def _under(tensors: dict[str, Tensor], prefix: str, arch: str) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """What lies under a prefix, but for a classifier at its end, and the rest."""
+    classifier = LAYOUTS["timm" if _is_timm(arch) else "torchvision"].left
+    end = tuple(prefix + name for name in classifier)
+    own = {name for name in tensors if name.startswith(prefix) and not name.startswith(end)}
+    left = {name: value for name, value in tensors.items() if name not in own}
+    return {name.removeprefix(prefix): tensors[name] for name in own}, left
+
+
+def _is_plain_enough(layout: str, tensors: dict[str, Tensor], arch: str) -> bool:
+    """Any names fit a layout without prefix; so it is tried only on what begins like a model of that library."""
+    if layout == "timm":
+        return _is_timm(arch)
+    return layout != "torchvision" or (not _is_timm(arch) and "conv1.weight" in tensors)
+
+
+def _is_timm(arch: str) -> bool:
+    return arch.startswith(TIMM)
+
+
+def _fit(
+    path: Path, layout: str, own: dict[str, Tensor], left: dict[str, Tensor], arch: str, image_size: int
+) -> Weights:
+    named, cut = _named({name: v.float() if v.is_floating_point() else v for name, v in own.items()})
+    stem = "imagenet" if _is_timm(arch) else _stem(named, cut)
+    encoder = build_encoder(arch, stem, image_size)
+    load_strict(encoder, named, f"{path}, read as {layout},")
+    if not finite(named):
+        raise ValueError(f"{path}: the encoder's weights are not all finite")
+    origin = Origin(layout, path.name, file_digest(path))
+    return Weights(encoder.eval(), stem, origin, _counts(own), _counts(left))
+
+
+def _stem(named: dict[str, Tensor], cut: tuple[str, ...]) -> str:
+    first = named.get("conv1.weight")
+    if first is None or first.shape[2:] != (3, 3):
+        return "imagenet"
+    return "cifar-no-relu" if cut == _LIGHTLY_CUT else "cifar"
+
+
+def _named(own: dict[str, Tensor]) -> tuple[dict[str, Tensor], tuple[str, ...]]:
+    """Under torchvision's names, and which cut it was: a Sequential's numbers become names, shortcuts downsample."""
+    parts = {name: name.partition(".") for name in own}
+    if not own or not all(number.isdecimal() for number, _, _ in parts.values()):
+        return own, ()
+    highest = max(int(number) for number, _, _ in parts.values())
+    cut = next((names for names in (_TORCHVISION_CUT, _LIGHTLY_CUT) if len(names) == highest + 1), None)
+    if cut is None:
+        return own, ()
+    named = {
+        f"{cut[int(number)]}.{rest}".replace(".shortcut.", ".downsample."): own[name]
+        for name, (number, _, rest) in parts.items()
+    }
+    return named, cut
+
+
+def _counts(tensors: dict[str, Tensor]) -> dict[str, int]:
+    """Tensors by the first part of their name."""
+    return dict(sorted(Counter(name.partition(".")[0] for name in tensors).items()))
+
+
+def _refusal(path: Path, tensors: dict[str, Tensor], toolkit: str, arch: str, problems: dict[str, str]) -> str:
+    """What to say when no layout fits: the best reason, and what there is to choose from."""
+    if problems:
+        return next(iter(problems.values()))
+    groups = ", ".join(f"{name}.* ({count})" for name, count in _counts(tensors).items())
+    return (
+        f"{path} does not look like {'any known toolkit' if toolkit == 'auto' else toolkit} with {arch}: it holds "
+        f"{groups}. Which part is the online encoder is not guessed; name it: --prefix PART."
+    )

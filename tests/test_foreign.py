@@ -1,0 +1,305 @@
+"""Checkpoints of other toolkits, written by those toolkits where they are installed: the online encoder, or a refusal.
+
+solo-learn pins a torch of 2021 and cannot be installed beside ours; its layout is written here as its code defines it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import json
+import pickle
+
+import numpy as np
+import pytest
+import torch
+import torchvision
+from safetensors.torch import save_file
+from torch import nn
+
+from byol.export.foreign import foreign_encoder
+from byol.model import MeanPool, build_encoder
+from byol.serve import Encoder
+from byol.serve.bundle import compare_features, load_manifest
+from byol.serve.manifest import ENCODER
+from tests.command_line import byol
+from tests.test_export import randomise_norms
+
+SIZE = 32
+
+
+def resnet(seed=0, cifar=False):
+    """torchvision's own ResNet-18 with its classifier, norms as after training."""
+    torch.manual_seed(seed)
+    model = torchvision.models.resnet18(weights=None)
+    if cifar:
+        model.conv1, model.maxpool = nn.Conv2d(3, 64, 3, 1, 1, bias=False), nn.Identity()
+    return randomise_norms(model, seed).eval()
+
+
+@torch.no_grad()
+def features(model, cut=True):
+    """What the network computes before its classifier, of pictures normalised as ImageNet's."""
+    model = copy.deepcopy(model)
+    if cut:
+        model.fc = nn.Identity()
+    return model.eval()(images()).flatten(1)
+
+
+def images():
+    return torch.randn(4, 3, SIZE, SIZE, generator=torch.Generator().manual_seed(1))
+
+
+def assert_same(weights, expected):
+    with torch.no_grad():
+        found = weights.encoder(images())
+    torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-4)
+
+
+# ------------------------------------------------------------------------------------------- written for real
+
+
+def lightly_module(backbone, momentum):
+    """BYOL as lightly's documentation builds it, on its own heads and helpers."""
+    heads = pytest.importorskip("lightly.models.modules")
+    from lightly.models.utils import deactivate_requires_grad
+
+    class BYOL(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.backbone = backbone
+            self.projection_head = heads.BYOLProjectionHead(512, 1024, 256)
+            self.prediction_head = heads.BYOLPredictionHead(256, 1024, 256)
+            self.backbone_momentum = momentum
+            self.projection_head_momentum = copy.deepcopy(self.projection_head)
+            deactivate_requires_grad(self.backbone_momentum)
+
+    return BYOL()
+
+
+def test_lightlys_documented_byol_saved_by_lightning(tmp_path):
+    lightning = pytest.importorskip("pytorch_lightning")
+    online, momentum = resnet(0), resnet(1)
+    parts = lightly_module(*(nn.Sequential(*list(m.children())[:-1]) for m in (online, momentum)))
+
+    class Module(lightning.LightningModule):
+        def __init__(self):
+            super().__init__()
+            self.save_hyperparameters({"lr": 0.06})
+            for name, child in parts.named_children():
+                setattr(self, name, child)
+
+        def training_step(self, batch, _):
+            return sum(p.sum() for p in self.parameters()) * 0
+
+        def configure_optimizers(self):
+            return torch.optim.SGD(self.parameters(), lr=0.0)
+
+    trainer = lightning.Trainer(
+        max_steps=1,
+        accelerator="cpu",
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+    )
+    trainer.fit(Module().eval(), torch.utils.data.DataLoader([0, 1]))
+    trainer.save_checkpoint(tmp_path / "epoch=0.ckpt")
+    weights = foreign_encoder(tmp_path / "epoch=0.ckpt", "auto", "resnet18", SIZE)
+    assert_same(weights, features(online))
+    assert (weights.origin.toolkit, weights.stem) == ("lightly", "imagenet")
+    assert weights.left == {
+        "backbone_momentum": 120,
+        "prediction_head": 8,
+        "projection_head": 8,
+        "projection_head_momentum": 8,
+    }
+
+
+def test_lightlys_cifar_resnet(tmp_path):
+    models = pytest.importorskip("lightly.models")
+    torch.manual_seed(0)
+    generated = randomise_norms(models.ResNetGenerator("resnet-18", 1, num_splits=0))
+    backbone = nn.Sequential(*list(generated.children())[:-1], nn.AdaptiveAvgPool2d(1)).eval()
+    module = lightly_module(backbone, copy.deepcopy(randomise_norms(backbone, 1)))
+    randomise_norms(backbone, 0)
+    torch.save({"state_dict": module.state_dict()}, tmp_path / "cifar.ckpt")
+    weights = foreign_encoder(tmp_path / "cifar.ckpt", "lightly", "resnet18", SIZE)
+    assert weights.stem == "cifar-no-relu"
+    assert_same(weights, features(backbone, cut=False))
+
+
+def test_byol_pytorch(tmp_path):
+    package = pytest.importorskip("byol_pytorch")
+    net = resnet(0)
+    net.train()
+    learner = package.BYOL(net, image_size=SIZE, hidden_layer="avgpool")
+    learner(torch.randn(4, 3, SIZE, SIZE))
+    with torch.no_grad():
+        for parameter in net.parameters():
+            parameter.add_(0.01)  # the target stays behind
+    torch.save(learner.state_dict(), tmp_path / "learner.pt")
+    weights = foreign_encoder(tmp_path / "learner.pt", "auto", "resnet18", SIZE)
+    assert weights.origin.toolkit == "byol-pytorch"
+    assert_same(weights, features(net))
+    torch.save(net.state_dict(), tmp_path / "improved-net.pt")  # what its README saves
+    assert_same(foreign_encoder(tmp_path / "improved-net.pt", "auto", "resnet18", SIZE), features(net))
+
+
+@pytest.mark.parametrize("prefix", ["backbone", "encoder"])
+def test_solo_learns_layout(tmp_path, prefix):
+    online, momentum = resnet(0, cifar=True), resnet(1, cifar=True)
+    module = nn.ModuleDict({prefix: online, f"momentum_{prefix}": momentum, "classifier": nn.Linear(512, 10)})
+    for name in ("projector", "momentum_projector", "predictor"):
+        module[name] = nn.Sequential(nn.Linear(512, 64), nn.BatchNorm1d(64), nn.ReLU(), nn.Linear(64, 32))
+    online.fc = momentum.fc = nn.Identity()
+    torch.save({"state_dict": module.state_dict(), "epoch": 3}, tmp_path / "byol.ckpt")
+    weights = foreign_encoder(tmp_path / "byol.ckpt", "solo-learn", "resnet18", SIZE)
+    assert (weights.origin.toolkit, weights.stem) == ("solo-learn", "cifar")
+    assert_same(weights, features(online))
+
+
+def test_torchvision_and_timm(tmp_path):
+    timm = pytest.importorskip("timm")
+    model = resnet(0)
+    torch.save(model.state_dict(), tmp_path / "resnet18.pth")
+    assert_same(foreign_encoder(tmp_path / "resnet18.pth", "auto", "resnet18", SIZE), features(model))
+    vit = timm.create_model("vit_tiny_patch16_224", img_size=SIZE)
+    torch.save({"model": vit.state_dict()}, tmp_path / "vit.pth")
+    weights = foreign_encoder(tmp_path / "vit.pth", "timm", "timm:vit_tiny_patch16_224", SIZE)
+    assert weights.left == {"head": 2}
+    with torch.no_grad():
+        assert_same(weights, vit.eval().forward_head(vit.forward_features(images()), pre_logits=True))
+
+
+# --------------------------------------------------------------------------------------------- through the command
+
+
+def test_the_command_says_what_it_took_and_writes_a_bundle(tmp_path):
+    model = resnet(0, cifar=True)
+    wrapped = {f"module._orig_mod.{name}": value for name, value in model.state_dict().items()}
+    torch.save({"state_dict": wrapped}, tmp_path / "model.pth")
+    done = byol(
+        *("export", tmp_path / "model.pth", "--from", "auto", "--arch", "resnet18", "--image-size", str(SIZE)),
+        *("--out", tmp_path / "bundle"),
+    )
+    assert done.code == 0, done.err
+    assert "model.pth read as torchvision: resnet18, cifar stem\ntook: bn1 (5), conv1 (1)," in done.err
+    assert "left: fc (2)\n" in done.err
+    manifest = load_manifest(tmp_path / "bundle")
+    assert (manifest.training, manifest.origin.toolkit, manifest.origin.file) == (None, "torchvision", "model.pth")
+    assert "read from `model.pth` (torchvision, SHA-256" in (tmp_path / "bundle" / "README.md").read_text()
+    pixels = np.random.default_rng(0).integers(0, 256, (3, SIZE, SIZE, 3), dtype=np.uint8)
+    mean, std = (torch.tensor(v)[:, None, None] for v in (manifest.preprocess.mean, manifest.preprocess.std))
+    model.fc = nn.Identity()
+    with torch.no_grad():
+        expected = model((torch.from_numpy(pixels).permute(0, 3, 1, 2) / 255 - mean) / std).numpy()
+    assert compare_features(expected, Encoder(tmp_path / "bundle", "cpu").encode(pixels))[0] < 1e-4
+    assert manifest.files[ENCODER].parity.reference == "torch"
+
+
+def test_arch_is_needed(tmp_path):
+    done = byol("export", tmp_path / "x.pth", "--from", "lightly", "--out", tmp_path / "b")
+    assert (done.code, "add --arch NAME" in done.err) == (2, True)
+
+
+# ---------------------------------------------------------------------------------------------------- refusals
+
+
+def saved(path, tensors):
+    torch.save(tensors, path)
+    return path
+
+
+def refused(path, message, toolkit="auto", arch="resnet18", **more):
+    with pytest.raises(ValueError, match=message):
+        foreign_encoder(path, toolkit, arch, SIZE, **more)
+
+
+def test_between_two_unknown_encoders_nothing_is_guessed(tmp_path):
+    online, other = build_encoder("resnet18", "imagenet").state_dict(), build_encoder("resnet18", "imagenet")
+    both = {f"first.{k}": v for k, v in online.items()} | {f"second.{k}": v for k, v in other.state_dict().items()}
+    path = saved(tmp_path / "two.pth", both)
+    refused(path, r"any known toolkit with resnet18: it holds first\.\* \(120\), second\.\* \(120\).*--prefix PART")
+    weights = foreign_encoder(path, "auto", "resnet18", SIZE, prefix="first")
+    torch.testing.assert_close(weights.encoder.state_dict(), online)
+    assert weights.left == {"second": 120}
+    refused(path, "missing: bn1.bias", prefix="third")
+
+
+def test_an_unexplained_tensor_is_refused(tmp_path):
+    tensors = resnet().state_dict()
+    refused(saved(tmp_path / "a.pth", {**tensors, "gate.weight": torch.ones(1)}), "unexpected: gate.weight")
+    prefixed = {f"backbone.{k}": v for k, v in tensors.items()}
+    refused(saved(tmp_path / "b.pth", {**prefixed, "mystery.weight": torch.ones(1)}), r"mystery\.\* \(1\)")
+
+
+def test_another_architecture_and_missing_tensors_are_refused(tmp_path):
+    path = saved(tmp_path / "a.pth", resnet().state_dict())
+    refused(path, "missing: layer1.2.bn1.bias", arch="resnet34")
+    refused(path, "does not look like lightly with resnet18", toolkit="lightly")
+    refused(path, "arch is 'resnet19'; legal:", arch="resnet19")
+
+
+def test_weights_that_are_not_finite_are_refused(tmp_path):
+    tensors = resnet().state_dict()
+    tensors["layer1.0.conv1.weight"][0] = float("nan")
+    refused(saved(tmp_path / "a.pth", tensors), "weights are not all finite")
+
+
+def test_what_needs_code_to_be_read_is_refused_with_the_way_to_convert_it(tmp_path):
+    path = saved(tmp_path / "run.ckpt", {"state_dict": resnet().state_dict(), "args": argparse.Namespace(lr=1)})
+    refused(
+        path,
+        r"(?s)run.ckpt holds more than tensors \(.*argparse.Namespace.*only if you trust it, convert it:.*"
+        r"save_file.*and export run.safetensors",
+    )
+    tensors = {k: v.clone().contiguous() for k, v in resnet().state_dict().items()}
+    save_file(tensors, tmp_path / "run.safetensors")  # what the advice writes
+    assert_same(foreign_encoder(tmp_path / "run.safetensors", "auto", "resnet18", SIZE), features(resnet()))
+
+
+class Evil:
+    def __reduce__(self):
+        return print, ("run",)
+
+
+@pytest.mark.parametrize("kind", ["pickle", "torch"])
+def test_code_in_a_checkpoint_never_runs(tmp_path, kind, capsys):
+    path = tmp_path / "evil.pt"
+    if kind == "torch":
+        torch.save({"state_dict": Evil()}, path)
+    else:
+        path.write_bytes(pickle.dumps({"state_dict": Evil()}))
+    refused(path, "evil.pt")
+    assert "run" not in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("content", [b"", b"PK\x03\x04", b"nonsense", json.dumps({"a": 1}).encode()])
+@pytest.mark.parametrize("name", ["x.pth", "x.safetensors"])
+def test_damaged_files_are_refused(tmp_path, name, content):
+    (tmp_path / name).write_bytes(content)
+    refused(tmp_path / name, name)
+
+
+def test_a_truncated_checkpoint_and_one_without_tensors(tmp_path):
+    path = saved(tmp_path / "a.pth", resnet().state_dict())
+    path.write_bytes(path.read_bytes()[:-1000])
+    refused(path, "a.pth is damaged")
+    refused(saved(tmp_path / "b.pth", {"epoch": 3}), "holds no named tensors")
+    refused(saved(tmp_path / "c.pth", [1, 2]), "holds no named tensors")
+    refused(tmp_path / "none.pth", "does not exist")
+
+
+def test_a_failed_export_leaves_the_old_bundle(tmp_path):
+    path = saved(tmp_path / "a.pth", resnet(cifar=True).state_dict())
+    words = ("--from", "auto", "--image-size", str(SIZE), "--out", tmp_path / "bundle")
+    assert byol("export", path, "--arch", "resnet18", *words).code == 0
+    before = {p.name: p.read_bytes() for p in (tmp_path / "bundle").iterdir()}
+    done = byol("export", path, "--arch", "resnet50", *words)
+    assert (done.code, done.err.count("\n") < 30, "Traceback" in done.err) == (1, True, False)
+    assert {p.name: p.read_bytes() for p in (tmp_path / "bundle").iterdir()} == before
+
+
+def test_pooling_of_the_plain_model_is_ours():
+    torch.testing.assert_close(MeanPool()(torch.arange(8.0).reshape(1, 2, 2, 2)), torch.tensor([[1.5, 5.5]]))
