@@ -36,8 +36,8 @@ def atomic_folder(path: str | os.PathLike[str]) -> Iterator[Path]:
     try:
         temporary.mkdir(parents=True)
         yield temporary
-        for file in temporary.iterdir():
-            _publish(file)
+        for path_inside in temporary.rglob("*"):
+            _publish(path_inside) if path_inside.is_file() else sync(path_inside)
         shutil.rmtree(old, ignore_errors=True)
         if final.exists():
             os.replace(final, old)

@@ -14,6 +14,7 @@ from byol.console import note
 from byol.export.additions import Additions
 from byol.export.bundle import Source, export_bundle
 from byol.export.foreign import TOOLKITS, foreign_encoder
+from byol.export.triton import write_repository
 from byol.serve.manifest import Manifest
 
 IMAGENET_MEAN, IMAGENET_STD = TrainConfig.mean, TrainConfig.std
@@ -45,7 +46,10 @@ _EXISTING = click.Path(exists=True, path_type=Path)
 @click.option("--any-size", is_flag=True, help="Add an encoder that resizes and crops pictures itself.")
 @click.option("--eval-train", type=_EXISTING, help="Labelled images: the bank for the kNN accuracy of every variant.")
 @click.option("--eval-test", type=_EXISTING, help="Labelled images: the queries.")
-def export(source: Path, out: Path, **options: Any) -> None:
+@click.option(
+    "--triton", type=click.Path(path_type=Path), help="Also write a model repository for Triton to this folder."
+)
+def export(source: Path, out: Path, triton: Path | None, **options: Any) -> None:
     """Write the online encoder of a run folder, or of one checkpoint file, as a verified bundle.
 
     Nothing is written unless ONNX Runtime reproduces torch, and every added graph the encoder.
@@ -66,6 +70,8 @@ def export(source: Path, out: Path, **options: Any) -> None:
     )
     for name in manifest.graphs:
         click.echo(f"verified: {_proof(manifest, name)}")
+    if triton:
+        click.echo(f"{triton}: model repository with {', '.join(write_repository(out, triton))}")
 
 
 def _foreign_source(

@@ -48,7 +48,7 @@ class Gate:
 # fp32 normally differs by 1e-6. Fewer bits and another resampling turn features a little; only their angle is bounded.
 GATES = {
     ENCODER: Gate(1e-4, 0.99999),
-    CLASSIFIER: Gate(1e-4, 0.99999),
+    CLASSIFIER: Gate(1e-3, 0.99999),  # weights of features that hardly vary multiply their rounding
     ANY_SIZE: Gate(float("inf"), 0.999),
     VARIANTS["fp16"]: Gate(float("inf"), 0.999),
     VARIANTS["int8"]: Gate(float("inf"), 0.99),

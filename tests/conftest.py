@@ -1,4 +1,6 @@
-"""Tests keep nothing in the user's own cache."""
+"""Tests keep nothing in the user's own cache; what takes long to make is made once."""
+
+import json
 
 import pytest
 
@@ -8,3 +10,43 @@ def own_home(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("BYOL_HOME", str(tmp_path_factory.mktemp("byol-home")))
         yield
+
+
+@pytest.fixture(scope="session")
+def place(tmp_path_factory):
+    """A run's checkpoint, labelled images, and the bundle with everything in it."""
+    import torch
+
+    from byol.checkpoint import Checkpoint, save_checkpoint
+    from byol.model import BYOL
+    from tests.command_line import byol
+    from tests.small import config, folder
+    from tests.test_export import randomise_norms
+
+    root = tmp_path_factory.mktemp("additions")
+    torch.manual_seed(0)
+    tensors = dict(randomise_norms(BYOL(config())).state_dict())
+    data = {"name": "photos", "images": 80, "digest": "0" * 16}
+    (root / "run").mkdir()
+    save_checkpoint(root / "run" / "last.safetensors", Checkpoint(config(), 20, 2, data, tensors))
+    folder(root / "train", per_class=16)
+    folder(root / "test", per_class=8, start=1000)
+    done = byol(
+        *("export", root / "run", "--out", root / "bundle", "--precision", "fp16", "--precision", "int8"),
+        *("--calibrate", root / "train", "--any-size"),
+        *("--eval-train", root / "train", "--eval-test", root / "test"),
+    )
+    assert done.code == 0, done.err
+    (root / "said").write_text(done.out)
+    return root
+
+
+@pytest.fixture(scope="session")
+def classified(place):
+    """The reported figures of `byol linear --save-classifier`."""
+    from tests.command_line import byol
+
+    words = ("--train", place / "train", "--test", place / "test", "--save-classifier", place / "with", "--json")
+    done = byol("linear", place / "bundle", *words)
+    assert done.code == 0, done.err
+    return json.loads(done.out)

@@ -12,44 +12,18 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from byol.checkpoint import Checkpoint, save_checkpoint
 from byol.export import additions, variants
 from byol.export.additions import Additions
 from byol.export.bundle import export_bundle
 from byol.images import Preprocess
-from byol.model import BYOL
 from byol.serve import Encoder, LinearProbe
 from byol.serve.bundle import compare_features, load_manifest, verify
 from byol.serve.features import read_features
 from tests.command_line import byol
-from tests.small import config, folder
-from tests.test_export import randomise_norms
+from tests.small import folder
 from tests.tiny import tiny_model, write_tiny_bundle
 
 INT8, FP16, ANY_SIZE = "encoder.int8.onnx", "encoder.fp16.onnx", "encoder.any-size.onnx"
-
-
-@pytest.fixture(scope="module")
-def place(tmp_path_factory):
-    """A run's checkpoint, labelled images, and the bundle with everything in it."""
-    import torch
-
-    root = tmp_path_factory.mktemp("additions")
-    torch.manual_seed(0)
-    tensors = dict(randomise_norms(BYOL(config())).state_dict())
-    data = {"name": "photos", "images": 80, "digest": "0" * 16}
-    (root / "run").mkdir()
-    save_checkpoint(root / "run" / "last.safetensors", Checkpoint(config(), 20, 2, data, tensors))
-    folder(root / "train", per_class=16)
-    folder(root / "test", per_class=8, start=1000)
-    done = byol(
-        *("export", root / "run", "--out", root / "bundle", "--precision", "fp16", "--precision", "int8"),
-        *("--calibrate", root / "train", "--any-size"),
-        *("--eval-train", root / "train", "--eval-test", root / "test"),
-    )
-    assert done.code == 0, done.err
-    (root / "said").write_text(done.out)
-    return root
 
 
 def session(bundle, name):
@@ -182,15 +156,6 @@ def test_int8_beyond_its_gate_is_refused(place, tmp_path, monkeypatch):
 
 
 # ------------------------------------------------------------------------------------------------ classifier
-
-
-@pytest.fixture(scope="module")
-def classified(place):
-    """The reported figures of `byol linear --save-classifier`."""
-    words = ("--train", place / "train", "--test", place / "test", "--save-classifier", place / "with", "--json")
-    done = byol("linear", place / "bundle", *words)
-    assert done.code == 0, done.err
-    return json.loads(done.out)
 
 
 def test_the_classifier_scores_what_linear_reported(place, classified, tmp_path):

@@ -1,0 +1,72 @@
+"""The model repository: Triton's own protobuf reads it, and it says of every model what its session says."""
+
+from __future__ import annotations
+
+import numpy as np
+import onnxruntime
+import pytest
+
+from byol.export.triton import write_repository
+from byol.serve.bundle import Bundle
+from tests.command_line import byol
+from tests.tiny import write_tiny_bundle
+
+KINDS = {"tensor(uint8)": "TYPE_UINT8", "tensor(float)": "TYPE_FP32"}
+
+
+def parsed(path):
+    proto = pytest.importorskip("tritonclient.grpc.model_config_pb2")
+    from google.protobuf import text_format
+
+    return text_format.Parse(path.read_text(), proto.ModelConfig())
+
+
+def described(ends):
+    return [(e.name, KINDS[e.type], [d if isinstance(d, int) else -1 for d in e.shape[1:]]) for e in ends]
+
+
+def configured(config, ends):
+    kind = type(config).DESCRIPTOR.fields_by_name["input"].message_type.fields_by_name["data_type"].enum_type
+    return [(e.name, kind.values_by_number[e.data_type].name, list(e.dims)) for e in ends]
+
+
+def test_every_graph_is_a_model_with_the_interface_of_its_session(place, classified, tmp_path):
+    names = write_repository(place / "with", tmp_path / "models")
+    assert names == ["classifier", "encoder_any_size", "encoder_fp16", "encoder_int8", "encoder"]
+    for name in names:
+        model = tmp_path / "models" / name
+        config = parsed(model / "config.pbtxt")
+        session = onnxruntime.InferenceSession(model / "1" / "model.onnx")
+        assert (config.name, config.backend, config.max_batch_size) == (name, "onnxruntime", 256)
+        assert configured(config, config.input) == described(session.get_inputs())
+        assert configured(config, config.output) == described(session.get_outputs())
+        assert config.dynamic_batching.max_queue_delay_microseconds > 0
+        for warmup in config.model_warmup:
+            sample = warmup.inputs["images"]
+            assert sample.zero_data
+            session.run(None, {"images": np.zeros((min(warmup.batch_size, 2), *sample.dims), np.uint8)})
+        assert [warmup.batch_size for warmup in config.model_warmup] == [1, 256]
+
+
+def test_the_models_are_the_bundles_files(tmp_path):
+    bundle = write_tiny_bundle(tmp_path / "bundle")
+    for _ in range(2):  # an older repository is replaced
+        assert write_repository(bundle, tmp_path / "models") == ["encoder"]
+    assert (tmp_path / "models" / "encoder" / "1" / "model.onnx").read_bytes() == Bundle.open(bundle).read(
+        "encoder.onnx"
+    )
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["bundle", "models"]
+
+
+def test_something_else_is_not_replaced(tmp_path):
+    bundle = write_tiny_bundle(tmp_path / "bundle")
+    (tmp_path / "taken").mkdir()
+    (tmp_path / "taken" / "thesis.txt").write_text("mine")
+    with pytest.raises(ValueError, match="exists and is no model repository"):
+        write_repository(bundle, tmp_path / "taken")
+
+
+def test_export_writes_it(place, tmp_path):
+    done = byol("export", place / "run", "--out", tmp_path / "b", "--triton", tmp_path / "models")
+    assert (done.code, "model repository with encoder\n" in done.out) == (0, True), done.err
+    assert parsed(tmp_path / "models" / "encoder" / "config.pbtxt").name == "encoder"
