@@ -46,9 +46,7 @@ _EXISTING = click.Path(exists=True, path_type=Path)
 @click.option("--any-size", is_flag=True, help="Add an encoder that resizes and crops pictures itself.")
 @click.option("--eval-train", type=_EXISTING, help="Labelled images: the bank for the kNN accuracy of every variant.")
 @click.option("--eval-test", type=_EXISTING, help="Labelled images: the queries.")
-@click.option(
-    "--triton", type=click.Path(path_type=Path), help="Also write a model repository for Triton to this folder."
-)
+@click.option("--triton", type=click.Path(path_type=Path), help="Also write a model repository for Triton here.")
 def export(source: Path, out: Path, triton: Path | None, **options: Any) -> None:
     """Write the online encoder of a run folder, or of one checkpoint file, as a verified bundle.
 
