@@ -5,10 +5,12 @@ What cannot be read with full understanding is refused: unknown keys, another pr
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
 from dataclasses import dataclass, fields
 from pathlib import Path
+from typing import Any
 
 from byol.files import atomic_file
 from byol.images import Preprocess
@@ -17,7 +19,7 @@ from byol.serve.strict_json import BundleError, build, check, plain, read_object
 __all__ = ["BundleError"]
 
 SCHEMA_VERSION = 1
-MANIFEST = "manifest.json"
+MANIFEST, CHECKSUM = "manifest.json", "checksum"
 ENCODER, WEIGHTS, GOLDEN, CARD = "encoder.onnx", "encoder.safetensors", "golden.safetensors", "README.md"
 VARIANTS = {"fp32": ENCODER, "fp16": "encoder.fp16.onnx", "int8": "encoder.int8.onnx"}
 ANY_SIZE, CLASSIFIER = "encoder.any-size.onnx", "classifier.onnx"
@@ -208,7 +210,12 @@ class Manifest:
 
     def to_json(self) -> str:
         """The text of `manifest.json`: sorted keys, indent 2, the same manifest always the same text."""
-        return json.dumps(plain(self), indent=2, sort_keys=True, allow_nan=False, ensure_ascii=False) + "\n"
+        return _text({**plain(self), CHECKSUM: self.checksum})
+
+    @property
+    def checksum(self) -> str:
+        """SHA-256 of the text without the checksum itself: a slip in the manifest is found like one in any file."""
+        return hashlib.sha256(_text(plain(self)).encode()).hexdigest()
 
     def write(self, folder: str | Path) -> None:
         """Write `manifest.json` into the bundle folder, whole or not at all; first make sure that it can be read."""
@@ -223,8 +230,14 @@ class Manifest:
         data = read_object(text)
         check("schema_version" in data, "no schema_version, so this is not a byol bundle's manifest")
         _check_version(data["schema_version"])  # first: a newer schema may differ in anything else
+        checksum = data.pop(CHECKSUM, None)
         manifest: Manifest = build(cls, data)
+        check(checksum == manifest.checksum, f"its {CHECKSUM} is not that of its content: damaged, or edited by hand")
         return manifest
+
+
+def _text(values: dict[str, Any]) -> str:
+    return json.dumps(values, indent=2, sort_keys=True, allow_nan=False, ensure_ascii=False) + "\n"
 
 
 def _check_version(version: object) -> None:

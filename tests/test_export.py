@@ -15,6 +15,7 @@ from click.testing import CliRunner
 from safetensors.torch import load_file
 from torch import nn
 
+import byol
 from byol import load_encoder
 from byol.checkpoint import Checkpoint, read_checkpoint, save_checkpoint
 from byol.export import bundle as export_module
@@ -25,7 +26,7 @@ from byol.export.parity import BATCH_SIZES, measure, sample_images, torch_featur
 from byol.model import BYOL, build_encoder
 from byol.serve import Encoder
 from byol.serve.bundle import verify
-from tests.small import config
+from tests.small import REPOSITORY, config
 
 MEAN, STD = (0.48, 0.45, 0.4), (0.22, 0.23, 0.24)
 
@@ -220,6 +221,25 @@ def test_load_encoder_takes_a_bundle_a_run_and_a_checkpoint(run, bundle):
     settings = config()
     expected = torch_features(load_encoder(bundle), pictures, settings.mean, settings.std)
     np.testing.assert_allclose(Encoder(bundle, device="cpu")(list(pictures)), expected, rtol=1e-3, atol=1e-5)
+
+
+def test_the_documented_fine_tuning_trains_the_encoder(bundle):
+    page = (REPOSITORY / "docs" / "bundle.md").read_text()
+    code = re.search(r"To fine-tune.*?```python\n(.*?)```", page, re.DOTALL).group(1)
+    names = {"byol": byol, "torch": torch, "classes": 3, "manifest": json.loads((bundle / "manifest.json").read_text())}
+    exec(code.replace('"bundle"', repr(str(bundle))), names)
+    model, optimizer = names["model"], names["optimizer"]
+    before = names["encoder"].conv1.weight.detach().clone()
+    images, labels = torch.randn(6, 3, 16, 16), torch.arange(6) % 3
+    losses = []
+    for _ in range(5):
+        optimizer.zero_grad()
+        loss = nn.functional.cross_entropy(model(images), labels)
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    assert losses[-1] < losses[0]
+    assert not torch.equal(names["encoder"].conv1.weight, before)
 
 
 def test_load_encoder_refuses_a_folder_without_weights(tmp_path):

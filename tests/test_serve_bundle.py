@@ -46,6 +46,7 @@ def test_manifest_reads_back_as_itself_and_is_deterministic(bundle: Path) -> Non
 def test_manifest_has_the_documented_keys(bundle: Path) -> None:
     data = manifest_json(bundle)
     assert set(data) == {
+        "checksum",
         "schema_version", "architecture", "feature_dim", "image_size", "preprocess", "onnx", "files", "training",
         "byol_version",
     }  # fmt: skip
@@ -118,6 +119,8 @@ CHANGES: list[tuple[str, Callable[[dict[str, Any]], object], str]] = [
     ("bad size", set_to(-1, "files", "README.md", "size"), "size must not be negative"),
     ("precision", set_to("fp8", "files", "encoder.onnx", "precision"), "precision is 'fp8'"),
     ("no parity", lambda d: d["files"]["encoder.onnx"].pop("parity"), "precision and parity belong together"),
+    ("edited", set_to(0.5, "preprocess", "mean", 0), "checksum is not that of its content"),
+    ("no checksum", lambda d: d.pop("checksum"), "checksum is not that of its content"),
     ("training is text", set_to("a lot", "training"), "training must be an object, found a string"),
     ("img_size", set_to(17, "architecture", "img_size"), "architecture.img_size is 17, but image_size is 16"),
     ("escape codes", set_to("\x1b[2J", "architecture", "name"), "cannot be printed"),
@@ -189,6 +192,65 @@ def test_any_value_anywhere_is_read_or_refused(bundle: Path, value: object, data
     except BundleError:
         return
     assert Manifest.from_json(manifest.to_json()) == manifest
+
+
+def test_every_bit_of_every_file_counts(bundle: Path) -> None:
+    """A flipped bit anywhere is refused before the file is used, whatever the file."""
+    opened = Bundle.open(bundle)
+    flips = 0
+    for path in sorted(bundle.iterdir()):
+        content = path.read_bytes()
+        for place in range(0, len(content), 1 if path.name == "manifest.json" else 3):
+            changed = bytearray(content)
+            changed[place] ^= 1 << place % 8
+            path.write_bytes(changed)
+            with pytest.raises(BundleError):
+                Bundle.open(bundle) if path.name == "manifest.json" else opened.read(path.name)
+            flips += 1
+        path.write_bytes(content)
+    assert flips > 3000
+    assert verify(bundle).ok
+
+
+@settings(
+    max_examples=100, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+@given(data=st.data())
+def test_truncated_spliced_and_swapped_files_are_refused(bundle: Path, data: st.DataObject) -> None:
+    names = sorted(path.name for path in bundle.iterdir() if path.name != "manifest.json")
+    name = data.draw(st.sampled_from(names))
+    path = bundle / name
+    content = path.read_bytes()
+    start = data.draw(st.integers(0, len(content)))
+    end = data.draw(st.integers(start, len(content)))
+    changed = content[:start] + data.draw(st.binary(max_size=40)) + content[end:]
+    if changed == content:
+        return
+    path.write_bytes(changed)
+    try:
+        with pytest.raises(BundleError):
+            Bundle.open(bundle).read(name)
+        assert not verify(bundle).ok
+    finally:
+        path.write_bytes(content)
+
+
+def test_weights_in_another_file_are_refused_before_a_session(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import onnx
+    from onnx.external_data_helper import set_external_data
+
+    model = onnx.load(bundle / "encoder.onnx")
+    set_external_data(model.graph.initializer[0], "../secret.bin")
+    model.graph.initializer[0].ClearField("raw_data")
+    (bundle / "encoder.onnx").write_bytes(model.SerializeToString())
+    tiny_manifest(bundle, 16, 8).write(bundle)  # hashes and all
+
+    def never(*_: object, **__: object) -> None:
+        raise AssertionError("a session was created")
+
+    monkeypatch.setattr("byol.serve.pipeline.open_session", never)
+    with pytest.raises(BundleError, match=r"encoder\.onnx keeps weights in another file"):
+        Encoder(bundle, "cpu")
 
 
 def test_manifest_with_wrong_types_cannot_be_written(bundle: Path) -> None:
