@@ -147,7 +147,7 @@ def _training(checkpoint: Checkpoint) -> Training:
 _PROOF = """
 import sys
 sys.modules["torch"] = None  # any attempt to import torch fails
-from byol.serve.bundle import verify
+from byol.serve.verify import verify
 problems = verify(sys.argv[1]).problems
 sys.exit("; ".join(problems) if problems else 0)
 """

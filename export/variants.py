@@ -34,7 +34,7 @@ def int8_graph(encoder: ModelProto, images: np.ndarray) -> ModelProto:
 
     name = encoder.graph.input[0].name
 
-    class Batches(CalibrationDataReader):
+    class Batches(CalibrationDataReader):  # type: ignore[misc]  # onnxruntime has no annotations
         def __init__(self) -> None:
             starts = range(0, len(images), CALIBRATION_BATCH)
             self._feeds = iter([{name: images[start : start + CALIBRATION_BATCH]} for start in starts])

@@ -1,4 +1,4 @@
-"""A bundle on disk: its manifest, its files (hash first, use second), its proof. The schema is `serve/manifest.py`.
+"""A bundle on disk: its manifest, its files (hash first, use second), its gates. The schema is `serve/manifest.py`.
 
 Shapes: N images, S pixels, D features.
 """
@@ -27,7 +27,7 @@ from byol.serve.manifest import (
     Parity,
 )
 
-__all__ = ["Bundle", "BundleError", "Gate", "Manifest", "VerifyReport", "compare_features", "load_manifest", "verify"]
+__all__ = ["Bundle", "BundleError", "Gate", "Manifest", "compare_features", "load_manifest"]
 
 
 @dataclass(frozen=True)
@@ -178,55 +178,3 @@ def compare_features(expected: np.ndarray, found: np.ndarray) -> tuple[float, fl
     norms = np.linalg.norm(a, axis=1) * np.linalg.norm(b, axis=1)
     cosine = np.where(error == 0, 1.0, (a * b).sum(1) / np.maximum(norms, tiny))  # equal zero rows agree
     return float(error.max()), float(cosine.min())
-
-
-@dataclass(frozen=True)
-class VerifyReport:
-    """The result of `verify`: per file "ok" or what is wrong; per graph the deviation from the golden features."""
-
-    files: dict[str, str]
-    golden: dict[str, dict[str, float]]
-    problems: list[str]
-
-    @property
-    def ok(self) -> bool:
-        """Whether every check passed."""
-        return not self.problems
-
-
-def verify(bundle: str | os.PathLike[str]) -> VerifyReport:
-    """Check every hash, then run the golden inputs through ONNX Runtime on the CPU and compare.
-
-    Damage is reported, not raised; a manifest that cannot be read raises `BundleError`.
-    """
-    opened = Bundle.open(bundle)
-    files: dict[str, str] = {}
-    for name in sorted(opened.manifest.files):
-        try:
-            opened.read(name)
-            files[name] = "ok"
-        except BundleError as error:
-            files[name] = str(error)
-    problems = [text for text in files.values() if text != "ok"]
-    golden: dict[str, dict[str, float]] = {}
-    if not problems:  # a graph is run only when all of the bundle is what was exported
-        for name in opened.manifest.graphs:
-            try:
-                golden[name] = _replay(opened, name)
-            except ValueError as error:
-                problems.append(str(error))
-                continue
-            problem = GATES[name].problem(golden[name]["max_relative_error"], golden[name]["min_cosine"])
-            if problem:
-                problems.append(f"{name} does not reproduce the golden features: {problem}")
-    return VerifyReport(files, golden, problems)
-
-
-def _replay(bundle: Bundle, name: str) -> dict[str, float]:
-    from byol.serve.pipeline import open_graph
-
-    images, expected = bundle.golden(name)
-    session = open_graph(bundle, name, "cpu")
-    found = session.run({bundle.manifest.onnx.input: images})[0]
-    error, cosine = compare_features(expected, found)
-    return {"images": len(images), "max_relative_error": error, "min_cosine": cosine}

@@ -15,11 +15,12 @@ from onnx import ModelProto, TensorProto, helper, numpy_helper
 from safetensors.numpy import save_file
 
 from byol.files import atomic_folder
-from byol.serve.bundle import Bundle, describe_file, require_place, verify
+from byol.serve.bundle import Bundle, describe_file, require_place
 from byol.serve.card import write_card
 from byol.serve.linear import LinearProbe
 from byol.serve.manifest import CARD, CLASSIFIER, ENCODER, GOLDEN, Head, Manifest
 from byol.serve.parity import pass_gate, run_graph
+from byol.serve.verify import verify
 
 
 def save_classifier(bundle: Path, probe: LinearProbe, head: Head, out: Path) -> Manifest:

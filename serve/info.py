@@ -8,7 +8,7 @@ from typing import Any
 
 from byol.images import printable
 from byol.serve.bundle import Bundle
-from byol.serve.bundle import verify as verify_bundle
+from byol.serve.verify import verify as verify_bundle
 
 
 def info_json(folder: Path, verify: bool) -> tuple[Bundle, dict[str, Any]]:

@@ -53,7 +53,7 @@ def test_any_height_and_width_gives_pillows_pixels(resizer, height, width, seed)
 @pytest.mark.parametrize("shape", [(1, 1), (1, 3000), (3000, 1), (2, 2), (1500, 24)])
 def test_extreme_shapes(resizer, shape):
     preprocess, resize = resizer
-    pixels = picture(*shape, seed=0)
+    pixels = picture(shape[0], shape[1], 0)
     found = resize(pixels[None])[0]
     assert np.abs(found - preprocess(Image.fromarray(pixels))).max() <= 2
 

@@ -9,7 +9,7 @@ from sklearn.datasets import load_digits
 
 from byol.demo import FEW_LABELS, TRAIN_IMAGES, demo, few_labels, run_demo, table, write_digits
 from byol.presets import PRESETS
-from byol.serve.bundle import verify
+from byol.serve.verify import verify
 from byol.sources import open_source
 
 

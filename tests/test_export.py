@@ -25,7 +25,7 @@ from byol.export.graph import FORBIDDEN_OPS, check_clean, encoder_to_onnx, fold_
 from byol.export.parity import BATCH_SIZES, measure, sample_images, torch_features
 from byol.model import BYOL, build_encoder
 from byol.serve import Encoder
-from byol.serve.bundle import verify
+from byol.serve.verify import verify
 from tests.small import REPOSITORY, config
 
 MEAN, STD = (0.48, 0.45, 0.4), (0.22, 0.23, 0.24)
@@ -225,7 +225,7 @@ def test_load_encoder_takes_a_bundle_a_run_and_a_checkpoint(run, bundle):
 
 def test_the_documented_fine_tuning_trains_the_encoder(bundle):
     page = (REPOSITORY / "docs" / "bundle.md").read_text()
-    code = re.search(r"To fine-tune.*?```python\n(.*?)```", page, re.DOTALL).group(1)
+    (code,) = re.findall(r"To fine-tune.*?```python\n(.*?)```", page, re.DOTALL)
     names = {"byol": byol, "torch": torch, "classes": 3, "manifest": json.loads((bundle / "manifest.json").read_text())}
     exec(code.replace('"bundle"', repr(str(bundle))), names)
     model, optimizer = names["model"], names["optimizer"]

@@ -16,12 +16,12 @@ import torch
 import torchvision
 from safetensors.torch import save_file
 from torch import nn
+from torch.utils.data import TensorDataset
 
 from byol.export.foreign import foreign_encoder
 from byol.model import MeanPool, build_encoder
 from byol.serve import Encoder
 from byol.serve.bundle import compare_features, load_manifest
-from byol.serve.manifest import ENCODER
 from tests.command_line import byol
 from tests.test_export import randomise_norms
 
@@ -82,7 +82,7 @@ def test_lightlys_documented_byol_saved_by_lightning(tmp_path):
     online, momentum = resnet(0), resnet(1)
     parts = lightly_module(*(nn.Sequential(*list(m.children())[:-1]) for m in (online, momentum)))
 
-    class Module(lightning.LightningModule):
+    class Module(lightning.LightningModule):  # type: ignore[misc, name-defined]
         def __init__(self):
             super().__init__()
             self.save_hyperparameters({"lr": 0.06})
@@ -103,7 +103,7 @@ def test_lightlys_documented_byol_saved_by_lightning(tmp_path):
         enable_progress_bar=False,
         enable_model_summary=False,
     )
-    trainer.fit(Module().eval(), torch.utils.data.DataLoader([0, 1]))
+    trainer.fit(Module().eval(), torch.utils.data.DataLoader(TensorDataset(torch.zeros(2))))
     trainer.save_checkpoint(tmp_path / "epoch=0.ckpt")
     weights = foreign_encoder(tmp_path / "epoch=0.ckpt", "auto", "resnet18", SIZE)
     assert_same(weights, features(online))
@@ -187,7 +187,9 @@ def test_the_command_says_what_it_took_and_writes_a_bundle(tmp_path):
     assert "model.pth read as torchvision: resnet18, cifar stem\ntook: bn1 (5), conv1 (1)," in done.err
     assert "left: fc (2)\n" in done.err
     manifest = load_manifest(tmp_path / "bundle")
-    assert (manifest.training, manifest.origin.toolkit, manifest.origin.file) == (None, "torchvision", "model.pth")
+    assert manifest.training is None
+    assert manifest.origin is not None
+    assert (manifest.origin.toolkit, manifest.origin.file) == ("torchvision", "model.pth")
     assert "read from `model.pth` (torchvision, SHA-256" in (tmp_path / "bundle" / "README.md").read_text()
     pixels = np.random.default_rng(0).integers(0, 256, (3, SIZE, SIZE, 3), dtype=np.uint8)
     mean, std = (torch.tensor(v)[:, None, None] for v in (manifest.preprocess.mean, manifest.preprocess.std))
@@ -195,7 +197,6 @@ def test_the_command_says_what_it_took_and_writes_a_bundle(tmp_path):
     with torch.no_grad():
         expected = model((torch.from_numpy(pixels).permute(0, 3, 1, 2) / 255 - mean) / std).numpy()
     assert compare_features(expected, Encoder(tmp_path / "bundle", "cpu").encode(pixels))[0] < 1e-4
-    assert manifest.files[ENCODER].parity.reference == "torch"
 
 
 def test_arch_is_needed(tmp_path):

@@ -10,6 +10,7 @@ import shutil
 import subprocess
 import threading
 
+import numpy as np
 import onnx
 import pytest
 from onnx.reference import ReferenceEvaluator
@@ -17,8 +18,8 @@ from onnx.reference import ReferenceEvaluator
 from byol.serve.bundle import GATES, Bundle, compare_features
 from tests.small import REPOSITORY
 
-NODE, NPM = shutil.which("node"), shutil.which("npm")
-CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+NODE, NPM = shutil.which("node") or "", shutil.which("npm") or ""
+CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), "")
 
 
 @pytest.fixture(scope="module")
@@ -68,7 +69,7 @@ def server(web):
     thread.join()
 
 
-@pytest.mark.skipif(CHROMIUM is None, reason="Chromium is not installed")
+@pytest.mark.skipif(not CHROMIUM, reason="Chromium is not installed")
 def test_chromium_reproduces_every_graph(web, server, place, tmp_path):
     command = [CHROMIUM, "--headless", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage"]
     command += [f"--user-data-dir={tmp_path}", "--virtual-time-budget=600000", "--timeout=300000", "--dump-dom"]
@@ -85,5 +86,5 @@ def test_onnxs_reference_evaluator_reproduces_the_golden_outputs(place, classifi
     bundle = Bundle.open(place / "with")
     images, expected = bundle.golden(graph)
     evaluator = ReferenceEvaluator(onnx.load_model_from_string(bundle.read(graph)))
-    found = evaluator.run(None, {"images": images[:1]})[0]
+    found = np.asarray(evaluator.run(None, {"images": images[:1]})[0])
     assert GATES[graph].problem(*compare_features(expected[:1], found)) is None

@@ -17,8 +17,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from byol.serve import Encoder
-from byol.serve.bundle import Bundle, compare_features, describe_file, load_manifest, verify
+from byol.serve.bundle import Bundle, compare_features, describe_file, load_manifest
 from byol.serve.manifest import BundleError, FileEntry, Manifest, Parity
+from byol.serve.verify import verify
 from tests.tiny import tiny_manifest, write_tiny_bundle
 
 
@@ -119,7 +120,7 @@ CHANGES: list[tuple[str, Callable[[dict[str, Any]], object], str]] = [
     ("bad size", set_to(-1, "files", "README.md", "size"), "size must not be negative"),
     ("precision", set_to("fp8", "files", "encoder.onnx", "precision"), "precision is 'fp8'"),
     ("no parity", lambda d: d["files"]["encoder.onnx"].pop("parity"), "precision and parity belong together"),
-    ("edited", set_to(0.5, "preprocess", "mean", 0), "checksum is not that of its content"),
+    ("edited", set_to([0.5, 0.5, 0.5], "preprocess", "mean"), "checksum is not that of its content"),
     ("no checksum", lambda d: d.pop("checksum"), "checksum is not that of its content"),
     ("training is text", set_to("a lot", "training"), "training must be an object, found a string"),
     ("img_size", set_to(17, "architecture", "img_size"), "architecture.img_size is 17, but image_size is 16"),

@@ -1,0 +1,59 @@
+"""A bundle's proof: every hash, then the golden inputs of every graph through ONNX Runtime."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+
+from byol.serve.bundle import GATES, Bundle, BundleError, compare_features
+from byol.serve.pipeline import open_graph
+
+
+@dataclass(frozen=True)
+class VerifyReport:
+    """The result of `verify`: per file "ok" or what is wrong; per graph the deviation from the golden features."""
+
+    files: dict[str, str]
+    golden: dict[str, dict[str, float]]
+    problems: list[str]
+
+    @property
+    def ok(self) -> bool:
+        """Whether every check passed."""
+        return not self.problems
+
+
+def verify(bundle: str | os.PathLike[str]) -> VerifyReport:
+    """Check every hash, then run the golden inputs through ONNX Runtime on the CPU and compare.
+
+    Damage is reported, not raised; a manifest that cannot be read raises `BundleError`.
+    """
+    opened = Bundle.open(bundle)
+    files: dict[str, str] = {}
+    for name in sorted(opened.manifest.files):
+        try:
+            opened.read(name)
+            files[name] = "ok"
+        except BundleError as error:
+            files[name] = str(error)
+    problems = [text for text in files.values() if text != "ok"]
+    golden: dict[str, dict[str, float]] = {}
+    if not problems:  # a graph is run only when all of the bundle is what was exported
+        for name in opened.manifest.graphs:
+            try:
+                golden[name] = _replay(opened, name)
+            except ValueError as error:
+                problems.append(str(error))
+                continue
+            problem = GATES[name].problem(golden[name]["max_relative_error"], golden[name]["min_cosine"])
+            if problem:
+                problems.append(f"{name} does not reproduce the golden features: {problem}")
+    return VerifyReport(files, golden, problems)
+
+
+def _replay(bundle: Bundle, name: str) -> dict[str, float]:
+    images, expected = bundle.golden(name)
+    session = open_graph(bundle, name, "cpu")
+    found = session.run({bundle.manifest.onnx.input: images})[0]
+    error, cosine = compare_features(expected, found)
+    return {"images": len(images), "max_relative_error": error, "min_cosine": cosine}
