@@ -53,7 +53,7 @@ def machine(device: str) -> dict[str, Any]:
     import torch
 
     packages = {}
-    for package in ("torch", "torchvision", "lightly", "numpy", "pillow"):
+    for package in ("torch", "torchvision", "onnxruntime-gpu", "lightly", "numpy", "pillow"):
         try:
             packages[package] = version(package)
         except PackageNotFoundError:

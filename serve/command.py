@@ -106,8 +106,8 @@ def extract(
         "dim": encoder.feature_dim,
         "images_per_second": round(result.images / result.seconds, 3),
         "device": encoder.device,
-        "variant": encoder.variant,
         "out": printable(out),
+        "variant": encoder.variant,
     }
     _show(values, as_json)
 

@@ -76,9 +76,10 @@ def test_extract_writes_every_row(place: Path, tmp_path: Path, out: str) -> None
     target = f"{tmp_path}/{out}"
     done = byol("extract", place / "bundle", place / "train", "--out", target, *CPU, "--batch-size", "7", "--json")
     values = json_of(done)
-    assert list(values) == ["images", "skipped", "dim", "images_per_second", "device", "out"]
+    assert list(values) == ["images", "skipped", "dim", "images_per_second", "device", "out", "variant"]
     assert values | {"images_per_second": 0} == {
         "images": 50, "skipped": 0, "dim": 8, "images_per_second": 0, "device": "cpu", "out": target,
+        "variant": "fp32",
     }  # fmt: skip
     read = read_features(target)
     source = open_source(place / "train")
