@@ -17,8 +17,9 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from byol.config import ARCHITECTURES, TIMM, TrainConfig
+from byol.same_padding import MULTIPLE, pad_at_the_end
 
-ENCODER_STEMS = ("imagenet", "cifar", "cifar-no-relu")
+ENCODER_STEMS = ("imagenet", "cifar", "cifar-no-relu", "imagenet-same")
 
 
 class MeanPool(nn.Module):
@@ -34,9 +35,9 @@ def build_encoder(arch: str, stem: str, image_size: int = 224) -> nn.Module:
 
     Its parameters keep the names of torchvision (a ResNet, without `fc`) or timm (`timm:NAME`, without classifier).
     Stem `cifar` replaces a ResNet's 7x7 stride-2 convolution and max-pool by one 3x3 stride-1 convolution, for small
-    images; `cifar-no-relu`, for weights trained elsewhere, also lacks the ReLU after it. `image_size` S matters to
-    timm's models only: some are built for one size. Raises `ValueError` for an unknown name, and when timm is needed
-    and missing.
+    images. Two more are for weights trained elsewhere: `cifar-no-relu` also lacks the ReLU after it, `imagenet-same`
+    pads as TensorFlow does. `image_size` S matters to that one (a multiple of 32) and to timm's models, of which some
+    are built for one size. Raises `ValueError` for an unknown name, a size that does not do, and when timm is missing.
     """
     if arch.startswith(TIMM):
         return _build_timm_encoder(arch.removeprefix(TIMM), stem, image_size)
@@ -45,7 +46,13 @@ def build_encoder(arch: str, stem: str, image_size: int = 224) -> nn.Module:
     if stem not in ENCODER_STEMS:
         raise ValueError(f"stem is {stem!r}; legal: {', '.join(ENCODER_STEMS)}")
     encoder: nn.Module = torchvision.models.get_model(arch, weights=None)
-    if stem != "imagenet":
+    if stem == "imagenet-same":
+        if image_size % MULTIPLE:
+            raise ValueError(
+                f"image_size is {image_size}; with TensorFlow's padding it must be a multiple of {MULTIPLE}"
+            )
+        pad_at_the_end(encoder)
+    if stem.startswith("cifar"):
         conv = nn.Conv2d(3, 64, kernel_size=3, stride=1, padding=1, bias=False)
         nn.init.kaiming_normal_(conv.weight, mode="fan_out", nonlinearity="relu")  # as torchvision does
         encoder.conv1, encoder.maxpool = conv, nn.Identity()

@@ -1,7 +1,7 @@
 """The online encoder inside a checkpoint of another toolkit: found by its layout, taken whole, nothing guessed.
 
 Layouts are those of lightly's documented BYOL (1.4 and newer), solo-learn's LightningModules, lucidrains' byol-pytorch,
-and plain state dicts of torchvision and timm.
+plain state dicts of torchvision and timm, and the arrays of DeepMind's released BYOL (see `byol.export.haiku`).
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from byol.checkpoint import finite
 from byol.config import TIMM
+from byol.export import haiku
 from byol.export.foreign_file import file_digest, read_tensors
 from byol.model import build_encoder, load_strict
 from byol.serve.manifest import Origin
@@ -52,6 +53,13 @@ LAYOUTS = {
             "online_encoder.net.fc.",
         ),
     ),
+    "deepmind": Layout(
+        (haiku.ENCODER,),
+        (
+            *("online_params.projector.", "online_params.predictor.", "online_params.classifier."),
+            *("online_state.projector.", "online_state.predictor.", "target_params.", "target_state.", "opt_state."),
+        ),
+    ),
 }
 TOOLKITS = ("auto", *LAYOUTS)
 
@@ -79,7 +87,7 @@ def foreign_encoder(path: Path, toolkit: str, arch: str, image_size: int, prefix
     `ValueError` when the file cannot be read, when a tensor is unexplained, when more than one encoder could be meant,
     when the weights do not fit the architecture, or are not finite.
     """
-    tensors = read_tensors(path)
+    tensors = haiku.torch_names(read_tensors(path))
     if prefix is not None:
         candidates = {f"prefix {prefix}": _under(tensors, prefix.rstrip(".") + ".", arch)}
     else:
@@ -137,7 +145,7 @@ def _fit(
     path: Path, layout: str, own: dict[str, Tensor], left: dict[str, Tensor], arch: str, image_size: int
 ) -> Weights:
     named, cut = _named({name: v.float() if v.is_floating_point() else v for name, v in own.items()})
-    stem = "imagenet" if _is_timm(arch) else _stem(named, cut)
+    stem = "imagenet" if _is_timm(arch) else _stem(layout, named, cut)
     encoder = build_encoder(arch, stem, image_size)
     load_strict(encoder, named, f"{path}, read as {layout},")
     if not finite(named):
@@ -146,7 +154,9 @@ def _fit(
     return Weights(encoder.eval(), stem, origin, _counts(own), _counts(left))
 
 
-def _stem(named: dict[str, Tensor], cut: tuple[str, ...]) -> str:
+def _stem(layout: str, named: dict[str, Tensor], cut: tuple[str, ...]) -> str:
+    if layout == "deepmind":
+        return "imagenet-same"
     first = named.get("conv1.weight")
     if first is None or first.shape[2:] != (3, 3):
         return "imagenet"

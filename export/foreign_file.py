@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
@@ -29,13 +30,15 @@ and export {target}"""
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:
-    """The named tensors of a `.safetensors` file or of what `torch.save` wrote (read with `weights_only=True`).
+    """The named tensors of a `.safetensors` or `.npz` file, or of what `torch.save` wrote (with `weights_only=True`).
 
     Wrapper prefixes are taken off the names. Raises `ValueError` for a damaged file, one that needs code to be read
     (the message says how to convert it), and one without named tensors.
     """
     if not path.is_file():
         raise ValueError(f"{path} does not exist")
+    if path.suffix == ".npz":
+        return _arrays(path)
     if path.suffix == ".safetensors":
         try:
             return _plain_names(load_file(path))
@@ -45,6 +48,14 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
     if not found:
         raise ValueError(f"{path} holds no named tensors; expected a state dict, alone or under `state_dict`")
     return _plain_names(found)
+
+
+def _arrays(path: Path) -> dict[str, Tensor]:
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            return {name: torch.from_numpy(file[name]) for name in file.files}
+    except (OSError, ValueError, TypeError, EOFError, zipfile.BadZipFile) as error:
+        raise ValueError(f"{path} is not a readable .npz file of arrays: {error}") from error
 
 
 def file_digest(path: Path) -> str:

@@ -50,12 +50,19 @@ class ServingEncoder(nn.Module):
         return features
 
 
+class _Tracer(torch.fx.Tracer):
+    """Takes convolutions as they are, also those that pad in a way of their own."""
+
+    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
+        return isinstance(m, nn.Conv2d) or super().is_leaf_module(m, module_qualified_name)
+
+
 def fold_batch_norm(encoder: nn.Module) -> nn.Module:
     """A copy of an encoder in eval mode with every batch-norm folded into the convolution before it.
 
     Raises `ValueError` when one cannot be folded.
     """
-    traced = torch.fx.symbolic_trace(encoder.eval())
+    traced = torch.fx.GraphModule(encoder.eval(), _Tracer().trace(encoder))
     modules = dict(traced.named_modules())
     for node in list(traced.graph.nodes):
         if node.op != "call_module" or not isinstance(modules[node.target], nn.BatchNorm2d):

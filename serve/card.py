@@ -139,6 +139,11 @@ def _rebuild(architecture: Architecture) -> str:
     if architecture.library == "timm":
         size = f", img_size={architecture.img_size}" if architecture.img_size else ""
         return f'`timm.create_model("{architecture.name}", num_classes=0{size})`'
-    stem = ", with the CIFAR stem (3x3 convolution, no max-pool)" if architecture.stem != "imagenet" else ""
-    stem += " and no ReLU after it" if architecture.stem == "cifar-no-relu" else ""
+    cifar = ", with the CIFAR stem (3x3 convolution, no max-pool)"
+    stems = {
+        "cifar": cifar,
+        "cifar-no-relu": f"{cifar} and no ReLU after it",
+        "imagenet-same": ", with strided layers padded at the end as TensorFlow does",
+    }
+    stem = stems.get(architecture.stem, "")
     return f"`{architecture.library}.models.{architecture.name}` without `fc`{stem}"

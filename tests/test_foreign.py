@@ -19,6 +19,8 @@ from torch import nn
 from torch.utils.data import TensorDataset
 
 from byol.export.foreign import foreign_encoder
+from byol.export.graph import encoder_to_onnx
+from byol.export.parity import measure
 from byol.model import MeanPool, build_encoder
 from byol.serve import Encoder
 from byol.serve.bundle import compare_features, load_manifest
@@ -172,6 +174,49 @@ def test_torchvision_and_timm(tmp_path):
         assert_same(weights, vit.eval().forward_head(vit.forward_features(images()), pre_logits=True))
 
 
+def test_deepminds_arrays_give_haikus_features(tmp_path):
+    """Haiku's own ResNet-50, whose modules have the names and the padding of the released one's."""
+    hk, jax = pytest.importorskip("haiku"), pytest.importorskip("jax")
+
+    def forward(images, is_training):
+        network = hk.nets.ResNet50(2048, logits_config={"with_bias": False}, name="res_net50")
+        return network(images, is_training)
+
+    transformed = hk.without_apply_rng(hk.transform_with_state(forward))
+    pictures = np.random.default_rng(0).normal(size=(4, 64, 64, 3)).astype(np.float32)
+    params, state = transformed.init(jax.random.PRNGKey(0), pictures, True)
+    params = hk.data_structures.to_mutable_dict(params)
+    params["res_net50/~/logits"]["w"] = np.eye(2048, dtype=np.float32)  # the output is the features
+    scales = np.random.default_rng(1)
+    for module, values in params.items():
+        if "scale" in values:  # Haiku starts the last norm of a block at 0, which would hide the block
+            params[module]["scale"] = scales.uniform(0.5, 1.5, values["scale"].shape).astype(np.float32)
+    _, state = transformed.apply(params, state, pictures, True)
+    expected, _ = transformed.apply(params, state, pictures, False)
+    del params["res_net50/~/logits"]
+    arrays = {
+        f"{part}/{module}/{name}": np.asarray(value)
+        for part, tree in (("online_params", params), ("online_state", state), ("target_params", params))
+        for module, values in tree.items()
+        for name, value in values.items()
+    }
+    arrays["online_params/projector/linear/w"] = np.zeros((2, 2), np.float32)
+    np.savez(tmp_path / "byol.npz", **arrays)
+    weights = foreign_encoder(tmp_path / "byol.npz", "auto", "resnet50", 64)
+    assert (weights.origin.toolkit, weights.stem) == ("deepmind", "imagenet-same")
+    with torch.no_grad():
+        found = weights.encoder(torch.from_numpy(pictures).permute(0, 3, 1, 2)).numpy()
+    error, cosine = compare_features(np.asarray(expected), found)
+    assert error < 1e-3  # float32 of two frameworks through 53 layers: 1.2e-4 seen
+    assert cosine > 0.99999
+    proto = encoder_to_onnx(weights.encoder, 64, (0.5,) * 3, (0.5,) * 3)
+    assert measure(weights.encoder, proto.SerializeToString(), 64, (0.5,) * 3, (0.5,) * 3)[0].max_relative_error < 1e-4
+    message = "image_size is 70; padding as TensorFlow does needs a multiple of 32"
+    refused(tmp_path / "byol.npz", message, arch="resnet50", size=70)
+    np.savez(tmp_path / "more.npz", **arrays, **{"online_params/res_net50/~/logits/w": np.eye(2, dtype=np.float32)})
+    refused(tmp_path / "more.npz", "Which part is the online encoder is not guessed", arch="resnet50", size=64)
+
+
 # --------------------------------------------------------------------------------------------- through the command
 
 
@@ -212,9 +257,9 @@ def saved(path, tensors):
     return path
 
 
-def refused(path, message, toolkit="auto", arch="resnet18", **more):
+def refused(path, message, toolkit="auto", arch="resnet18", size=SIZE, **more):
     with pytest.raises(ValueError, match=message):
-        foreign_encoder(path, toolkit, arch, SIZE, **more)
+        foreign_encoder(path, toolkit, arch, size, **more)
 
 
 def test_between_two_unknown_encoders_nothing_is_guessed(tmp_path):
