@@ -61,7 +61,7 @@ def torch_row(row: str, work: Path, options: dict[str, Any], images: np.ndarray)
     device = torch.device(options["device"])
     encoder = build_encoder(options["arch"], "imagenet", options["image_size"])
     encoder.load_state_dict(torch.load(work / "weights.pth", weights_only=True))
-    encoder = encoder.eval().to(device, memory_format=torch.channels_last)
+    encoder = encoder.eval().to(memory_format=torch.channels_last).to(device)
     forward = torch.compile(encoder) if "compile" in row else encoder
     autocast = torch.autocast(device.type, torch.bfloat16, enabled="bf16" in row)
     pixels = torch.from_numpy(images)

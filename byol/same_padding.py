@@ -35,6 +35,6 @@ def pad_at_the_end(resnet: nn.Module) -> None:
     for module in list(resnet.modules()):
         for name, child in list(module.named_children()):
             if isinstance(child, nn.Conv2d) and child.stride[0] > 1:
-                same = SameConv2d(child.in_channels, child.out_channels, child.kernel_size, child.stride, bias=False)
-                setattr(module, name, same)
+                kernel, stride = child.kernel_size[0], child.stride[0]
+                setattr(module, name, SameConv2d(child.in_channels, child.out_channels, kernel, stride, bias=False))
     resnet.maxpool = SameMaxPool2d()

@@ -206,7 +206,7 @@ def test_deepminds_arrays_give_haikus_features(tmp_path):
         for name, value in values.items()
     }
     arrays["online_params/projector/linear/w"] = np.zeros((2, 2), np.float32)
-    np.savez(tmp_path / "byol.npz", **arrays)
+    np.savez(tmp_path / "byol.npz", allow_pickle=False, **arrays)
     weights = foreign_encoder(tmp_path / "byol.npz", "auto", "resnet50", 64)
     assert (weights.origin.toolkit, weights.stem) == ("deepmind", "imagenet-same")
     with torch.no_grad():
@@ -218,7 +218,8 @@ def test_deepminds_arrays_give_haikus_features(tmp_path):
     assert measure(weights.encoder, proto.SerializeToString(), 64, (0.5,) * 3, (0.5,) * 3)[0].max_relative_error < 1e-4
     message = "image_size is 70; padding as TensorFlow does needs a multiple of 32"
     refused(tmp_path / "byol.npz", message, arch="resnet50", size=70)
-    np.savez(tmp_path / "more.npz", **arrays, **{"online_params/res_net50/~/logits/w": np.eye(2, dtype=np.float32)})
+    arrays["online_params/res_net50/~/logits/w"] = np.eye(2, dtype=np.float32)
+    np.savez(tmp_path / "more.npz", allow_pickle=False, **arrays)
     refused(tmp_path / "more.npz", "Which part is the online encoder is not guessed", arch="resnet50", size=64)
 
 
