@@ -270,13 +270,16 @@ class TrainConfig:
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> TrainConfig:
-        """The inverse of `to_dict`. Raises `ValueError` for unknown or missing settings."""
+        """The inverse of `to_dict`. Raises `ValueError` for unknown settings.
+
+        One that is missing is newer than the values and takes its default, which means what was done before it.
+        """
         names = {f.name for f in dataclasses.fields(cls)}
-        if set(values) != names:
-            unknown, missing = sorted(set(values) - names), sorted(names - set(values))
-            raise ValueError(f"the configuration does not fit this version: unknown {unknown}, missing {missing}")
+        unknown = sorted(set(values) - names)
+        if unknown:
+            raise ValueError(f"the configuration does not fit this version: unknown {', '.join(unknown)}")
         plain: dict[str, Any] = _tuples(values)
-        for view in ("view1", "view2"):
+        for view in {"view1", "view2"} & set(values):
             try:
                 plain[view] = ViewConfig(**_tuples(values[view]))
             except (TypeError, AttributeError) as error:

@@ -67,10 +67,13 @@ def test_an_unknown_setting_gets_a_suggestion():
         TrainConfig().replace(batchsize=3)
 
 
-def test_a_stored_configuration_of_another_version_is_refused():
-    values = TrainConfig().to_dict()
-    values["colour"] = values.pop("tau")
-    with pytest.raises(ValueError, match=r"unknown \['colour'\], missing \['tau'\]"):
+def test_a_stored_configuration_of_an_older_version_takes_defaults_and_of_a_newer_one_is_refused():
+    config = PRESETS["cifar10"]()
+    values = config.to_dict()
+    del values["start_size"], values["start_share"]
+    assert TrainConfig.from_dict(values) == config
+    values["colour"] = 3
+    with pytest.raises(ValueError, match="does not fit this version: unknown colour"):
         TrainConfig.from_dict(values)
 
 
