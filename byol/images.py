@@ -86,6 +86,7 @@ class ImageSource:
             self.labels.take(rows),
             self.skipped,
             lambda i: self.open(int(rows[i])),
+            self.stamp,  # of all images: it changes when one of these does
         )
 
 

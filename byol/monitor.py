@@ -46,20 +46,20 @@ class KNNMonitor:
     """kNN top-1 of the encoder on labelled validation images.
 
     The bank is the training set where it has labels for every class of the validation set (at most
-    `config.knn_bank` images of it, drawn once), else every second validation image.
+    `config.knn_bank` images of it, drawn once), else every second validation image. Of the queries at most
+    `config.knn_queries` are taken, drawn once as well.
     """
 
     def __init__(self, config: TrainConfig, training: ImageSource, validation: ImageSource):
         labels = require_labels(validation)
         if not len(training.labels.missing) and set(training.classes) >= set(validation.classes):
-            size = min(len(training), config.knn_bank)
-            chosen = torch.randperm(len(training), generator=seeded("cpu", config.seed, "bank"))[:size]
-            bank, queries = training.subset(sorted(chosen.tolist())), validation
+            bank, queries = self._drawn(config, training, "bank", config.knn_bank), validation
         else:
             first, second = split_halves(labels)
             if not second:
                 raise ValueError(f"{validation.name}: one image per class is too few for validation, give two or more")
             bank, queries = validation.subset(first), validation.subset(second)
+        queries = self._drawn(config, queries, "queries", config.knn_queries)
         self.config = config
         self.classes = bank.classes
         preprocess = Preprocess.for_size(config.image_size)
@@ -68,6 +68,13 @@ class KNNMonitor:
         self.queries = load_evaluation(queries, preprocess, cache)
         self.bank_labels = self._numbers(bank, self.bank)
         self.query_labels = self._numbers(queries, self.queries)
+
+    @staticmethod
+    def _drawn(config: TrainConfig, source: ImageSource, purpose: str, most: int) -> ImageSource:
+        if len(source) <= most:
+            return source
+        chosen = torch.randperm(len(source), generator=seeded("cpu", config.seed, purpose))[:most]
+        return source.subset(sorted(chosen.tolist()))
 
     def _numbers(self, source: ImageSource, images: ImageTensor) -> Tensor:
         number = {name: i for i, name in enumerate(self.classes)}

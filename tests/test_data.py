@@ -75,6 +75,15 @@ def test_images_are_decoded_once_and_the_cache_gives_the_same(images: Path, cach
     assert len(cache.entries()) == 2
 
 
+def test_a_part_of_a_source_is_cached_too(images: Path, cache: DecodedCache, decoded: list[int]):
+    parts = [load_canvases(open_source(images).subset(rows), 16, cache=cache) for rows in ([0, 3], [1, 3], [0, 3])]
+    assert len(decoded) == 2
+    assert same(parts[0], parts[2])
+    assert not torch.equal(parts[0].pixels, parts[1].pixels)
+    (images / "cat" / "000.png").write_bytes((images / "dog" / "000.png").read_bytes())
+    assert not same(load_canvases(open_source(images).subset([0, 3]), 16, cache=cache), parts[0])
+
+
 def test_a_changed_image_is_decoded_again(images: Path, cache: DecodedCache):
     before = load_canvases(open_source(images), 16, cache=cache)
     path = images / "cat" / "000.png"

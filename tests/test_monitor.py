@@ -93,6 +93,15 @@ def test_labelled_training_images_are_the_bank(tmp_path):
     assert monitor.measure(colour_features) > 0.8
 
 
+def test_bank_and_queries_are_bounded_and_drawn_the_same_every_time(tmp_path):
+    training = open_source(folder(tmp_path / "train", per_class=12))
+    validation = open_source(folder(tmp_path / "val", per_class=12, start=5000))
+    first, again = (KNNMonitor(config(knn_bank=9, knn_queries=7), training, validation) for _ in range(2))
+    assert (len(first.bank), len(first.queries)) == (9, 7)
+    assert torch.equal(first.queries.pixels, again.queries.pixels)
+    assert set(first.query_labels.tolist()) == {0, 1}
+
+
 def test_without_training_labels_half_of_the_validation_images_are_the_bank(tmp_path):
     training = open_source(folder(tmp_path / "train", classes=("photos",), per_class=12))
     validation = open_source(folder(tmp_path / "val", per_class=6))
