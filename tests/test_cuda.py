@@ -6,12 +6,14 @@ import torch
 
 from byol.checkpoint import read_checkpoint
 from byol.data import load_canvases
+from byol.export.additions import Additions
 from byol.export.bundle import export_bundle
 from byol.feed import FetchedFeed, ResidentFeed, open_feed
 from byol.job import run_training
 from byol.order import Order
 from byol.serve import Encoder, KNNClassifier, LinearProbe
-from byol.serve.bundle import Bundle, compare_features
+from byol.serve.bundle import GATES, Bundle, compare_features
+from byol.serve.pipeline import open_graph
 from byol.sources import open_source
 from byol.train import Trainer
 from tests.small import config, folder
@@ -27,7 +29,8 @@ def work(tmp_path_factory):
     path = tmp_path_factory.mktemp("cuda")
     folder(path / "train", per_class=40)
     run_training(config(device="auto", precision="auto", epochs=1), path / "train", path / "run", path / "train")
-    export_bundle(path / "run", path / "bundle")
+    additions = Additions(("fp16", "int8"), any_size=True, calibrate=path / "train")
+    export_bundle(path / "run", path / "bundle", additions)
     return path
 
 
@@ -74,6 +77,22 @@ def test_features_on_cuda_reproduce_torchs_golden_features(work):
     error, cosine = compare_features(expected, encoder.encode(images))
     assert error < 1e-3  # TF32 is off; cuDNN's algorithms round in another order than the CPU's
     assert cosine > 0.99999
+
+
+def test_every_graph_of_a_bundle_keeps_its_gate_on_cuda(work):
+    bundle = Bundle.open(work / "bundle")
+    for name in bundle.manifest.graphs:
+        if name == "encoder.onnx":
+            continue  # its own test
+        images, expected = bundle.golden(name)
+        found = open_graph(bundle, name, "cuda").run({"images": images})[0]
+        problem = GATES[name].problem(*compare_features(expected, found))
+        assert problem is None, f"{name}: {problem}"
+
+
+def test_auto_takes_fp16_on_cuda(work):
+    encoder = Encoder(work / "bundle", variant="auto")
+    assert (encoder.device, encoder.variant) == ("cuda", "fp16")
 
 
 def test_classifiers_on_cuda_agree_with_the_cpu():
