@@ -48,9 +48,7 @@ def build_encoder(arch: str, stem: str, image_size: int = 224) -> nn.Module:
     encoder: nn.Module = torchvision.models.get_model(arch, weights=None)
     if stem == "imagenet-same":
         if image_size % MULTIPLE:
-            raise ValueError(
-                f"image_size is {image_size}; with TensorFlow's padding it must be a multiple of {MULTIPLE}"
-            )
+            raise ValueError(f"image_size is {image_size}; padding as TensorFlow does needs a multiple of {MULTIPLE}")
         pad_at_the_end(encoder)
     if stem.startswith("cifar"):
         conv = nn.Conv2d(3, 64, kernel_size=3, stride=1, padding=1, bias=False)
