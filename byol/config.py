@@ -163,7 +163,7 @@ class TrainConfig:
     knn_bank: int = 10_000
     """Most bank images of the in-training kNN."""
     knn_queries: int = 5_000
-    """Most validation images of the in-training kNN: on CIFAR-10 bank and queries cost 4 % of an epoch's forwards."""
+    """Most validation images of the in-training kNN: on CIFAR-10 bank and queries are 4 % of an epoch's arithmetic."""
     log_every: int = 50
     """Optimizer steps between lines of metrics.jsonl."""
     checkpoint_every: int = 0

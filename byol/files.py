@@ -36,8 +36,11 @@ def atomic_folder(path: str | os.PathLike[str]) -> Iterator[Path]:
     try:
         temporary.mkdir(parents=True)
         yield temporary
-        for path_inside in temporary.rglob("*"):
-            _publish(path_inside) if path_inside.is_file() else sync(path_inside)
+        for entry in temporary.rglob("*"):
+            if entry.is_file():
+                _publish(entry)
+            else:
+                sync(entry)
         shutil.rmtree(old, ignore_errors=True)
         if final.exists():
             os.replace(final, old)

@@ -17,7 +17,7 @@ from byol.export.any_size import any_size_graph
 from byol.export.parity import sample_images
 from byol.export.variants import fp16_graph, int8_graph
 from byol.images import Preprocess, UnreadableImage, decode
-from byol.serve.bundle import golden_names
+from byol.serve.bundle import golden_names, load_manifest
 from byol.serve.evaluate import load_evaluation
 from byol.serve.knn import KNNClassifier
 from byol.serve.manifest import ANY_SIZE, ENCODER, VARIANTS, Evaluation, Parity
@@ -146,11 +146,10 @@ def _read_calibration(location: Path, preprocess: Preprocess) -> _Calibration:
 
 def evaluate_variants(bundle: Path, train: Path, test: Path) -> Evaluation:
     """kNN top-1 of every precision variant in a bundle, train as the bank. Raises `ValueError` for unlabelled sets."""
-    from byol.serve.bundle import load_manifest
-
     top1 = {}
+    held = load_manifest(bundle).files
     for variant, file in VARIANTS.items():
-        if file not in load_manifest(bundle).files:
+        if file not in held:
             continue
         data = load_evaluation(bundle, train, test, "auto", progress, variant)
         classifier = KNNClassifier(KNN_K, KNN_TEMPERATURE).fit(data.train.x, data.y_train)

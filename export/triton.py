@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from pathlib import Path
 
 from byol.files import atomic_folder
@@ -62,7 +61,7 @@ def write_repository(bundle: Path, out: Path) -> list[str]:
             name = graph.removesuffix(".onnx").replace(".", "_").replace("-", "_")
             (folder / name / "1").mkdir(parents=True)
             (folder / name / "config.pbtxt").write_text(model_config(opened, graph, name))
-            shutil.copyfile(bundle / graph, folder / name / "1" / "model.onnx")
+            (folder / name / "1" / "model.onnx").write_bytes(opened.read(graph))
             names.append(name)
     return names
 

@@ -18,7 +18,7 @@ import pyarrow.parquet as pq
 from byol.files import atomic_file
 from byol.images import ImageSource, Skipped, printable
 from byol.serve.bundle import Bundle
-from byol.serve.extract import Advance, Extraction, failed, folder, require_images
+from byol.serve.extract import Advance, Extraction, checked_batches, folder, require_images
 from byol.serve.features import write_errors
 from byol.serve.manifest import CLASSIFIER
 from byol.serve.pipeline import Batch, Pipeline, open_graph
@@ -57,16 +57,11 @@ def classify(
     is_csv = out.suffix.lower() == ".csv"
     schema = _schema(classifier.classes, with_all=not is_csv)
     with folder(out.parent), atomic_file(out) as temporary, open(temporary, "wb") as stream:
-        if fail and source.skipped:
-            raise failed(source.skipped[0])
         with (pyarrow.csv.CSVWriter if is_csv else pq.ParquetWriter)(stream, schema) as writer:
-            for batch in classifier.batches(source):
-                if fail and batch.skipped:
-                    raise failed(batch.skipped[0])
+            for batch in checked_batches(classifier, source, fail, advance):
                 writer.write_table(_table(source, batch, classifier.classes).select(schema.names).cast(schema))
                 images += len(batch.indices)
                 skipped += batch.skipped
-                advance(len(batch.indices) + len(batch.skipped))
         require_images(images, source, skipped)
         write_errors(errors, source.skipped, skipped)
     return Extraction(images, [*source.skipped, *skipped], time.perf_counter() - start)

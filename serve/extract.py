@@ -14,6 +14,7 @@ import numpy as np
 from byol.images import ImageSource, Skipped, printable
 from byol.serve.encoder import Encoder
 from byol.serve.features import ERRORS, PART, Features, feature_file, write_errors
+from byol.serve.pipeline import Batch, Pipeline
 
 Advance = Callable[[int], None]
 
@@ -49,15 +50,10 @@ def extract(encoder: Encoder, source: ImageSource, out: tuple[Path, Path], fail:
     images = 0
     skipped: list[Skipped] = []
     with folder(path.parent), feature_file(path, encoder.feature_dim, encoder.digest) as write:
-        if fail and source.skipped:
-            raise failed(source.skipped[0])
-        for batch in encoder.batches(source):
-            if fail and batch.skipped:
-                raise failed(batch.skipped[0])
+        for batch in checked_batches(encoder, source, fail, advance):
             write([source.ids[i] for i in batch.indices], [source.labels[i] for i in batch.indices], batch.outputs)
             images += len(batch.indices)
             skipped += batch.skipped
-            advance(len(batch.indices) + len(batch.skipped))
         require_images(images, source, skipped)
         write_errors(errors, source.skipped, skipped)
     return Extraction(images, [*source.skipped, *skipped], time.perf_counter() - start)
@@ -68,18 +64,27 @@ def collect(encoder: Encoder, source: ImageSource, advance: Advance) -> tuple[Fe
     x = np.empty((len(source), encoder.feature_dim), np.float32)
     kept: list[int] = []
     skipped: list[Skipped] = []
-    for batch in encoder.batches(source):
+    for batch in checked_batches(encoder, source, False, advance):
         x[len(kept) : len(kept) + len(batch.indices)] = batch.outputs
         kept += batch.indices
         skipped += batch.skipped
-        advance(len(batch.indices) + len(batch.skipped))
     require_images(len(kept), source, skipped)
     ids, labels = [source.ids[i] for i in kept], [source.labels[i] for i in kept]
     return Features(source.name, ids, labels, x[: len(kept)], encoder.digest), [*source.skipped, *skipped]
 
 
-def failed(item: Skipped) -> ValueError:
-    """What to raise for an image that cannot be read, where that ends the work."""
+def checked_batches(pipeline: Pipeline, source: ImageSource, fail: bool, advance: Advance) -> Iterator[Batch]:
+    """The batches of a source, counted. Raises `ValueError` at the first image that cannot be read, with `fail`."""
+    if fail and source.skipped:
+        raise _failed(source.skipped[0])
+    for batch in pipeline.batches(source):
+        if fail and batch.skipped:
+            raise _failed(batch.skipped[0])
+        yield batch
+        advance(len(batch.indices) + len(batch.skipped))
+
+
+def _failed(item: Skipped) -> ValueError:
     return ValueError(f"{item.path}: {item.reason} (--on-error skip would leave it out)")
 
 

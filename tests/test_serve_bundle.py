@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-import json
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -22,11 +20,6 @@ from tests.tiny import tiny_manifest, write_tiny_bundle
 @pytest.fixture
 def bundle(tmp_path: Path) -> Path:
     return write_tiny_bundle(tmp_path / "bundle")
-
-
-def manifest_json(bundle: Path) -> dict[str, Any]:
-    data: dict[str, Any] = json.loads((bundle / "manifest.json").read_text())
-    return data
 
 
 # -------------------------------------------------------------------------------------------------- bundle files
