@@ -20,10 +20,9 @@ from typing import Any
 import click
 import numpy as np
 
-from benchmarks.train import machine, measure
+from benchmarks.train import machine
 from byol.sources import open_source
 
-OURS = "ours, end to end"
 IMAGES = (1_000, 10_000, 50_000)
 BATCHES = (64, 128, 256, 512, 1024)
 
@@ -66,15 +65,12 @@ def main(data: Path, out: Path, **options: Any) -> None:
     with tempfile.TemporaryDirectory() as work:
         for name in ("cold", "cached"):
             rows[f"seconds to first step, {name}"] = first_step(data, Path(work) / "home", options)
+        rows["in-training kNN, % of an epoch's steps"] = work("knn", data, {**options, "batch_size": 64})
         for count in IMAGES:
             folder = subset(data, count, Path(work) / str(count))
-            rows[f"images/s, {count} images, batch 64"] = measure(
-                "ours, end to end", folder, {**options, "batch_size": 64}
-            )
+            rows[f"images/s, {count} images, batch 64"] = work("ours", folder, {**options, "batch_size": 64})
         for batch in BATCHES:
-            rows[f"images/s, all images, batch {batch}"] = measure(
-                "ours, end to end", data, {**options, "batch_size": batch}
-            )
+            rows[f"images/s, all images, batch {batch}"] = work("ours", data, {**options, "batch_size": batch})
     out.parent.mkdir(parents=True, exist_ok=True)
     command = ["python -m benchmarks.growth", *sys.argv[2:]]
     facts = {"command": command, "options": options, "machine": machine(options["device"]), "rows": rows}

@@ -16,6 +16,7 @@ import platform
 import statistics
 import subprocess
 import sys
+from collections.abc import Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -26,26 +27,33 @@ ROWS = {  # name: (worker, settings)
     "ours, end to end": ("ours", []),
     "lightly's documented loop": ("lightly", []),
     "ours, resident synthetic tensors, no augmentation": ("ceiling", []),
+    "ours without resident data (files decoded again each time)": ("streamed", []),
+    "ours with per-image augmentation in a DataLoader": ("dataloader", []),
     "ours without bf16": ("ours", ["precision=fp32"]),
     "ours without channels_last": ("ours", ["channels_last=false"]),
-    "ours with torch.compile": ("ours", ["compile=true"]),
-    "ours without torch.compile": ("ours", ["compile=false"]),
+    "ours with channels last in small maps too": ("ours", ["small_map=0"]),
+    "ours, everything compiled": ("ours", ["compile=all"]),
+    "ours, nothing compiled": ("ours", ["compile=none"]),
     "ours without foreach": ("loops", []),
     "ours without keeping freed memory": ("ours", ["keep_memory=false"]),
-    "ours with per-image augmentation in a DataLoader": ("dataloader", []),
 }
 
 
 def measure(name: str, data: Path, options: dict[str, Any]) -> float:
     """Images/s of one row, in a process of its own."""
     worker, settings = ROWS[name]
+    return work(worker, data, options, settings)
+
+
+def work(worker: str, data: Path, options: dict[str, Any], settings: Sequence[str] = ()) -> float:
+    """The figure that a worker of `train_worker.py` prints."""
     words = [sys.executable, str(Path(__file__).with_name("train_worker.py")), worker, str(data)]
-    words += [f"{key}={value}" for key, value in options.items()] + settings
+    words += [f"{key}={value}" for key, value in options.items()] + [*settings]
     environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parent.parent)}
     done = subprocess.run(words, env=environment, stdout=subprocess.PIPE, text=True, check=False)
     if done.returncode != 0:
-        raise click.ClickException(f"{name}: the process ended with {done.returncode}")
-    return float(json.loads(done.stdout.splitlines()[-1])["images_per_second"])
+        raise click.ClickException(f"{worker}: the process ended with {done.returncode}")
+    return float(json.loads(done.stdout.splitlines()[-1])["figure"])
 
 
 def machine(device: str) -> dict[str, Any]:

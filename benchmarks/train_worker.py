@@ -1,6 +1,6 @@
-"""One row of `benchmarks/train.py`: train for a while and print images/s as JSON on the last line.
+"""One row of `benchmarks/train.py` or `growth.py`: train for a while and print a figure as JSON on the last line.
 
-python benchmarks/train_worker.py ours|lightly|ceiling|loops|dataloader DATA NAME=VALUE ...
+python benchmarks/train_worker.py ours|lightly|ceiling|streamed|dataloader|loops|knn DATA NAME=VALUE ...
 """
 
 from __future__ import annotations
@@ -18,10 +18,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from byol import memory_format
 from byol.config import TrainConfig
-from byol.data import ImageTensor, canvas_side, open_images
+from byol.data import ImageTensor, StreamedImages, canvas_side, open_images
 from byol.memory import keep_freed_memory
 from byol.model import build_encoder, feature_dim
+from byol.monitor import KNNMonitor, collapse_statistics
 from byol.presets import PRESETS
 from byol.sources import open_source
 from byol.train import Trainer
@@ -58,17 +60,16 @@ def config_for(options: dict[str, Any]) -> TrainConfig:
     return PRESETS["cifar10-lightly"]().replace(stem="auto", epochs=1000, lr=0.12, **given)
 
 
-def our_trainer(config: TrainConfig, data: Path) -> Trainer:
+def our_trainer(config: TrainConfig, data: Path, streamed: bool = False) -> Trainer:
     source = open_source(data)
     config = config.replace(canvas_size=canvas_side(source, config.image_size))
-    return Trainer(config, open_images(source, config.canvas_size))
+    side = config.canvas_size
+    return Trainer(config, StreamedImages(source, side) if streamed else open_images(source, side))
 
 
-def ours(config: TrainConfig, data: Path, seconds: float) -> float:
+def ours(config: TrainConfig, data: Path, seconds: float, streamed: bool = False) -> float:
     """What `byol train` does per step: feed, views, step, and the monitor's reading every `log_every` steps."""
-    from byol.monitor import collapse_statistics
-
-    trainer = our_trainer(config, data)
+    trainer = our_trainer(config, data, streamed)
 
     def step(number: int) -> None:
         loss, seen = trainer.step(number)
@@ -77,6 +78,23 @@ def ours(config: TrainConfig, data: Path, seconds: float) -> float:
             collapse_statistics(seen)
 
     return timed(step, seconds, trainer.device, config.batch_size)
+
+
+def streamed(config: TrainConfig, data: Path, seconds: float) -> float:
+    """Ours on images that fit neither memory nor cache: every file is decoded again for every epoch."""
+    return ours(config, data, seconds, streamed=True)
+
+
+def knn(config: TrainConfig, data: Path, seconds: float) -> float:
+    """What one kNN measurement while training costs, in percent of an epoch's steps; its queries are DATA/../test."""
+    rate = ours(config, data, seconds)
+    trainer = our_trainer(config, data)
+    source = open_source(data)
+    monitor = KNNMonitor(trainer.config, source, open_source(data.parent / "test"))
+    monitor.measure(trainer.features)
+    started = time.perf_counter()
+    monitor.measure(trainer.features)
+    return 100 * (time.perf_counter() - started) / (len(source) / rate)
 
 
 def ceiling(config: TrainConfig, data: Path, seconds: float) -> float:
@@ -174,7 +192,15 @@ def lightly(config: TrainConfig, data: Path, seconds: float) -> float:
     return timed(step, seconds, device, config.batch_size)
 
 
-WORKERS = {"ours": ours, "lightly": lightly, "ceiling": ceiling, "loops": loops, "dataloader": dataloader}
+WORKERS = {
+    "ours": ours,
+    "lightly": lightly,
+    "ceiling": ceiling,
+    "streamed": streamed,
+    "dataloader": dataloader,
+    "loops": loops,
+    "knn": knn,
+}
 
 
 def main() -> None:
@@ -189,8 +215,8 @@ def main() -> None:
     seconds = float(parsed.pop("seconds"))
     if parsed.pop("keep_memory", kind != "lightly"):  # as the `byol` command does
         keep_freed_memory()
-    rate = WORKERS[kind](config_for(parsed), Path(data), seconds)
-    print(json.dumps({"images_per_second": rate}))
+    memory_format.SMALL_MAP = int(parsed.pop("small_map", memory_format.SMALL_MAP))
+    print(json.dumps({"figure": WORKERS[kind](config_for(parsed), Path(data), seconds)}))
 
 
 if __name__ == "__main__":

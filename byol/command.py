@@ -10,7 +10,7 @@ from typing import Any
 
 import click
 
-from byol.config import ARCHITECTURES, OPTIMIZERS, STEMS, TIMM, TrainConfig, ViewConfig, setting_type
+from byol.config import ARCHITECTURES, COMPILE, OPTIMIZERS, STEMS, TIMM, TrainConfig, ViewConfig, setting_type
 from byol.console import note
 from byol.presets import PRESETS
 
@@ -40,7 +40,7 @@ from byol.presets import PRESETS
 @click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), help="Where to train.")
 @click.option("--precision", type=click.Choice(["auto", "fp32", "bf16"]), help="auto: bf16 where it is fast.")
 @click.option("--recompute", is_flag=True, default=None, help="Less memory for more time: activations are not kept.")
-@click.option("--compile/--no-compile", default=None, help="torch.compile; unset: on CUDA only.")
+@click.option("--compile", type=click.Choice(COMPILE), help="What torch.compile is for; auto: what pays.")
 @click.option(
     "--set",
     "settings",

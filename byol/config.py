@@ -15,6 +15,7 @@ ARCHITECTURES = ("resnet18", "resnet34", "resnet50", "resnet101", "wide_resnet50
 TIMM = "timm:"  # before a name of timm's: any of its models, built by `byol.timm_encoder`
 STEMS = ("auto", "imagenet", "cifar")
 OPTIMIZERS = ("lars", "sgd", "adamw")
+COMPILE = ("auto", "all", "augmentation", "none")
 
 # A base rate above this is one meant for LARS: with another optimizer it diverges or collapses within a few steps.
 HIGHEST_LR = {"lars": 20.0, "sgd": 1.0, "adamw": 0.02}
@@ -145,12 +146,13 @@ class TrainConfig:
     """auto, cpu or cuda."""
     precision: str = "auto"
     """auto, fp32 or bf16."""
-    compile: bool | None = None
-    """torch.compile the networks and the augmentation; unset: on CUDA only."""
+    compile: str = "auto"
+    """What torch.compile is for: all, augmentation, none, or auto (all on CUDA; on a CPU the augmentation of a run of
+    200,000 images or more where a C++ compiler is found)."""
     sync_norm: str = "auto"
     """Batch-norm statistics over all processes: on, off, or auto (on below 128 images per process and forward)."""
     recompute: bool = False
-    """Compute activations again in the backward pass instead of keeping them: less memory, more time, no compile."""
+    """Compute activations again in the backward pass instead of keeping them: less memory, more time, not compiled."""
     channels_last: bool = True
     """Keep activations in NHWC order."""
 
@@ -204,8 +206,8 @@ class TrainConfig:
         _require(self.warmup_epochs >= 0, "warmup_epochs", self.warmup_epochs, "0 or more")
         _require(self.knn_temperature > 0, "knn_temperature", self.knn_temperature, "above 0")
         _require(all(value > 0 for value in self.std), "std", self.std, "above 0")
-        if self.recompute and self.compile:
-            raise ValueError("recompute and compile do not go together; leave one of them out")
+        if self.recompute and self.compile == "all":
+            raise ValueError("recompute and compile all do not go together; use --compile augmentation")
         self._check_lr()
 
     def _check_choices(self) -> None:
@@ -214,6 +216,7 @@ class TrainConfig:
             "optimizer": OPTIMIZERS,
             "device": ("auto", "cpu", "cuda"),
             "precision": ("auto", "fp32", "bf16"),
+            "compile": COMPILE,
             "sync_norm": ("auto", "on", "off"),
         }
         for name, legal in choices.items():

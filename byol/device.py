@@ -2,9 +2,17 @@
 
 from __future__ import annotations
 
+import os
+import shutil
 import sys
+import warnings
+from collections.abc import Callable
+from typing import Any
 
 import torch
+from torch import Tensor
+
+WORTH_COMPILING = 200_000  # images of a run on a CPU
 
 
 def resolve_device(name: str, local_rank: int = 0) -> torch.device:
@@ -45,9 +53,35 @@ def _has_fast_bf16(device: torch.device) -> bool:
     return any(check() for check in checks if check is not None)
 
 
-def resolve_compile(choice: bool | None, device: torch.device) -> bool:
-    """Unset: on CUDA only; on a CPU compiling takes about a minute and gains little."""
-    return device.type == "cuda" if choice is None else choice
+def resolve_compile(choice: str, device: torch.device, images: int) -> str:
+    """`auto` for a run that sees so many images: what is worth the time that compiling takes.
+
+    On a CPU the networks gain nothing (benchmarks/README.md); the augmentation takes some 20 s to compile.
+    """
+    if choice != "auto":
+        return choice
+    if device.type == "cuda":
+        return "all"
+    compiler = shutil.which(os.environ.get("CXX", "g++"))
+    return "augmentation" if images >= WORTH_COMPILING and compiler else "none"
+
+
+def compiled_or_eager(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """The function compiled; as it is, and one warning, where this machine cannot compile (no Python headers, say)."""
+    call = torch.compile(function, dynamic=False)
+
+    def guarded(*arguments: Any) -> Tensor:
+        nonlocal call
+        try:
+            return call(*arguments)
+        except Exception as error:
+            if call is function:
+                raise
+            warnings.warn(f"not compiled: {str(error).strip().partition(chr(10))[0]}", stacklevel=2)
+            call = function
+            return call(*arguments)
+
+    return guarded
 
 
 def resolve_sync_norm(choice: str, micro_batch: int, world: int) -> bool:

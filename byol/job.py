@@ -98,7 +98,7 @@ def _headline(trainer: Trainer, images: ImageTensor | StreamedImages, start: int
     return (
         f"{config.arch}{stem} at {config.image_size} px on {len(images)} images, "
         f"{trainer.plan.total} steps of {config.batch_size}, {trainer.device.type}, {trainer.precision}"
-        + (", compiled" if trainer.compiled else "")
+        + {"all": ", compiled", "augmentation": ", augmentation compiled", "none": ""}[trainer.compiled]
         + (", streamed" if isinstance(images, StreamedImages) else "")
         + (f", {world.size} processes{norms}" if world.size > 1 else "")
         + (f"; continuing after step {start}" if start else "")

@@ -19,9 +19,10 @@ from byol.augment import draw, render
 from byol.checkpoint import Checkpoint
 from byol.config import TrainConfig, ViewConfig
 from byol.data import ImageTensor, StreamedImages
-from byol.device import resolve_compile, resolve_device, resolve_precision, resolve_sync_norm
+from byol.device import compiled_or_eager, resolve_compile, resolve_device, resolve_precision, resolve_sync_norm
 from byol.distributed import World
 from byol.feed import Batch, Feed, open_feed
+from byol.memory_format import use_channels_last
 from byol.model import BYOL, Observation, load_strict
 from byol.optim import (
     build_optimizer,
@@ -68,13 +69,13 @@ class Trainer:
         self.plan = Plan.of(config, len(images))
         self.device = resolve_device(config.device, self.world.local_rank)
         self.precision = resolve_precision(config.precision, self.device)
-        self.compiled = resolve_compile(config.compile, self.device) and not config.recompute
+        self.compiled = resolve_compile(config.compile, self.device, self.plan.total * config.batch_size)
         self.sync_norm = resolve_sync_norm(config.sync_norm, self._micro_batch(), self.world.size)
         torch.manual_seed(config.seed)
         self.model = BYOL(config)
-        if config.channels_last:
-            self.model = self.model.to(memory_format=torch.channels_last)
         self.model = self.model.to(self.device).train()
+        if config.channels_last:
+            use_channels_last(self.model, config.image_size)
         if config.recompute:
             recompute_blocks(self.model.online.encoder)
         self.parameters = self.model.trained_parameters()
@@ -85,9 +86,12 @@ class Trainer:
         self._network = self._connected()
         self._forward: Callable[..., Any] = self._network
         self._render: Callable[..., Tensor] = render
-        if self.compiled:  # not dynamic: a run has one size of views, or two, and each gets code of its own
+        # Not dynamic: a run has one size of views, or two, and each gets code of its own.
+        if self.compiled == "all" and not config.recompute:
             self._forward = torch.compile(self._network, dynamic=False)
-            self._render = torch.compile(render, dynamic=False)
+        if self.compiled != "none":
+            on_trial = config.compile == "auto" and self.device.type == "cpu"
+            self._render = compiled_or_eager(render) if on_trial else torch.compile(render, dynamic=False)
 
     def _micro_batch(self) -> int:
         """Images per process and forward."""
@@ -160,14 +164,17 @@ class Trainer:
         return self.config.start_size if early else self.config.image_size
 
     @torch.no_grad()
-    def views(self, batch: Batch, generator: torch.Generator, size: int) -> tuple[Tensor, Tensor]:
-        """Two normalised random views (B, 3, S, S) of a batch; S is `size`."""
+    def views(
+        self, batch: Batch, generator: torch.Generator, size: int, render: Callable[..., Tensor] | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Two normalised random views (B, 3, S, S) of a batch; S is `size`. `render` in place of the run's own."""
         pixels, aspect = batch
+        render = render or self._render
         images = pixels.permute(0, 3, 1, 2)  # (B, 3, M, M)
 
         def view(config: ViewConfig) -> Tensor:
             params = draw(config, aspect, generator, self.world.rank, self.world.size)
-            return self._normalise(self._render(config, images, params, size))
+            return self._normalise(render(config, images, params, size))
 
         return view(self.config.view1), view(self.config.view2)
 
@@ -175,7 +182,7 @@ class Trainer:
         """The two views of the first images of the first step, (B, 3, S, S) in 0..1, to look at."""
         pixels, aspect = self.feed.batch(0)
         generator = seeded(self.device, self.config.seed, "views", 0)
-        views = self.views((pixels[:most], aspect[:most]), generator, self.view_size(0))
+        views = self.views((pixels[:most], aspect[:most]), generator, self.view_size(0), render)  # not compiled for it
         return [view * self.std + self.mean for view in views]
 
     def _normalise(self, view: Tensor) -> Tensor:
