@@ -26,6 +26,7 @@ import click
 ROWS = {  # name: (worker, settings)
     "ours, end to end": ("ours", []),
     "lightly's documented loop": ("lightly", []),
+    "byol-pytorch's documented loop": ("byol-pytorch", []),
     "ours, resident synthetic tensors, no augmentation": ("ceiling", []),
     "ours without resident data (files decoded again each time)": ("streamed", []),
     "ours with per-image augmentation in a DataLoader": ("dataloader", []),
@@ -61,7 +62,7 @@ def machine(device: str) -> dict[str, Any]:
     import torch
 
     packages = {}
-    for package in ("torch", "torchvision", "onnxruntime-gpu", "lightly", "numpy", "pillow"):
+    for package in ("torch", "torchvision", "onnxruntime-gpu", "lightly", "byol-pytorch", "numpy", "pillow"):
         try:
             packages[package] = version(package)
         except PackageNotFoundError:

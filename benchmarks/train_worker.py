@@ -1,6 +1,6 @@
 """One row of `benchmarks/train.py` or `growth.py`: train for a while and print a figure as JSON on the last line.
 
-python benchmarks/train_worker.py ours|lightly|ceiling|streamed|dataloader|loops|knn DATA NAME=VALUE ...
+python benchmarks/train_worker.py ours|lightly|byol-pytorch|ceiling|streamed|dataloader|loops|knn DATA NAME=VALUE ...
 """
 
 from __future__ import annotations
@@ -192,9 +192,36 @@ def lightly(config: TrainConfig, data: Path, seconds: float) -> float:
     return timed(step, seconds, device, config.batch_size)
 
 
+def byol_pytorch(config: TrainConfig, data: Path, seconds: float) -> float:
+    """byol-pytorch's documented loop, fp32, Adam. It augments whole batches, one crop and jitter for all images."""
+    from byol_pytorch import BYOL
+    from torch.utils.data import DataLoader
+    from torchvision import transforms
+    from torchvision.datasets import ImageFolder
+
+    device, side = torch.device(config.device), config.image_size
+    encoder = build_encoder(config.arch, config.resolved_stem).to(device)
+    learner = BYOL(encoder, image_size=side, hidden_layer="avgpool").to(device)
+    optimizer = torch.optim.Adam(learner.parameters(), lr=3e-4)
+    whole = transforms.Compose([transforms.Resize((side, side)), transforms.ToTensor()])
+    workers = len(os.sched_getaffinity(0))
+    loader = DataLoader(ImageFolder(str(data), whole), config.batch_size, True, num_workers=workers, drop_last=True)
+    batches = (images for _ in itertools.count() for images, _ in loader)
+
+    def step(number: int) -> None:
+        loss = learner(next(batches).to(device))
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        learner.update_moving_average()
+
+    return timed(step, seconds, device, config.batch_size)
+
+
 WORKERS = {
     "ours": ours,
     "lightly": lightly,
+    "byol-pytorch": byol_pytorch,
     "ceiling": ceiling,
     "streamed": streamed,
     "dataloader": dataloader,
@@ -213,7 +240,7 @@ def main() -> None:
         except json.JSONDecodeError:
             parsed[name] = text
     seconds = float(parsed.pop("seconds"))
-    if parsed.pop("keep_memory", kind != "lightly"):  # as the `byol` command does
+    if parsed.pop("keep_memory", kind not in ("lightly", "byol-pytorch")):  # as the `byol` command does
         keep_freed_memory()
     memory_format.SMALL_MAP = int(parsed.pop("small_map", memory_format.SMALL_MAP))
     print(json.dumps({"figure": WORKERS[kind](config_for(parsed), Path(data), seconds)}))

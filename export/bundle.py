@@ -20,6 +20,7 @@ from byol.checkpoint import Checkpoint, finite, read_checkpoint
 from byol.config import TIMM
 from byol.export.additions import Additions, Derived, derive, evaluate_variants
 from byol.export.graph import INPUT, OUTPUT, encoder_to_onnx
+from byol.export.large import move_weights
 from byol.export.parity import measure
 from byol.files import atomic_folder
 from byol.images import Preprocess
@@ -28,6 +29,7 @@ from byol.serve.bundle import describe_file, require_place
 from byol.serve.card import write_card
 from byol.serve.manifest import (
     ENCODER,
+    ENCODER_WEIGHTS,
     GOLDEN,
     WEIGHTS,
     Architecture,
@@ -38,6 +40,7 @@ from byol.serve.manifest import (
     PreprocessSpec,
     Training,
 )
+from byol.serve.model import Model
 
 ONLY_FP32 = Additions()
 GOLDEN_IMAGES = 5
@@ -85,13 +88,18 @@ def export_bundle(source: Path | Source, out: Path, additions: Additions = ONLY_
     spec = PreprocessSpec(preprocess.resize, preprocess.crop, mean, std)
     contract = {"preprocess": json.dumps(vars(spec), sort_keys=True), "byol_version": byol.__version__}
     proto = encoder_to_onnx(encoder, size, mean, std, contract)
-    graph = proto.SerializeToString(deterministic=True)
+    weights = move_weights(proto, ENCODER_WEIGHTS)
+    if weights and (additions.precisions or additions.any_size):
+        raise ValueError("--precision and --any-size are for encoders below 2 GB; leave them out")
+    graph = Model(proto.SerializeToString(deterministic=True), weights)
     parity, (images, features) = measure(encoder, graph, size, mean, std)
     golden = {"images": images[:GOLDEN_IMAGES].copy(), "features": features[:GOLDEN_IMAGES].copy()}
-    graphs = {ENCODER: Derived(graph, "fp32", parity, golden)}
+    graphs = {ENCODER: Derived(graph.graph, "fp32", parity, golden)}
     graphs |= derive(proto, preprocess, golden["images"], additions)
     out.parent.mkdir(parents=True, exist_ok=True)
     with atomic_folder(out) as folder:
+        for name, content in weights.items():
+            (folder / name).write_bytes(content)
         save_tensors({name: value.contiguous() for name, value in encoder.state_dict().items()}, folder / WEIGHTS)
         manifest = Manifest(
             architecture=_architecture(source),
@@ -99,7 +107,7 @@ def export_bundle(source: Path | Source, out: Path, additions: Additions = ONLY_
             image_size=size,
             preprocess=spec,
             onnx=Graph(proto.opset_import[0].version, proto.ir_version, INPUT, OUTPUT),
-            files=_write_graphs(folder, graphs) | {WEIGHTS: describe_file(folder / WEIGHTS)},
+            files=_write_graphs(folder, graphs) | {name: describe_file(folder / name) for name in (WEIGHTS, *weights)},
             training=source.training,
             origin=source.origin,
             byol_version=byol.__version__,

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from byol.export.graph import INPUT
 from byol.serve.bundle import GATES, compare_features
 from byol.serve.manifest import ENCODER, Parity
+from byol.serve.model import Model
 from byol.serve.session import open_session
 
 # 1 and 2 catch a batch axis that was fixed, 3 and 33 kernels that treat a remainder in a way of their own.
@@ -46,7 +47,7 @@ def torch_features(encoder: nn.Module, images: np.ndarray, mean: Sequence[float]
 
 
 def measure(
-    encoder: nn.Module, graph: bytes, size: int, mean: Sequence[float], std: Sequence[float]
+    encoder: nn.Module, graph: bytes | Model, size: int, mean: Sequence[float], std: Sequence[float]
 ) -> tuple[Parity, tuple[np.ndarray, np.ndarray]]:
     """Compare ONNX Runtime with torch at every batch size; also returns (inputs, torch features) of the largest.
 

@@ -61,7 +61,9 @@ def write_repository(bundle: Path, out: Path) -> list[str]:
             name = graph.removesuffix(".onnx").replace(".", "_").replace("-", "_")
             (folder / name / "1").mkdir(parents=True)
             (folder / name / "config.pbtxt").write_text(model_config(opened, graph, name))
-            (folder / name / "1" / "model.onnx").write_bytes(opened.read(graph))
+            model = opened.model(graph)
+            for file, content in {"model.onnx": model.graph, **model.weights}.items():
+                (folder / name / "1" / file).write_bytes(content)
             names.append(name)
     return names
 

@@ -26,6 +26,7 @@ from byol.serve.manifest import (
     Manifest,
     Parity,
 )
+from byol.serve.model import Model, weight_files
 
 __all__ = ["Bundle", "BundleError", "Gate", "Manifest", "compare_features", "load_manifest"]
 
@@ -96,6 +97,18 @@ class Bundle:
         if hashlib.sha256(content).hexdigest() != entry.sha256:
             raise BundleError(f"{printable(path)} does not have the manifest's sha256: damaged")
         return content
+
+    def model(self, name: str) -> Model:
+        """A graph with the files its weights lie in, all verified. Raises `BundleError`."""
+        graph = self.read(name)
+        weights = {}
+        for file, size in weight_files(name, graph).items():
+            if file not in self.manifest.files:
+                raise BundleError(f"{name} keeps weights in {printable(file)}, a file that the manifest does not list")
+            weights[file] = self.read(file)
+            if len(weights[file]) < size:
+                raise BundleError(f"{name} needs {size} bytes of {printable(file)}, which has {len(weights[file])}")
+        return Model(graph, weights)
 
     def golden(self, graph: str = ENCODER) -> tuple[np.ndarray, np.ndarray]:
         """A graph's verified golden inputs, uint8 (N, H, W, 3), and outputs, float32 (N, D). Raises `BundleError`.

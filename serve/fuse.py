@@ -19,6 +19,7 @@ from byol.serve.bundle import Bundle, describe_file, require_place
 from byol.serve.card import write_card
 from byol.serve.linear import LinearProbe
 from byol.serve.manifest import CARD, CLASSIFIER, ENCODER, GOLDEN, Head, Manifest
+from byol.serve.model import Model, check_graph
 from byol.serve.parity import pass_gate, run_graph
 from byol.serve.verify import verify
 
@@ -37,9 +38,11 @@ def save_classifier(bundle: Path, probe: LinearProbe, head: Head, out: Path) -> 
         )
     images, _ = opened.golden()
     name = opened.manifest.onnx.input
-    encoder = opened.read(ENCODER)
+    encoder = opened.model(ENCODER)
     logits = probe.decision_function(run_graph(encoder, name, [images])).astype(np.float32)  # (N, C)
-    model = fuse(onnx.load_model_from_string(encoder), probe, head.classes).SerializeToString(deterministic=True)
+    proto = fuse(onnx.load_model_from_string(encoder.graph), probe, head.classes)
+    check_graph(proto, encoder.weights)
+    model = Model(proto.SerializeToString(deterministic=True), encoder.weights)  # weights outside serve both graphs
     parity, _ = pass_gate(CLASSIFIER, model, name, [images], logits, f"{ENCODER} and the fitted probe")
     kept = [file for file in opened.manifest.files if file not in (CLASSIFIER, GOLDEN, CARD)]
     tensors = {key: value for key, value in opened.golden_tensors().items() if key != CLASSIFIER}
@@ -47,7 +50,7 @@ def save_classifier(bundle: Path, probe: LinearProbe, head: Head, out: Path) -> 
     with atomic_folder(out) as folder:
         for file in kept:
             (folder / file).write_bytes(opened.read(file))
-        (folder / CLASSIFIER).write_bytes(model)
+        (folder / CLASSIFIER).write_bytes(model.graph)
         save_file({**tensors, CLASSIFIER: logits}, folder / GOLDEN)
         files = {file: opened.manifest.files[file] for file in kept}
         files |= {
@@ -95,5 +98,4 @@ def fuse(encoder: ModelProto, probe: LinearProbe, classes: tuple[str, ...]) -> M
     graph.name = "classifier"
     properties = {item.key: item.value for item in model.metadata_props}
     helper.set_model_props(model, {**properties, "classes": json.dumps(classes, ensure_ascii=False)})
-    onnx.checker.check_model(model, full_check=True)
     return model

@@ -21,6 +21,7 @@ __all__ = ["BundleError"]
 SCHEMA_VERSION = 1
 MANIFEST, CHECKSUM = "manifest.json", "checksum"
 ENCODER, WEIGHTS, GOLDEN, CARD = "encoder.onnx", "encoder.safetensors", "golden.safetensors", "README.md"
+ENCODER_WEIGHTS = "encoder.onnx.data"  # only where they are too large for the graph
 VARIANTS = {"fp32": ENCODER, "fp16": "encoder.fp16.onnx", "int8": "encoder.int8.onnx"}
 ANY_SIZE, CLASSIFIER = "encoder.any-size.onnx", "classifier.onnx"
 GRAPHS = {**{name: precision for precision, name in VARIANTS.items()}, ANY_SIZE: "fp32", CLASSIFIER: "fp32"}

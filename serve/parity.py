@@ -12,17 +12,18 @@ import onnxruntime
 
 from byol.serve.bundle import GATES, compare_features
 from byol.serve.manifest import Parity
+from byol.serve.model import Model
 from byol.serve.session import open_session
 
 
-def run_graph(model: bytes, name: str, batches: Sequence[np.ndarray]) -> np.ndarray:
+def run_graph(model: bytes | Model, name: str, batches: Sequence[np.ndarray]) -> np.ndarray:
     """The first output (N, D) of a graph on the CPU for batches of images (B, H, W, 3), fed as input `name`."""
     session = open_session(model, "cpu", lambda _: {name: batches[0][:1]})
     return np.concatenate([session.run({name: batch})[0] for batch in batches])
 
 
 def pass_gate(
-    graph: str, model: bytes, name: str, batches: Sequence[np.ndarray], expected: np.ndarray, reference: str
+    graph: str, model: bytes | Model, name: str, batches: Sequence[np.ndarray], expected: np.ndarray, reference: str
 ) -> tuple[Parity, np.ndarray]:
     """How far a graph is from the `expected` outputs (N, D) that `reference` computed; also its own outputs.
 

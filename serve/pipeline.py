@@ -19,7 +19,6 @@ from byol.serve.session import Feeds, Session, open_session
 
 # The CPU gains nothing from larger batches; a GPU needs them.
 BATCH_SIZES = {"cpu": 32, "cuda": 256}
-EXTERNAL = b"location"  # the key under which ONNX names the file of weights that lie outside
 
 
 @dataclass(frozen=True)
@@ -97,9 +96,7 @@ def open_graph(
         batch = 1 if device == "cpu" else batch_size or BATCH_SIZES[device]  # CUDA prepares itself for one shape
         return {manifest.onnx.input: np.zeros((batch, size, size, 3), np.uint8)}
 
-    model = bundle.read(name)
-    _require_weights_inside(name, model)
-    session = open_session(model, device, warm_up, shares_cores)
+    session = open_session(bundle.model(name), device, warm_up, shares_cores)
     found = [_interface(end) for end in (*session.inference.get_inputs(), *session.inference.get_outputs())]
     wanted = graph_interface(manifest, name)
     if found != wanted:
@@ -120,38 +117,3 @@ def graph_interface(manifest: Manifest, name: str) -> list[tuple[str, str, list[
 
 def _interface(end: Any) -> tuple[str, str, list[int | str]]:
     return end.name, end.type, list(end.shape[1:])
-
-
-def _require_weights_inside(name: str, model: bytes) -> None:
-    """Refuse weights in other files: nothing would have checked their hash. Raises `BundleError`."""
-    if EXTERNAL not in model:
-        return
-    import onnx
-    from onnx.external_data_helper import uses_external_data
-
-    try:
-        proto = onnx.load_model_from_string(model)
-    except Exception as error:  # protobuf's own
-        raise BundleError(f"{name} is not an ONNX file: {error}") from error
-    outside = [
-        tensor.name
-        for part in (proto.graph, *proto.functions)
-        for tensor in _tensors(part)
-        if uses_external_data(tensor)
-    ]
-    if outside:
-        raise BundleError(f"{name} keeps weights in another file ({outside[0]}); a bundle's graphs hold their own")
-
-
-def _tensors(graph: Any) -> Iterator[Any]:
-    """Initializers and the tensors in attributes of a graph or function, those of inner graphs included."""
-    yield from getattr(graph, "initializer", ())
-    for sparse in getattr(graph, "sparse_initializer", ()):
-        yield from (sparse.values, sparse.indices)
-    for node in graph.node:
-        for attribute in node.attribute:
-            yield attribute.t
-            yield from attribute.tensors
-            for inner in (attribute.g, *attribute.graphs):
-                if inner.ByteSize():
-                    yield from _tensors(inner)

@@ -21,6 +21,7 @@ import onnxruntime as ort
 
 from byol.images import usable_cores
 from byol.serve import DEVICES
+from byol.serve.model import Model
 
 Feeds = Mapping[str, np.ndarray]
 WarmUp = Callable[[str], Feeds]  # device -> inputs of the size that will be run there
@@ -69,13 +70,14 @@ class Session:
             raise SessionError(f"ONNX Runtime failed on {self.device}: {_first_line(error)}") from error
 
 
-def open_session(model: bytes, device: str, warm_up: WarmUp, shares_cores: bool = False) -> Session:
+def open_session(model: bytes | Model, device: str, warm_up: WarmUp, shares_cores: bool = False) -> Session:
     """Create a session on `device` (auto, cpu or cuda) and run it once on `warm_up(device)`.
 
     `auto` takes CUDA when it really works, else the CPU; `Session.reason` says why. `shares_cores`: other threads
     decode at the same time, so idle ONNX Runtime threads must not spin.
     Raises `DeviceError` when `device` is cuda and CUDA does not run, `SessionError` when the graph does not.
     """
+    model = model if isinstance(model, Model) else Model(model)
     if device not in DEVICES:
         raise DeviceError(f"device is {device!r}; expected one of {', '.join(DEVICES)}")
     # Without a GPU `auto` need not list the libraries that are missing too; `cuda` does, to name all at once.
@@ -100,9 +102,9 @@ def fast_int8() -> bool:
     return any(features & set(line.split()) for line in text.splitlines() if line.startswith(("flags", "Features")))
 
 
-def _cpu_session(model: bytes, reason: str, warm_up: WarmUp, shares_cores: bool) -> Session:
+def _cpu_session(model: Model, reason: str, warm_up: WarmUp, shares_cores: bool) -> Session:
     try:
-        inference = ort.InferenceSession(model, _options(shares_cores), providers=[_CPU])
+        inference = ort.InferenceSession(model.graph, _options(model, shares_cores), providers=[_CPU])
     except Exception as error:
         raise SessionError(f"ONNX Runtime cannot load the graph: {_first_line(error)}") from error
     session = Session(inference, "cpu", reason)
@@ -110,7 +112,7 @@ def _cpu_session(model: bytes, reason: str, warm_up: WarmUp, shares_cores: bool)
     return session
 
 
-def _cuda_session(model: bytes, warm_up: WarmUp, shares_cores: bool) -> Session:
+def _cuda_session(model: Model, warm_up: WarmUp, shares_cores: bool) -> Session:
     problem = build_problem() or driver_problem()
     if problem:
         raise _unusable([problem, *_library_problem()])
@@ -118,7 +120,7 @@ def _cuda_session(model: bytes, warm_up: WarmUp, shares_cores: bool) -> Session:
     try:
         with _quiet():
             providers = [(_CUDA, _CUDA_OPTIONS), _CPU]
-            inference = ort.InferenceSession(model, _options(shares_cores), providers=providers)
+            inference = ort.InferenceSession(model.graph, _options(model, shares_cores), providers=providers)
             inference.disable_fallback()
     except Exception as error:
         raise _unusable(_library_problem() or [_first_line(error)]) from error
@@ -136,12 +138,15 @@ def _unusable(problems: list[str]) -> DeviceError:
     return DeviceError(f"CUDA cannot be used: {'; '.join(problems)}")
 
 
-def _options(shares_cores: bool) -> ort.SessionOptions:
+def _options(model: Model, shares_cores: bool) -> ort.SessionOptions:
     options = ort.SessionOptions()
     options.intra_op_num_threads = usable_cores()
     options.log_severity_level = _QUIET
     if shares_cores:
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    if model.weights:
+        sizes = [len(content) for content in model.weights.values()]
+        options.add_external_initializers_from_files_in_memory(list(model.weights), list(model.weights.values()), sizes)
     return options
 
 

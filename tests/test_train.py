@@ -333,7 +333,7 @@ def test_a_full_disk_leaves_the_old_checkpoint(images, tmp_path):
 
 def test_compiled_training_equals_eager(images):
     # A high rate multiplies rounding.
-    eager, compiled = trainer(images, lr=0.01), trainer(images, lr=0.01, compile=True)
+    eager, compiled = trainer(images, lr=0.01), trainer(images, lr=0.01, compile="all")
     for step in range(3):
         a, b = eager.step(step)[0], compiled.step(step)[0]
         torch.testing.assert_close(a, b, atol=1e-4, rtol=1e-4)

@@ -1,0 +1,48 @@
+"""Small last maps have their channels first on a CPU; it changes speed and nothing else."""
+
+from functools import partial
+
+import pytest
+import torch
+
+from byol import memory_format
+from byol.memory_format import use_channels_last
+from byol.model import BYOL
+from tests.small import config
+
+
+def note(seen, name, _module, inputs):
+    seen[name] = inputs[0]
+
+
+def channels_last(tensor):
+    return tensor.is_contiguous(memory_format=torch.channels_last) and not tensor.is_contiguous()
+
+
+@pytest.mark.parametrize(("size", "small"), [(16, True), (32, True), (40, False)])  # maps of 2x2, 4x4, 5x5
+def test_the_last_stage_is_channels_first_where_its_map_is_small(size, small):
+    model = BYOL(config(image_size=size, canvas_size=size))
+    use_channels_last(model, size)
+    for network in (model.online, model.target):
+        seen = {}
+        for name in ("layer3", "layer4"):
+            stage = getattr(network.encoder, name)
+            assert channels_last(stage[0].conv1.weight) == (name == "layer3" or not small)
+            stage[1].conv1.register_forward_pre_hook(partial(note, seen, name))
+        network.encoder(torch.randn(2, 3, size, size).contiguous(memory_format=torch.channels_last))
+        assert channels_last(seen["layer3"])
+        assert seen["layer4"].is_contiguous() == small
+
+
+def test_features_and_gradients_stay_the_same(monkeypatch):
+    torch.manual_seed(0)
+    one, other = BYOL(config()), BYOL(config())
+    other.load_state_dict(one.state_dict())
+    use_channels_last(one, 16)
+    monkeypatch.setattr(memory_format, "SMALL_MAP", 0)
+    use_channels_last(other, 16)
+    views = [torch.randn(4, 3, 16, 16) for _ in range(2)]
+    for model in (one, other):
+        model(*views)[0].backward()
+    for a, b in zip(one.trained_parameters().values(), other.trained_parameters().values(), strict=True):
+        torch.testing.assert_close(a.grad, b.grad, rtol=1e-2, atol=1e-4)
