@@ -20,7 +20,7 @@ from typing import Any
 import click
 import numpy as np
 
-from benchmarks.train import machine
+from benchmarks.train import machine, work
 from byol.sources import open_source
 
 IMAGES = (1_000, 10_000, 50_000)
@@ -62,13 +62,13 @@ def first_step(data: Path, home: Path, options: dict[str, Any]) -> float:
 @click.option("--seconds", default=20.0, show_default=True)
 def main(data: Path, out: Path, **options: Any) -> None:
     rows: dict[str, float] = {}
-    with tempfile.TemporaryDirectory() as work:
+    with tempfile.TemporaryDirectory() as folder:
         for name in ("cold", "cached"):
-            rows[f"seconds to first step, {name}"] = first_step(data, Path(work) / "home", options)
+            rows[f"seconds to first step, {name}"] = first_step(data, Path(folder) / "home", options)
         rows["in-training kNN, % of an epoch's steps"] = work("knn", data, {**options, "batch_size": 64})
         for count in IMAGES:
-            folder = subset(data, count, Path(work) / str(count))
-            rows[f"images/s, {count} images, batch 64"] = work("ours", folder, {**options, "batch_size": 64})
+            part = subset(data, count, Path(folder) / str(count))
+            rows[f"images/s, {count} images, batch 64"] = work("ours", part, {**options, "batch_size": 64})
         for batch in BATCHES:
             rows[f"images/s, all images, batch {batch}"] = work("ours", data, {**options, "batch_size": batch})
     out.parent.mkdir(parents=True, exist_ok=True)

@@ -106,7 +106,7 @@ def ceiling(config: TrainConfig, data: Path, seconds: float) -> float:
         ImageTensor(pixels, torch.ones(len(pixels)), torch.arange(len(pixels)).numpy(), []),
     )
     views = trainer.views(trainer.feed.batch(0), torch.Generator(trainer.device).manual_seed(0), side)
-    trainer.views = lambda batch, generator, size: views  # type: ignore[method-assign]
+    trainer.views = lambda *_: views  # type: ignore[method-assign]
     return timed(trainer.step, seconds, trainer.device, config.batch_size)
 
 
@@ -130,12 +130,12 @@ def dataloader(config: TrainConfig, data: Path, seconds: float) -> float:
     trainer = our_trainer(config, data)
     batches = lightly_batches(data, config)
 
-    def views(batch: object, generator: object, size: int) -> tuple[Tensor, Tensor]:
+    def views(*_: object) -> tuple[Tensor, Tensor]:
         view1, view2 = next(batches)
         layout = torch.channels_last if config.channels_last else torch.contiguous_format
         return tuple(v.to(trainer.device, memory_format=layout) for v in (view1, view2))  # type: ignore[return-value]
 
-    trainer.views = views  # type: ignore[method-assign]
+    trainer.views = views  # type: ignore[method-assign,assignment]
     return timed(trainer.step, seconds, trainer.device, config.batch_size)
 
 

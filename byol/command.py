@@ -10,7 +10,7 @@ from typing import Any
 
 import click
 
-from byol.config import ARCHITECTURES, COMPILE, OPTIMIZERS, STEMS, TIMM, TrainConfig, ViewConfig, setting_type
+from byol.config import ARCHITECTURES, OPTIMIZERS, STEMS, TIMM, TrainConfig, ViewConfig, setting_type
 from byol.console import note
 from byol.presets import PRESETS
 
@@ -40,7 +40,7 @@ from byol.presets import PRESETS
 @click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), help="Where to train.")
 @click.option("--precision", type=click.Choice(["auto", "fp32", "bf16"]), help="auto: bf16 where it is fast.")
 @click.option("--recompute", is_flag=True, default=None, help="Less memory for more time: activations are not kept.")
-@click.option("--compile", type=click.Choice(COMPILE), help="What torch.compile is for; auto: what pays.")
+@click.option("--compile/--no-compile", default=None, help="torch.compile for all or nothing; unset: what pays.")
 @click.option(
     "--set",
     "settings",
@@ -90,6 +90,8 @@ def chosen_config(stored: TrainConfig | None, options: dict[str, Any]) -> TrainC
     preset = options.pop("preset")
     base = stored or (PRESETS[preset]() if preset else TrainConfig())
     given = {name: value for name, value in options.items() if value is not None and name != "settings"}
+    if "compile" in given:
+        given["compile"] = "all" if given["compile"] else "none"
     for text in options["settings"]:
         _apply_setting(base, given, text)
     config = base.replace(**given)

@@ -207,7 +207,7 @@ class TrainConfig:
         _require(self.knn_temperature > 0, "knn_temperature", self.knn_temperature, "above 0")
         _require(all(value > 0 for value in self.std), "std", self.std, "above 0")
         if self.recompute and self.compile == "all":
-            raise ValueError("recompute and compile all do not go together; use --compile augmentation")
+            raise ValueError("recompute and compile all do not go together; use --set compile=augmentation")
         self._check_lr()
 
     def _check_choices(self) -> None:

@@ -69,7 +69,7 @@ def warnings_as_notes() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def progress(title: str, total: int) -> Iterator[Callable[[int], None]]:
+def progress(title: str, total: int | None) -> Iterator[Callable[[int], None]]:
     """A bar on stderr when it is a terminal, else nothing. Gives advance(count)."""
     if not sys.stderr.isatty():
         yield lambda count: None
@@ -78,7 +78,7 @@ def progress(title: str, total: int) -> Iterator[Callable[[int], None]]:
         yield lambda count: bar.advance(bar.task_ids[0], count)
 
 
-def progress_bar(title: str, total: int, start: int = 0, transient: bool = False) -> Progress:
+def progress_bar(title: str, total: int | None, start: int = 0, transient: bool = False) -> Progress:
     """A bar on stderr with one task, not yet started."""
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn

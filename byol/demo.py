@@ -97,10 +97,11 @@ def evaluate(out: Path) -> list[dict[str, Any]]:
 def scores(x_train: np.ndarray, y_train: np.ndarray, x_test: np.ndarray, y_test: np.ndarray) -> dict[str, Any]:
     """kNN and linear accuracy in percent, with few labels per class (mean, deviation over draws) and with all."""
     from byol.serve import KNNClassifier, LinearProbe
+    from byol.serve.few_labels import draw
 
     result: dict[str, Any] = {}
     for count in FEW_LABELS:
-        draws = [few_labels(y_train, count, seed) for seed in range(DRAWS)]
+        draws = [draw(y_train, count, seed) for seed in range(DRAWS)]
         for name, make in (("knn", lambda: KNNClassifier(k=count)), ("linear", LinearProbe)):  # noqa: B023
             few = [100 * make().fit(x_train[rows], y_train[rows]).score(x_test, y_test) for rows in draws]
             result[f"{name}_{count}"] = round(float(np.mean(few)), 1)
@@ -108,13 +109,6 @@ def scores(x_train: np.ndarray, y_train: np.ndarray, x_test: np.ndarray, y_test:
     result["knn_all"] = round(100 * KNNClassifier(k=20).fit(x_train, y_train).score(x_test, y_test), 1)
     result["linear_all"] = round(100 * LinearProbe().fit(x_train, y_train).score(x_test, y_test), 1)
     return result
-
-
-def few_labels(labels: np.ndarray, count: int, seed: int) -> np.ndarray:
-    """Rows of `count` random images of each class."""
-    random = np.random.default_rng(seed)
-    chosen = [random.choice(np.flatnonzero(labels == name), count, replace=False) for name in np.unique(labels)]
-    return np.concatenate(chosen)
 
 
 def table(rows: list[dict[str, Any]]) -> str:
@@ -132,16 +126,12 @@ def table(rows: list[dict[str, Any]]) -> str:
 
 def draw_neighbours(path: Path, sources: list[Any], bank: np.ndarray, queries: np.ndarray) -> None:
     """A grid: in each row a test image (set apart), then its nearest training images by cosine similarity."""
+    from byol.serve.grid import draw_grid
+
     unit_bank, unit = (x / np.linalg.norm(x, axis=1, keepdims=True) for x in (bank, queries))
-    side, gap = 48, 4
     shown = np.linspace(0, len(queries) - 1, GRID_QUERIES, dtype=int)
-    width = (GRID_NEIGHBOURS + 1) * (side + gap) + 3 * gap
-    picture = Image.new("RGB", (width, GRID_QUERIES * (side + gap) + gap), "white")
-    for row, query in enumerate(shown):
+    rows = []
+    for query in shown:
         nearest = np.argsort(-(unit_bank @ unit[query]))[:GRID_NEIGHBOURS]
-        images = [sources[1].open(int(query)), *(sources[0].open(int(i)) for i in nearest)]
-        for column, image in enumerate(images):
-            left = gap + column * (side + gap) + (2 * gap if column else 0)
-            picture.paste(image.resize((side, side), Image.Resampling.NEAREST), (left, gap + row * (side + gap)))
-    with atomic_file(path) as temporary:
-        picture.save(temporary, format="PNG")
+        rows.append([sources[1].open(int(query)), *(sources[0].open(int(i)) for i in nearest)])
+    draw_grid(path, rows)

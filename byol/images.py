@@ -34,6 +34,7 @@ SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", 
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM")
 
 T = TypeVar("T")
+C = TypeVar("C")
 
 
 class UnreadableImage(ValueError):
@@ -190,15 +191,26 @@ def decode(
 
     Decodes in `threads` threads (0: one per usable core), at most a few chunks ahead of the consumer.
     """
+    return ((index, result) for _, index, result in decode_all([source], transform, threads))
+
+
+def decode_all(
+    sources: Iterable[ImageSource], transform: Callable[[Image.Image], T], threads: int = 0
+) -> Iterator[tuple[ImageSource, int, T | UnreadableImage]]:
+    """The same for several sources, one after the other; each is asked for when the last chunk before it is begun."""
     threads = threads or usable_cores()
-    chunk = 32 if len(source) >= 32 * threads else 1
 
-    def work(indices: Sequence[int]) -> list[tuple[int, T | UnreadableImage]]:
-        return [(i, _attempt(source, transform, i)) for i in indices]
+    def chunks() -> Iterator[tuple[ImageSource, range]]:
+        for source in sources:
+            size = 32 if len(source) >= 32 * threads else 1
+            yield from ((source, range(i, min(i + size, len(source)))) for i in range(0, len(source), size))
 
-    chunks = (range(start, min(start + chunk, len(source))) for start in range(0, len(source), chunk))
+    def work(chunk: tuple[ImageSource, range]) -> list[tuple[ImageSource, int, T | UnreadableImage]]:
+        source, indices = chunk
+        return [(source, i, _attempt(source, transform, i)) for i in indices]
+
     with ThreadPoolExecutor(threads, thread_name_prefix="decode") as pool:
-        yield from _in_order(pool, work, chunks, ahead=2 * threads)
+        yield from _in_order(pool, work, chunks(), ahead=2 * threads)
 
 
 def _attempt(source: ImageSource, transform: Callable[[Image.Image], T], index: int) -> T | UnreadableImage:
@@ -210,11 +222,10 @@ def _attempt(source: ImageSource, transform: Callable[[Image.Image], T], index: 
 
 def _in_order(
     pool: ThreadPoolExecutor,
-    work: Callable[[Sequence[int]], list[T]],
-    chunks: Iterable[Sequence[int]],
+    work: Callable[[C], list[T]],
+    chunks: Iterator[C],
     ahead: int,
 ) -> Iterator[T]:
-    chunks = iter(chunks)
     pending: deque[Future[list[T]]] = deque(pool.submit(work, chunk) for chunk in islice(chunks, ahead))
     try:
         while pending:

@@ -7,14 +7,12 @@ from __future__ import annotations
 
 import glob
 import hashlib
-import os
 import re
-from array import array
-from collections import deque
+import sys
 from collections.abc import Iterator, Sequence
-from itertools import islice
+from dataclasses import dataclass, replace
+from itertools import chain
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -22,15 +20,14 @@ import pyarrow.compute as pc
 from PIL import Image
 
 from byol.columns import Computed, Labels, Names
-from byol.images import SUFFIXES, ImageSource, Skipped, printable, read_image, reason_of
+from byol.folders import folder_sections, folder_source
+from byol.images import SUFFIXES, ImageSource, printable, read_image, reason_of
 from byol.named import SPLITS, is_named, named_file
 from byol.shards import tar_source
-from byol.stamps import content_stamp, file_stamp
+from byol.stamps import file_stamp
 from byol.tables import table_source
 
-ENDINGS = tuple(os.fsencode(suffix) for suffix in SUFFIXES)
 SHARDS = {".tar": tar_source, ".parquet": table_source}
-CHUNK = 65_536  # names of a folder held as Python objects at a time
 
 
 def open_source(location: str | Path) -> ImageSource:
@@ -38,12 +35,15 @@ def open_source(location: str | Path) -> ImageSource:
 
     A folder (searched to every depth; a folder without images may hold `.tar` or `.parquet` shards), an image, an
     `.npz` (`images` uint8 (N, H, W, 3), optional `labels` (N,)), a shard, a pattern of shards (`train-*.parquet`,
-    `{000..099}.tar`), or a named data set (`cifar10`, `cifar10:test`).
+    `{000..099}.tar`), a text file with one path a line (relative ones start at the current folder), `-` for such lines
+    from standard input, or a named data set (`cifar10`, `cifar10:test`).
     Raises `ValueError` when there is nothing there, no image in it, or the file is none of these.
     """
     path = Path(location)
-    if path.is_dir():
-        source = _folder_source(path)
+    if str(location) == "-":
+        source = _list_source("standard input", sys.stdin.buffer.read())
+    elif path.is_dir():
+        source = folder_source(path)
         shards = [] if len(source) else sorted(p for suffix in SHARDS for p in path.rglob(f"*{suffix}"))
         if shards:
             source = _shard_source(printable(path), shards)
@@ -73,10 +73,28 @@ def _file_source(path: Path) -> ImageSource:
         return _npz_source(path, printable(path))
     if suffix in SHARDS:
         return _shard_source(printable(path), [path])
+    if suffix == ".txt":
+        return _list_source(printable(path), path.read_bytes())
     if suffix in SUFFIXES:
         name = printable(path)
         return ImageSource(name, [printable(path.name)], Labels.none(1), [], lambda _: read_image(path))
-    raise ValueError(f"{printable(path)} is neither a folder of images, nor an .npz file, nor an image, nor a shard")
+    raise ValueError(
+        f"{printable(path)} is neither a folder of images, nor an .npz file, nor an image, nor a shard, "
+        "nor a .txt file with one path a line"
+    )
+
+
+def _list_source(name: str, content: bytes) -> ImageSource:
+    lines = pa.array((line.rstrip(b"\r") for line in content.split(b"\n")), pa.large_binary())
+    names = Names(lines.filter(pc.not_equal(lines, pa.scalar(b"", pa.large_binary()))))
+    return ImageSource(
+        name=name,
+        ids=names,
+        labels=Labels.none(len(names)),
+        skipped=[],
+        open=lambda i: read_image(names.raw[i].as_py()),
+        stamp=lambda: hashlib.sha256(content).hexdigest(),
+    )
 
 
 def _matching(pattern: str) -> list[Path]:
@@ -102,97 +120,43 @@ def _shard_source(name: str, files: Sequence[Path]) -> ImageSource:
     return SHARDS[kinds.pop()](name, files)
 
 
-# ---------------------------------------------------------------------------------------------------- folders
+# --------------------------------------------------------------------------------------------------- sections
 
 
-def _folder_source(root: Path) -> ImageSource:
-    base = os.fsencode(root)
-    skipped: list[Skipped] = []
-    chunks: list[Any] = []
-    codes = array("i")
-    classes: dict[bytes, int] = {}
-    images = _scan(base, skipped)
-    while paths := list(islice(images, CHUNK)):
-        chunks.append(pa.array(paths, pa.large_binary()))
-        codes.extend(_class_of(path, classes) for path in paths)
-    listed = Names.of(chunks).raw
-    order = pc.array_sort_indices(listed)
-    names = Names(listed.take(order))
-    labels = Labels(np.frombuffer(codes, np.int32), [printable(name) for name in classes])
-    return ImageSource(
-        name=printable(root),
-        ids=names,
-        labels=labels.take(order.to_numpy()),
-        skipped=sorted(skipped, key=lambda item: item.path),
-        open=lambda i: read_image(os.path.join(base, names.raw[i].as_py())),
-        stamp=lambda: _folder_stamp(base, names),
-    )
+@dataclass(frozen=True)
+class Section:
+    """A run of consecutive images of a location.
 
-
-def _class_of(path: bytes, classes: dict[bytes, int]) -> int:
-    """The number of a path's first folder, -1 for an image that lies in none; new ones are added to `classes`."""
-    folder, slash, _ = path.partition(b"/")
-    return classes.setdefault(folder, len(classes)) if slash else -1
-
-
-def _scan(root: bytes, skipped: list[Skipped]) -> Iterator[bytes]:
-    """Yield the images below a folder as paths relative to it.
-
-    Links to folders come last, so that a link never takes the place of what it points to; a folder reached twice
-    counts once.
+    `end` says where it ends, for `open_sections` to go on behind it. `stamp` changes when an image of the location
+    does; None for a folder of images, whose files may come and go.
     """
-    seen: set[tuple[int, int]] = set()
-    folders, links = deque([b""]), deque[bytes]()
-    while folders or links:
-        folder = folders.popleft() if folders else links.popleft()
-        path = os.path.join(root, folder)
-        try:
-            status = os.stat(path)
-            if (status.st_dev, status.st_ino) in seen:
-                skipped.append(Skipped(printable(folder), "symbolic link to a folder that is already listed"))
-                continue
-            seen.add((status.st_dev, status.st_ino))
-            yield from _images_in(path, folder + b"/" if folder else b"", folders, links)
-        except OSError as error:
-            skipped.append(Skipped(printable(folder or root), reason_of(error)))
+
+    source: ImageSource
+    end: str
+    stamp: str | None
 
 
-def _images_in(path: bytes, prefix: bytes, folders: deque[bytes], links: deque[bytes]) -> Iterator[bytes]:
-    """Yield the images of one folder, and note its sub-folders and its links to folders."""
-    with os.scandir(path) as entries:
-        for entry in entries:
-            if entry.name.startswith(b"."):
-                continue
-            if _is_folder(entry):
-                (links if entry.is_symlink() else folders).append(prefix + entry.name)
-            elif entry.name.lower().endswith(ENDINGS):
-                yield prefix + entry.name
+def open_sections(location: str | Path, size: int, after: str = "") -> Iterator[Section]:
+    """The images of a location in sections of `size`, behind the one that ended at `after`.
 
-
-def _is_folder(entry: os.DirEntry[bytes]) -> bool:
-    try:
-        return entry.is_dir()
-    except OSError:  # a link that points to itself
-        return False
-
-
-def _folder_stamp(root: bytes, names: Names) -> str:
-    """Size and time of every file, and some content: names and sizes alone may be the same for other images."""
-    digest = hashlib.sha256()
-    for start in range(0, len(names), CHUNK):
-        chunk = names.raw[start : start + CHUNK].to_pylist()
-        digest.update(np.array([_size_and_time(os.path.join(root, raw)) for raw in chunk], "<i8").tobytes())
-    for i in np.linspace(0, len(names) - 1, min(64, len(names)), dtype=int):
-        digest.update(content_stamp(os.path.join(root, names.raw[i].as_py())))
-    return digest.hexdigest()
-
-
-def _size_and_time(path: bytes) -> tuple[int, int]:
-    try:
-        status = os.stat(path)
-    except OSError:
-        return (-1, -1)
-    return status.st_size, status.st_mtime_ns
+    A folder of images is listed while its sections are used, so that work begins before the listing ends; files that
+    come or go meanwhile move no other image. Raises `ValueError` as `open_source` does, at the first section.
+    """
+    path = Path(location)
+    kind, _, place = after.partition(":")
+    if path.is_dir() and kind != "row":
+        sections = folder_sections(path, size, bytes.fromhex(place))
+        first = next(sections, None)
+        if first or after:
+            for source, last in chain([first] if first else [], sections):
+                yield Section(source, f"path:{last.hex()}", None)
+            return
+    whole = open_source(path if path.exists() else location)
+    stamp = whole.stamp() if whole.stamp else None
+    for start in range(int(place or 0), len(whole), size):
+        rows = range(start, min(start + size, len(whole)))
+        source = replace(whole.subset(rows), skipped=whole.skipped if start == 0 else [])
+        yield Section(source, f"row:{rows.stop}", stamp)
 
 
 # ------------------------------------------------------------------------------------------------------- .npz

@@ -48,6 +48,19 @@ class Classifier(ABC):
         scores = self.predict_proba(x)
         return [top_k_accuracy(scores, self._encode(y, len(scores)), k) for k in ks]
 
+    def confusion(self, x: ArrayLike, y: ArrayLike) -> np.ndarray:
+        """How many samples of each class (row) got each label (column), int64 (C, C), both as in `classes_`.
+
+        Raises `ValueError` for a label that training did not have.
+        """
+        predicted = self.predict_proba(x).argmax(1)
+        truth = self._encode(y, len(predicted))
+        if (truth < 0).any():
+            raise ValueError(f"the test set has a class that training lacks: {np.asarray(y)[truth < 0][0]}")
+        counts = np.zeros((len(self.classes_), len(self.classes_)), np.int64)
+        np.add.at(counts, (truth, predicted), 1)
+        return counts
+
     def _learn_classes(self, x: ArrayLike, y: ArrayLike) -> tuple[np.ndarray, np.ndarray]:
         """The checked features and the class number of each label; sets the attributes."""
         features = _features(x)
@@ -91,6 +104,7 @@ def _features(x: ArrayLike) -> np.ndarray:
     if features.ndim != 2 or 0 in features.shape:
         raise ValueError(f"x must have shape (N, D) with at least one row and column, found {features.shape}")
     features = np.ascontiguousarray(features, np.float32)
-    if not np.isfinite(features).all():
-        raise ValueError("x holds values that are not finite")
+    for start in range(0, len(features), 8192):  # a mask of some rows only
+        if not np.isfinite(features[start : start + 8192]).all():
+            raise ValueError("x holds values that are not finite")
     return features

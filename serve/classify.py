@@ -18,7 +18,7 @@ import pyarrow.parquet as pq
 from byol.files import atomic_file
 from byol.images import ImageSource, Skipped, printable
 from byol.serve.bundle import Bundle
-from byol.serve.extract import Advance, Extraction, checked_batches, folder, require_images
+from byol.serve.extract import Advance, Extraction, Options, checked_batches, errors_of, folder, require_images
 from byol.serve.features import write_errors
 from byol.serve.manifest import CLASSIFIER
 from byol.serve.pipeline import Batch, Pipeline, open_graph
@@ -44,12 +44,13 @@ class ImageClassifier(Pipeline):
 
 
 def classify(
-    classifier: ImageClassifier, source: ImageSource, out: Path, errors: Path, fail: bool, advance: Advance
+    classifier: ImageClassifier, source: ImageSource, out: Path, options: Options, advance: Advance
 ) -> Extraction:
     """Write one row per readable image to `out`: Parquet (with all probabilities) or CSV.
 
-    Columns `id`, `label` (the source's own, or null), `predicted`, `probability`. `fail`: stop at the first image that
-    cannot be read. Raises `ValueError` then, and when none can be read; what stood under the names stays as it was.
+    Columns `id`, `label` (the source's own, or null), `predicted`, `probability`. What was left out is listed in
+    `NAME.errors.parquet` beside it. Raises `ValueError` when that is more than `options` allow, and when no image can
+    be read; what stood under the names stays as it was.
     """
     start = time.perf_counter()
     images = 0
@@ -58,13 +59,13 @@ def classify(
     schema = _schema(classifier.classes, with_all=not is_csv)
     with folder(out.parent), atomic_file(out) as temporary, open(temporary, "wb") as stream:
         with (pyarrow.csv.CSVWriter if is_csv else pq.ParquetWriter)(stream, schema) as writer:
-            for batch in checked_batches(classifier, source, fail, advance):
+            for _, batch in checked_batches(classifier, [source], options, advance):
                 writer.write_table(_table(source, batch, classifier.classes).select(schema.names).cast(schema))
                 images += len(batch.indices)
                 skipped += batch.skipped
         require_images(images, source, skipped)
-        write_errors(errors, source.skipped, skipped)
-    return Extraction(images, [*source.skipped, *skipped], time.perf_counter() - start)
+        write_errors(errors_of(out), source.skipped, skipped)
+    return Extraction(images, images, [*source.skipped, *skipped], time.perf_counter() - start)
 
 
 def _schema(classes: tuple[str, ...], with_all: bool) -> pa.Schema:

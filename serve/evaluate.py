@@ -67,18 +67,38 @@ def load_evaluation(
     Raises `ValueError`: unlabelled images, one training class, test classes that training lacks, different encoders.
     """
     sets = _open_labelled(train, least_classes=2), _open_labelled(test, least_classes=1)
+    _require_known(*sets)
+    loaded = _load(bundle, sets, device, progress, variant)
+    _require_known(loaded.train, loaded.test)  # again: all images of a class may have been unreadable
+    return loaded
+
+
+def load_sets(bundle: Path | None, bank: Path, query: Path, device: str, progress: Progress) -> Evaluation:
+    """The same for a bank (`train`) and queries (`test`) that need no labels. Raises `ValueError`."""
+
+    def opened(location: Path) -> ImageSource | Features:
+        return read_features(location) if is_features(location) else open_source(location)
+
+    return _load(bundle, (opened(bank), opened(query)), device, progress, "fp32")
+
+
+def _load(
+    bundle: Path | None,
+    sets: tuple[ImageSource | Features, ImageSource | Features],
+    device: str,
+    progress: Progress,
+    variant: str,
+) -> Evaluation:
     digest = Bundle.open(bundle).digest if bundle else None
     for opened in sets:
         if isinstance(opened, Features):
             _require_same(digest, opened)
-    _require_known(*sets)
     encode = bundle is not None and any(isinstance(opened, ImageSource) for opened in sets)
     encoder = Encoder(bundle, device, variant=variant) if bundle and encode else None
     skipped: list[Skipped] = []
-    loaded = [_features(opened, encoder, progress, skipped) for opened in sets]
-    _require_one_encoder(*loaded)
-    _require_known(*loaded)  # again: all images of a class may have been unreadable
-    return Evaluation(loaded[0], loaded[1], skipped, encoder)
+    train, test = (_features(opened, encoder, progress, skipped) for opened in sets)
+    _require_one_encoder(train, test)
+    return Evaluation(train, test, skipped, encoder)
 
 
 def _open_labelled(location: Path, least_classes: int) -> ImageSource | Features:

@@ -1,62 +1,79 @@
-"""Extraction: a source through an encoder, into a features file or into memory."""
+"""Extraction: a source through an encoder, into a features file or into memory. Folders of parts: `serve/parts.py`."""
 
 from __future__ import annotations
 
 import contextlib
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
-from byol.images import ImageSource, Skipped, printable
+from byol.images import ImageSource, Skipped
 from byol.serve.encoder import Encoder
-from byol.serve.features import ERRORS, PART, Features, feature_file, write_errors
-from byol.serve.pipeline import Batch, Pipeline
+from byol.serve.features import Features, feature_file, write_errors
+from byol.serve.pipeline import Batch, Pipeline, run_ahead
 
 Advance = Callable[[int], None]
 
 
 @dataclass(frozen=True)
+class Options:
+    """How to extract: `dtype` of the features (float32, float16), decoding `threads` (0: one per usable core), and how
+    many images may be unreadable before it stops (None: any number).
+    """
+
+    dtype: str = "float32"
+    threads: int = 0
+    max_errors: int | None = None
+
+
+@dataclass(frozen=True)
 class Extraction:
-    """What an extraction did. `images` counts the rows written, `skipped` what was left out."""
+    """What an extraction did. `images` counts the rows there are, `computed` those of this call, in `seconds`;
+    `skipped` is what was left out.
+    """
 
     images: int
+    computed: int
     skipped: list[Skipped]
     seconds: float
 
 
-def output_files(out: str) -> tuple[Path, Path]:
-    """The features file and the list of errors for `--out`. Raises `ValueError` when it is neither file nor folder."""
+def output_file(out: str) -> Path | None:
+    """The features file that `--out` names, None for a folder. Raises `ValueError` when it is neither."""
     path = Path(out)
     if path.is_dir() or out.endswith(("/", os.sep)) or not path.suffix:
-        return path / PART, path / ERRORS
+        return None
     if path.suffix.lower() in (".parquet", ".npz"):
-        return path, path.with_name(f"{path.stem}.errors.parquet")
+        return path
     raise ValueError(f"{path.suffix!r} is not known: end in .parquet or .npz, or in / for a folder")
 
 
-def extract(encoder: Encoder, source: ImageSource, out: tuple[Path, Path], fail: bool, advance: Advance) -> Extraction:
-    """Write the features of a source to `output_files`' paths, bounded in memory (but `.npz`: see `feature_file`).
+def extract(encoder: Encoder, source: ImageSource, path: Path, options: Options, advance: Advance) -> Extraction:
+    """Write the features of a source to one file, bounded in memory (but `.npz`: see `feature_file`).
 
-    `fail`: stop at the first image that cannot be read. Raises `ValueError` then, and when none can be read; whatever
-    stood under the final names stays as it was.
+    What was left out is listed in `NAME.errors.parquet` beside it. Raises `ValueError` when that is more than
+    `options` allow, and when no image can be read; whatever stood under the names stays as it was.
     """
-    path, errors = out
-    _refuse_other_parts(path)
     start = time.perf_counter()
     images = 0
     skipped: list[Skipped] = []
-    with folder(path.parent), feature_file(path, encoder.feature_dim, encoder.digest) as write:
-        for batch in checked_batches(encoder, source, fail, advance):
+    with folder(path.parent), feature_file(path, encoder.feature_dim, encoder.digest, options.dtype) as write:
+        for _, batch in checked_batches(encoder, [source], options, advance):
             write([source.ids[i] for i in batch.indices], [source.labels[i] for i in batch.indices], batch.outputs)
             images += len(batch.indices)
             skipped += batch.skipped
         require_images(images, source, skipped)
-        write_errors(errors, source.skipped, skipped)
-    return Extraction(images, [*source.skipped, *skipped], time.perf_counter() - start)
+        write_errors(errors_of(path), source.skipped, skipped)
+    return Extraction(images, images, [*source.skipped, *skipped], time.perf_counter() - start)
+
+
+def errors_of(path: Path) -> Path:
+    """The list of errors that belongs to an output file."""
+    return path.with_name(f"{path.stem}.errors.parquet")
 
 
 def collect(encoder: Encoder, source: ImageSource, advance: Advance) -> tuple[Features, list[Skipped]]:
@@ -64,7 +81,7 @@ def collect(encoder: Encoder, source: ImageSource, advance: Advance) -> tuple[Fe
     x = np.empty((len(source), encoder.feature_dim), np.float32)
     kept: list[int] = []
     skipped: list[Skipped] = []
-    for batch in checked_batches(encoder, source, False, advance):
+    for _, batch in checked_batches(encoder, [source], Options(), advance):
         x[len(kept) : len(kept) + len(batch.indices)] = batch.outputs
         kept += batch.indices
         skipped += batch.skipped
@@ -73,19 +90,25 @@ def collect(encoder: Encoder, source: ImageSource, advance: Advance) -> tuple[Fe
     return Features(source.name, ids, labels, x[: len(kept)], encoder.digest), [*source.skipped, *skipped]
 
 
-def checked_batches(pipeline: Pipeline, source: ImageSource, fail: bool, advance: Advance) -> Iterator[Batch]:
-    """The batches of a source, counted. Raises `ValueError` at the first image that cannot be read, with `fail`."""
-    if fail and source.skipped:
-        raise _failed(source.skipped[0])
-    for batch in pipeline.batches(source):
-        if fail and batch.skipped:
-            raise _failed(batch.skipped[0])
-        yield batch
+def checked_batches(
+    pipeline: Pipeline, sources: Iterable[ImageSource], options: Options, advance: Advance, errors: int = 0
+) -> Iterator[tuple[ImageSource, Batch]]:
+    """The batches of some sources, computed ahead and counted; `errors` is what earlier calls left out.
+
+    Raises `ValueError` once more is left out than `options` allow.
+    """
+    started: ImageSource | None = None
+    for source, batch in run_ahead(pipeline.batches_of(sources, options.threads)):
+        new = [*(source.skipped if source is not started else ()), *batch.skipped]
+        started = source
+        if options.max_errors is not None and errors + len(new) > options.max_errors:
+            item = new[max(0, options.max_errors - errors)]  # the first that is too many
+            limit = "--on-error skip would leave it out" if options.max_errors == 0 else ""
+            limit = limit or f"that is more than --max-errors {options.max_errors}"
+            raise ValueError(f"{item.path}: {item.reason} ({limit})")
+        errors += len(new)
+        yield source, batch
         advance(len(batch.indices) + len(batch.skipped))
-
-
-def _failed(item: Skipped) -> ValueError:
-    return ValueError(f"{item.path}: {item.reason} (--on-error skip would leave it out)")
 
 
 def require_images(count: int, source: ImageSource, skipped: list[Skipped]) -> None:
@@ -94,14 +117,6 @@ def require_images(count: int, source: ImageSource, skipped: list[Skipped]) -> N
         first = skipped[0]
         raise ValueError(
             f"none of the {len(source)} images of {source.name} can be read (first: {first.path}: {first.reason})"
-        )
-
-
-def _refuse_other_parts(path: Path) -> None:
-    others = [part for part in path.parent.glob("part-*.parquet") if part != path] if path.name == PART else []
-    if others:
-        raise ValueError(
-            f"{printable(path.parent)} holds {printable(others[0].name)} of another extraction; give an empty folder"
         )
 
 

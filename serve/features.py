@@ -22,8 +22,9 @@ from byol.files import atomic_file
 from byol.images import Skipped, printable
 from byol.tables import image_column
 
-PART, ERRORS = "part-00000.parquet", "errors.parquet"
+ERRORS = "errors.parquet"
 DIGEST_KEY = "bundle_sha256"
+KINDS = {"float32": pa.float32(), "float16": pa.float16()}
 ROWS_PER_GROUP = 4096  # 32 MB at D = 2048: what the writer holds
 
 Write = Callable[[Sequence[str], Sequence[str | None], np.ndarray], None]
@@ -47,24 +48,44 @@ class Features:
 
 
 @contextlib.contextmanager
-def feature_file(path: Path, dim: int, digest: str) -> Iterator[Write]:
+def feature_file(
+    path: Path, dim: int, digest: str, dtype: str = "float32", notes: dict[str, str] | None = None
+) -> Iterator[Write]:
     """Give a function write(ids, labels, features (B, D)); the file takes its name when the block ends well.
 
-    `.npz` is collected in memory; Parquet is written in row groups as rows arrive.
+    `.npz` is collected in memory; Parquet is written in row groups as rows arrive, and with `notes`, as they are when
+    the block ends, in its metadata. `dtype`: float32 or float16; write raises `ValueError` for features beyond it.
     """
     with atomic_file(path) as temporary:
-        writer = _npz_writer if path.suffix.lower() == ".npz" else _parquet_writer
-        with writer(temporary, dim, digest) as write:
-            yield write
+        if path.suffix.lower() == ".npz":
+            with _npz_writer(temporary, dim, digest, dtype) as write:
+                yield _narrowed(write, dtype)
+        else:
+            with _parquet_writer(temporary, dim, digest, dtype, {} if notes is None else notes) as write:
+                yield _narrowed(write, dtype)
+
+
+def _narrowed(write: Write, dtype: str) -> Write:
+    if dtype == "float32":
+        return write
+
+    def narrowed(ids: Sequence[str], labels: Sequence[str | None], features: np.ndarray) -> None:
+        with np.errstate(over="ignore"):
+            narrow = features.astype(dtype)
+        if not np.isfinite(narrow).all():
+            raise ValueError(f"features of up to {np.abs(features).max():g} do not fit {dtype}; use --dtype float32")
+        write(ids, labels, narrow)
+
+    return narrowed
 
 
 @contextlib.contextmanager
-def _parquet_writer(path: Path, dim: int, digest: str) -> Iterator[Write]:
+def _parquet_writer(path: Path, dim: int, digest: str, dtype: str, notes: dict[str, str]) -> Iterator[Write]:
     schema = pa.schema(
         [
             pa.field("id", pa.string(), nullable=False),
             pa.field("label", pa.string()),
-            pa.field("features", pa.list_(pa.field("element", pa.float32(), nullable=False), dim), nullable=False),
+            pa.field("features", pa.list_(pa.field("element", KINDS[dtype], nullable=False), dim), nullable=False),
         ],
         metadata={DIGEST_KEY: digest},
     )
@@ -79,7 +100,7 @@ def _parquet_writer(path: Path, dim: int, digest: str) -> Iterator[Write]:
     with open(path, "wb") as stream, pq.ParquetWriter(stream, schema, use_dictionary=["label"]) as writer:
 
         def write(ids: Sequence[str], labels: Sequence[str | None], features: np.ndarray) -> None:
-            values = pa.array(np.ascontiguousarray(features, np.float32).reshape(-1))
+            values = pa.array(np.ascontiguousarray(features, dtype).reshape(-1))
             rows = pa.FixedSizeListArray.from_arrays(values, type=schema.field("features").type)
             arrays = [pa.array(ids, pa.string()), pa.array(labels, pa.string()), rows]
             pending.append(pa.RecordBatch.from_arrays(arrays, schema=schema))
@@ -88,13 +109,14 @@ def _parquet_writer(path: Path, dim: int, digest: str) -> Iterator[Write]:
 
         yield write
         flush(writer)
+        writer.add_key_value_metadata(notes)
 
 
 @contextlib.contextmanager
-def _npz_writer(path: Path, dim: int, digest: str) -> Iterator[Write]:
+def _npz_writer(path: Path, dim: int, digest: str, dtype: str) -> Iterator[Write]:
     ids: list[str] = []
     labels: list[str | None] = []
-    parts = [np.empty((0, dim), np.float32)]
+    parts = [np.empty((0, dim), dtype)]
 
     def write(new_ids: Sequence[str], new_labels: Sequence[str | None], features: np.ndarray) -> None:
         ids.extend(new_ids)
@@ -196,10 +218,12 @@ def _read_part(name: str, path: Path) -> Features:
             x[len(ids) : len(ids) + len(rows)] = rows
             ids += batch.column("id").to_pylist()
             labels += batch.column("label").to_pylist()
+        kind = file.schema_arrow.field("features").type
         digest = (file.schema_arrow.metadata or {}).get(DIGEST_KEY.encode())
     if None in ids:
         raise ValueError(f"{name}: row {ids.index(None)} has no id")  # type: ignore[arg-type]
-    x = np.empty((0, 1), np.float32) if x is None else x
+    if x is None:  # a part none of whose images could be read
+        x = np.empty((0, kind.list_size if pa.types.is_fixed_size_list(kind) else 1), np.float32)
     return Features(name, ids, labels, x, digest.decode("ascii", "replace") if digest else None)
 
 

@@ -6,17 +6,20 @@ Shapes: N bank, B queries, D features, K neighbours, C classes.
 from __future__ import annotations
 
 import warnings
+from collections.abc import Sequence
+from itertools import product
 from typing import Self
 
 import numpy as np
 from numpy.typing import ArrayLike
 from onnx import TensorProto, helper
 
-from byol.serve.classifier import Classifier
-from byol.serve.session import Session, open_session
+from byol.serve.classifier import Classifier, top_k_accuracy
+from byol.serve.session import open_session
 
 SIMILARITIES = 64 << 20  # similarities computed at once (256 MB)
 MAX_QUERIES = 1024
+BANK_ROWS = SIMILARITIES // MAX_QUERIES  # of a bank that are compared at once
 
 
 class KNNClassifier(Classifier):
@@ -32,62 +35,125 @@ class KNNClassifier(Classifier):
         self.k, self.temperature, self.device = k, temperature, device
 
     def fit(self, x: ArrayLike, y: ArrayLike) -> Self:
-        """Keep the bank, (N, D) with labels (N,), on the device. Raises `ValueError` for unusable input."""
+        """Keep the bank, (N, D) with labels (N,). Raises `ValueError` for unusable input."""
         if self.k < 1:
             raise ValueError(f"k is {self.k}; expected at least 1")
-        if not (0 < self.temperature < np.inf):
-            raise ValueError(f"temperature is {self.temperature}; expected a positive number")
+        _require_temperature(self.temperature)
         bank, self._numbers = self._learn_classes(x, y)
         self.k_ = min(self.k, len(bank))
         if self.k_ < self.k:
             warnings.warn(f"k is {self.k}, but the bank has {len(bank)} samples: all of them vote", stacklevel=2)
-        self._chunk = max(1, min(MAX_QUERIES, SIMILARITIES // len(bank)))
-        self._session = _session(_unit_rows(bank), self.k_, self.device)
-        self.device_, self.reason_ = self._session.device, self._session.reason
+        self._neighbours = Neighbours(bank, self.k_, self.device)
+        self.device_, self.reason_ = self._neighbours.device, self._neighbours.reason
         return self
 
     def kneighbors(self, x: ArrayLike) -> tuple[np.ndarray, np.ndarray]:
         """Cosine similarities (B, K), best first, and the neighbours' rows in the bank (B, K)."""
-        queries = _unit_rows(self._checked(x))
-        chunks = [self._session.run({"queries": part}) for part in _chunks(queries, self._chunk)]
-        return np.concatenate([c[0] for c in chunks]), np.concatenate([c[1] for c in chunks])
+        queries = self._checked(x)
+        return self._neighbours(queries)
 
     def predict_proba(self, x: ArrayLike) -> np.ndarray:
         """The classes' shares of the votes (B, C) float64."""
-        similarity, neighbours = self.kneighbors(x)
+        return self.vote(*self.kneighbors(x), self.temperature)
+
+    def vote(self, similarity: np.ndarray, neighbours: np.ndarray, temperature: float) -> np.ndarray:
+        """The classes' shares (B, C) of the votes of given neighbours (B, K): the first K' columns are kNN with K'."""
+        _require_temperature(temperature)
         # Relative to the nearest neighbour, so that no temperature overflows; the shares stay the same.
-        exponent = (similarity.astype(np.float64) - similarity[:, :1]) / self.temperature
+        exponent = (similarity.astype(np.float64) - similarity[:, :1]) / temperature
         votes = np.zeros((len(similarity), len(self.classes_)))
         rows = np.arange(len(votes))[:, None]
         np.add.at(votes, (rows, self._numbers[neighbours]), np.exp(exponent))
         shares: np.ndarray = votes / votes.sum(1, keepdims=True)
         return shares
 
+    def sweep(
+        self, x: ArrayLike, y: ArrayLike, ks: Sequence[int], temperatures: Sequence[float]
+    ) -> list[tuple[int, float, float, float]]:
+        """(k, temperature, top-1, top-5) of every pair, from one search; each k at most the classifier's own."""
+        similarity, neighbours = self.kneighbors(x)
+        truth = self._encode(y, len(similarity))
+        results = []
+        for k, temperature in product(ks, temperatures):
+            scores = self.vote(similarity[:, :k], neighbours[:, :k], temperature)
+            top1, top5 = (top_k_accuracy(scores, truth, best) for best in (1, 5))
+            results.append((min(k, self.k_), temperature, top1, top5))
+        return results
 
-def _session(bank: np.ndarray, k: int, device: str) -> Session:
-    count, dim = bank.shape
+
+def _require_temperature(temperature: float) -> None:
+    if not (0 < temperature < np.inf):
+        raise ValueError(f"temperature is {temperature}; expected a positive number")
+
+
+class Neighbours:
+    """The `k` nearest rows of a bank (N, D) by cosine similarity, exactly. `device` and `reason`: what computes.
+
+    The bank is compared in pieces, which are normalised one at a time, so that beside the bank itself little memory is
+    needed however large it is; a bank of one piece stays on the device.
+    """
+
+    def __init__(self, bank: np.ndarray, k: int, device: str) -> None:
+        self._bank, self._k = bank, k
+        self._rows = max(k, min(len(bank), BANK_ROWS))
+        self._queries = max(1, min(MAX_QUERIES, SIMILARITIES // self._rows))
+        one = np.array([1], np.int64)
+        warm_up = {"queries": bank[:1], "bank": bank[:1], "k": one}
+        self._session = open_session(_graph(bank.shape[1]), device, lambda _: warm_up)
+        self.device, self.reason = self._session.device, self._session.reason
+        self._whole = self._rows >= len(bank)
+        if self._whole:
+            self._session.keep("bank", _unit_rows(bank))
+
+    def __call__(self, queries: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Similarities float32 (B, K), best first, and rows int64 (B, K); of equals the earlier row first."""
+        unit = _unit_rows(queries)
+        best = np.empty((len(unit), 0), np.float32), np.empty((len(unit), 0), np.int64)
+        for start in range(0, len(self._bank), self._rows):
+            piece = self._bank[start : start + self._rows]
+            similarity, rows = self._nearest(piece, unit)
+            best = _merged(best, (similarity, rows + start), self._k)
+        return best
+
+    def _nearest(self, piece: np.ndarray, queries: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        feeds = {"k": np.array([min(self._k, len(piece))], np.int64)}
+        if not self._whole:
+            feeds["bank"] = _unit_rows(piece)
+        parts = [self._session.run({**feeds, "queries": part}) for part in _chunks(queries, self._queries)]
+        return np.concatenate([p[0] for p in parts]), np.concatenate([p[1] for p in parts])
+
+
+def _merged(
+    best: tuple[np.ndarray, np.ndarray], more: tuple[np.ndarray, np.ndarray], k: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """The k best of two sorted lists; of equals the first list's."""
+    if not best[0].shape[1]:
+        return more
+    similarity, rows = (np.concatenate(pair, axis=1) for pair in zip(best, more, strict=True))
+    order = np.argsort(-similarity, axis=1, kind="stable")[:, :k]
+    return np.take_along_axis(similarity, order, 1), np.take_along_axis(rows, order, 1)
+
+
+def _graph(dim: int) -> bytes:
+    """Inputs queries (B, D), bank (N, D), k (1,); outputs similarity and neighbours (B, k)."""
     nodes = [
         helper.make_node("Gemm", ["queries", "bank"], ["cosine"], transB=1),  # (B, N)
         helper.make_node("TopK", ["cosine", "k"], ["similarity", "neighbours"], axis=1, largest=1, sorted=1),
     ]
-    graph = helper.make_graph(
-        nodes,
-        "knn",
-        [
-            helper.make_tensor_value_info("queries", TensorProto.FLOAT, ["B", dim]),
-            helper.make_tensor_value_info("bank", TensorProto.FLOAT, [count, dim]),
-        ],
-        [
-            helper.make_tensor_value_info("similarity", TensorProto.FLOAT, ["B", k]),
-            helper.make_tensor_value_info("neighbours", TensorProto.INT64, ["B", k]),
-        ],
-        [helper.make_tensor("k", TensorProto.INT64, [1], [k])],
-    )
+    value = helper.make_tensor_value_info
+    inputs = [
+        value("queries", TensorProto.FLOAT, ["B", dim]),
+        value("bank", TensorProto.FLOAT, ["N", dim]),
+        value("k", TensorProto.INT64, [1]),
+    ]
+    outputs = [
+        value("similarity", TensorProto.FLOAT, ["B", "K"]),
+        value("neighbours", TensorProto.INT64, ["B", "K"]),
+    ]
+    graph = helper.make_graph(nodes, "knn", inputs, outputs)
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
-    warm_up = {"queries": bank[:1], "bank": bank}
-    session = open_session(model.SerializeToString(), device, lambda _: warm_up)
-    session.keep("bank", bank)
-    return session
+    data: bytes = model.SerializeToString()
+    return data
 
 
 def _chunks(x: np.ndarray, size: int) -> list[np.ndarray]:

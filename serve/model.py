@@ -43,7 +43,7 @@ def weight_files(name: str, graph: bytes) -> dict[str, int]:
     for tensor in outside:
         try:
             info = ExternalDataInfo(tensor)
-            start, length = int(info.offset or 0), int(info.length)
+            start, length = int(info.offset or 0), int(info.length or "")
         except (TypeError, ValueError) as error:
             raise BundleError(f"{name} does not say where {tensor.name!r} lies in another file: {error}") from error
         if start < 0 or length < 0 or not info.location:

@@ -5,17 +5,21 @@ Shapes: N images, B batch, S the encoder's image size, D outputs per image.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections import deque
+from collections.abc import Generator, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
-from byol.images import ImageSource, Skipped, UnreadableImage, decode
+from byol.images import ImageSource, Skipped, UnreadableImage, decode_all
 from byol.serve import MAX_BATCH_SIZE
 from byol.serve.bundle import Bundle
 from byol.serve.manifest import ANY_SIZE, CLASSIFIER, BundleError, Manifest
 from byol.serve.session import Feeds, Session, open_session
+
+T = TypeVar("T")
 
 # The CPU gains nothing from larger batches; a GPU needs them.
 BATCH_SIZES = {"cpu": 32, "cuda": 256}
@@ -49,20 +53,31 @@ class Pipeline:
 
         The last batch may hold no image, only what was skipped. Memory does not grow with the source.
         """
+        return (batch for _, batch in self.batches_of([source], threads))
+
+    def batches_of(
+        self, sources: Iterable[ImageSource], threads: int = 0
+    ) -> Generator[tuple[ImageSource, Batch], None, None]:
+        """The batches of several sources, one after the other; none has images of two, decoding runs on across them."""
         pixels = np.empty((self.batch_size, self.image_size, self.image_size, 3), np.uint8)  # (B, S, S, 3)
+        current: ImageSource | None = None
         indices: list[int] = []
         skipped: list[Skipped] = []
-        for index, result in decode(source, self._transform, threads):
+        for source, index, result in decode_all(sources, self._transform, threads):
+            if current is not None and current is not source and (indices or skipped):
+                yield current, Batch(indices, self._checked(pixels[: len(indices)], current, indices), skipped)
+                indices, skipped = [], []
+            current = source
             if isinstance(result, UnreadableImage):
                 skipped.append(Skipped(source.ids[index], str(result)))
                 continue
             pixels[len(indices)] = result
             indices.append(index)
             if len(indices) == self.batch_size:
-                yield Batch(indices, self._checked(pixels, source, indices), skipped)
+                yield source, Batch(indices, self._checked(pixels, source, indices), skipped)
                 indices, skipped = [], []
-        if indices or skipped:
-            yield Batch(indices, self._checked(pixels[: len(indices)], source, indices), skipped)
+        if current is not None and (indices or skipped):
+            yield current, Batch(indices, self._checked(pixels[: len(indices)], current, indices), skipped)
 
     def encode(self, pixels: np.ndarray) -> np.ndarray:
         """Outputs (B, D) float32 of images that are preprocessed already: uint8 (B, S, S, 3), B <= batch_size."""
@@ -117,3 +132,18 @@ def graph_interface(manifest: Manifest, name: str) -> list[tuple[str, str, list[
 
 def _interface(end: Any) -> tuple[str, str, list[int | str]]:
     return end.name, end.type, list(end.shape[1:])
+
+
+def run_ahead(items: Generator[T, None, None], most: int = 2) -> Iterator[T]:
+    """The same items, made by a thread at most `most` ahead: the next batch is computed while one is written."""
+    end = object()
+    with ThreadPoolExecutor(1, thread_name_prefix="compute") as pool:
+        pending: deque[Future[Any]] = deque(pool.submit(next, items, end) for _ in range(most))
+        try:
+            while (item := pending.popleft().result()) is not end:
+                pending.append(pool.submit(next, items, end))
+                yield item
+        finally:
+            for future in pending:
+                future.cancel()
+            pool.submit(items.close).result()  # in its own thread, after what it was making

@@ -21,10 +21,10 @@ class Outcome:
     err: str
 
 
-def byol(*arguments: str | os.PathLike[str]) -> Outcome:
+def byol(*arguments: object) -> Outcome:
     """Run `byol ARGUMENTS...`; anything but a clean exit fails the test with its traceback."""
     out, err = io.StringIO(), io.StringIO()
-    argv = ["byol", *(os.fspath(argument) for argument in arguments)]
+    argv = ["byol", *(os.fspath(a) if isinstance(a, os.PathLike) else str(a) for a in arguments)]
     with mock.patch.object(sys, "argv", argv), contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
         try:
             main()

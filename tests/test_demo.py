@@ -7,7 +7,7 @@ from click.testing import CliRunner
 from PIL import Image
 from sklearn.datasets import load_digits
 
-from byol.demo import FEW_LABELS, TRAIN_IMAGES, demo, few_labels, run_demo, table, write_digits
+from byol.demo import FEW_LABELS, TRAIN_IMAGES, demo, run_demo, table, write_digits
 from byol.presets import PRESETS
 from byol.serve.verify import verify
 from byol.sources import open_source
@@ -23,14 +23,6 @@ def test_digits_are_written_without_loss(tmp_path):
         place = train.ids.index(f"{digits.target[row]}/{row:04d}.png")
         pixels = np.asarray(train.open(place))[..., 0].astype(float)
         np.testing.assert_allclose(pixels * 16 / 255, digits.images[row], atol=0.04)
-
-
-def test_few_labels_takes_as_many_of_each_class():
-    labels = np.repeat(["a", "b", "c"], [9, 5, 20])
-    rows = few_labels(labels, 4, seed=1)
-    assert np.unique(labels[rows], return_counts=True)[1].tolist() == [4, 4, 4]
-    assert len(set(rows.tolist())) == 12
-    assert few_labels(labels, 4, seed=2).tolist() != rows.tolist()
 
 
 def test_the_whole_demo_with_a_short_training(tmp_path, capsys):

@@ -24,7 +24,7 @@ def test_the_last_stage_is_channels_first_where_its_map_is_small(size, small):
     model = BYOL(config(image_size=size, canvas_size=size))
     use_channels_last(model, size)
     for network in (model.online, model.target):
-        seen = {}
+        seen: dict[str, torch.Tensor] = {}
         for name in ("layer3", "layer4"):
             stage = getattr(network.encoder, name)
             assert channels_last(stage[0].conv1.weight) == (name == "layer3" or not small)

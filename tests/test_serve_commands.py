@@ -132,7 +132,6 @@ def test_extract_refuses_a_folder_with_parts_of_another_run(place: Path, tmp_pat
     ("arguments", "words"),
     [
         (["nothing", "test", "--out", "f.npz"], ["'BUNDLE'", "does not exist"]),
-        (["bundle", "nothing", "--out", "f.npz"], ["'IMAGES'", "does not exist"]),
         (["bundle", "test"], ["Missing option '--out'"]),
         (["bundle", "test", "--out", "f.npz", "--device", "gpu"], ["'gpu' is not one of 'auto', 'cpu', 'cuda'"]),
         (["bundle", "test", "--out", "f.npz", "--batch-size", "0"], ["0 is not in the range 1<=x<=4096"]),
@@ -152,6 +151,8 @@ def test_extract_refuses_what_is_no_bundle_or_no_source(place: Path, tmp_path: P
     assert_fails(byol("extract", place / "test", place / "test", "--out", out), 1, "holds no manifest.json")
     assert_fails(byol("extract", place / "bundle", place / "bundle", "--out", out), 1, "holds no images")
     assert_fails(byol("extract", place / "bundle", place / "test.npz", "--out", out), 1, "no array `images`")
+    assert_fails(byol("extract", place / "bundle", place / "nothing", "--out", out), 1, "does not exist; expected")
+    assert_fails(byol("extract", place / "bundle", place / "nothing", "--out", tmp_path / "d/"), 1, "does not exist")
     assert_fails(byol("extract", place / "bundle", place / "test", "--out", place / "test.npz" / "x.npz"), 1, "Error: ")
     assert below(tmp_path) == []
 
@@ -233,7 +234,7 @@ def test_one_query_of_one_class(place: Path) -> None:
     [
         ("train", "test.npz", 2, ["--train", "is not a features file", "byol COMMAND BUNDLE --train SRC --test SRC"]),
         ("train.parquet", "test", 2, ["--test", "is not a features file"]),
-        ("train.parquet", "nothing", 2, ["'--test'", "does not exist"]),
+        ("train.parquet", "nothing", 1, ["nothing does not exist; expected"]),
         ("train.parquet", "other.parquet", 1, ["extracted with different bundles"]),
         ("train.parquet", "wide.parquet", 1, ["has 8 features a row", "has 12"]),
         ("train.parquet", "flat.parquet", 1, ["5 of 5 rows have no label (first: 000.png)"]),
@@ -364,5 +365,5 @@ def test_exit_status_of_real_processes(place: Path) -> None:
 
 
 def test_parquet_of_the_folder_output_has_no_errors_file(place: Path) -> None:
-    assert below(place / "parts") == ["part-00000.parquet"]
+    assert below(place / "parts") == ["_manifest.json", "part-00000.parquet"]
     assert pq.read_metadata(place / "parts" / "part-00000.parquet").num_rows == 50

@@ -66,6 +66,30 @@ def test_chunks_do_not_change_the_result(digits: tuple[np.ndarray, ...], monkeyp
     np.testing.assert_allclose(KNNClassifier(20, device="cpu").fit(x, y).predict_proba(queries), whole, atol=1e-5)
 
 
+@pytest.mark.parametrize("rows", [1, 7, 64, 999])
+def test_pieces_of_the_bank_do_not_change_the_neighbours(
+    digits: tuple[np.ndarray, ...], rows: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where a piece has fewer rows than k, and where rows are equal across pieces."""
+    x, y, queries, _ = digits
+    x = np.concatenate([x[:500], x[:500]])
+    expected = KNNClassifier(30, device="cpu").fit(x, y).kneighbors(queries[:50])
+    monkeypatch.setattr(knn, "BANK_ROWS", rows)
+    similarity, neighbours = KNNClassifier(30, device="cpu").fit(x, y).kneighbors(queries[:50])
+    np.testing.assert_allclose(similarity, expected[0], atol=1e-6)
+    # Equal rows may round differently from one size of matrix to another: compare them as the pairs they are.
+    np.testing.assert_array_equal(np.sort(neighbours % 500), np.sort(expected[1] % 500))
+
+
+def test_sweep_is_each_classifier_of_its_own(digits: tuple[np.ndarray, ...]) -> None:
+    x, y, queries, truth = digits
+    results = KNNClassifier(200, device="cpu").fit(x, y).sweep(queries, truth, (1, 20, 200), (0.07, 0.5))
+    assert [(k, t) for k, t, _, _ in results] == [(k, t) for k in (1, 20, 200) for t in (0.07, 0.5)]
+    for k, temperature, top1, top5 in results:
+        alone = KNNClassifier(k, temperature, "cpu").fit(x, y)
+        assert (top1, top5) == tuple(alone.top_k_scores(queries, truth))
+
+
 def test_bank_smaller_than_k_is_used_whole_and_said_so() -> None:
     x, y = np.eye(3), ["a", "b", "b"]
     with pytest.warns(UserWarning, match="k is 20, but the bank has 3 samples"):

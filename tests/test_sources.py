@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import sys
 import tarfile
 import tracemalloc
 from pathlib import Path
@@ -135,6 +136,28 @@ def test_an_image_cut_off_by_the_end_of_its_shard_is_unreadable(tmp_path: Path) 
     path.write_bytes(path.read_bytes()[:600])  # cut after it was listed
     with pytest.raises(UnreadableImage, match="ends within it"):
         source.open(1)
+
+
+# ------------------------------------------------------------------------------------------------- lists of paths
+
+
+def test_a_list_of_paths(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "a b.png").write_bytes(png(0))
+    (tmp_path / "c.png").write_bytes(png(1))
+    lines = b"c.png\r\n\na b.png\n" + bytes(tmp_path / "missing.png")
+    (tmp_path / "paths.txt").write_bytes(lines)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(lines)))
+    for location in ("paths.txt", "-"):
+        source = open_source(location)
+        assert list(source.ids) == ["c.png", "a b.png", str(tmp_path / "missing.png")]
+        assert list(source.labels) == [None] * 3
+        np.testing.assert_array_equal(PIXELS(source.open(1)), picture(seed=0))
+        with pytest.raises(UnreadableImage, match="No such file"):
+            source.open(2)
+    (tmp_path / "empty.txt").write_bytes(b"\n")
+    with pytest.raises(ValueError, match="holds no images"):
+        open_source("empty.txt")
 
 
 # ----------------------------------------------------------------------------------------------------- Parquet

@@ -1,0 +1,187 @@
+"""Folders of images, walked in the order of their paths: as one listing, or in sections meanwhile. Torch-free."""
+
+from __future__ import annotations
+
+import hashlib
+import heapq
+import os
+from array import array
+from collections.abc import Callable, Iterator
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from byol.columns import Labels, Names
+from byol.images import SUFFIXES, ImageSource, Skipped, printable, read_image, reason_of
+from byol.stamps import content_stamp
+
+ENDINGS = tuple(os.fsencode(suffix) for suffix in SUFFIXES)
+CHUNK = 65_536  # names of a folder held as Python objects at a time
+
+Skip = Callable[[bytes, str], None]  # called with a path and why it is left out
+
+
+def folder_source(root: Path) -> ImageSource:
+    """All images below a folder, in the order of their paths' bytes; the first folder of a path is the class."""
+    skipped: list[Skipped] = []
+    paths = _walk(os.fsencode(root), lambda path, reason: skipped.append(Skipped(printable(path), reason)))
+    source = _section(root, paths, skipped)
+    return ImageSource(source.name, source.ids, source.labels, skipped, source.open, source.stamp)
+
+
+def folder_sections(root: Path, size: int, after: bytes = b"") -> Iterator[tuple[ImageSource, bytes]]:
+    """The same as consecutive sources of `size` images, each made when it is asked for; with the last path of each.
+
+    What the listing leaves out is `skipped` of the section in whose place it is. Only what comes behind the path
+    `after` is given: a walk can be taken up where another one ended.
+    """
+    base = os.fsencode(root)
+    found: list[Skipped] = []
+
+    def skip(path: bytes, reason: str) -> None:
+        if path > after:
+            found.append(Skipped(printable(path), reason))
+
+    paths = (path for path in _walk(base, skip) if path > after)
+    following = list(islice(paths, 1))
+    while following:
+        skipped = found.copy()
+        found.clear()
+        source = _section(root, iter([*following, *islice(paths, size - 1)]), skipped)
+        skipped += found
+        found.clear()
+        last: bytes = source.ids.raw[-1].as_py()  # type: ignore[attr-defined]
+        following = list(islice(paths, 1))
+        if not following:
+            skipped += found
+        yield source, last
+
+
+def _section(root: Path, paths: Iterator[bytes], skipped: list[Skipped]) -> ImageSource:
+    base = os.fsencode(root)
+    chunks: list[Any] = []
+    codes = array("i")
+    classes: dict[bytes, int] = {}
+    while part := list(islice(paths, CHUNK)):
+        chunks.append(pa.array(part, pa.large_binary()))
+        codes.extend(_class_of(path, classes) for path in part)
+    names = Names.of(chunks)
+    return ImageSource(
+        name=printable(root),
+        ids=names,
+        labels=Labels(np.frombuffer(codes, np.int32), [printable(name) for name in classes]),
+        skipped=skipped,
+        open=lambda i: read_image(os.path.join(base, names.raw[i].as_py())),
+        stamp=lambda: _stamp(base, names),
+    )
+
+
+def _class_of(path: bytes, classes: dict[bytes, int]) -> int:
+    """The number of a path's first folder, -1 for an image that lies in none; new ones are added to `classes`."""
+    folder, slash, _ = path.partition(b"/")
+    return classes.setdefault(folder, len(classes)) if slash else -1
+
+
+def _walk(root: bytes, skip: Skip) -> Iterator[bytes]:
+    """Yield the images below a folder as paths relative to it, sorted by their bytes.
+
+    A link to a folder is followed where it leads out of everything that is walked; a folder reached twice counts once.
+    Hidden files and folders do not count.
+    """
+    walked = [os.path.realpath(root)]
+    seen: set[tuple[int, int]] = set()
+
+    def is_listed(path: bytes) -> bool:
+        target = os.path.realpath(path)
+        below = (os.path.relpath(target, start) for start in walked if _is_below(target, start))
+        return any(b"/." not in b"/" + way or way == b"." for way in below)
+
+    def walk(folder: bytes) -> Iterator[bytes]:
+        path = os.path.join(root, folder)
+        try:
+            if os.path.islink(path) and folder:
+                if is_listed(path):
+                    skip(folder, "symbolic link to a folder that is already listed")
+                    return
+                walked.append(os.path.realpath(path))
+            status = os.stat(path)
+            if (status.st_dev, status.st_ino) in seen:
+                skip(folder, "symbolic link to a folder that is already listed")
+                return
+            seen.add((status.st_dev, status.st_ino))
+            images, folders = _entries(path)
+        except OSError as error:
+            skip(folder, reason_of(error))
+            return
+        prefix = folder + b"/" if folder else b""
+        # A folder's place among the files is that of its paths, which go on with a slash.
+        places = heapq.merge(images, (name + b"/" for name in folders))
+        for name in places:
+            if name.endswith(b"/"):
+                yield from walk(prefix + name[:-1])
+            else:
+                yield prefix + name
+
+    return walk(b"")
+
+
+def _is_below(path: bytes, folder: bytes) -> bool:
+    return path == folder or path.startswith(folder.rstrip(b"/") + b"/")
+
+
+def _entries(path: bytes) -> tuple[Iterator[bytes], list[bytes]]:
+    """The images and the folders right in a folder, each sorted; millions of names are sorted as one array."""
+    chunks: list[Any] = []
+    names: list[bytes] = []
+    folders: list[bytes] = []
+    with os.scandir(path) as entries:
+        for entry in entries:
+            if entry.name.startswith(b"."):
+                continue
+            if _is_folder(entry):
+                folders.append(entry.name)
+            elif entry.name.lower().endswith(ENDINGS):
+                names.append(entry.name)
+                if len(names) == CHUNK:
+                    chunks.append(pa.array(names, pa.large_binary()))
+                    names = []
+    if not chunks:
+        return iter(sorted(names)), _by_path(folders)
+    listed = pa.concat_arrays([*chunks, pa.array(names, pa.large_binary())])
+    listed = listed.take(pc.array_sort_indices(listed))
+    starts = range(0, len(listed), CHUNK)
+    return (name for start in starts for name in listed[start : start + CHUNK].to_pylist()), _by_path(folders)
+
+
+def _by_path(folders: list[bytes]) -> list[bytes]:
+    return sorted(folders, key=lambda name: name + b"/")
+
+
+def _is_folder(entry: os.DirEntry[bytes]) -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:  # a link that points to itself
+        return False
+
+
+def _stamp(root: bytes, names: Names) -> str:
+    """Size and time of every file, and some content: names and sizes alone may be the same for other images."""
+    digest = hashlib.sha256()
+    for start in range(0, len(names), CHUNK):
+        chunk = names.raw[start : start + CHUNK].to_pylist()
+        digest.update(np.array([_size_and_time(os.path.join(root, raw)) for raw in chunk], "<i8").tobytes())
+    for i in np.linspace(0, len(names) - 1, min(64, len(names)), dtype=int):
+        digest.update(content_stamp(os.path.join(root, names.raw[i].as_py())))
+    return digest.hexdigest()
+
+
+def _size_and_time(path: bytes) -> tuple[int, int]:
+    try:
+        status = os.stat(path)
+    except OSError:
+        return (-1, -1)
+    return status.st_size, status.st_mtime_ns

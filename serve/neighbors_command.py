@@ -1,0 +1,88 @@
+"""`byol neighbors`: the images of a bank that are nearest to each query, as JSON and as a picture."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from byol.console import note_device, note_skipped, progress, show_table
+from byol.serve.options import BUNDLE, SOURCE, device_option
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from byol.serve.features import Features
+
+GRID_QUERIES = 100  # rows of a picture
+
+
+@click.command()
+@click.argument("bundle", type=BUNDLE, required=False)
+@click.option("--bank", required=True, type=SOURCE, help="Images, or features that `extract` wrote.")
+@click.option("--query", required=True, type=SOURCE, help="Images, or features.")
+@click.option("--k", type=click.IntRange(min=1), default=8, show_default=True, help="Neighbours of each query.")
+@click.option("--grid", type=click.Path(dir_okay=False, path_type=Path), help="Also draw them: FILE.png.")
+@device_option
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object a query on stdout, nothing else.")
+def neighbors(
+    bundle: Path | None, bank: Path, query: Path, k: int, grid: Path | None, device: str, as_json: bool
+) -> None:
+    """The images of --bank that are nearest to each image of --query by cosine similarity.
+
+    BUNDLE may be left out when both are features files; --grid needs images.
+    """
+    from byol.serve.evaluate import load_sets, needs_bundle
+    from byol.serve.knn import Neighbours
+
+    if bundle is None and needs_bundle(bank, query):
+        raise click.UsageError("images need the BUNDLE that encodes them: byol neighbors BUNDLE --bank SRC --query SRC")
+    if grid and (needs_bundle(bank) is None or needs_bundle(query) is None):
+        raise click.UsageError("--grid draws images, but --bank or --query is a features file; give the images")
+    sets = load_sets(bundle, bank, query, device, progress)
+    note_skipped(sets.skipped)
+    search = Neighbours(sets.train.x, min(k, len(sets.train)), sets.encoder.device if sets.encoder else device)
+    note_device(device, search.device, sets.encoder.reason if sets.encoder else search.reason)
+    similarity, rows = search(sets.test.x)
+    for place in range(len(sets.test)):
+        found = _found(sets.train, sets.test, place, similarity[place], rows[place])
+        if as_json:
+            click.echo(json.dumps(found, allow_nan=False))
+        else:
+            show_table([(found["id"], " ".join(f"{n['id']} ({n['similarity']:.3f})" for n in found["neighbours"]))])
+    if grid:
+        _draw(grid, bank, query, sets.train, sets.test, rows)
+
+
+def _found(bank: Features, query: Features, place: int, similarity: np.ndarray, rows: np.ndarray) -> dict[str, Any]:
+    neighbours = [
+        {"id": bank.ids[row], "label": bank.labels[row], "similarity": round(float(value), 6)}
+        for row, value in zip(rows.tolist(), similarity, strict=True)
+    ]
+    return {"id": query.ids[place], "label": query.labels[place], "neighbours": neighbours}
+
+
+def _draw(path: Path, bank: Path, query: Path, kept: Features, asked: Features, rows: np.ndarray) -> None:
+    """Queries spread over all of them, each with its neighbours."""
+    import numpy as np
+
+    from byol.images import ImageSource
+    from byol.serve.grid import draw_grid
+    from byol.sources import open_source
+
+    def places(source: ImageSource) -> dict[str, int]:
+        return {name: i for i, name in enumerate(source.ids)}
+
+    sources = open_source(query), open_source(bank)
+    ours, theirs = (places(source) for source in sources)
+    shown = np.linspace(0, len(asked) - 1, min(GRID_QUERIES, len(asked)), dtype=int)
+    draw_grid(
+        path,
+        [
+            [sources[0].open(ours[asked.ids[q]]), *(sources[1].open(theirs[kept.ids[row]]) for row in rows[q].tolist())]
+            for q in shown.tolist()
+        ],
+        side=64,
+    )
