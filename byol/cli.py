@@ -24,6 +24,7 @@ COMMANDS = {
     "linear": ("byol.serve.evaluate_command", "Linear-probe accuracy of a bundle's features."),
     "neighbors": ("byol.serve.neighbors_command", "The images of a bank that are nearest to each query."),
     "info": ("byol.serve.command", "Show what a bundle holds; check it against itself."),
+    "bench": ("byol.serve.bench", "Measure a bundle on this machine: images/s and latency of every stage."),
     "doctor": ("byol.serve.doctor", "Say which devices ONNX Runtime can use on this machine, and why not."),
     "fetch": ("byol.cache_command", "Download a named data set (needs the `train` extra)."),
     "cache": ("byol.cache_command", "Show or clear the decoded images kept for later runs."),

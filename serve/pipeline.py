@@ -37,15 +37,15 @@ class Batch:
 class Pipeline:
     """A session on a graph that takes preprocessed images, fed with whatever can be decoded.
 
-    `dim` D. Attributes: `manifest`, `image_size` S, `device` and `reason` (what is used, and why), `batch_size`.
-    Raises `ValueError` for a batch size out of range.
+    `dim` D. Attributes: `manifest`, `image_size` S, `device` and `reason` (what is used, and why), `batch_size`,
+    `session`. Raises `ValueError` for a batch size out of range.
     """
 
     def __init__(self, bundle: Bundle, session: Session, batch_size: int | None, dim: int, output: int = 0) -> None:
         self.manifest, self.image_size, self.dim = bundle.manifest, bundle.manifest.image_size, dim
         self.device, self.reason = session.device, session.reason
         self.batch_size = batch_size or BATCH_SIZES[self.device]
-        self._session, self._output = session, output
+        self.session, self._output = session, output
         self._transform = bundle.manifest.preprocess.transform()
 
     def batches(self, source: ImageSource, threads: int = 0) -> Iterator[Batch]:
@@ -88,7 +88,7 @@ class Pipeline:
             padded = np.zeros((self.batch_size, *pixels.shape[1:]), np.uint8)
             padded[:count] = pixels
             pixels = padded
-        outputs: np.ndarray = self._session.run({self.manifest.onnx.input: pixels})[self._output][:count]
+        outputs: np.ndarray = self.session.run({self.manifest.onnx.input: pixels})[self._output][:count]
         return outputs
 
     def _checked(self, pixels: np.ndarray, source: ImageSource, indices: list[int]) -> np.ndarray:

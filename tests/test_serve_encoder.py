@@ -183,14 +183,14 @@ def test_last_batch_is_padded_for_a_fixed_shape(bundle: Path, monkeypatch: pytes
     images = np.stack([picture(16, 16, seed=i) for i in range(6)])
     expected = encoder(images)
     shapes: list[tuple[int, ...]] = []
-    run = encoder._session.run
+    run = encoder.session.run
 
     def spy(feeds: dict[str, np.ndarray]) -> list[np.ndarray]:
         shapes.append(feeds["images"].shape)
         return run(feeds)
 
     monkeypatch.setattr(encoder, "device", "cuda")
-    monkeypatch.setattr(encoder._session, "run", spy)
+    monkeypatch.setattr(encoder.session, "run", spy)
     np.testing.assert_allclose(encoder(images), expected, rtol=1e-5)
     assert shapes == [(4, 16, 16, 3)] * 2
 
