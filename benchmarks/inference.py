@@ -2,9 +2,10 @@
 
     python -m benchmarks.inference PHOTOS --out FILE.json [--arch resnet18] [--image-size 224] [--device cpu]
 
-The encoder has random weights and the batch-norm statistics of the photographs; the photographs also calibrate int8.
-Every row is a process of its own on the same batch of preprocessed images; rounds run all rows in turn. Prints a table
-(median images/s over the rounds, ratio to torch eager) and writes it with versions and every single figure.
+"torch eager" is the model as its constructor gives it, in fp32; the other rows name what is changed. The encoder has
+random weights and the batch-norm statistics of the photographs; the photographs also calibrate int8. Every row is a
+process of its own on the same batch of preprocessed images; rounds run all rows in turn. Prints the export's figures and
+a table (median images/s over the rounds, ratio to torch eager), and writes them with versions and every single figure.
 """
 
 from __future__ import annotations
@@ -26,7 +27,13 @@ import numpy as np
 from benchmarks.evaluate import byol
 from benchmarks.train import machine
 
-TORCH = ("torch eager", "torch.compile", "torch bf16 autocast", "torch bf16 autocast, torch.compile")
+TORCH = (
+    "torch eager",
+    "torch channels_last",
+    "torch channels_last, compile",
+    "torch channels_last, bf16",
+    "torch channels_last, bf16, compile",
+)
 OURS = ("onnxruntime fp32", "onnxruntime fp16", "onnxruntime int8")
 
 
@@ -61,7 +68,8 @@ def torch_row(row: str, work: Path, options: dict[str, Any], images: np.ndarray)
     device = torch.device(options["device"])
     encoder = build_encoder(options["arch"], "imagenet", options["image_size"])
     encoder.load_state_dict(torch.load(work / "weights.pth", weights_only=True))
-    encoder = encoder.eval().to(memory_format=torch.channels_last).to(device)
+    layout = torch.channels_last if "channels_last" in row else torch.contiguous_format
+    encoder = encoder.eval().to(memory_format=layout).to(device)
     forward = torch.compile(encoder) if "compile" in row else encoder
     autocast = torch.autocast(device.type, torch.bfloat16, enabled="bf16" in row)
     pixels = torch.from_numpy(images)
@@ -70,7 +78,7 @@ def torch_row(row: str, work: Path, options: dict[str, Any], images: np.ndarray)
     def run() -> object:
         with autocast:
             batch = pixels.to(device).permute(0, 3, 1, 2).float() / 127.5 - 1
-            return forward(batch.contiguous(memory_format=torch.channels_last)).float().cpu()
+            return forward(batch.contiguous(memory_format=layout)).float().cpu()
 
     return run
 
@@ -121,7 +129,8 @@ def main(photos: Path, out: Path, rounds: int, **options: Any) -> None:
         images = read_images(photos, size, 64)
         np.save(work / "batch.npy", np.resize(images, (options["batch_size"], *images.shape[1:])))
         write_checkpoint(work / "weights.pth", options["arch"], size, images)
-        words = ["export", work / "weights.pth", "--from", "torchvision", "--arch", options["arch"]]
+        toolkit = "timm" if options["arch"].startswith("timm:") else "torchvision"
+        words = ["export", work / "weights.pth", "--from", toolkit, "--arch", options["arch"]]
         words += ["--image-size", size, "--mean", 0.5, 0.5, 0.5, "--std", 0.5, 0.5, 0.5, "--out", work / "bundle"]
         started = time.perf_counter()
         byol(*words)
@@ -144,6 +153,13 @@ def main(photos: Path, out: Path, rounds: int, **options: Any) -> None:
     }
     out.parent.mkdir(parents=True, exist_ok=True)
     out.write_text(json.dumps(result, indent=2) + "\n")
+    click.echo(f"export: {export_seconds:.1f} s")
+    for name, entry in manifest["files"].items():
+        parity = entry["parity"]
+        proof = (
+            f", relative error {parity['max_relative_error']:.1e}, cosine {parity['min_cosine']:.7f}" if parity else ""
+        )
+        click.echo(f"{name}: {entry['size'] / 1e6:.1f} MB{proof}")
     click.echo("| row | images/s | / torch eager |\n|---|---|---|")
     for row, rate in medians.items():
         click.echo(f"| {row} | {rate:.1f} | {rate / medians['torch eager']:.2f} |")
