@@ -20,7 +20,7 @@ from typing import Any
 import click
 import numpy as np
 
-from benchmarks.train import machine, work
+from benchmarks.train import command_line, machine, work
 from byol.sources import open_source
 
 IMAGES = (1_000, 10_000, 50_000)
@@ -72,7 +72,7 @@ def main(data: Path, out: Path, **options: Any) -> None:
         for batch in BATCHES:
             rows[f"images/s, all images, batch {batch}"] = work("ours", data, {**options, "batch_size": batch})
     out.parent.mkdir(parents=True, exist_ok=True)
-    command = ["python -m benchmarks.growth", *sys.argv[2:]]
+    command = command_line("python -m benchmarks.growth")
     facts = {"command": command, "options": options, "machine": machine(options["device"]), "rows": rows}
     out.write_text(json.dumps(facts, indent=2) + "\n")
     for row, value in rows.items():

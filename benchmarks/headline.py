@@ -21,7 +21,7 @@ from typing import Any
 import click
 
 from benchmarks.evaluate import byol
-from benchmarks.train import machine
+from benchmarks.train import command_line, machine
 
 
 def train(words: list[str], log: Path, until: float) -> bool:
@@ -83,7 +83,7 @@ def main(bank: str, test: str, out: Path, preset: str, seeds: int, minutes: floa
         click.echo(f"seed {seed}: kNN {100 * result['top1']:.2f} %, {seconds / 60:.1f} minutes of training")
     scores = [100 * row["knn"]["top1"] for row in rows]
     summary = {
-        "command": ["python -m benchmarks.headline", *sys.argv[1:]],
+        "command": command_line("python -m benchmarks.headline"),
         "machine": machine("cuda" if rows[0]["knn"]["device"] == "cuda" else "cpu"),
         "mean": statistics.mean(scores),
         "deviation": statistics.stdev(scores) if len(scores) > 1 else None,

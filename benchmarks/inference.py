@@ -4,8 +4,8 @@
 
 "torch eager" is the model as its constructor gives it, in fp32; the other rows name what is changed. The encoder has
 random weights and the batch-norm statistics of the photographs; the photographs also calibrate int8. Every row is a
-process of its own on the same batch of preprocessed images; rounds run all rows in turn. Prints the export's figures and
-a table (median images/s over the rounds, ratio to torch eager), and writes them with versions and every single figure.
+process of its own on the same batch of preprocessed images; rounds run all rows in turn. Prints the export's figures
+and a table (median images/s over the rounds, ratio to torch eager), and writes both with versions and every figure.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ import click
 import numpy as np
 
 from benchmarks.evaluate import byol
-from benchmarks.train import machine
+from benchmarks.train import command_line, machine
 
 TORCH = (
     "torch eager",
@@ -143,7 +143,7 @@ def main(photos: Path, out: Path, rounds: int, **options: Any) -> None:
                 click.echo(f"round {number + 1}: {row}: {figures[row][-1]:.1f} images/s", err=True)
     medians = {row: statistics.median(values) for row, values in figures.items()}
     result = {
-        "command": ["python -m benchmarks.inference", *sys.argv[1:]],
+        "command": command_line("python -m benchmarks.inference"),
         "options": options,
         "machine": machine(options["device"]),
         "export_seconds": export_seconds,

@@ -10,7 +10,6 @@ give a part of the training set as --test. Writes DIR/rehearsal.json.
 from __future__ import annotations
 
 import json
-import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -19,7 +18,7 @@ import click
 
 from benchmarks.growth import subset
 from benchmarks.headline import score, train, training_seconds
-from benchmarks.train import machine
+from benchmarks.train import command_line, machine
 from byol.presets import PRESETS
 
 
@@ -62,7 +61,7 @@ def main(bank: Path, test: str, out: Path, presets: tuple[str, str], images: int
         result = score(run, str(bank), test, "auto")
         rows.append({"preset": preset, "epochs": length, "training_seconds": round(seconds, 1), "knn": result})
         click.echo(f"{preset}: {length} epochs, {seconds / 60:.1f} minutes, kNN {100 * result['top1']:.2f} %")
-    command = ["python -m benchmarks.rehearsal", *sys.argv[1:]]
+    command = command_line("python -m benchmarks.rehearsal")
     facts = {"command": command, "machine": machine("cpu"), "rows": rows}
     (out / "rehearsal.json").write_text(json.dumps(facts, indent=2) + "\n")
 

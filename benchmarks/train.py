@@ -57,6 +57,14 @@ def work(worker: str, data: Path, options: dict[str, Any], settings: Sequence[st
     return float(json.loads(done.stdout.splitlines()[-1])["figure"])
 
 
+def command_line(name: str) -> list[str]:
+    """How this process was called, without places of this machine: paths by their last parts, no --out."""
+    words = sys.argv[1:]
+    if "--out" in words:
+        del words[words.index("--out") : words.index("--out") + 2]
+    return [name, *("/".join(Path(word).parts[-2:]) if Path(word).exists() else word for word in words)]
+
+
 def machine(device: str) -> dict[str, Any]:
     """What was measured on, and with which versions."""
     import torch
@@ -90,7 +98,7 @@ def main(data: Path, out: Path, device: str, rounds: int, only: tuple[str, ...],
             click.echo(f"round {number + 1}: {name}: {figures[name][-1]:.1f} images/s", err=True)
     medians = {name: statistics.median(values) for name, values in figures.items()}
     result = {
-        "command": ["benchmarks/train.py", *sys.argv[2:]],
+        "command": command_line("benchmarks/train.py"),
         "options": {"device": device, "rounds": rounds, **options},
         "machine": machine(device),
         "images_per_second": figures,
