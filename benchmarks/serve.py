@@ -1,0 +1,217 @@
+"""Serving speed: features from JPEG files beside the common way, kNN and linear probe beside other libraries.
+
+    pip install -e '.[peers]'
+    python -m benchmarks.serve PHOTOS --out FILE.json [--arch resnet18] [--image-size 224] [--device cpu] [--rounds 3]
+
+Every row is a process of its own, rounds run all rows in turn. `images` rows: images/s over the photographs, again and
+again for `--seconds`; the encoder has random weights. `knn` and `linear` rows: seconds on random features with class
+structure, with what was found (neighbours, accuracy) compared in the table. Prints one table and writes it with
+versions and every figure.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import resource
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import click
+import numpy as np
+
+from benchmarks.evaluate import byol
+from benchmarks.inference import read_images, write_checkpoint
+from benchmarks.train import command_line, machine
+
+IMAGES = ("ours fp32", "ours int8", "torch eager, torchvision, DataLoader", "decoding alone", "session alone, fp32")
+KNN = ("ours", "faiss flat", "scikit-learn")
+LINEAR = ("ours", "scikit-learn")
+BANK, QUERIES, DIM, K = 50_000, 10_000, 512, 200
+
+
+def features(classes: int = 10) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """Overlapping clusters: bank and queries float32 (N, 512), with their classes."""
+    random = np.random.default_rng(0)
+    centres = random.normal(size=(classes, DIM))
+    labels = random.integers(0, classes, BANK + QUERIES)
+    x = (centres[labels] + random.normal(scale=6, size=(BANK + QUERIES, DIM))).astype(np.float32)
+    return x[:BANK], labels[:BANK], x[BANK:], labels[BANK:]
+
+
+def image_row(row: str, photos: Path, work: Path, options: dict[str, Any]) -> Callable[[], int]:
+    """A function that goes once over the photographs and returns how many there were."""
+    from byol.images import decode
+    from byol.serve import Encoder
+    from byol.sources import open_source
+
+    source = open_source(photos)
+    if row.startswith("torch"):
+        return torch_row(photos, work, options)
+    encoder = Encoder(work / "bundle", options["device"], variant="int8" if "int8" in row else "fp32")
+    transform = encoder.manifest.preprocess.transform()
+    if row.startswith("decoding"):
+        return lambda: sum(1 for _ in decode(source, transform))
+    if row.startswith("session"):
+        batch = np.stack([transform(source.open(i)) for i in range(encoder.batch_size)])
+
+        def session() -> int:
+            for _ in range(4):
+                encoder.encode(batch)
+            return 4 * len(batch)
+
+        return session
+    return lambda: sum(len(batch.indices) for batch in encoder.batches(source))
+
+
+def torch_row(photos: Path, work: Path, options: dict[str, Any]) -> Callable[[], int]:
+    """What a torch user writes: ImageFolder, torchvision's transforms, a DataLoader of two workers, eager fp32."""
+    import torch
+    from torch.utils.data import DataLoader
+    from torchvision import transforms
+    from torchvision.datasets import ImageFolder
+
+    from byol.model import build_encoder
+
+    size, device = options["image_size"], torch.device(options["device"])
+    encoder = build_encoder(options["arch"], "imagenet", size)
+    encoder.load_state_dict(torch.load(work / "weights.pth", weights_only=True))
+    encoder = encoder.eval().to(device)
+    steps = [transforms.Resize(round(size * 8 / 7)), transforms.CenterCrop(size), transforms.ToTensor()]
+    steps.append(transforms.Normalize((0.5,) * 3, (0.5,) * 3))
+    data = ImageFolder(str(photos), transforms.Compose(steps))
+    loader = DataLoader(data, batch_size=32, num_workers=2, persistent_workers=True)
+
+    @torch.no_grad()
+    def run() -> int:
+        return sum(len(encoder(images.to(device)).cpu()) for images, _ in loader)
+
+    return run
+
+
+def knn_row(row: str, options: dict[str, Any]) -> dict[str, float]:
+    """Seconds for the neighbours of all queries, and a checksum of which they are."""
+    bank, labels, queries, _ = features()
+    started = time.perf_counter()
+    if row == "ours":
+        from byol.serve import KNNClassifier
+
+        rows = KNNClassifier(K, device=options["device"]).fit(bank, labels).kneighbors(queries)[1]
+    elif row == "faiss flat":
+        import faiss
+
+        faiss.normalize_L2(bank)
+        faiss.normalize_L2(queries)
+        index = faiss.IndexFlatIP(DIM)
+        index.add(bank)
+        rows = index.search(queries, K)[1]
+    else:
+        from sklearn.neighbors import NearestNeighbors
+
+        search = NearestNeighbors(n_neighbors=K, metric="cosine", algorithm="brute").fit(bank)
+        rows = search.kneighbors(queries, return_distance=False)
+    seconds = time.perf_counter() - started
+    return {"figure": seconds, "neighbours": float(np.sort(rows[:100]).sum())}
+
+
+def linear_row(row: str, classes: int, options: dict[str, Any]) -> dict[str, float]:
+    """Seconds of one fit at the same penalty, and the test accuracy."""
+    x, y, z, truth = features(classes)
+    started = time.perf_counter()
+    if row == "ours":
+        from byol.serve import LinearProbe
+
+        probe: Any = LinearProbe(1e-3, options["device"]).fit(x, y)
+    else:
+        from sklearn.linear_model import LogisticRegression
+        from sklearn.pipeline import make_pipeline
+        from sklearn.preprocessing import StandardScaler
+
+        fit = LogisticRegression(C=1 / (1e-3 * len(x)), max_iter=1000)
+        probe = make_pipeline(StandardScaler(), fit).fit(x, y)
+    seconds = time.perf_counter() - started
+    return {"figure": seconds, "top1": float(probe.score(z, truth))}
+
+
+def worker(row: str, photos: Path, work: Path, options: dict[str, Any]) -> None:
+    """Measure one row and print its figures as JSON."""
+    kind, _, name = row.partition(": ")
+    if kind == "images":
+        run = image_row(name, photos, work, options)
+        run()
+        started, count = time.perf_counter(), 0
+        while time.perf_counter() - started < options["seconds"]:
+            count += run()
+        result = {"figure": count / (time.perf_counter() - started)}
+    elif kind == "knn":
+        result = knn_row(name, options)
+    else:
+        result = linear_row(name, int(kind.split()[1]), options)
+    result["peak_gb"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9
+    click.echo(json.dumps(result))
+
+
+def rows() -> Iterator[str]:
+    """Every row's name: what is done, and who does it."""
+    yield from (f"images: {name}" for name in IMAGES)
+    yield from (f"knn: {name}" for name in KNN)
+    yield from (f"linear {classes} classes: {name}" for classes in (10, 100) for name in LINEAR)
+
+
+@click.command()
+@click.argument("photos", type=click.Path(exists=True, path_type=Path))
+@click.option("--out", type=click.Path(path_type=Path), required=True)
+@click.option("--arch", default="resnet18", show_default=True)
+@click.option("--image-size", default=224, show_default=True)
+@click.option("--device", type=click.Choice(["cpu", "cuda"]), default="cpu", show_default=True)
+@click.option("--seconds", default=10.0, show_default=True, help="Of each row of images.")
+@click.option("--rounds", default=3, show_default=True)
+@click.option("--only", multiple=True, help="Rows whose name holds this text.")
+def main(photos: Path, out: Path, rounds: int, only: tuple[str, ...], **options: Any) -> None:
+    chosen = [row for row in rows() if not only or any(text in row for text in only)]
+    figures: dict[str, list[dict[str, float]]] = {row: [] for row in chosen}
+    with tempfile.TemporaryDirectory() as folder:
+        work = Path(folder)
+        write_checkpoint(
+            work / "weights.pth", options["arch"], options["image_size"], read_images(photos, options["image_size"], 64)
+        )
+        words = ["export", work / "weights.pth", "--from", "torchvision", "--arch", options["arch"]]
+        words += ["--image-size", options["image_size"], "--mean", 0.5, 0.5, 0.5, "--std", 0.5, 0.5, 0.5]
+        byol(*words, "--out", work / "bundle", "--precision", "int8", "--calibrate", photos)
+        for number in range(rounds):
+            for row in chosen:
+                call = [sys.executable, "-m", "benchmarks.serve", "--worker", row, str(photos), folder]
+                environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parent.parent)}
+                done = subprocess.run([*call, json.dumps(options)], env=environment, stdout=subprocess.PIPE, check=True)
+                figures[row].append(json.loads(done.stdout.splitlines()[-1]))
+                click.echo(f"round {number + 1}: {row}: {figures[row][-1]}", err=True)
+    result = {
+        "command": command_line("python -m benchmarks.serve"),
+        "options": options,
+        "machine": machine(options["device"]),
+        "rows": figures,
+    }
+    out.parent.mkdir(parents=True, exist_ok=True)
+    out.write_text(json.dumps(result, indent=2) + "\n")
+    click.echo("| row | images/s or seconds | peak GB | found |\n|---|---|---|---|")
+    for row, found in figures.items():
+        figure = statistics.median(entry["figure"] for entry in found)
+        rest = {key: value for key, value in found[0].items() if key not in ("figure", "peak_gb")}
+        click.echo(f"| {row} | {figure:.2f} | {found[0]['peak_gb']:.2f} | {rest or ''} |")
+
+
+if __name__ == "__main__":
+    if sys.argv[1:2] == ["--worker"]:
+        from byol.memory import keep_freed_memory
+
+        if ": ours" in sys.argv[2] or "alone" in sys.argv[2]:  # as the `byol` command does
+            keep_freed_memory()
+        worker(sys.argv[2], Path(sys.argv[3]), Path(sys.argv[4]), json.loads(sys.argv[5]))
+    else:
+        main()
