@@ -107,15 +107,15 @@ def test_a_copy_of_the_images_shares_the_entry(images: Path, cache: DecodedCache
 
 
 def test_what_could_not_be_read_and_now_can_is_read(images: Path, cache: DecodedCache, monkeypatch: pytest.MonkeyPatch):
-    from byol import sources
+    from byol import folders
     from byol.images import UnreadableImage, read_image
 
     def refuse(path: object) -> None:
         raise UnreadableImage("Permission denied")
 
-    monkeypatch.setattr(sources, "read_image", lambda path: refuse(path) if b"001" in path else read_image(path))
+    monkeypatch.setattr(folders, "read_image", lambda path: refuse(path) if b"001" in path else read_image(path))
     assert len(load_canvases(open_source(images), 16, cache=cache)) == 18
-    monkeypatch.setattr(sources, "read_image", read_image)
+    monkeypatch.setattr(folders, "read_image", read_image)
     assert len(load_canvases(open_source(images), 16, cache=cache)) == 20
     assert len(cache.entries()) == 1
 

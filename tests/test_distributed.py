@@ -92,7 +92,7 @@ def test_two_processes_reproduce_one_with_the_same_global_batch(images: Path, al
     assert len(one) == len(two) == 20
     for a, b in zip(one, two, strict=True):
         assert (a["lr"], a["tau"], a["step"], a.get("knn_top1")) == (b["lr"], b["tau"], b["step"], b.get("knn_top1"))
-        assert a["loss"] == pytest.approx(b["loss"], abs=1e-5)
+        assert a["loss"] == pytest.approx(b["loss"], rel=1e-5)  # of float32, after up to 20 steps
         for name in ("std_ratio", "rankme", "cosine"):
             assert a[name] == pytest.approx(b[name], rel=1e-3)
     assert sum("knn_top1" in record for record in one) == 2
