@@ -19,7 +19,9 @@ def channels_last(tensor):
     return tensor.is_contiguous(memory_format=torch.channels_last) and not tensor.is_contiguous()
 
 
-@pytest.mark.parametrize(("size", "small"), [(16, True), (32, True), (40, False)])  # maps of 2x2, 4x4, 5x5
+@pytest.mark.parametrize(
+    ("size", "small"), [(8, False), (16, True), (32, True), (40, False)]
+)  # maps of 1x1, 2x2, 4x4, 5x5
 def test_the_last_stage_is_channels_first_where_its_map_is_small(size, small):
     model = BYOL(config(image_size=size, canvas_size=size))
     use_channels_last(model, size)
