@@ -33,7 +33,7 @@ def test_the_last_stage_is_channels_first_where_its_map_is_small(size, small):
             stage[1].conv1.register_forward_pre_hook(partial(note, seen, name))
         network.encoder(torch.randn(2, 3, size, size).contiguous(memory_format=torch.channels_last))
         assert channels_last(seen["layer3"])
-        assert seen["layer4"].is_contiguous() == small
+        assert seen["layer4"].is_contiguous() == (small or size == 8)  # a single position has both orders
 
 
 def test_features_and_gradients_stay_the_same(monkeypatch):
