@@ -155,7 +155,7 @@ def main(photos: Path, out: Path, rounds: int, **options: Any) -> None:
     out.write_text(json.dumps(result, indent=2) + "\n")
     click.echo(f"export: {export_seconds:.1f} s")
     for name, entry in manifest["files"].items():
-        parity = entry["parity"]
+        parity = entry.get("parity")
         proof = (
             f", relative error {parity['max_relative_error']:.1e}, cosine {parity['min_cosine']:.7f}" if parity else ""
         )
