@@ -70,6 +70,8 @@ class Trainer:
         self.device = resolve_device(config.device, self.world.local_rank)
         self.precision = resolve_precision(config.precision, self.device)
         self.compiled = resolve_compile(config.compile, self.device, self.plan.total * config.batch_size)
+        if self.compiled == "all" and config.recompute:  # which breaks the networks' graph
+            self.compiled = "augmentation"
         self.sync_norm = resolve_sync_norm(config.sync_norm, self._micro_batch(), self.world.size)
         torch.manual_seed(config.seed)
         self.model = BYOL(config)
@@ -87,7 +89,7 @@ class Trainer:
         self._forward: Callable[..., Any] = self._network
         self._render: Callable[..., Tensor] = render
         # Not dynamic: a run has one size of views, or two, and each gets code of its own.
-        if self.compiled == "all" and not config.recompute:
+        if self.compiled == "all":
             self._forward = torch.compile(self._network, dynamic=False)
         if self.compiled != "none":
             on_trial = config.compile == "auto" and self.device.type == "cpu"

@@ -12,6 +12,7 @@ __all__ = ["Encoder", "KNNClassifier", "LinearProbe"]
 # Here, because the command line needs them before it loads ONNX Runtime.
 DEVICES = ("auto", "cpu", "cuda")
 VARIANT_NAMES = ("auto", "fp32", "fp16", "int8")
+PART_IMAGES = 16_384  # of a folder's part: 134 MB of features at D = 2048
 MAX_BATCH_SIZE = 4096  # keeps a slip of the keyboard from taking all memory
 
 _MODULES = {"Encoder": "encoder", "KNNClassifier": "knn", "LinearProbe": "linear"}

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from byol.console import note, note_device, note_skipped, progress, show_json, show_table
-from byol.serve import VARIANT_NAMES
+from byol.serve import PART_IMAGES, VARIANT_NAMES
 from byol.serve.options import (
     BUNDLE,
     SOURCE,
@@ -49,7 +49,7 @@ if TYPE_CHECKING:
 @click.option(
     "--part-images",
     type=click.IntRange(1, 10_000_000),
-    default=16_384,
+    default=PART_IMAGES,
     show_default=True,
     help="Images of each part, where --out is a folder.",
 )

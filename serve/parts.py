@@ -21,6 +21,7 @@ import pyarrow.parquet as pq
 
 from byol.files import atomic_file
 from byol.images import ImageSource, Skipped, printable
+from byol.serve import PART_IMAGES
 from byol.serve.encoder import Encoder
 from byol.serve.extract import Advance, Extraction, Options, checked_batches, folder
 from byol.serve.features import DIGEST_KEY, ERRORS, feature_file, write_errors
@@ -28,7 +29,6 @@ from byol.sources import Section, open_sections
 
 MANIFEST = "_manifest.json"
 FORMAT = 1
-PART_IMAGES = 16_384  # images of a part: 134 MB of features at D = 2048
 NOTES = "byol"  # the key of a part's notes in its metadata
 
 
