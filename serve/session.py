@@ -13,7 +13,6 @@ import io
 import sys
 import warnings
 from collections.abc import Callable, Iterator, Mapping
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -21,6 +20,7 @@ import onnxruntime as ort
 
 from byol.images import usable_cores
 from byol.serve import DEVICES
+from byol.serve.hardware import driver_problem
 from byol.serve.model import Model
 
 Feeds = Mapping[str, np.ndarray]
@@ -92,16 +92,6 @@ def open_session(model: bytes | Model, device: str, warm_up: WarmUp, shares_core
         return _cpu_session(model, str(error), warm_up, shares_cores)
 
 
-def fast_int8() -> bool:
-    """Whether this CPU multiplies bytes natively (VNNI, or ARM's dot product), which makes int8 graphs faster."""
-    try:
-        text = Path("/proc/cpuinfo").read_text()
-    except OSError:  # not Linux: nothing here says
-        return False
-    features = {"avx512_vnni", "avx_vnni", "asimddp"}
-    return any(features & set(line.split()) for line in text.splitlines() if line.startswith(("flags", "Features")))
-
-
 def _cpu_session(model: Model, reason: str, warm_up: WarmUp, shares_cores: bool) -> Session:
     try:
         inference = ort.InferenceSession(model.graph, _options(model, shares_cores), providers=[_CPU])
@@ -161,18 +151,6 @@ def build_problem() -> str | None:
         f"the installed onnxruntime {ort.__version__} is built without CUDA "
         "(pip uninstall onnxruntime, then pip install 'byol[gpu]')"
     )
-
-
-def driver_problem() -> str | None:
-    """What is wrong with the NVIDIA driver, or None."""
-    name = "nvcuda.dll" if sys.platform == "win32" else "libcuda.so.1"
-    try:
-        driver = ctypes.CDLL(name)
-        status, count = driver.cuInit(0), ctypes.c_int(0)
-        status = status or driver.cuDeviceGetCount(ctypes.byref(count))
-    except (OSError, AttributeError):
-        return f"no NVIDIA driver ({name} cannot be loaded)"
-    return None if status == 0 and count.value > 0 else f"the NVIDIA driver shows no usable GPU (CUDA error {status})"
 
 
 def missing_libraries() -> list[str]:

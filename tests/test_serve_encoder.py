@@ -177,11 +177,14 @@ def test_encoder_may_be_called_from_threads(encoder: Encoder) -> None:
         np.testing.assert_array_equal(result, expected)
 
 
-def test_last_batch_is_padded_for_a_fixed_shape(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What CUDA does, here on the CPU: every run has the same shape, and padding does not reach the result."""
-    encoder = Encoder(bundle, "cpu", batch_size=4)
-    images = np.stack([picture(16, 16, seed=i) for i in range(6)])
-    expected = encoder(images)
+@pytest.mark.parametrize(("device", "rows"), [("cpu", [1, 2, 3, 5, 6, 6, 1]), ("cuda", [1, 2, 4, 6, 6, 6, 1])])
+def test_one_image_does_not_cost_a_whole_batch(
+    bundle: Path, monkeypatch: pytest.MonkeyPatch, device: str, rows: list[int]
+) -> None:
+    """What each device does, here on the CPU: CUDA sees few shapes, and padding does not reach the result."""
+    encoder = Encoder(bundle, "cpu", batch_size=6)
+    calls = [np.stack([picture(16, 16, seed=i) for i in range(count)]) for count in (1, 2, 3, 5, 6, 7)]
+    expected = [encoder(images) for images in calls]
     shapes: list[tuple[int, ...]] = []
     run = encoder.session.run
 
@@ -189,10 +192,11 @@ def test_last_batch_is_padded_for_a_fixed_shape(bundle: Path, monkeypatch: pytes
         shapes.append(feeds["images"].shape)
         return run(feeds)
 
-    monkeypatch.setattr(encoder, "device", "cuda")
+    monkeypatch.setattr(encoder, "device", device)
     monkeypatch.setattr(encoder.session, "run", spy)
-    np.testing.assert_allclose(encoder(images), expected, rtol=1e-5)
-    assert shapes == [(4, 16, 16, 3)] * 2
+    for images, features in zip(calls, expected, strict=True):
+        np.testing.assert_allclose(encoder(images), features, rtol=1e-5)
+    assert shapes == [(count, 16, 16, 3) for count in rows]
 
 
 def test_features_that_are_not_finite_are_refused(tmp_path: Path) -> None:
