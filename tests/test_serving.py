@@ -23,6 +23,7 @@ import onnxruntime
 import pytest
 from fastapi.testclient import TestClient
 
+from byol.images import read_image
 from byol.serve import Encoder, ImageClassifier
 from byol.serve.bundle import compare_features
 from tests.documents import code
@@ -132,8 +133,6 @@ def test_fastapi_answers_with_classes(client: TestClient, bundle: Path, place: P
     session = onnxruntime.InferenceSession(bundle / "classifier.onnx")
     paths = sorted((place / "test").rglob("*.png"))
     transform = Encoder(bundle, "cpu").manifest.preprocess.transform()
-    from byol.images import read_image
-
     pixels = np.stack([transform(read_image(path)) for path in paths])
     probabilities = session.run(["probabilities"], {"images": pixels})[0]
     answers = [client.post("/classes", files={"image": photo}).json() for photo in photos]
@@ -200,6 +199,7 @@ def ray_address(bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     from ray import serve
 
     monkeypatch.setenv("BUNDLE", str(bundle))
+    monkeypatch.setenv("RAY_USAGE_STATS_ENABLED", "0")
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
@@ -214,7 +214,8 @@ def ray_address(bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
         ray.shutdown()
 
 
-def test_ray_serve_answers_in_batches(ray_address: str, photos: list[bytes], expected: np.ndarray) -> None:
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # Ray's own
+def test_ray_serve_answers_requests_at_once(ray_address: str, photos: list[bytes], expected: np.ndarray) -> None:
     with httpx.Client(base_url=ray_address, timeout=60) as client, ThreadPoolExecutor(8) as pool:
         answers = list(pool.map(lambda photo: client.post("/", content=photo), [*photos, b"no image"]))
     assert [answer.status_code for answer in answers] == [200] * len(photos) + [400]
