@@ -12,14 +12,15 @@ import click
 
 from byol.config import ARCHITECTURES, OPTIMIZERS, STEMS, TIMM, TrainConfig, ViewConfig, setting_type
 from byol.console import note
+from byol.locations import LOCATION, Location
 from byol.presets import PRESETS
 
 
 @click.command()
-@click.argument("data", type=click.Path(path_type=Path))
+@click.argument("data", type=LOCATION)
 @click.option("--out", type=click.Path(path_type=Path), required=True, help="Folder of the run.")
 @click.option("--preset", type=click.Choice(list(PRESETS)), help="Settings to start from; the options below override.")
-@click.option("--val-data", type=click.Path(path_type=Path), help="Labelled images for kNN accuracy while training.")
+@click.option("--val-data", type=LOCATION, help="Labelled images for kNN accuracy while training.")
 @click.option("--epochs", type=int, help="Passes over the images.")
 @click.option("--batch-size", type=int, help="Images per optimizer step.")
 @click.option(
@@ -52,7 +53,7 @@ from byol.presets import PRESETS
 @click.option("--nproc", type=click.IntRange(1), default=1, show_default=True, help="Processes, one per GPU.")
 @click.option("--resume", is_flag=True, help="Continue the run in --out; start it when there is none.")
 def train(
-    data: Path, out: Path, val_data: Path | None, tensorboard: bool, nproc: int, resume: bool, **options: Any
+    data: Location, out: Path, val_data: Location | None, tensorboard: bool, nproc: int, resume: bool, **options: Any
 ) -> None:
     """Learn an encoder from the unlabelled images in DATA: a folder, an .npz file, shards (.tar, .parquet) or cifar10.
 

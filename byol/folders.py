@@ -1,4 +1,7 @@
-"""Folders of images, walked in the order of their paths: as one listing, or in sections meanwhile. Torch-free."""
+"""Folders of images, walked in the order of their paths: as one listing, or in sections meanwhile. Torch-free.
+
+`LocalTree` is a folder of this machine; `byol.remote.RemoteTree` one behind a URL.
+"""
 
 from __future__ import annotations
 
@@ -6,14 +9,15 @@ import hashlib
 import heapq
 import os
 from array import array
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+from PIL import Image
 
 from byol.columns import Labels, Names
 from byol.images import SUFFIXES, ImageSource, Skipped, printable, read_image, reason_of
@@ -25,33 +29,47 @@ CHUNK = 65_536  # names of a folder held as Python objects at a time
 Skip = Callable[[bytes, str], None]  # called with a path and why it is left out
 
 
-def folder_source(root: Path) -> ImageSource:
+class Tree(Protocol):
+    """A folder of images, at every depth."""
+
+    name: str
+
+    def walk(self, skip: Skip) -> Iterator[bytes]:
+        """Yield the images as paths relative to the folder, sorted by their bytes."""
+
+    def open(self, path: bytes) -> Image.Image:
+        """Decode one of them. Raises `UnreadableImage`."""
+
+    def stamp(self, names: Names) -> str:
+        """A digest that changes when one of these images does."""
+
+
+def folder_source(tree: Tree) -> ImageSource:
     """All images below a folder, in the order of their paths' bytes; the first folder of a path is the class."""
     skipped: list[Skipped] = []
-    paths = _walk(os.fsencode(root), lambda path, reason: skipped.append(Skipped(printable(path), reason)))
-    source = _section(root, paths, skipped)
+    paths = tree.walk(lambda path, reason: skipped.append(Skipped(printable(path), reason)))
+    source = _section(tree, paths, skipped)
     return ImageSource(source.name, source.ids, source.labels, skipped, source.open, source.stamp)
 
 
-def folder_sections(root: Path, size: int, after: bytes = b"") -> Iterator[tuple[ImageSource, bytes]]:
+def folder_sections(tree: Tree, size: int, after: bytes = b"") -> Iterator[tuple[ImageSource, bytes]]:
     """The same as consecutive sources of `size` images, each made when it is asked for; with the last path of each.
 
     What the listing leaves out is `skipped` of the section in whose place it is. Only what comes behind the path
     `after` is given: a walk can be taken up where another one ended.
     """
-    base = os.fsencode(root)
     found: list[Skipped] = []
 
     def skip(path: bytes, reason: str) -> None:
         if path > after:
             found.append(Skipped(printable(path), reason))
 
-    paths = (path for path in _walk(base, skip) if path > after)
+    paths = (path for path in tree.walk(skip) if path > after)
     following = list(islice(paths, 1))
     while following:
         skipped = found.copy()
         found.clear()
-        source = _section(root, iter([*following, *islice(paths, size - 1)]), skipped)
+        source = _section(tree, iter([*following, *islice(paths, size - 1)]), skipped)
         skipped += found
         found.clear()
         last: bytes = source.ids.raw[-1].as_py()  # type: ignore[attr-defined]
@@ -61,8 +79,7 @@ def folder_sections(root: Path, size: int, after: bytes = b"") -> Iterator[tuple
         yield source, last
 
 
-def _section(root: Path, paths: Iterator[bytes], skipped: list[Skipped]) -> ImageSource:
-    base = os.fsencode(root)
+def _section(tree: Tree, paths: Iterator[bytes], skipped: list[Skipped]) -> ImageSource:
     chunks: list[Any] = []
     codes = array("i")
     classes: dict[bytes, int] = {}
@@ -71,12 +88,12 @@ def _section(root: Path, paths: Iterator[bytes], skipped: list[Skipped]) -> Imag
         codes.extend(_class_of(path, classes) for path in part)
     names = Names.of(chunks)
     return ImageSource(
-        name=printable(root),
+        name=tree.name,
         ids=names,
         labels=Labels(np.frombuffer(codes, np.int32), [printable(name) for name in classes]),
         skipped=skipped,
-        open=lambda i: read_image(os.path.join(base, names.raw[i].as_py())),
-        stamp=lambda: _stamp(base, names),
+        open=lambda i: tree.open(names.raw[i].as_py()),
+        stamp=lambda: tree.stamp(names),
     )
 
 
@@ -84,6 +101,41 @@ def _class_of(path: bytes, classes: dict[bytes, int]) -> int:
     """The number of a path's first folder, -1 for an image that lies in none; new ones are added to `classes`."""
     folder, slash, _ = path.partition(b"/")
     return classes.setdefault(folder, len(classes)) if slash else -1
+
+
+def is_image(name: bytes) -> bool:
+    """Whether a file's name ends as an image's does."""
+    return name.lower().endswith(ENDINGS)
+
+
+def merged(images: Iterable[bytes], folders: Iterable[bytes]) -> Iterator[bytes]:
+    """Sorted images and the folders beside them in the order of their paths; folders end in a slash, as paths go on."""
+    return heapq.merge(images, sorted(name + b"/" for name in folders))
+
+
+class LocalTree:
+    """A folder of this machine."""
+
+    def __init__(self, root: Path) -> None:
+        self.name, self._root = printable(root), os.fsencode(root)
+
+    def walk(self, skip: Skip) -> Iterator[bytes]:
+        """Yield the images as paths relative to the folder, sorted by their bytes."""
+        return _walk(self._root, skip)
+
+    def open(self, path: bytes) -> Image.Image:
+        """Decode one of them. Raises `UnreadableImage`."""
+        return read_image(os.path.join(self._root, path))
+
+    def stamp(self, names: Names) -> str:
+        """Size and time of every file, and some content: names and sizes alone may be the same for other images."""
+        digest = hashlib.sha256()
+        for start in range(0, len(names), CHUNK):
+            chunk = names.raw[start : start + CHUNK].to_pylist()
+            digest.update(np.array([_size_and_time(os.path.join(self._root, raw)) for raw in chunk], "<i8").tobytes())
+        for i in np.linspace(0, len(names) - 1, min(64, len(names)), dtype=int):
+            digest.update(content_stamp(Path(os.fsdecode(os.path.join(self._root, names.raw[i].as_py())))))
+        return digest.hexdigest()
 
 
 def _walk(root: bytes, skip: Skip) -> Iterator[bytes]:
@@ -118,9 +170,7 @@ def _walk(root: bytes, skip: Skip) -> Iterator[bytes]:
             skip(folder, reason_of(error))
             return
         prefix = folder + b"/" if folder else b""
-        # A folder's place among the files is that of its paths, which go on with a slash.
-        places = heapq.merge(images, (name + b"/" for name in folders))
-        for name in places:
+        for name in merged(images, folders):
             if name.endswith(b"/"):
                 yield from walk(prefix + name[:-1])
             else:
@@ -134,7 +184,7 @@ def _is_below(path: bytes, folder: bytes) -> bool:
 
 
 def _entries(path: bytes) -> tuple[Iterator[bytes], list[bytes]]:
-    """The images and the folders right in a folder, each sorted; millions of names are sorted as one array."""
+    """The images right in a folder, sorted (millions of names as one array), and the folders."""
     chunks: list[Any] = []
     names: list[bytes] = []
     folders: list[bytes] = []
@@ -144,21 +194,17 @@ def _entries(path: bytes) -> tuple[Iterator[bytes], list[bytes]]:
                 continue
             if _is_folder(entry):
                 folders.append(entry.name)
-            elif entry.name.lower().endswith(ENDINGS):
+            elif is_image(entry.name):
                 names.append(entry.name)
                 if len(names) == CHUNK:
                     chunks.append(pa.array(names, pa.large_binary()))
                     names = []
     if not chunks:
-        return iter(sorted(names)), _by_path(folders)
+        return iter(sorted(names)), folders
     listed = pa.concat_arrays([*chunks, pa.array(names, pa.large_binary())])
     listed = listed.take(pc.array_sort_indices(listed))
     starts = range(0, len(listed), CHUNK)
-    return (name for start in starts for name in listed[start : start + CHUNK].to_pylist()), _by_path(folders)
-
-
-def _by_path(folders: list[bytes]) -> list[bytes]:
-    return sorted(folders, key=lambda name: name + b"/")
+    return (name for start in starts for name in listed[start : start + CHUNK].to_pylist()), folders
 
 
 def _is_folder(entry: os.DirEntry[bytes]) -> bool:
@@ -166,17 +212,6 @@ def _is_folder(entry: os.DirEntry[bytes]) -> bool:
         return entry.is_dir()
     except OSError:  # a link that points to itself
         return False
-
-
-def _stamp(root: bytes, names: Names) -> str:
-    """Size and time of every file, and some content: names and sizes alone may be the same for other images."""
-    digest = hashlib.sha256()
-    for start in range(0, len(names), CHUNK):
-        chunk = names.raw[start : start + CHUNK].to_pylist()
-        digest.update(np.array([_size_and_time(os.path.join(root, raw)) for raw in chunk], "<i8").tobytes())
-    for i in np.linspace(0, len(names) - 1, min(64, len(names)), dtype=int):
-        digest.update(content_stamp(os.path.join(root, names.raw[i].as_py())))
-    return digest.hexdigest()
 
 
 def _size_and_time(path: bytes) -> tuple[int, int]:

@@ -112,7 +112,8 @@ def require_labels(source: ImageSource, least_classes: int = 2) -> list[str]:
 
 def printable(path: str | bytes | os.PathLike[str]) -> str:
     r"""The path as text that any file or terminal takes: bytes that are not UTF-8 become `\xNN`."""
-    return os.fsencode(path).decode("utf-8", "backslashreplace")
+    raw = path if isinstance(path, bytes) else os.fsencode(str(path))  # str: a URL's path alone lacks its protocol
+    return raw.decode("utf-8", "backslashreplace")
 
 
 # ------------------------------------------------------------------------------------------- decode and resize

@@ -15,6 +15,7 @@ from byol.data import ImageTensor, StreamedImages, canvas_side, open_images, sou
 from byol.distributed import LostProcess, World, joined
 from byol.events import EventLog
 from byol.fit import Interrupted, fit
+from byol.locations import Location, last_part
 from byol.monitor import KNNMonitor
 from byol.run import RunFolder
 from byol.sources import open_source
@@ -23,9 +24,9 @@ from byol.train import Trainer
 
 def run_training(
     config: TrainConfig,
-    data: Path,
+    data: Location,
     out: Path,
-    val_data: Path | None = None,
+    val_data: Location | None = None,
     resume: bool = False,
     tensorboard: bool = False,
 ) -> None:
@@ -56,9 +57,9 @@ def _is_out_of_memory(error: BaseException) -> bool:
 def _train_in(
     world: World,
     config: TrainConfig,
-    data: Path,
+    data: Location,
     run: RunFolder,
-    val_data: Path | None,
+    val_data: Location | None,
     resume: bool,
     tensorboard: bool,
 ) -> None:
@@ -71,7 +72,7 @@ def _train_in(
         config = config.replace(canvas_size=side)
     with progress(f"decode {source.name}", len(source)) as advance:
         images = world.first_then_others(lambda: open_images(source, config.canvas_size, advance))
-    facts = {"name": data.resolve().name, "images": len(images), "digest": source_digest(source)}
+    facts = {"name": last_part(data), "images": len(images), "digest": source_digest(source)}
     trainer = Trainer(config, images, world)
     validation = open_source(val_data) if val_data else None
     knn = world.first_then_others(lambda: KNNMonitor(config, source, validation)) if validation else None

@@ -21,6 +21,7 @@ from PIL import Image
 
 from byol.columns import Labels, Names
 from byol.images import SUFFIXES, ImageSource, Skipped, UnreadableImage, printable, read_image, reason_of
+from byol.remote import read_range
 from byol.stamps import file_stamp
 
 MOST_CLASS_BYTES = 1024  # of a `.cls` file
@@ -58,7 +59,8 @@ class _Index:
         """Index one shard. What it holds up to damage counts; the damage is noted in `skipped`."""
         names: list[bytes] = []
         try:
-            with tarfile.open(file, "r:") as tar:  # "r:" refuses compressed shards, which cannot be read at random
+            # "r:" refuses compressed shards, which cannot be read at random.
+            with file.open("rb") as stream, tarfile.open(fileobj=stream, mode="r:") as tar:
                 for key, extension, member in _members(tar):
                     if f".{extension}" in SUFFIXES:
                         names.append(os.fsencode(f"{prefix}/{member.name}" if prefix else member.name))
@@ -95,9 +97,7 @@ def _members(tar: tarfile.TarFile) -> Iterator[tuple[str, str, tarfile.TarInfo]]
 
 def _read(files: Sequence[Path], shard: int, offset: int, size: int) -> Image.Image:
     try:
-        with open(files[shard], "rb") as file:
-            file.seek(offset)
-            content = file.read(size)
+        content = read_range(files[shard], offset, size)
     except OSError as error:
         raise UnreadableImage(reason_of(error)) from error
     if len(content) < size:

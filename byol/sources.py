@@ -20,9 +20,11 @@ import pyarrow.compute as pc
 from PIL import Image
 
 from byol.columns import Computed, Labels, Names
-from byol.folders import folder_sections, folder_source
-from byol.images import SUFFIXES, ImageSource, printable, read_image, reason_of
+from byol.folders import LocalTree, Tree, folder_sections, folder_source
+from byol.images import SUFFIXES, ImageSource, UnreadableImage, printable, read_image, reason_of
+from byol.locations import Location, is_url
 from byol.named import SPLITS, is_named, named_file
+from byol.remote import RemoteTree, asked, guarded, matching, read_remote, remote_path
 from byol.shards import tar_source
 from byol.stamps import file_stamp
 from byol.tables import table_source
@@ -30,41 +32,52 @@ from byol.tables import table_source
 SHARDS = {".tar": tar_source, ".parquet": table_source}
 
 
-def open_source(location: str | Path) -> ImageSource:
+def open_source(location: Location) -> ImageSource:
     """Open a location as a source of images.
 
     A folder (searched to every depth; a folder without images may hold `.tar` or `.parquet` shards), an image, an
     `.npz` (`images` uint8 (N, H, W, 3), optional `labels` (N,)), a shard, a pattern of shards (`train-*.parquet`,
-    `{000..099}.tar`), a text file with one path a line (relative ones start at the current folder), `-` for such lines
-    from standard input, or a named data set (`cifar10`, `cifar10:test`).
+    `{000..099}.tar`), a text file with one path or URL a line (relative paths start at the current folder), `-` for
+    such lines from standard input, the URL of any of these (`s3://bucket/images`), or a named data set (`cifar10`,
+    `cifar10:test`).
     Raises `ValueError` when there is nothing there, no image in it, or the file is none of these.
     """
-    path = Path(location)
     if str(location) == "-":
         source = _list_source("standard input", sys.stdin.buffer.read())
-    elif path.is_dir():
-        source = folder_source(path)
-        shards = [] if len(source) else sorted(p for suffix in SHARDS for p in path.rglob(f"*{suffix}"))
-        if shards:
-            source = _shard_source(printable(path), shards)
-    elif path.exists():
-        source = _file_source(path)
-    elif is_named(str(location)):
-        source = _npz_source(named_file(str(location)), str(location))
+    elif is_url(location):
+        root = remote_path(str(location))
+        source = guarded(asked(str(location), lambda: _source_at(root, str(location))), root)
     else:
-        shards = _matching(str(location))
-        if not shards:
-            raise ValueError(
-                f"{printable(path)} does not exist; expected a folder of images, an .npz file, .tar or .parquet "
-                f"shards, or a data set's name ({', '.join(SPLITS)})"
-            )
-        source = _shard_source(printable(path), shards)
+        source = _source_at(Path(location), str(location))
     if len(source) == 0:
         reasons = "".join(f"\n  {item.path}: {item.reason}" for item in source.skipped[:5])
         raise ValueError(
             f"{source.name} holds no images (looked for {', '.join(sorted(SUFFIXES))} at every depth){reasons}"
         )
     return source
+
+
+def _source_at(path: Path, location: str) -> ImageSource:
+    """What lies at a path, local or remote, or is meant by a location that is no path."""
+    if path.is_dir():
+        source = folder_source(_tree(path))
+        shards = [] if len(source) else sorted(p for suffix in SHARDS for p in path.rglob(f"*{suffix}"))
+        return _shard_source(printable(path), shards) if shards else source
+    if path.exists():
+        return _file_source(path)
+    if is_named(location):
+        return _npz_source(named_file(location), location)
+    shards = _matching(location)
+    if not shards:
+        raise ValueError(
+            f"{printable(path)} does not exist; expected a folder of images, an .npz file, .tar or .parquet "
+            f"shards, or a data set's name ({', '.join(SPLITS)})"
+        )
+    return _shard_source(printable(path), shards)
+
+
+def _tree(folder: Path) -> Tree:
+    return RemoteTree(folder) if is_url(folder) else LocalTree(folder)
 
 
 def _file_source(path: Path) -> ImageSource:
@@ -77,7 +90,7 @@ def _file_source(path: Path) -> ImageSource:
         return _list_source(printable(path), path.read_bytes())
     if suffix in SUFFIXES:
         name = printable(path)
-        return ImageSource(name, [printable(path.name)], Labels.none(1), [], lambda _: read_image(path))
+        return ImageSource(name, [printable(path.name)], Labels.none(1), [], lambda _: _read_file(path))
     raise ValueError(
         f"{printable(path)} is neither a folder of images, nor an .npz file, nor an image, nor a shard, "
         "nor a .txt file with one path a line"
@@ -92,14 +105,32 @@ def _list_source(name: str, content: bytes) -> ImageSource:
         ids=names,
         labels=Labels.none(len(names)),
         skipped=[],
-        open=lambda i: read_image(names.raw[i].as_py()),
+        open=lambda i: _read_listed(names.raw[i].as_py()),
         stamp=lambda: hashlib.sha256(content).hexdigest(),
     )
 
 
+def _read_file(path: Path) -> Image.Image:
+    return read_remote(path) if is_url(path) else read_image(path)
+
+
+def _read_listed(line: bytes) -> Image.Image:
+    if b"://" not in line:
+        return read_image(line)
+    try:
+        return read_remote(remote_path(line.decode()))
+    except UnreadableImage:
+        raise
+    except Exception as error:  # protocols raise kinds of their own; the other lines may lead elsewhere
+        raise UnreadableImage(reason_of(error)) from error
+
+
 def _matching(pattern: str) -> list[Path]:
     """The files of a pattern with `*`, `?`, `[...]` and number ranges `{000..099}`, sorted."""
-    return sorted({Path(found) for plain in _ranges(pattern) for found in glob.glob(plain)})
+    plain = list(_ranges(pattern))
+    if is_url(pattern):
+        return sorted({file for one in plain for file in matching(one)}, key=str)
+    return sorted({Path(found) for one in plain for found in glob.glob(one)})
 
 
 def _ranges(pattern: str) -> Iterator[str]:
@@ -136,22 +167,23 @@ class Section:
     stamp: str | None
 
 
-def open_sections(location: str | Path, size: int, after: str = "") -> Iterator[Section]:
+def open_sections(location: Location, size: int, after: str = "") -> Iterator[Section]:
     """The images of a location in sections of `size`, behind the one that ended at `after`.
 
     A folder of images is listed while its sections are used, so that work begins before the listing ends; files that
     come or go meanwhile move no other image. Raises `ValueError` as `open_source` does, at the first section.
     """
-    path = Path(location)
     kind, _, place = after.partition(":")
-    if path.is_dir() and kind != "row":
-        sections = folder_sections(path, size, bytes.fromhex(place))
+    remote = is_url(location)
+    path = remote_path(str(location)) if remote else Path(location)
+    if kind != "row" and asked(str(location), path.is_dir):
+        sections = folder_sections(_tree(path), size, bytes.fromhex(place))
         first = next(sections, None)
         if first or after:
             for source, last in chain([first] if first else [], sections):
-                yield Section(source, f"path:{last.hex()}", None)
+                yield Section(guarded(source, path) if remote else source, f"path:{last.hex()}", None)
             return
-    whole = open_source(path if path.exists() else location)
+    whole = open_source(location)
     stamp = whole.stamp() if whole.stamp else None
     for start in range(int(place or 0), len(whole), size):
         rows = range(start, min(start + size, len(whole)))
@@ -164,7 +196,7 @@ def open_sections(location: str | Path, size: int, after: str = "") -> Iterator[
 
 def _npz_source(path: Path, name: str) -> ImageSource:
     try:
-        with np.load(path, allow_pickle=False) as archive:
+        with path.open("rb") as stream, np.load(stream, allow_pickle=False) as archive:
             images = archive.get("images")
             labels = archive.get("labels")
             keys = ", ".join(archive.files)

@@ -10,11 +10,11 @@ from pathlib import Path
 PROBE = 65_536  # bytes read at the start and at the end of a file
 
 
-def content_stamp(path: str | bytes | Path) -> bytes:
+def content_stamp(path: Path) -> bytes:
     """A digest of the first and the last 64 KiB of a file; empty when it cannot be read."""
     digest = hashlib.sha256()
     try:
-        with open(path, "rb") as file:
+        with path.open("rb") as file:
             digest.update(file.read(PROBE))
             size = file.seek(0, os.SEEK_END)
             file.seek(max(0, size - PROBE))

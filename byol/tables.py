@@ -37,7 +37,7 @@ def table_source(name: str, files: Sequence[Path]) -> ImageSource:
     columns: list[str] = []
     for number, file in enumerate(files):
         try:
-            with open(file, "rb") as stream, pq.ParquetFile(stream) as table:
+            with file.open("rb") as stream, pq.ParquetFile(stream) as table:
                 columns.append(_require_image_column(printable(file), table.schema_arrow))
                 groups += [(number, group) for group in range(table.num_row_groups)]
                 rows += [table.metadata.row_group(group).num_rows for group in range(table.num_row_groups)]
@@ -153,7 +153,7 @@ class _Groups:
         """The bytes of a row group, a chunked array (rows,) of binary."""
         number, group = self._groups[place]
         name = self._columns[number]
-        with open(self._files[number], "rb") as stream, pq.ParquetFile(stream) as table:
+        with self._files[number].open("rb") as stream, pq.ParquetFile(stream) as table:
             nested = pa.types.is_struct(table.schema_arrow.field(name).type)
             column = table.read_row_group(group, columns=[f"{name}.bytes" if nested else name]).column(0)
         return pa.chunked_array([chunk.field("bytes") for chunk in column.chunks]) if nested else column

@@ -17,6 +17,7 @@ from byol.export.any_size import any_size_graph
 from byol.export.parity import sample_images
 from byol.export.variants import fp16_graph, int8_graph
 from byol.images import Preprocess, UnreadableImage, decode
+from byol.locations import Location
 from byol.serve.bundle import golden_names, load_manifest
 from byol.serve.evaluate import load_evaluation
 from byol.serve.knn import KNNClassifier
@@ -39,9 +40,9 @@ class Additions:
 
     precisions: tuple[str, ...] = ()
     any_size: bool = False
-    calibrate: Path | None = None
-    eval_train: Path | None = None
-    eval_test: Path | None = None
+    calibrate: Location | None = None
+    eval_train: Location | None = None
+    eval_test: Location | None = None
 
     def __post_init__(self) -> None:
         for name in self.precisions:
@@ -124,7 +125,7 @@ def _batches(images: np.ndarray) -> list[np.ndarray]:
     return [images[start : start + 32] for start in range(0, len(images), 32)]
 
 
-def _read_calibration(location: Path, preprocess: Preprocess) -> _Calibration:
+def _read_calibration(location: Location, preprocess: Preprocess) -> _Calibration:
     source = open_source(location)
     count = min(len(source), CALIBRATION_IMAGES)
     chosen = source.subset(np.linspace(0, len(source) - 1, count, dtype=int).tolist())
@@ -144,7 +145,7 @@ def _read_calibration(location: Path, preprocess: Preprocess) -> _Calibration:
     return _Calibration(stacked[~held], stacked[held], pictures[:PICTURES])
 
 
-def evaluate_variants(bundle: Path, train: Path, test: Path) -> Evaluation:
+def evaluate_variants(bundle: Path, train: Location, test: Location) -> Evaluation:
     """kNN top-1 of every precision variant in a bundle, train as the bank. Raises `ValueError` for unlabelled sets."""
     top1 = {}
     held = load_manifest(bundle).files

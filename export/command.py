@@ -15,10 +15,10 @@ from byol.export.additions import Additions
 from byol.export.bundle import Source, export_bundle
 from byol.export.foreign import TOOLKITS, foreign_encoder
 from byol.export.triton import write_repository
+from byol.locations import LOCATION
 from byol.serve.manifest import Manifest
 
 IMAGENET_MEAN, IMAGENET_STD = TrainConfig.mean, TrainConfig.std
-_EXISTING = click.Path(exists=True, path_type=Path)
 
 
 @click.command()
@@ -42,10 +42,10 @@ _EXISTING = click.Path(exists=True, path_type=Path)
     multiple=True,
     help="Add the encoder with fewer bits (repeat for both).",
 )
-@click.option("--calibrate", type=_EXISTING, help="Images that are typical of the use, for int8; labels do not matter.")
+@click.option("--calibrate", type=LOCATION, help="Images that are typical of the use, for int8; labels do not matter.")
 @click.option("--any-size", is_flag=True, help="Add an encoder that resizes and crops pictures itself.")
-@click.option("--eval-train", type=_EXISTING, help="Labelled images: the bank for the kNN accuracy of every variant.")
-@click.option("--eval-test", type=_EXISTING, help="Labelled images: the queries.")
+@click.option("--eval-train", type=LOCATION, help="Labelled images: the bank for the kNN accuracy of every variant.")
+@click.option("--eval-test", type=LOCATION, help="Labelled images: the queries.")
 @click.option("--triton", type=click.Path(path_type=Path), help="Also write a model repository for Triton here.")
 def export(source: Path, out: Path, triton: Path | None, **options: Any) -> None:
     """Write the online encoder of a run folder, or of one checkpoint file, as a verified bundle.

@@ -14,8 +14,9 @@ from typing import TYPE_CHECKING
 import click
 
 from byol.console import note_device, show_json
+from byol.locations import LOCATION, Location
 from byol.serve import VARIANT_NAMES
-from byol.serve.options import BUNDLE, SOURCE, device_option, json_option
+from byol.serve.options import BUNDLE, device_option, json_option
 
 if TYPE_CHECKING:
     from byol.images import ImageSource
@@ -39,12 +40,12 @@ class Timing:
 
 @click.command()
 @click.argument("bundle", type=BUNDLE)
-@click.option("--images", type=SOURCE, help="Pictures to measure with  [default: generated JPEGs of 500 x 375]")
+@click.option("--images", type=LOCATION, help="Pictures to measure with  [default: generated JPEGs of 500 x 375]")
 @click.option("--seconds", type=click.FloatRange(0.05, 600), default=2.0, show_default=True, help="For each row.")
 @click.option("--variant", type=click.Choice(VARIANT_NAMES), default="fp32", show_default=True)
 @device_option
 @json_option
-def bench(bundle: Path, images: Path | None, seconds: float, variant: str, device: str, as_json: bool) -> None:
+def bench(bundle: Path, images: Location | None, seconds: float, variant: str, device: str, as_json: bool) -> None:
     """Measure BUNDLE on this machine: decoding, preprocessing, the session at batch 1 to 256, all of it together."""
     from byol.serve.encoder import Encoder
     from byol.sources import open_source

@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from byol.console import note, note_device, note_skipped, progress, show_json, show_table
+from byol.locations import LOCATION, Location
 from byol.serve import PART_IMAGES, VARIANT_NAMES
 from byol.serve.options import (
     BUNDLE,
-    SOURCE,
     batch_option,
     device_option,
     json_option,
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 @click.command()
 @click.argument("bundle", type=BUNDLE)
-@click.argument("images", type=SOURCE)
+@click.argument("images", type=LOCATION)
 @click.option("--out", required=True, help="FILE.parquet, FILE.npz, or a folder.")
 @device_option
 @batch_option
@@ -58,7 +58,7 @@ if TYPE_CHECKING:
 @json_option
 def extract(
     bundle: Path,
-    images: Path,
+    images: Location,
     out: str,
     device: str,
     batch_size: int | None,
@@ -111,7 +111,7 @@ def extract(
 
 @click.command()
 @click.argument("bundle", type=BUNDLE)
-@click.argument("images", type=SOURCE)
+@click.argument("images", type=LOCATION)
 @click.option("--out", required=True, type=click.Path(dir_okay=False, path_type=Path), help="FILE.parquet or FILE.csv.")
 @device_option
 @batch_option
@@ -120,7 +120,7 @@ def extract(
 @max_errors_option
 @json_option
 def classify(
-    bundle: Path, images: Path, out: Path, device: str, batch_size: int | None, as_json: bool, **options: Any
+    bundle: Path, images: Location, out: Path, device: str, batch_size: int | None, as_json: bool, **options: Any
 ) -> None:
     """Classify IMAGES with the linear probe in BUNDLE (see `byol linear --save-classifier`)."""
     from byol.images import printable

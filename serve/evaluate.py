@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from byol.images import ImageSource, Skipped, require_labels
+from byol.locations import Location, last_part
 from byol.serve.bundle import Bundle
 from byol.serve.encoder import Encoder
 from byol.serve.extract import Advance, collect
@@ -41,7 +42,7 @@ class Evaluation:
     @property
     def own_names(self) -> tuple[str, str]:
         """The last parts of the names of train and test: what a bundle may say of where data lie."""
-        return Path(self.train.name).name, Path(self.test.name).name
+        return last_part(self.train.name), last_part(self.test.name)
 
     @property
     def y_train(self) -> np.ndarray:
@@ -54,13 +55,13 @@ class Evaluation:
         return np.array(self.test.labels, np.str_)
 
 
-def needs_bundle(*locations: Path) -> Path | None:
+def needs_bundle(*locations: Location) -> Location | None:
     """The first location that holds images, not features; None when there is none."""
     return next((location for location in locations if not is_features(location)), None)
 
 
 def load_evaluation(
-    bundle: Path | None, train: Path, test: Path, device: str, progress: Progress, variant: str = "fp32"
+    bundle: Path | None, train: Location, test: Location, device: str, progress: Progress, variant: str = "fp32"
 ) -> Evaluation:
     """Read or compute both sets. What can be refused is refused before the first image is encoded.
 
@@ -73,10 +74,10 @@ def load_evaluation(
     return loaded
 
 
-def load_sets(bundle: Path | None, bank: Path, query: Path, device: str, progress: Progress) -> Evaluation:
+def load_sets(bundle: Path | None, bank: Location, query: Location, device: str, progress: Progress) -> Evaluation:
     """The same for a bank (`train`) and queries (`test`) that need no labels. Raises `ValueError`."""
 
-    def opened(location: Path) -> ImageSource | Features:
+    def opened(location: Location) -> ImageSource | Features:
         return read_features(location) if is_features(location) else open_source(location)
 
     return _load(bundle, (opened(bank), opened(query)), device, progress, "fp32")
@@ -101,7 +102,7 @@ def _load(
     return Evaluation(train, test, skipped, encoder)
 
 
-def _open_labelled(location: Path, least_classes: int) -> ImageSource | Features:
+def _open_labelled(location: Location, least_classes: int) -> ImageSource | Features:
     if not is_features(location):
         source = open_source(location)
         require_labels(source, least_classes)

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from byol.console import note_device, note_skipped, progress, show_json, warnings_as_notes
-from byol.serve.options import BUNDLE, SOURCE, Positive, device_option, json_option, show
+from byol.locations import LOCATION, Location
+from byol.serve.options import BUNDLE, Positive, device_option, json_option, show
 
 if TYPE_CHECKING:
     import numpy as np
@@ -21,8 +22,8 @@ if TYPE_CHECKING:
 
 @click.command()
 @click.argument("bundle", type=BUNDLE, required=False)
-@click.option("--train", required=True, type=SOURCE, help="The bank: images, or features that `extract` wrote.")
-@click.option("--test", required=True, type=SOURCE, help="The queries: images, or features.")
+@click.option("--train", required=True, type=LOCATION, help="The bank: images, or features that `extract` wrote.")
+@click.option("--test", required=True, type=LOCATION, help="The queries: images, or features.")
 @click.option(
     "--k",
     "ks",
@@ -45,8 +46,8 @@ if TYPE_CHECKING:
 @json_option
 def knn(
     bundle: Path | None,
-    train: Path,
-    test: Path,
+    train: Location,
+    test: Location,
     ks: tuple[int, ...],
     temperatures: tuple[float, ...],
     device: str,
@@ -78,8 +79,8 @@ def knn(
 
 @click.command()
 @click.argument("bundle", type=BUNDLE, required=False)
-@click.option("--train", required=True, type=SOURCE, help="Images, or features that `extract` wrote.")
-@click.option("--test", required=True, type=SOURCE, help="Images, or features.")
+@click.option("--train", required=True, type=LOCATION, help="Images, or features that `extract` wrote.")
+@click.option("--test", required=True, type=LOCATION, help="Images, or features.")
 @click.option(
     "--l2",
     type=Positive(auto=True),
@@ -120,8 +121,8 @@ def knn(
 @json_option
 def linear(
     bundle: Path | None,
-    train: Path,
-    test: Path,
+    train: Location,
+    test: Location,
     l2: float | str,
     new_bundle: Path | None,
     per_class: bool,
@@ -208,7 +209,7 @@ def _write_confusion(path: Path, classes: np.ndarray, counts: np.ndarray) -> Non
         writer.writerows([name, *row] for name, row in zip(classes, counts.tolist(), strict=True))
 
 
-def _load(bundle: Path | None, train: Path, test: Path, device: str) -> Evaluation:
+def _load(bundle: Path | None, train: Location, test: Location, device: str) -> Evaluation:
     from byol.images import printable
     from byol.serve.evaluate import load_evaluation, needs_bundle
     from byol.sources import open_source

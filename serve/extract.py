@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from byol.images import ImageSource, Skipped
+from byol.locations import is_url
 from byol.serve.encoder import Encoder
 from byol.serve.features import Features, feature_file, write_errors
 from byol.serve.pipeline import Batch, Pipeline, run_ahead
@@ -44,6 +45,8 @@ class Extraction:
 
 def output_file(out: str) -> Path | None:
     """The features file that `--out` names, None for a folder. Raises `ValueError` when it is neither."""
+    if is_url(out):
+        raise ValueError("features are written to a local disk, where they can be gone on from; copy them when done")
     path = Path(out)
     if path.is_dir() or out.endswith(("/", os.sep)) or not path.suffix:
         return None

@@ -20,6 +20,7 @@ import pyarrow.parquet as pq
 
 from byol.files import atomic_file
 from byol.images import Skipped, printable
+from byol.locations import Location, is_url
 from byol.tables import image_column
 
 ERRORS = "errors.parquet"
@@ -149,12 +150,15 @@ def write_errors(path: Path, listed: Sequence[Skipped], decoded: Sequence[Skippe
 # -------------------------------------------------------------------------------------------------- reading
 
 
-def is_features(path: Path) -> bool:
+def is_features(path: Location) -> bool:
     """Whether this is what `extract` writes: Parquet, a folder with `part-*.parquet`, an `.npz` with `features`.
 
     Parquet with a column of images, and none called `features`, is a source of images. Raises `ValueError` for an
-    `.npz` that holds both images and features.
+    `.npz` that holds both images and features. What lies behind a URL is taken for images.
     """
+    if is_url(path):
+        return False
+    path = Path(path)
     if path.is_dir():
         return any(is_features(part) for part in sorted(path.glob("part-*.parquet"))[:1])
     if path.suffix.lower() == ".npz":

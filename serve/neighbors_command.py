@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from byol.console import note_device, note_skipped, progress, show_table
-from byol.serve.options import BUNDLE, SOURCE, device_option
+from byol.locations import LOCATION, Location
+from byol.serve.options import BUNDLE, device_option
 
 if TYPE_CHECKING:
     import numpy as np
@@ -21,14 +22,14 @@ GRID_QUERIES = 100  # rows of a picture
 
 @click.command()
 @click.argument("bundle", type=BUNDLE, required=False)
-@click.option("--bank", required=True, type=SOURCE, help="Images, or features that `extract` wrote.")
-@click.option("--query", required=True, type=SOURCE, help="Images, or features.")
+@click.option("--bank", required=True, type=LOCATION, help="Images, or features that `extract` wrote.")
+@click.option("--query", required=True, type=LOCATION, help="Images, or features.")
 @click.option("--k", type=click.IntRange(min=1), default=8, show_default=True, help="Neighbours of each query.")
 @click.option("--grid", type=click.Path(dir_okay=False, path_type=Path), help="Also draw them: FILE.png.")
 @device_option
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object a query on stdout, nothing else.")
 def neighbors(
-    bundle: Path | None, bank: Path, query: Path, k: int, grid: Path | None, device: str, as_json: bool
+    bundle: Path | None, bank: Location, query: Location, k: int, grid: Path | None, device: str, as_json: bool
 ) -> None:
     """The images of --bank that are nearest to each image of --query by cosine similarity.
 
@@ -64,7 +65,7 @@ def _found(bank: Features, query: Features, place: int, similarity: np.ndarray, 
     return {"id": query.ids[place], "label": query.labels[place], "neighbours": neighbours}
 
 
-def _draw(path: Path, bank: Path, query: Path, kept: Features, asked: Features, rows: np.ndarray) -> None:
+def _draw(path: Path, bank: Location, query: Location, kept: Features, asked: Features, rows: np.ndarray) -> None:
     """Queries spread over all of them, each with its neighbours."""
     import numpy as np
 

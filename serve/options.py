@@ -10,7 +10,6 @@ import click
 from byol.console import show_json, show_table
 from byol.serve import DEVICES, MAX_BATCH_SIZE
 
-SOURCE = click.Path(path_type=Path)  # also a pattern of shards, or a data set's name
 BUNDLE = click.Path(exists=True, file_okay=False, path_type=Path)
 
 device_option = click.option(

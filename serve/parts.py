@@ -21,6 +21,7 @@ import pyarrow.parquet as pq
 
 from byol.files import atomic_file
 from byol.images import ImageSource, Skipped, printable
+from byol.locations import Location, is_url
 from byol.serve import PART_IMAGES
 from byol.serve.encoder import Encoder
 from byol.serve.extract import Advance, Extraction, Options, checked_batches, folder
@@ -52,7 +53,7 @@ class Part:
 
 
 def extract_parts(
-    encoder: Encoder, location: Path, out: Path, options: Options, advance: Advance, part_images: int = PART_IMAGES
+    encoder: Encoder, location: Location, out: Path, options: Options, advance: Advance, part_images: int = PART_IMAGES
 ) -> Extraction:
     """Write the features of a location's images to `out/part-00000.parquet` and so on, in parts of `part_images`.
 
@@ -65,7 +66,7 @@ def extract_parts(
     settings = {
         "format": FORMAT,
         DIGEST_KEY: encoder.digest,
-        "source": printable(location.resolve()) if location.exists() else printable(location),
+        "source": _full_name(location),
         "dim": encoder.feature_dim,
         "dtype": options.dtype,
         "part_images": part_images,
@@ -91,6 +92,12 @@ def extract_parts(
     return Extraction(images, images - known, skipped, time.perf_counter() - start)
 
 
+def _full_name(location: Location) -> str:
+    """The same for the same place, whatever the current folder is."""
+    path = Path(location)
+    return printable(path.resolve()) if not is_url(location) and path.exists() else printable(location)
+
+
 def part_file(out: Path, number: int) -> Path:
     """The file of a part."""
     return out / f"part-{number:05d}.parquet"
@@ -98,7 +105,7 @@ def part_file(out: Path, number: int) -> Path:
 
 def _remaining(
     encoder: Encoder,
-    location: Path,
+    location: Location,
     out: Path,
     options: Options,
     advance: Advance,
@@ -140,7 +147,7 @@ def _remaining(
         yield part
 
 
-def _finish(out: Path, settings: dict[str, Any], parts: list[Part], location: Path) -> None:
+def _finish(out: Path, settings: dict[str, Any], parts: list[Part], location: Location) -> None:
     """Write the list of errors and the complete manifest. Raises `ValueError` when no image could be read."""
     rows = sum(part.rows for part in parts)
     listed = [item for part in parts for item in part.listed]
