@@ -56,12 +56,22 @@ class Pipeline:
         Raises `ValueError` naming the item when one cannot be used.
         """
         source = items_source(images)
+        if len(source) == 1:
+            return self._one(source)
         outputs = np.empty((len(source), self.dim), np.float32)
         for batch in self.batches(source):
             if batch.skipped:
                 raise ValueError(f"{batch.skipped[0].path}: {batch.skipped[0].reason}")
             outputs[batch.indices] = batch.outputs
         return outputs
+
+    def _one(self, source: ImageSource) -> np.ndarray:
+        """In the caller's own thread: on a busy server, waking another one takes longer than decoding."""
+        try:
+            pixels = self._transform(source.open(0))  # (S, S, 3)
+        except UnreadableImage as error:
+            raise ValueError(f"{source.ids[0]}: {error}") from error
+        return self._checked(pixels[None], source, [0])
 
     def batches(self, source: ImageSource, threads: int = 0) -> Iterator[Batch]:
         """Decode in `threads` threads (0: one per usable core) while earlier images are computed.

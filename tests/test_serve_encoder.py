@@ -88,6 +88,8 @@ def test_stacked_array_and_empty_list(bundle: Path, encoder: Encoder) -> None:
 def test_bad_item_is_named(encoder: Encoder, item: object, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         encoder([picture(), item])  # type: ignore[list-item]
+    with pytest.raises(ValueError, match=message.replace("image 1", "image 0")):
+        encoder([item])  # type: ignore[list-item]
 
 
 def test_one_image_instead_of_a_list_is_refused(encoder: Encoder) -> None:
@@ -163,18 +165,12 @@ def test_listing_problems_are_logged_too(encoder: Encoder, caplog: pytest.LogCap
     assert caplog.records[0].getMessage() == "skipped b: gone"
 
 
-def test_encoder_may_be_called_from_threads(encoder: Encoder) -> None:
-    images = [picture(20, 20, seed=i) for i in range(6)]
-    expected = encoder(images)
-    results: list[np.ndarray] = []
-    threads = [threading.Thread(target=lambda: results.append(encoder(images))) for _ in range(4)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert len(results) == 4
-    for result in results:
-        np.testing.assert_array_equal(result, expected)
+def test_one_image_starts_no_thread(bundle: Path, encoder: Encoder, monkeypatch: pytest.MonkeyPatch) -> None:
+    started: list[threading.Thread] = []
+    monkeypatch.setattr(threading.Thread, "start", started.append)
+    image = picture(30, 25)
+    assert_same_features(encoder([image]), expected_features(bundle, [image]))
+    assert started == []
 
 
 @pytest.mark.parametrize(("device", "rows"), [("cpu", [1, 2, 3, 5, 6, 6, 1]), ("cuda", [1, 2, 4, 6, 6, 6, 1])])

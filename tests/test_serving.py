@@ -73,20 +73,23 @@ def test_in_python(bundle: Path, photos: list[bytes], tmp_path: Path, monkeypatc
     assert ran["features"].shape == (1, 512)
 
 
-def test_threads_at_once_each_get_what_a_lone_call_gives(bundle: Path, place: Path, expected: np.ndarray) -> None:
-    encoder = Encoder(bundle, "cpu")
+def test_threads_at_once_each_get_what_a_lone_call_gives(bundle: Path, place: Path) -> None:
+    encoder = Encoder(bundle, "cpu", batch_size=2)
     paths = sorted((place / "test").rglob("*.png"))
-    order = np.random.default_rng(0).permutation(np.repeat(np.arange(len(paths)), 8))
+    calls = [paths[first : first + count] for first in range(len(paths)) for count in (1, 3)]
+    alone = [encoder(call) for call in calls]
+    order = np.random.default_rng(0).permutation(np.repeat(np.arange(len(calls)), 4))
     start = threading.Barrier(16)
 
     def work(turn: int) -> list[np.ndarray]:
         start.wait()
-        return [encoder([paths[i]])[0] for i in order[turn::16]]
+        return [encoder(calls[i]) for i in order[turn::16]]
 
     with ThreadPoolExecutor(16) as pool:
         results = list(pool.map(work, range(16)))
-    for turn, rows in enumerate(results):
-        np.testing.assert_array_equal(rows, expected[order[turn::16]])
+    for turn, found in enumerate(results):
+        for i, features in zip(order[turn::16], found, strict=True):
+            np.testing.assert_array_equal(features, alone[i])
 
 
 # --------------------------------------------------------------------------------------------- plain onnxruntime
@@ -204,7 +207,7 @@ def ray_address(bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     (block,) = code("serving.md", "Ray Serve")
-    ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, configure_logging=False)
+    ray.init("local", num_cpus=2, include_dashboard=False, log_to_driver=False, configure_logging=False)
     try:
         serve.start(http_options={"host": "127.0.0.1", "port": port})
         serve.run(write_module(tmp_path, "app", block).app)
