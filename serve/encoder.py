@@ -41,8 +41,7 @@ class Encoder(Pipeline):
         session, self.variant = open_variant(opened, variant, device, batch_size)
         super().__init__(opened, session, batch_size, opened.manifest.feature_dim)
         self.feature_dim = self.dim
-        name = VARIANTS[self.variant]
-        self.digest = opened.digest if name == ENCODER else f"{opened.digest}/{name}"
+        self.digest = encoder_digest(opened, self.variant)
 
     def __call__(self, images: Sequence[ImageItem] | np.ndarray) -> np.ndarray:
         """Features of paths, Pillow images or uint8 arrays (H, W, 3) of any size: float32 (N, D), in their order.
@@ -72,6 +71,12 @@ class Encoder(Pipeline):
                 _log.warning("skipped %s: %s", item.path, item.reason)
             if batch.indices:
                 yield [opened.ids[i] for i in batch.indices], batch.outputs
+
+
+def encoder_digest(bundle: Bundle, variant: str) -> str:
+    """What names an encoder in outputs: the bundle's digest, and the file where it is not the first one."""
+    name = VARIANTS[variant]
+    return bundle.digest if name == ENCODER else f"{bundle.digest}/{name}"
 
 
 def open_variant(bundle: Bundle, variant: str, device: str, batch_size: int | None) -> tuple[Session, str]:

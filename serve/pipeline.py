@@ -6,7 +6,7 @@ Shapes: N images, B batch, S the encoder's image size, D outputs per image.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Generator, Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -93,10 +93,15 @@ class Pipeline:
 
     def _checked(self, pixels: np.ndarray, source: ImageSource, indices: list[int]) -> np.ndarray:
         outputs = self.encode(pixels)
-        bad = np.flatnonzero(~np.isfinite(outputs).all(1))
-        if len(bad):
-            raise ValueError(f"the encoder's features of {source.ids[indices[bad[0]]]} are not finite; train it again")
+        require_finite(outputs, source, indices)
         return outputs
+
+
+def require_finite(outputs: np.ndarray, source: ImageSource, indices: Sequence[int]) -> None:
+    """Raise `ValueError` naming the first image whose outputs (B, D) are not finite."""
+    bad = np.flatnonzero(~np.isfinite(outputs).all(1))
+    if len(bad):
+        raise ValueError(f"the encoder's features of {source.ids[indices[bad[0]]]} are not finite; train it again")
 
 
 def open_graph(

@@ -163,9 +163,21 @@ def build_problem() -> str | None:
     )
 
 
+def gpu_count() -> int:
+    """The GPUs that CUDA shows this process; 0 when there is no working driver."""
+    count = ctypes.c_int(0)
+    if driver_problem() is None:
+        ctypes.CDLL(_driver_name()).cuDeviceGetCount(ctypes.byref(count))
+    return count.value
+
+
+def _driver_name() -> str:
+    return "nvcuda.dll" if sys.platform == "win32" else "libcuda.so.1"
+
+
 def driver_problem() -> str | None:
     """What is wrong with the NVIDIA driver, or None."""
-    name = "nvcuda.dll" if sys.platform == "win32" else "libcuda.so.1"
+    name = _driver_name()
     try:
         driver = ctypes.CDLL(name)
         status, count = driver.cuInit(0), ctypes.c_int(0)
