@@ -10,7 +10,6 @@ from onnx import ModelProto, TensorProto, helper
 
 from byol.serve.session import Feeds, free_memory, open_session
 
-
 LOGITS = 16 << 20  # computed at once (64 MB, of which the graph holds a few)
 DEVICE_SHARE = 0.5  # of a GPU's free memory, for the samples
 

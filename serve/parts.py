@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -86,9 +87,12 @@ def complete(
                 finished = parts.finished()
                 _require_enough(finished, task)
                 parts.finish(finished)
-            except BaseException:
+            except BaseException as error:
                 if not any(part.rows for part in parts.finished().values()):  # nothing to go on from
                     parts.clear()
+                if isinstance(error, OSError) and error.errno == errno.ENOSPC:
+                    text = "make room and give the same command again: finished parts are kept"
+                    raise ValueError(f"no space is left on the disk of {parts.name}; {text}") from error
                 raise
     rows, skipped = (sum(part.rows for part in finished.values()), [s for p in finished.values() for s in p.skipped])
     return Extraction(rows, rows - known, skipped, time.perf_counter() - start)

@@ -75,7 +75,7 @@ def _follow(workers: Sequence[BaseProcess], messages: Any, advance: Advance) -> 
                 ) from None
             continue
         if kind == "failed":
-            raise ValueError(value)
+            raise value
         if kind == "done":
             working.discard(index)
         else:
@@ -93,7 +93,7 @@ def _work(crew: Crew, task: Task, share: Share, messages: Any) -> None:
         fill(encoder, task, parts, parts.manifest(), lambda n: messages.put((share.index, "advance", n)), share)
         messages.put((share.index, "done", None))
     except (ValueError, OSError) as error:
-        messages.put((share.index, "failed", str(error)))
+        messages.put((share.index, "failed", error))
 
 
 def _end_with_parent() -> None:
