@@ -18,7 +18,7 @@ COMMANDS = {
         "byol.export.command",
         "Turn a run into a verified, torch-free bundle (needs the `train` extra).",
     ),
-    "extract": ("byol.serve.command", "Compute the features of images with a bundle."),
+    "extract": ("byol.serve.extract_command", "Compute the features of images with a bundle."),
     "classify": ("byol.serve.command", "Classify images with the linear probe in a bundle."),
     "knn": ("byol.serve.evaluate_command", "Weighted k-nearest-neighbour accuracy of a bundle's features."),
     "linear": ("byol.serve.evaluate_command", "Linear-probe accuracy of a bundle's features."),
@@ -35,7 +35,14 @@ COMMANDS = {
 }
 
 # Top-level packages an extra brings: a missing one is a set-up problem, told in one line.
-EXTRAS = {"torch": "train", "torchvision": "train", "onnxscript": "train", "sklearn": "demo", "timm": "timm"}
+EXTRAS = {
+    "torch": "train",
+    "torchvision": "train",
+    "onnxscript": "train",
+    "sklearn": "demo",
+    "timm": "timm",
+    "ray": "ray",
+}
 
 
 class LazyGroup(click.Group):

@@ -19,7 +19,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from PIL import Image
 
-from byol.columns import Labels, Names
+from byol.columns import Computed, Labels, Names
 from byol.images import SUFFIXES, ImageSource, Skipped, printable, read_image, reason_of
 from byol.stamps import content_stamp
 
@@ -48,8 +48,7 @@ def folder_source(tree: Tree) -> ImageSource:
     """All images below a folder, in the order of their paths' bytes; the first folder of a path is the class."""
     skipped: list[Skipped] = []
     paths = tree.walk(lambda path, reason: skipped.append(Skipped(printable(path), reason)))
-    source = _section(tree, paths, skipped)
-    return ImageSource(source.name, source.ids, source.labels, skipped, source.open, source.stamp)
+    return _section(tree, paths, skipped)
 
 
 def folder_sections(tree: Tree, size: int, after: bytes = b"") -> Iterator[tuple[ImageSource, bytes]]:
@@ -94,6 +93,7 @@ def _section(tree: Tree, paths: Iterator[bytes], skipped: list[Skipped]) -> Imag
         skipped=skipped,
         open=lambda i: tree.open(names.raw[i].as_py()),
         stamp=lambda: tree.stamp(names),
+        places=Computed(len(names), lambda i: names.raw[i].as_py()),
     )
 
 

@@ -35,6 +35,7 @@ FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM")
 
 T = TypeVar("T")
 C = TypeVar("C")
+Place = bytes | int
 
 
 class UnreadableImage(ValueError):
@@ -60,6 +61,8 @@ class ImageSource:
     `stamp`   a digest that changes when an image does; None where there is none (images in memory)
     `blocks`  int64: the first row of each run of rows that are read together (a Parquet row group); None where every
               image is equally near
+    `places`  where another process finds the images (`byol.sources.open_place`): a path below the folder, or a row of
+              the location; None where only this process has them
     """
 
     name: str
@@ -69,6 +72,7 @@ class ImageSource:
     open: Callable[[int], Image.Image]
     stamp: Callable[[], str] | None = None
     blocks: np.ndarray | None = None
+    places: Sequence[Place] | None = None
 
     def __len__(self) -> int:
         return len(self.ids)

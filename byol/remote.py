@@ -11,7 +11,6 @@ import hashlib
 import io
 import os
 from collections.abc import Callable, Iterator
-from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
@@ -19,7 +18,7 @@ from PIL import Image
 
 from byol.columns import Names
 from byol.folders import Skip, is_image, merged
-from byol.images import ImageSource, UnreadableImage, read_image, reason_of
+from byol.images import UnreadableImage, read_image, reason_of
 
 T = TypeVar("T")
 
@@ -66,15 +65,15 @@ def asked(url: str, call: Callable[[], T]) -> T:
         raise ValueError(f"{url} cannot be used: {type(error).__name__}: {reason_of(error)}") from error
 
 
-def guarded(source: ImageSource, root: Any) -> ImageSource:
-    """The same source, which stops the work when its place is gone: then it is not the image that is bad.
+def guarded(open_image: Callable[[T], Image.Image], root: Any) -> Callable[[T], Image.Image]:
+    """The same function, which stops the work when its place is gone: then it is not the image that is bad.
 
-    `open` raises `UnreadableImage` while `root` can still be asked, and `ValueError` when it cannot.
+    It raises `UnreadableImage` while `root` can still be asked, and `ValueError` when it cannot.
     """
 
-    def open_image(i: int) -> Image.Image:
+    def guarded_open(item: T) -> Image.Image:
         try:
-            return source.open(i)
+            return open_image(item)
         except Exception as error:  # protocols raise kinds of their own
             if not isinstance(error, FileNotFoundError | PermissionError):
                 _require_reachable(root, error)
@@ -82,7 +81,7 @@ def guarded(source: ImageSource, root: Any) -> ImageSource:
                 raise
             raise UnreadableImage(reason_of(error)) from error
 
-    return replace(source, open=open_image)
+    return guarded_open
 
 
 def _require_reachable(root: Any, error: Exception) -> None:

@@ -5,11 +5,12 @@ A listing holds names and labels as arrays, so that ten million images are liste
 
 from __future__ import annotations
 
+import functools
 import glob
 import hashlib
 import re
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import chain
 from pathlib import Path
@@ -21,7 +22,7 @@ from PIL import Image
 
 from byol.columns import Computed, Labels, Names
 from byol.folders import LocalTree, Tree, folder_sections, folder_source
-from byol.images import SUFFIXES, ImageSource, UnreadableImage, printable, read_image, reason_of
+from byol.images import SUFFIXES, ImageSource, Place, UnreadableImage, printable, read_image, reason_of
 from byol.locations import Location, is_url
 from byol.named import SPLITS, is_named, named_file
 from byol.remote import RemoteTree, asked, guarded, matching, read_remote, remote_path
@@ -46,7 +47,8 @@ def open_source(location: Location) -> ImageSource:
         source = _list_source("standard input", sys.stdin.buffer.read())
     elif is_url(location):
         root = remote_path(str(location))
-        source = guarded(asked(str(location), lambda: _source_at(root, str(location))), root)
+        source = asked(str(location), lambda: _source_at(root, str(location)))
+        source = replace(source, open=guarded(source.open, root))
     else:
         source = _source_at(Path(location), str(location))
     if len(source) == 0:
@@ -181,14 +183,37 @@ def open_sections(location: Location, size: int, after: str = "") -> Iterator[Se
         first = next(sections, None)
         if first or after:
             for source, last in chain([first] if first else [], sections):
-                yield Section(guarded(source, path) if remote else source, f"path:{last.hex()}", None)
+                if remote:
+                    source = replace(source, open=guarded(source.open, path))
+                yield Section(source, f"path:{last.hex()}", None)
             return
     whole = open_source(location)
     stamp = whole.stamp() if whole.stamp else None
     for start in range(int(place or 0), len(whole), size):
         rows = range(start, min(start + size, len(whole)))
-        source = replace(whole.subset(rows), skipped=whole.skipped if start == 0 else [])
+        source = replace(whole.subset(rows), skipped=whole.skipped if start == 0 else [], places=rows)
         yield Section(source, f"row:{rows.stop}", stamp)
+
+
+def open_place(location: Location, place: Place) -> Image.Image:
+    """Decode the image of a place that a section of `location` named, in any process that sees the location.
+
+    Raises `UnreadableImage`, and `ValueError` when the location is gone.
+    """
+    return _rows_of(location).open(place) if isinstance(place, int) else _opener_below(location)(place)
+
+
+@functools.lru_cache(1)
+def _rows_of(location: Location) -> ImageSource:
+    return open_source(location)
+
+
+@functools.lru_cache(1)
+def _opener_below(location: Location) -> Callable[[bytes], Image.Image]:
+    if not is_url(location):
+        return LocalTree(Path(location)).open
+    root = remote_path(str(location))
+    return guarded(RemoteTree(root).open, root)
 
 
 # ------------------------------------------------------------------------------------------------------- .npz

@@ -42,8 +42,7 @@ class Encoder(Pipeline):
         session, self.variant = open_variant(opened, variant, device, batch_size)
         super().__init__(opened, session, batch_size, opened.manifest.feature_dim)
         self.feature_dim = self.dim
-        name = VARIANTS[self.variant]
-        self.digest = opened.digest if name == ENCODER else f"{opened.digest}/{name}"
+        self.digest = encoder_digest(opened, self.variant)
 
     def stream(
         self, source: ImageSource | str | os.PathLike[str] | Sequence[ImageItem]
@@ -60,6 +59,12 @@ class Encoder(Pipeline):
                 _log.warning("skipped %s: %s", item.path, item.reason)
             if batch.indices:
                 yield [opened.ids[i] for i in batch.indices], batch.outputs
+
+
+def encoder_digest(bundle: Bundle, variant: str) -> str:
+    """What names an encoder in outputs: the bundle's digest, and the file where it is not the first one."""
+    name = VARIANTS[variant]
+    return bundle.digest if name == ENCODER else f"{bundle.digest}/{name}"
 
 
 def open_variant(bundle: Bundle, variant: str, device: str, batch_size: int | None) -> tuple[Session, str]:

@@ -5,9 +5,10 @@ from __future__ import annotations
 import contextlib
 import os
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 
@@ -15,7 +16,7 @@ from byol.images import ImageSource, Skipped
 from byol.locations import is_url
 from byol.serve.encoder import Encoder
 from byol.serve.features import Features, feature_file, write_errors
-from byol.serve.pipeline import Batch, Pipeline, run_ahead
+from byol.serve.pipeline import Batch, run_ahead
 
 Advance = Callable[[int], None]
 
@@ -53,6 +54,22 @@ def output_file(out: str) -> Path | None:
     if path.suffix.lower() in (".parquet", ".npz"):
         return path
     raise ValueError(f"{path.suffix!r} is not known: end in .parquet or .npz, or in / for a folder")
+
+
+class Batches(Protocol):
+    """What computes: a `Pipeline` here, or something that has it computed elsewhere."""
+
+    def batches_of(
+        self, sources: Iterable[ImageSource], threads: int = 0
+    ) -> Generator[tuple[ImageSource, Batch], None, None]:
+        """The batches of several sources, one after the other; none has images of two."""
+
+
+class Engine(Batches, Protocol):
+    """The same for features: `feature_dim` of each, and `digest`, the encoder's name."""
+
+    feature_dim: int
+    digest: str
 
 
 def extract(encoder: Encoder, source: ImageSource, path: Path, options: Options, advance: Advance) -> Extraction:
@@ -94,7 +111,7 @@ def collect(encoder: Encoder, source: ImageSource, advance: Advance) -> tuple[Fe
 
 
 def checked_batches(
-    pipeline: Pipeline, sources: Iterable[ImageSource], options: Options, advance: Advance, errors: int = 0
+    pipeline: Batches, sources: Iterable[ImageSource], options: Options, advance: Advance, errors: int = 0
 ) -> Iterator[tuple[ImageSource, Batch]]:
     """The batches of some sources, computed ahead and counted; `errors` is what earlier calls left out.
 

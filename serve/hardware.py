@@ -99,15 +99,20 @@ def driver_cuda_version() -> str | None:
     return None if status else f"{version.value // 1000}.{version.value % 1000 // 10}"
 
 
+def gpu_count() -> int:
+    """The GPUs that CUDA shows this process; 0 when there is no working driver."""
+    count = ctypes.c_int(0)
+    if driver_problem() is None:
+        ctypes.CDLL(_CUDA_DRIVER).cuDeviceGetCount(ctypes.byref(count))
+    return count.value
+
+
 def gpu_names() -> list[str]:
-    """The GPUs that CUDA shows to this process, in its order; none without a usable driver."""
-    if driver_problem():
-        return []
-    driver = ctypes.CDLL(_CUDA_DRIVER)
-    count, device, name = ctypes.c_int(0), ctypes.c_int(0), ctypes.create_string_buffer(256)
-    driver.cuDeviceGetCount(ctypes.byref(count))
+    """What those GPUs call themselves, in CUDA's order."""
+    device, name = ctypes.c_int(0), ctypes.create_string_buffer(256)
     names = []
-    for number in range(count.value):
+    for number in range(gpu_count()):
+        driver = ctypes.CDLL(_CUDA_DRIVER)
         if driver.cuDeviceGet(ctypes.byref(device), number) or driver.cuDeviceGetName(name, len(name), device):
             continue
         names.append(name.value.decode("utf-8", "replace"))

@@ -101,9 +101,7 @@ class Neighbours:
         warm_up = {"queries": bank[:1], "bank": bank[:1], "k": one}
         self._session = open_session(_graph(bank.shape[1]), device, lambda _: warm_up)
         self.device, self.reason = self._session.device, self._session.reason
-        self._whole = self._rows >= len(bank)
-        if self._whole:
-            self._session.keep("bank", _unit_rows(bank))
+        self._resident = self._session.on_device(_unit_rows(bank)) if self._rows >= len(bank) else None
 
     def __call__(self, queries: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Similarities float32 (B, K), best first, and rows int64 (B, K); of equals the earlier row first."""
@@ -116,10 +114,10 @@ class Neighbours:
         return best
 
     def _nearest(self, piece: np.ndarray, queries: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        feeds = {"k": np.array([min(self._k, len(piece))], np.int64)}
-        if not self._whole:
-            feeds["bank"] = _unit_rows(piece)
-        parts = [self._session.run({**feeds, "queries": part}) for part in _chunks(queries, self._queries)]
+        count = np.array([min(self._k, len(piece))], np.int64)
+        bank = self._resident or self._session.on_device(_unit_rows(piece))
+        chunks = _chunks(queries, self._queries)
+        parts = [self._session.run({"k": count, "bank": bank, "queries": chunk}) for chunk in chunks]
         return np.concatenate([p[0] for p in parts]), np.concatenate([p[1] for p in parts])
 
 

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from byol.console import show_json, show_table
 from byol.serve import DEVICES, MAX_BATCH_SIZE
+
+if TYPE_CHECKING:
+    from byol.serve.extract import Options
 
 BUNDLE = click.Path(exists=True, file_okay=False, path_type=Path)
 
@@ -65,3 +68,14 @@ def show(values: dict[str, Any], as_json: bool) -> None:
         return
     percent = {"top1", "top5", "mean_per_class"}
     show_table([(key, f"{value:.2%}" if key in percent else value) for key, value in values.items()])
+
+
+def extraction_options(
+    on_error: str, max_errors: int | None, decode_threads: int | None, dtype: str = "float32"
+) -> Options:
+    """What the options above say. Raises `UsageError` when two of them contradict each other."""
+    from byol.serve.extract import Options
+
+    if on_error == "fail" and max_errors:
+        raise click.UsageError("--on-error fail and --max-errors contradict each other; leave one of them out")
+    return Options(dtype, decode_threads or 0, 0 if on_error == "fail" else max_errors)

@@ -1,95 +1,56 @@
-"""Extraction of any number of images into a folder of Parquet parts; an interrupted one goes on where it stopped.
-
-A part holds the features of consecutive images; its metadata says which of them were left out and where it ends, so
-that nothing but finished parts is needed to go on. `_manifest.json` says what all parts have in common, and at the end
-what they hold.
-"""
+"""Extraction of any number of images into a folder of Parquet parts; an interrupted one goes on where it stopped."""
 
 from __future__ import annotations
 
-import json
+import errno
 import time
-from collections.abc import Iterator
-from dataclasses import asdict, dataclass, field
-from functools import partial
-from itertools import chain, groupby
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
-import pyarrow.parquet as pq
-
-from byol.files import atomic_file
 from byol.images import ImageSource, Skipped, printable
 from byol.locations import Location, is_url
 from byol.serve import PART_IMAGES
-from byol.serve.encoder import Encoder
-from byol.serve.extract import Advance, Extraction, Options, checked_batches, folder
-from byol.serve.features import DIGEST_KEY, ERRORS, feature_file, write_errors
+from byol.serve.extract import Advance, Engine, Extraction, Options, checked_batches, folder
+from byol.serve.features import DIGEST_KEY, feature_file
+from byol.serve.part_files import Part, PartsFolder
 from byol.sources import Section, open_sections
 
-MANIFEST = "_manifest.json"
-FORMAT = 1
-NOTES = "byol"  # the key of a part's notes in its metadata
+Manifest = dict[str, Any]
 
 
 @dataclass(frozen=True)
-class Part:
-    """A finished part: rows, what was left out while listing and decoding, and where in the source it ends."""
+class Task:
+    """What is to be extracted: the images of `location`, in parts of `part_images`, to the folder `out`."""
 
-    rows: int
-    end: str
-    listed: list[Skipped] = field(default_factory=list)
-    decoded: list[Skipped] = field(default_factory=list)
+    location: Location
+    out: Path
+    options: Options
+    part_images: int = PART_IMAGES
 
-    @property
-    def skipped(self) -> list[Skipped]:
-        """All that was left out."""
-        return [*self.listed, *self.decoded]
+    def folder(self, digest: str, dim: int) -> PartsFolder:
+        """Its folder, for the encoder that is called `digest` and has `dim` features."""
+        settings = {
+            DIGEST_KEY: digest,
+            "source": _full_name(self.location),
+            "dim": dim,
+            "dtype": self.options.dtype,
+            "part_images": self.part_images,
+        }
+        return PartsFolder(self.out, settings)
 
-    def notes(self) -> str:
-        """As text for the file's metadata, from which `read_part` makes it again."""
-        return json.dumps({"end": self.end, "listed": _pairs(self.listed), "decoded": _pairs(self.decoded)})
+
+@dataclass(frozen=True)
+class Share:
+    """The parts of one of `count` workers: those whose number leaves `index` when divided by `count`."""
+
+    index: int = 0
+    count: int = 1
 
 
-def extract_parts(
-    encoder: Encoder, location: Location, out: Path, options: Options, advance: Advance, part_images: int = PART_IMAGES
-) -> Extraction:
-    """Write the features of a location's images to `out/part-00000.parquet` and so on, in parts of `part_images`.
-
-    Finished parts of the same extraction are kept; `errors.parquet` and the manifest's counts are written at the end.
-    Raises `ValueError` when `out` holds another extraction, when the source has changed (a folder of images may: it is
-    listed anew behind the last finished part), when more is left out than `options` allow, and when nothing can be
-    read.
-    """
-    start = time.perf_counter()
-    settings = {
-        "format": FORMAT,
-        DIGEST_KEY: encoder.digest,
-        "source": _full_name(location),
-        "dim": encoder.feature_dim,
-        "dtype": options.dtype,
-        "part_images": part_images,
-    }
-    stored = _stored(out, settings)
-    parts = list(_finished(out, encoder.digest)) if stored else []
-    known = sum(part.rows for part in parts)
-    advance(known + sum(len(part.decoded) for part in parts))
-    with folder(out):
-        if not (stored and stored["complete"] and len(stored["parts"]) == len(parts)):
-            for leftover in out.glob(".part-*.tmp"):  # of a killed process
-                leftover.unlink()
-            try:
-                for part in _remaining(encoder, location, out, options, advance, settings, stored, parts):
-                    parts.append(part)
-                _finish(out, settings, parts, location)
-            except BaseException:
-                if not any(part.rows for part in parts):  # nothing to go on from
-                    for file in (*map(partial(part_file, out), range(len(parts))), out / MANIFEST):
-                        file.unlink(missing_ok=True)
-                raise
-    images, skipped = sum(part.rows for part in parts), [item for part in parts for item in part.skipped]
-    return Extraction(images, images - known, skipped, time.perf_counter() - start)
+ALL = Share()
 
 
 def _full_name(location: Location) -> str:
@@ -98,130 +59,107 @@ def _full_name(location: Location) -> str:
     return printable(path.resolve()) if not is_url(location) and path.exists() else printable(location)
 
 
-def part_file(out: Path, number: int) -> Path:
-    """The file of a part."""
-    return out / f"part-{number:05d}.parquet"
+def extract_parts(engine: Engine, task: Task, advance: Advance) -> Extraction:
+    """Write the features of a location's images to `out/part-00000.parquet` and so on.
+
+    Finished parts of the same extraction are kept; `errors.parquet` and the manifest's counts are written at the end.
+    Raises `ValueError` when `out` holds another extraction, when the source has changed (a folder of images may: it is
+    listed anew behind the finished parts), when more is left out than `options` allow, and when nothing can be read.
+    """
+    parts = task.folder(engine.digest, engine.feature_dim)
+    return complete(task, parts, advance, lambda stored: fill(engine, task, parts, stored, advance))
 
 
-def _remaining(
-    encoder: Encoder,
-    location: Location,
-    out: Path,
-    options: Options,
-    advance: Advance,
-    settings: dict[str, Any],
-    stored: dict[str, Any] | None,
-    parts: list[Part],
-) -> Iterator[Part]:
-    """Write the parts that are missing, each yielded once it is finished."""
-    sections = open_sections(location, settings["part_images"], parts[-1].end if parts else "")
-    first = next(sections, None)
-    if first is None:  # all parts were finished, but not the manifest
-        return
-    if stored is None:
-        _write_manifest(out, settings | {"stamp": first.stamp, "complete": False})
-    elif stored["stamp"] != first.stamp:
-        raise ValueError(f"{printable(location)} has changed since {printable(out)} was begun; extract to a new folder")
-    settings["stamp"] = first.stamp
-    begun: dict[int, Section] = {}
+def complete(
+    task: Task, parts: PartsFolder, advance: Advance, compute: Callable[[Manifest | None], None]
+) -> Extraction:
+    """Have `compute` write the parts that are missing, given the manifest that was found, and finish the folder."""
+    start = time.perf_counter()
+    stored = parts.manifest()
+    finished = parts.finished() if stored else {}
+    known = sum(part.rows for part in finished.values())
+    advance(known + sum(len(part.decoded) for part in finished.values()))
+    if not (stored and stored["complete"] and len(stored["parts"]) == len(finished)):
+        with folder(task.out):
+            parts.sweep()
+            try:
+                compute(stored)
+                finished = parts.finished()
+                _require_enough(finished, task)
+                parts.finish(finished)
+            except BaseException as error:
+                if not any(part.rows for part in parts.finished().values()):  # nothing to go on from
+                    parts.clear()
+                if isinstance(error, OSError) and error.errno == errno.ENOSPC:
+                    text = "make room and give the same command again: finished parts are kept"
+                    raise ValueError(f"no space is left on the disk of {parts.name}; {text}") from error
+                raise
+    rows, skipped = (sum(part.rows for part in finished.values()), [s for p in finished.values() for s in p.skipped])
+    return Extraction(rows, rows - known, skipped, time.perf_counter() - start)
+
+
+def _require_enough(finished: dict[int, Part], task: Task) -> None:
+    unread = [item for part in finished.values() for item in part.decoded]
+    if unread and not any(part.rows for part in finished.values()):
+        raise ValueError(
+            f"none of the {len(unread)} images of {printable(task.location)} can be read "
+            f"(first: {unread[0].path}: {unread[0].reason})"
+        )
+    left_out, most = sum(len(part.skipped) for part in finished.values()), task.options.max_errors
+    if most is not None and left_out > most:  # of all workers together: each one stops at its own
+        raise ValueError(f"{left_out} images were left out; that is more than --max-errors {most}")
+
+
+def fill(
+    engine: Engine, task: Task, parts: PartsFolder, stored: Manifest | None, advance: Advance, share: Share = ALL
+) -> None:
+    """Write the parts of a share that are missing. Raises `ValueError` when the source is not that of `stored`."""
+    finished = parts.finished()
+    begun: dict[int, tuple[int, Section]] = {}
 
     def sources() -> Iterator[ImageSource]:
-        for section in chain([first], sections):
-            begun[id(section.source)] = section
-            yield section.source
+        for number, section in missing_sections(task, parts, stored, finished):
+            if number % share.count == share.index:
+                begun[id(section.source)] = number, section
+                yield section.source
 
-    errors = sum(len(part.skipped) for part in parts)
-    batches = checked_batches(encoder, sources(), options, advance, errors)
-    for number, (key, group) in enumerate(groupby(batches, key=lambda pair: id(pair[0])), len(parts)):
-        section, rows, decoded, notes = begun[key], 0, list[Skipped](), dict[str, str]()
-        path = part_file(out, number)
-        with feature_file(path, encoder.feature_dim, encoder.digest, options.dtype, notes) as write:
+    errors = sum(len(part.skipped) for part in finished.values())
+    batches = checked_batches(engine, sources(), task.options, advance, errors)
+    for key, group in groupby(batches, key=lambda pair: id(pair[0])):
+        number, section = begun[key]
+        rows, decoded, notes = 0, list[Skipped](), dict[str, str]()
+        path = parts.part_file(number)
+        with feature_file(path, engine.feature_dim, engine.digest, task.options.dtype, notes) as write:
             for source, batch in group:
                 indices = batch.indices
                 write([source.ids[i] for i in indices], [source.labels[i] for i in indices], batch.outputs)
                 rows += len(indices)
                 decoded += batch.skipped
-            part = Part(rows, section.end, list(section.source.skipped), decoded)
-            notes[NOTES] = part.notes()
+            notes |= Part(rows, section.end, list(section.source.skipped), decoded).notes()
         del begun[key]
-        yield part
 
 
-def _finish(out: Path, settings: dict[str, Any], parts: list[Part], location: Location) -> None:
-    """Write the list of errors and the complete manifest. Raises `ValueError` when no image could be read."""
-    rows = sum(part.rows for part in parts)
-    listed = [item for part in parts for item in part.listed]
-    decoded = [item for part in parts for item in part.decoded]
-    if rows == 0:
-        raise ValueError(
-            f"none of the {len(decoded)} images of {printable(location)} can be read "
-            f"(first: {decoded[0].path}: {decoded[0].reason})"
-        )
-    write_errors(out / ERRORS, listed, decoded)
-    files = [
-        {"file": part_file(out, number).name, "rows": part.rows, "skipped": len(part.skipped)}
-        for number, part in enumerate(parts)
-    ]
-    counts = {"images": rows, "skipped": len(listed) + len(decoded), "parts": files, "complete": True}
-    _write_manifest(out, {"stamp": None, **settings, **counts})
+def missing_sections(
+    task: Task, parts: PartsFolder, stored: Manifest | None, finished: dict[int, Part]
+) -> Iterator[tuple[int, Section]]:
+    """The sections of the location that have no part, with their numbers; the manifest is begun when there is none.
+
+    Raises `ValueError` when the location is not what the finished parts were made of.
+    """
+    start = next(number for number in range(len(finished) + 1) if number not in finished)
+    after = finished[start - 1].end if start else ""
+    for number, section in enumerate(open_sections(task.location, task.part_images, after), start):
+        if number == start:
+            if stored is None:
+                parts.begin(section.stamp)
+            elif stored["stamp"] != section.stamp:
+                raise _changed(task)
+        if number not in finished:
+            yield number, section
+        elif finished[number].end != section.end:
+            raise _changed(task)
 
 
-def _write_manifest(out: Path, values: dict[str, Any]) -> None:
-    with atomic_file(out / MANIFEST) as temporary:
-        temporary.write_text(json.dumps(values, indent=2, sort_keys=True) + "\n")
-
-
-def _stored(out: Path, settings: dict[str, Any]) -> dict[str, Any] | None:
-    """The manifest of an extraction that was begun in `out`. Raises `ValueError` when it is another one."""
-    path, name = out / MANIFEST, printable(out)
-    if not path.exists():
-        others = sorted(out.glob("part-*.parquet"))
-        if others:
-            raise ValueError(f"{name} holds {printable(others[0].name)} of another extraction; give an empty folder")
-        return None
-    try:
-        values = json.loads(path.read_bytes())
-        differing = [key for key, value in settings.items() if values[key] != value]
-        _ = values["complete"], values["stamp"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"{printable(path)} cannot be read ({error}); give an empty folder") from error
-    if differing:
-        texts = (f"{key} {_short(values[key])}, now {_short(settings[key])}" for key in differing)
-        raise ValueError(f"{name} holds another extraction: {'; '.join(texts)}; give an empty folder")
-    return dict(values)
-
-
-def _short(value: object) -> str:
-    return str(value)[:24]
-
-
-def _finished(out: Path, digest: str) -> Iterator[Part]:
-    """The finished parts of a folder, in order. Raises `ValueError` when one is missing or not of this extraction."""
-    files = sorted(out.glob("part-*.parquet"))
-    for number, file in enumerate(files):
-        if file != part_file(out, number):
-            raise ValueError(f"{printable(out)} lacks {part_file(out, number).name}; extract to a new folder")
-        yield read_part(file, digest)
-
-
-def read_part(file: Path, digest: str) -> Part:
-    """What a finished part says of itself. Raises `ValueError` when it is damaged or another bundle's."""
-    try:
-        with open(file, "rb") as stream:
-            found = pq.read_metadata(stream)
-        metadata = found.metadata or {}
-        notes = json.loads(metadata[NOTES.encode()])
-        part = Part(found.num_rows, str(notes["end"]), _items(notes["listed"]), _items(notes["decoded"]))
-    except (pa.ArrowException, OSError, ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"{printable(file)} is not a part that can be gone on from ({error}); remove it") from error
-    if metadata.get(DIGEST_KEY.encode()) != digest.encode():
-        raise ValueError(f"{printable(file)} was extracted with another bundle; give an empty folder")
-    return part
-
-
-def _pairs(items: list[Skipped]) -> list[list[str]]:
-    return [list(asdict(item).values()) for item in items]
-
-
-def _items(pairs: list[list[str]]) -> list[Skipped]:
-    return [Skipped(path, reason) for path, reason in pairs]
+def _changed(task: Task) -> ValueError:
+    name, out = printable(task.location), printable(task.out)
+    return ValueError(f"{name} has changed since {out} was begun; extract to a new folder")

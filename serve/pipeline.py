@@ -118,15 +118,20 @@ class Pipeline:
 
     def _checked(self, pixels: np.ndarray, source: ImageSource, indices: list[int]) -> np.ndarray:
         outputs = self.encode(pixels)
-        bad = np.flatnonzero(~np.isfinite(outputs).all(1))
-        if len(bad):
-            raise ValueError(f"the encoder's features of {source.ids[indices[bad[0]]]} are not finite; train it again")
+        require_finite(outputs, source, indices)
         return outputs
 
 
 def next_power_of_two(count: int) -> int:
     """The smallest power of two that is not below `count` >= 1."""
     return 1 << (count - 1).bit_length()
+
+
+def require_finite(outputs: np.ndarray, source: ImageSource, indices: Sequence[int]) -> None:
+    """Raise `ValueError` naming the first image whose outputs (B, D) are not finite."""
+    bad = np.flatnonzero(~np.isfinite(outputs).all(1))
+    if len(bad):
+        raise ValueError(f"the encoder's features of {source.ids[indices[bad[0]]]} are not finite; train it again")
 
 
 def open_graph(

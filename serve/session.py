@@ -13,7 +13,6 @@ import io
 import sys
 import warnings
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any
 
 import numpy as np
 import onnxruntime as ort
@@ -23,7 +22,7 @@ from byol.serve import DEVICES
 from byol.serve.hardware import driver_problem
 from byol.serve.model import Model
 
-Feeds = Mapping[str, np.ndarray]
+Feeds = Mapping[str, np.ndarray | ort.OrtValue]
 WarmUp = Callable[[str], Feeds]  # device -> inputs of the size that will be run there
 
 _CUDA, _CPU = "CUDAExecutionProvider", "CPUExecutionProvider"
@@ -45,23 +44,22 @@ class Session:
 
     def __init__(self, inference: ort.InferenceSession, device: str, reason: str) -> None:
         self.inference, self.device, self.reason = inference, device, reason
-        self._resident: dict[str, Any] = {}
 
-    def keep(self, name: str, array: np.ndarray) -> None:
-        """Copy an input to the device once; later runs use it without passing it."""
-        contiguous = np.asarray(array, order="C")
-        self._resident[name] = ort.OrtValue.ortvalue_from_numpy(contiguous, self.device, 0)
+    def on_device(self, array: np.ndarray) -> ort.OrtValue:
+        """An input for several runs, copied to the device once (on the CPU: not at all)."""
+        return ort.OrtValue.ortvalue_from_numpy(np.asarray(array, order="C"), self.device, 0)
 
     def run(self, feeds: Feeds) -> list[np.ndarray]:
         """All outputs, as NumPy arrays. Raises `SessionError`."""
         try:
-            if not self._resident:
+            if not any(isinstance(value, ort.OrtValue) for value in feeds.values()):
                 return list(self.inference.run(None, dict(feeds)))
             binding = self.inference.io_binding()
-            for name, value in self._resident.items():
-                binding.bind_ortvalue_input(name, value)
-            for name, array in feeds.items():
-                binding.bind_cpu_input(name, np.asarray(array, order="C"))
+            for name, value in feeds.items():
+                if isinstance(value, ort.OrtValue):
+                    binding.bind_ortvalue_input(name, value)
+                else:
+                    binding.bind_cpu_input(name, np.asarray(value, order="C"))
             for output in self.inference.get_outputs():
                 binding.bind_output(output.name)
             self.inference.run_with_iobinding(binding)
@@ -151,6 +149,15 @@ def build_problem() -> str | None:
         f"the installed onnxruntime {ort.__version__} is built without CUDA "
         "(pip uninstall onnxruntime, then pip install 'byol[gpu]')"
     )
+
+
+def free_memory(device: str) -> float:
+    """Bytes that are free on CUDA's first device; infinite for the CPU, whose arrays are used where they are."""
+    if device == "cpu":
+        return float("inf")
+    free, total = ctypes.c_size_t(), ctypes.c_size_t()
+    status = ctypes.CDLL(cuda_libraries()[0]).cudaMemGetInfo(ctypes.byref(free), ctypes.byref(total))
+    return float(free.value) if status == 0 else 0.0
 
 
 def missing_libraries() -> list[str]:

@@ -155,7 +155,7 @@ def test_gpus_and_driver_as_the_driver_says(tmp_path: Path) -> None:
         subprocess.run(command, input=source, text=True, check=True)
     code = (
         "from byol.serve import hardware as h;"
-        "print([h.driver_problem(), h.driver_version(), h.driver_cuda_version(), h.gpu_names()])"
+        "print([h.driver_problem(), h.driver_version(), h.driver_cuda_version(), h.gpu_names(), h.gpu_count()])"
     )
     done = python("-c", code, path=tmp_path, LD_LIBRARY_PATH=str(tmp_path))
-    assert done.stdout == "[None, '570.124.06', '12.8', ['NVIDIA H100 80GB HBM3', 'NVIDIA L4']]\n", done.stderr
+    assert done.stdout == "[None, '570.124.06', '12.8', ['NVIDIA H100 80GB HBM3', 'NVIDIA L4'], 2]\n", done.stderr

@@ -62,11 +62,24 @@ def test_loss_and_gradient_against_float64_finite_differences(classes: int, l2: 
     np.testing.assert_allclose(gradient, numeric, atol=2e-6 * max(1.0, float(np.abs(gradient).max())))
 
 
+@pytest.mark.parametrize("rows", [1, 7, 39, 100])
+def test_pieces_add_up_to_the_whole(rows: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    generator = np.random.default_rng(0)
+    x, y = generator.normal(size=(40, 7)).astype(np.float32), generator.integers(0, 3, 40)
+    parameters = generator.normal(size=3 * 8)
+    whole_loss, whole_gradient = Objective(x, y, 3, "cpu")(parameters, 0.1)
+    for room in (float("inf"), 3 * rows * 7 * 4, 0.0):  # all, some, none of the pieces stay on the device
+        monkeypatch.setattr("byol.serve.objective.free_memory", lambda device, room=room: room)
+        loss, gradient = Objective(x, y, 3, "cpu", rows)(parameters, 0.1)
+        assert loss == pytest.approx(whole_loss, rel=1e-6)
+        np.testing.assert_allclose(gradient, whole_gradient, atol=1e-6)
+
+
 def test_graph_is_valid_and_small() -> None:
     model = objective_graph(samples=10, dim=3, classes=4)
     onnx.checker.check_model(model, full_check=True)
     assert {node.op_type for node in model.graph.node} <= {
-        "Gemm", "LogSoftmax", "Mul", "ReduceSum", "ReduceMean", "Cast", "Sub", "Exp", "Add",
+        "OneHot", "Gemm", "LogSoftmax", "Mul", "Div", "ReduceSum", "Cast", "Sub", "Exp", "Add",
     }  # fmt: skip
     assert len(model.SerializeToString()) < 5000  # the data are inputs, kept on the device
 

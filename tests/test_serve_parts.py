@@ -154,16 +154,40 @@ def test_an_npz_that_changed_is_refused(place: Path, tmp_path: Path) -> None:
     assert (done.code, "has changed since" in done.err) == (1, True)
 
 
-def test_a_missing_or_damaged_part_is_named(place: Path, whole: dict[str, bytes], tmp_path: Path) -> None:
-    for damage, words in (("remove", "lacks part-00002.parquet"), ("cut", "part-00002.parquet is not a part")):
-        out = tmp_path / damage
-        out.mkdir()
-        for name, content in whole.items():
-            (out / name).write_bytes(content)
-        part = out / "part-00002.parquet"
-        part.unlink() if damage == "remove" else part.write_bytes(part.read_bytes()[:-20])
-        done = extract(place, out)
-        assert (done.code, words in done.err) == (1, True), done.err
+def copied(whole: dict[str, bytes], out: Path) -> Path:
+    out.mkdir()
+    for name, content in whole.items():
+        (out / name).write_bytes(content)
+    return out
+
+
+@pytest.mark.parametrize("missing", [[0], [2, 3], [0, 4, 8]])
+def test_missing_parts_are_made_again(place: Path, whole: dict[str, bytes], tmp_path: Path, missing: list[int]) -> None:
+    out = copied(whole, tmp_path / "out")
+    for number in missing:
+        (out / f"part-{number:05d}.parquet").unlink()
+    done = extract(place, out)
+    assert done.code == 0, done.err
+    assert contents(out) == whole
+
+
+def test_a_missing_part_of_a_folder_that_changed_is_not_guessed(
+    place: Path, whole: dict[str, bytes], tmp_path: Path
+) -> None:
+    images = write_images(tmp_path / "images", {"cat": 25})
+    assert extract(place, tmp_path / "out", images=images).code == 0
+    (tmp_path / "out" / "part-00001.parquet").unlink()
+    (images / "cat" / "0085.png").write_bytes(odd_images()["one.png"])
+    done = extract(place, tmp_path / "out", images=images)
+    assert (done.code, "has changed since" in done.err) == (1, True), done.err
+
+
+def test_a_damaged_part_is_named(place: Path, whole: dict[str, bytes], tmp_path: Path) -> None:
+    out = copied(whole, tmp_path / "out")
+    part = out / "part-00002.parquet"
+    part.write_bytes(part.read_bytes()[:-20])
+    done = extract(place, out)
+    assert (done.code, "part-00002.parquet is not a part" in done.err) == (1, True), done.err
 
 
 def test_max_errors_stops_and_a_later_run_goes_on(place: Path, whole: dict[str, bytes], tmp_path: Path) -> None:

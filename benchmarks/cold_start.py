@@ -1,0 +1,98 @@
+"""What a serving machine pays: size of the installation without torch, and `byol` from cold on one image.
+
+    python -m benchmarks.cold_start BUNDLE IMAGE --out FILE.json [--rounds 5]
+
+Builds the wheel, installs it alone into a fresh environment, and times commands there. The first round reads the files
+from disk where the system allows to drop its cache (root), the others find them in memory.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+import venv
+from pathlib import Path
+from typing import Any
+
+import click
+
+from benchmarks.train import command_line, machine
+
+
+def timed(command: list[Any], folder: Path) -> tuple[float, float]:
+    """Seconds and peak GB of a command in an environment of its own."""
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    started = time.perf_counter()
+    process = subprocess.Popen(list(map(str, command)), cwd=folder, env=environment, stdout=subprocess.DEVNULL)
+    _, status, usage = os.wait4(process.pid, 0)
+    process.returncode = os.waitstatus_to_exitcode(status)
+    if process.returncode:
+        raise click.ClickException(f"{' '.join(map(str, command))} ended with {process.returncode}")
+    return time.perf_counter() - started, usage.ru_maxrss * 1024 / 1e9
+
+
+def size_of(folder: Path) -> int:
+    """Bytes of the files below a folder."""
+    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file() and not path.is_symlink())
+
+
+def drop_caches() -> bool:
+    """Whether the system forgot what it had read from disk."""
+    with contextlib.suppress(OSError):
+        os.sync()
+        Path("/proc/sys/vm/drop_caches").write_text("3")
+        return True
+    return False
+
+
+@click.command()
+@click.argument("bundle", type=click.Path(exists=True, path_type=Path))
+@click.argument("image", type=click.Path(exists=True, dir_okay=False, path_type=Path))
+@click.option("--out", type=click.Path(path_type=Path), required=True)
+@click.option("--rounds", default=5, show_default=True)
+def main(bundle: Path, image: Path, out: Path, rounds: int) -> None:
+    repository = Path(__file__).parent.parent
+    with tempfile.TemporaryDirectory() as name:
+        work = Path(name)
+        build: list[str | Path] = [sys.executable, "-m", "build", "--wheel", "--outdir", work / "dist", repository]
+        subprocess.run(build, check=True, stdout=subprocess.DEVNULL)
+        venv.create(work / "venv", with_pip=True)
+        python = work / "venv" / "bin" / "python"
+        before = size_of(work / "venv")
+        subprocess.run([python, "-m", "pip", "install", "--quiet", *(work / "dist").glob("*.whl")], check=True)
+        parts = {path.name: size_of(path) for path in (work / "venv").glob("lib/python*/site-packages/*/")}
+        largest = sorted(parts, key=lambda part: -parts[part])[:6]
+        facts: dict[str, Any] = {
+            "command": command_line("python -m benchmarks.cold_start"),
+            "machine": machine("cpu"),
+            "installed_mb": round((size_of(work / "venv") - before) / 1e6),
+            "largest_packages_mb": {part: round(parts[part] / 1e6) for part in largest},
+        }
+        byol = work / "venv" / "bin" / "byol"
+        commands: dict[str, list[Any]] = {
+            "byol --help": [byol, "--help"],
+            "byol info": [byol, "info", bundle.resolve()],
+            "byol extract, one image": [byol, "extract", bundle.resolve(), image.resolve(), "--out", "one.parquet"],
+        }
+        commands["byol extract, one image"] += ["--device", "cpu"]
+        for title, command in commands.items():
+            cold = drop_caches()
+            figures = [timed(command, work) for _ in range(1 + rounds)]
+            facts[title] = {
+                "from_disk_seconds": round(figures[0][0], 3) if cold else None,
+                "seconds": round(statistics.median(seconds for seconds, _ in figures[1:]), 3),
+                "peak_gb": round(max(peak for _, peak in figures), 3),
+            }
+    out.parent.mkdir(parents=True, exist_ok=True)
+    out.write_text(json.dumps(facts, indent=2) + "\n")
+    click.echo(json.dumps({key: value for key, value in facts.items() if key != "machine"}, indent=2))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,105 @@
+"""How extraction, kNN and the linear probe grow: seconds and peak memory over images, bank, samples and classes.
+
+    python -m benchmarks.serve_growth BUNDLE IMAGES --out FILE.json [--only TEXT] [--device cpu]
+
+Every row is one `byol` command as a process of its own. Images are links to the files of IMAGES, again and again, into
+a folder of parts; banks and samples are random features with class structure, as features files on disk. The last bank
+has ImageNet's size: 10.5 GB in memory, 5.2 GB on disk.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import click
+import numpy as np
+
+from benchmarks.faults import linked
+from benchmarks.train import command_line, machine
+from byol.serve.features import feature_file
+
+Row = dict[str, Any]
+IMAGES = (1_000, 10_000, 100_000)
+BANKS = ((12_800, 512), (128_000, 512), (1_280_000, 512), (1_281_167, 2048))  # rows, features
+SAMPLES = ((5_000, 10), (50_000, 10), (500_000, 10), (50_000, 100), (50_000, 1000))  # rows, classes
+QUERIES, DIM = 2_000, 512
+BLOCK = 16_384
+
+
+def measured(*words: object) -> Row:
+    """Seconds and peak memory of a `byol` command, and what it printed as JSON."""
+    command = [sys.executable, "-m", "byol", *map(str, words), "--json"]
+    started = time.perf_counter()
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        said = process.stdout.read()
+        _, status, usage = os.wait4(process.pid, 0)
+        process.returncode = os.waitstatus_to_exitcode(status)
+    if process.returncode:
+        raise click.ClickException(f"{' '.join(command)} ended with {process.returncode}")
+    seconds = time.perf_counter() - started
+    return {"seconds": round(seconds, 2), "peak_gb": round(usage.ru_maxrss * 1024 / 1e9, 2), "said": json.loads(said)}
+
+
+def write_features(path: Path, rows: int, dim: int, classes: int, seed: int = 0) -> Path:
+    """Overlapping clusters as a features file of half precision."""
+    random = np.random.default_rng(seed)
+    centres = np.random.default_rng(classes).normal(size=(classes, dim)).astype(np.float32)
+    with feature_file(path, dim, "0" * 64, "float16") as write:
+        for start in range(0, rows, BLOCK):
+            count = min(BLOCK, rows - start)
+            labels = np.arange(start, start + count) % classes
+            x = centres[labels] + 6 * random.standard_normal((count, dim), np.float32)
+            write([str(start + i) for i in range(count)], [f"{label:04d}" for label in labels], x)
+    return path
+
+
+def rows(work: Path, bundle: Path, images: Path, only: str, device: str) -> Iterator[tuple[str, Row]]:
+    end = ("--device", device)
+    for count in IMAGES:
+        if only in (name := f"extract {count:,} images"):
+            linked(images, count, work / f"images-{count}", broken_every=0)
+            yield name, measured("extract", bundle, work / f"images-{count}", "--out", f"{work}/out-{count}/", *end)
+    for count, dim in BANKS:
+        if only in (name := f"knn, bank {count:,} x {dim}, {QUERIES:,} queries, k 200"):
+            bank = write_features(work / "bank.parquet", count, dim, classes=100)
+            queries = write_features(work / "queries.parquet", QUERIES, dim, classes=100, seed=1)
+            yield name, measured("knn", "--train", bank, "--test", queries, "--k", 200, "--temperature", 0.1, *end)
+            bank.unlink()
+    for count, classes in SAMPLES:
+        if only in (name := f"linear, {count:,} x {DIM}, {classes} classes, l2 chosen"):
+            train = write_features(work / "train.parquet", count, DIM, classes)
+            test = write_features(work / "test.parquet", QUERIES, DIM, classes, seed=1)
+            yield name, measured("linear", "--train", train, "--test", test, *end)
+
+
+@click.command()
+@click.argument("bundle", type=click.Path(exists=True, path_type=Path))
+@click.argument("images", type=click.Path(exists=True, file_okay=False, path_type=Path))
+@click.option("--out", type=click.Path(path_type=Path), required=True)
+@click.option("--only", default="", help="Rows whose name holds this text.")
+@click.option("--device", type=click.Choice(["cpu", "cuda"]), default="cpu", show_default=True)
+def main(bundle: Path, images: Path, out: Path, only: str, device: str) -> None:
+    found = {}
+    with tempfile.TemporaryDirectory() as folder:
+        for name, row in rows(Path(folder), bundle.resolve(), images, only, device):
+            found[name] = row
+            click.echo(f"{name}: {row['seconds']:.1f} s, {row['peak_gb']:.2f} GB")
+    facts = {"command": command_line("python -m benchmarks.serve_growth"), "machine": machine(device), "rows": found}
+    for row in found.values():
+        row["said"].pop("out", None)  # a place of this machine
+    out.parent.mkdir(parents=True, exist_ok=True)
+    out.write_text(json.dumps(facts, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    os.environ.setdefault("PYTHONPATH", str(Path(__file__).parent.parent))
+    main()

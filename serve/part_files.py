@@ -1,0 +1,147 @@
+"""A folder of Parquet parts: its files, what a finished part says of itself, and the manifest of them all.
+
+A part holds the features of consecutive images; its metadata says which of them were left out and where it ends, so
+that nothing but finished parts is needed to go on. `_manifest.json` says what all parts have in common, and at the end
+what they hold.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from byol.files import atomic_file
+from byol.images import Skipped, printable
+from byol.serve.features import DIGEST_KEY, ERRORS, write_errors
+
+MANIFEST = "_manifest.json"
+FORMAT = 1
+NOTES = "byol"  # the key of a part's notes in its metadata
+
+
+@dataclass(frozen=True)
+class Part:
+    """A finished part: rows, what was left out while listing and decoding, and where in the source it ends."""
+
+    rows: int
+    end: str
+    listed: list[Skipped] = field(default_factory=list)
+    decoded: list[Skipped] = field(default_factory=list)
+
+    @property
+    def skipped(self) -> list[Skipped]:
+        """All that was left out."""
+        return [*self.listed, *self.decoded]
+
+    def notes(self) -> dict[str, str]:
+        """As text for the file's metadata, from which `read_part` makes it again."""
+        return {NOTES: json.dumps({"end": self.end, "listed": _pairs(self.listed), "decoded": _pairs(self.decoded)})}
+
+
+class PartsFolder:
+    """The parts of one extraction. `settings` is what all of them have in common, the bundle's digest among it."""
+
+    def __init__(self, path: Path, settings: dict[str, Any]) -> None:
+        self.path, self.name, self.settings = path, printable(path), {"format": FORMAT, **settings}
+
+    def part_file(self, number: int) -> Path:
+        """The file of a part."""
+        return self.path / f"part-{number:05d}.parquet"
+
+    def manifest(self) -> dict[str, Any] | None:
+        """The manifest, None when nothing was begun here. Raises `ValueError` when it is of another extraction."""
+        path = self.path / MANIFEST
+        if not path.exists():
+            others = sorted(self.path.glob("part-*.parquet"))
+            if others:
+                other = printable(others[0].name)
+                raise ValueError(f"{self.name} holds {other} of another extraction; give an empty folder")
+            return None
+        try:
+            values = json.loads(path.read_bytes())
+            differing = [key for key, value in self.settings.items() if values[key] != value]
+            _ = values["complete"], values["stamp"]
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise ValueError(f"{printable(path)} cannot be read ({error}); give an empty folder") from error
+        if differing:
+            texts = (f"{key} {_short(values[key])}, now {_short(self.settings[key])}" for key in differing)
+            raise ValueError(f"{self.name} holds another extraction: {'; '.join(texts)}; give an empty folder")
+        return dict(values)
+
+    def begin(self, stamp: str | None) -> None:
+        """Write the manifest of an extraction that is not complete."""
+        self._write(self.settings | {"stamp": stamp, "complete": False})
+
+    def finish(self, parts: dict[int, Part]) -> None:
+        """Write the list of errors and the complete manifest."""
+        begun = self.manifest()
+        listed = [item for part in parts.values() for item in part.listed]
+        decoded = [item for part in parts.values() for item in part.decoded]
+        write_errors(self.path / ERRORS, listed, decoded)
+        files = [
+            {"file": self.part_file(number).name, "rows": part.rows, "skipped": len(part.skipped)}
+            for number, part in parts.items()
+        ]
+        rows = sum(part.rows for part in parts.values())
+        counts = {"images": rows, "skipped": len(listed) + len(decoded), "parts": files, "complete": True}
+        self._write({"stamp": None} | (begun or self.settings) | counts)
+
+    def _write(self, values: dict[str, Any]) -> None:
+        with atomic_file(self.path / MANIFEST) as temporary:
+            temporary.write_text(json.dumps(values, indent=2, sort_keys=True) + "\n")
+
+    def finished(self) -> dict[int, Part]:
+        """The finished parts by number, in order. Raises `ValueError` for one that is damaged or of another bundle."""
+        return {_number(file): read_part(file, self.settings[DIGEST_KEY]) for file in self._files()}
+
+    def sweep(self) -> None:
+        """Remove what killed processes left half-written."""
+        for leftover in self.path.glob(".part-*.tmp"):
+            leftover.unlink()
+
+    def clear(self) -> None:
+        """Remove the parts and the manifest."""
+        for file in (*self._files(), self.path / MANIFEST):
+            file.unlink(missing_ok=True)
+
+    def _files(self) -> list[Path]:
+        return sorted(self.path.glob("part-*.parquet"), key=_number)
+
+
+def read_part(file: Path, digest: str) -> Part:
+    """What a finished part says of itself. Raises `ValueError` when it is damaged or another bundle's."""
+    try:
+        with open(file, "rb") as stream:
+            found = pq.read_metadata(stream)
+        metadata = found.metadata or {}
+        notes = json.loads(metadata[NOTES.encode()])
+        part = Part(found.num_rows, str(notes["end"]), _items(notes["listed"]), _items(notes["decoded"]))
+    except (pa.ArrowException, OSError, ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{printable(file)} is not a part that can be gone on from ({error}); remove it") from error
+    if metadata.get(DIGEST_KEY.encode()) != digest.encode():
+        raise ValueError(f"{printable(file)} was extracted with another bundle; give an empty folder")
+    return part
+
+
+def _number(file: Path) -> int:
+    digits = file.stem.removeprefix("part-")
+    if not digits.isdecimal():
+        raise ValueError(f"{printable(file)} is not a part of an extraction; remove it")
+    return int(digits)
+
+
+def _short(value: object) -> str:
+    return str(value)[:24]
+
+
+def _pairs(items: list[Skipped]) -> list[list[str]]:
+    return [list(asdict(item).values()) for item in items]
+
+
+def _items(pairs: list[list[str]]) -> list[Skipped]:
+    return [Skipped(path, reason) for path, reason in pairs]
