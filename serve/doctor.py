@@ -12,7 +12,6 @@ import click
 
 from byol import __version__
 from byol.console import show_json, show_table
-from byol.images import usable_cores
 from byol.serve import hardware
 
 WHEELS = ("onnxruntime", "onnxruntime-gpu")
@@ -38,6 +37,8 @@ def doctor(as_json: bool) -> None:
 
 def examine() -> dict[str, Any]:
     """Versions, wheels, CPU, driver, and where ONNX Runtime can be imported, a session tried on each device."""
+    from byol.images import usable_cores
+
     wheels = {name: version for name in WHEELS if (version := _version(name))}
     report: dict[str, Any] = {
         "byol": __version__,
