@@ -29,7 +29,8 @@ BRIGHTNESS, CONTRAST, SATURATION, HUE = range(4)
 class ViewParams:
     """The random numbers of one view of a batch; every tensor has the batch as its first axis.
 
-    `box` (B, 4) left, top, width, height of the crop as shares of the image; `flip`, `grey`, `solarize` (B,) bool;
+    `box` (B, 4) left, top, width, height of the crop as shares of the image; `flip`, `grey`, `solarize`,
+    `vertical_flip` (B,) bool;
     `amount` (B, J) amounts of brightness, contrast, saturation, hue; `order` (B, J) the operation in each place;
     `sigma` (B,) deviation of the blur in pixels, 0 for none. Without jitter the amounts change nothing.
     """
@@ -41,6 +42,7 @@ class ViewParams:
     grey: Tensor
     sigma: Tensor
     solarize: Tensor
+    vertical_flip: Tensor
 
 
 def draw(config: ViewConfig, aspect: Tensor, generator: torch.Generator, rank: int = 0, world: int = 1) -> ViewParams:
@@ -69,6 +71,8 @@ def draw(config: ViewConfig, aspect: Tensor, generator: torch.Generator, rank: i
         grey=uniform(0, 1) < config.grey,
         sigma=torch.where(blurred, uniform(*config.blur_sigma), 0.0),
         solarize=uniform(0, 1) < config.solarize,
+        # Drawn only where it is used: runs without it keep the random numbers they always had.
+        vertical_flip=uniform(0, 1) < config.vertical_flip if config.vertical_flip else torch.zeros_like(blurred),
     )
 
 
@@ -101,6 +105,8 @@ def render(config: ViewConfig, images: Tensor, params: ViewParams, size: int) ->
     rows = resize_matrix(params.box[:, 1], params.box[:, 3], canvas, size)  # (B, S, M)
     columns = resize_matrix(params.box[:, 0], params.box[:, 2], canvas, size)
     columns = torch.where(params.flip[:, None, None], columns.flip(1), columns)
+    if config.vertical_flip:
+        rows = torch.where(params.vertical_flip[:, None, None], rows.flip(1), rows)
     view = images.float() / 255
     view = rows[:, None] @ view @ columns[:, None].mT  # (B, 3, S, S)
     view = view.clamp(0, 1)

@@ -54,9 +54,11 @@ class ViewConfig:
     """Smallest and largest standard deviation of the blur, in pixels, drawn uniformly."""
     solarize: float = 0.0
     """Probability of inverting the values of 0.5 and above."""
+    vertical_flip: float = 0.0
+    """Probability of an upside-down flip, for images without an up, as from above or through a microscope."""
 
     def __post_init__(self) -> None:
-        for name in ("flip", "jitter", "grey", "blur", "solarize"):
+        for name in ("flip", "jitter", "grey", "blur", "solarize", "vertical_flip"):
             _require(0 <= getattr(self, name) <= 1, name, getattr(self, name), "a probability, 0 to 1")
         for name in ("brightness", "contrast", "saturation"):
             _require(0 <= getattr(self, name) <= 1, name, getattr(self, name), "0 to 1")

@@ -43,6 +43,28 @@ def small_128() -> TrainConfig:
     )
 
 
+def greyscale() -> TrainConfig:
+    """Pictures without colour (X-rays, scans, microscopy in one channel): `small-128` without changes of colour.
+
+    Brightness and contrast stay, saturation, hue and conversion to grey would change nothing; crops keep a fifth of the
+    image or more, as what matters may be small. Our own, measured nowhere; see docs/augmentations.md.
+    """
+    view = ViewConfig(crop_area=(0.2, 1.0), saturation=0.0, hue=0.0, grey=0.0, blur=0.5)
+    mean, std = (0.5, 0.5, 0.5), (0.25, 0.25, 0.25)
+    return small_128().replace(preset="greyscale", mean=mean, std=std, view1=view, view2=replace(view, blur=0.1))
+
+
+def keep_colour() -> TrainConfig:
+    """Pictures whose colour is the signal (stained tissue, fruit, satellite bands): `small-128` that leaves it alone.
+
+    No jitter, grey or solarize, so that crops alone must make the task hard: they reach down to a twelfth of the image,
+    as in the paper. Either flip, as such pictures mostly have no up. Our own, measured nowhere; see
+    docs/augmentations.md.
+    """
+    view = ViewConfig(jitter=0.0, grey=0.0, solarize=0.0, blur=0.5, vertical_flip=0.5)
+    return small_128().replace(preset="keep-colour", view1=view, view2=replace(view, blur=0.1))
+
+
 def cifar10() -> TrainConfig:
     """CIFAR-10/100, ResNet-18, CIFAR stem, 1000 epochs, batch 256: 92.58 % online linear accuracy.
 
@@ -218,6 +240,8 @@ PRESETS: dict[str, Callable[[], TrainConfig]] = {
     "paper-300": paper_300,
     "paper-1000": paper_1000,
     "small-128": small_128,
+    "greyscale": greyscale,
+    "keep-colour": keep_colour,
     "cifar10": cifar10,
     "cifar10-lightly": cifar10_lightly,
     "cifar10-fast": cifar10_fast,

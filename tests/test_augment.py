@@ -42,6 +42,7 @@ def neutral(count, additive=True):
         grey=torch.zeros(count, dtype=torch.bool),
         sigma=torch.zeros(count),
         solarize=torch.zeros(count, dtype=torch.bool),
+        vertical_flip=torch.zeros(count, dtype=torch.bool),
     )
 
 
@@ -85,6 +86,24 @@ def test_flip_mirrors_only_the_flagged_images():
     view = render(ViewConfig(), images, params, 32) * 255
     np.testing.assert_allclose(view[0].numpy(), images[0].flip(-1).numpy(), atol=0.01)
     np.testing.assert_allclose(view[1].numpy(), images[1].numpy(), atol=0.01)
+
+
+def test_vertical_flip_turns_only_the_flagged_images_upside_down():
+    images = as_bytes(pictures(2, 32))
+    params = changed(neutral(2), vertical_flip=torch.tensor([False, True]))
+    view = render(ViewConfig(vertical_flip=0.5), images, params, 32) * 255
+    np.testing.assert_allclose(view[0].numpy(), images[0].numpy(), atol=0.01)
+    np.testing.assert_allclose(view[1].numpy(), images[1].flip(-2).numpy(), atol=0.01)
+
+
+def test_vertical_flip_leaves_all_other_random_numbers_as_they_were():
+    without, with_it = (
+        draw(ViewConfig(vertical_flip=p), torch.ones(50), torch.Generator().manual_seed(0)) for p in (0.0, 0.5)
+    )
+    assert not without.vertical_flip.any()
+    for name, values in vars(without).items():
+        if name != "vertical_flip":
+            assert torch.equal(values, getattr(with_it, name)), name
 
 
 @pytest.mark.parametrize("size", [32, 224])
@@ -204,7 +223,7 @@ def test_an_image_that_no_crop_fits_gets_the_central_one():
 
 
 def test_probabilities_and_ranges_are_the_configured_ones():
-    config = ViewConfig(flip=0.5, jitter=0.8, grey=0.2, blur=0.1, solarize=0.2)
+    config = ViewConfig(flip=0.5, jitter=0.8, grey=0.2, blur=0.1, solarize=0.2, vertical_flip=0.3)
     params = draw(config, torch.ones(20_000), torch.Generator().manual_seed(1))
     shares = {
         "flip": params.flip,
@@ -212,6 +231,7 @@ def test_probabilities_and_ranges_are_the_configured_ones():
         "grey": params.grey,
         "blur": params.sigma > 0,
         "solarize": params.solarize,
+        "vertical_flip": params.vertical_flip,
     }
     for name, flags in shares.items():
         p = getattr(config, name)
