@@ -11,7 +11,7 @@ import numpy as np
 import onnxruntime as ort
 import pytest
 
-from byol.serve import Encoder, session
+from byol.serve import Encoder, hardware, session
 from byol.serve.doctor import _convolution
 from byol.serve.session import DeviceError, SessionError, open_session
 from tests.command_line import byol
@@ -21,7 +21,7 @@ IMAGE = {"x": np.arange(64, dtype=np.float32).reshape(1, 1, 8, 8)}
 
 
 def here_is_cuda() -> bool:
-    return session.build_problem() is None and session.driver_problem() is None
+    return session.build_problem() is None and hardware.driver_problem() is None
 
 
 without_cuda = pytest.mark.skipif(here_is_cuda(), reason="this machine has a GPU")
