@@ -3,11 +3,12 @@
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from byol.serve.classify import ImageClassifier
     from byol.serve.encoder import Encoder
     from byol.serve.knn import KNNClassifier
     from byol.serve.linear import LinearProbe
 
-__all__ = ["Encoder", "KNNClassifier", "LinearProbe"]
+__all__ = ["Encoder", "ImageClassifier", "KNNClassifier", "LinearProbe"]
 
 # Here, because the command line needs them before it loads ONNX Runtime.
 DEVICES = ("auto", "cpu", "cuda")
@@ -15,7 +16,7 @@ VARIANT_NAMES = ("auto", "fp32", "fp16", "int8")
 PART_IMAGES = 16_384  # of a folder's part: 134 MB of features at D = 2048
 MAX_BATCH_SIZE = 4096  # keeps a slip of the keyboard from taking all memory
 
-_MODULES = {"Encoder": "encoder", "KNNClassifier": "knn", "LinearProbe": "linear"}
+_MODULES = {"Encoder": "encoder", "ImageClassifier": "classify", "KNNClassifier": "knn", "LinearProbe": "linear"}
 
 
 def __getattr__(name: str) -> Any:

@@ -25,7 +25,7 @@ from byol.serve.pipeline import Batch, Pipeline, open_graph
 
 
 class ImageClassifier(Pipeline):
-    """The classifier of a bundle on a device: `batches` yields probabilities (B, C), columns as in `classes`.
+    """The classifier of a bundle on a device: `classifier(images)` gives probabilities (N, C), columns as in `classes`.
 
     Raises `ValueError` for a bundle without one, `BundleError`, `DeviceError`.
     """

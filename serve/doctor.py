@@ -1,7 +1,9 @@
-"""`byol doctor`: which devices ONNX Runtime can use on this machine, and why not."""
+"""`byol doctor`: what a person needs to know who is asked why it does not run here, or why it is slow."""
 
 from __future__ import annotations
 
+import os
+import platform
 import sys
 from importlib import metadata
 from typing import Any
@@ -10,8 +12,11 @@ import click
 
 from byol import __version__
 from byol.console import show_json, show_table
+from byol.serve import hardware
 
 WHEELS = ("onnxruntime", "onnxruntime-gpu")
+# What serving stands on, and torch, whose CUDA libraries ONNX Runtime may find. Read from their metadata, not imported.
+PACKAGES = ("numpy", "onnx", "pillow", "pyarrow", "safetensors", "scipy", "torch")
 
 
 @click.command()
@@ -31,36 +36,61 @@ def doctor(as_json: bool) -> None:
 
 
 def examine() -> dict[str, Any]:
-    """Versions, wheels, driver, libraries, and a session tried on each device."""
-    import onnxruntime as ort
-
-    from byol.serve import session
+    """Versions, wheels, CPU, driver, and where ONNX Runtime can be imported, a session tried on each device."""
+    from byol.images import usable_cores
 
     wheels = {name: version for name in WHEELS if (version := _version(name))}
-    results = {device: _try(device) for device in ("cpu", "cuda")}
-    chosen = "cuda" if results["cuda"] == "ok" else "cpu"
+    report: dict[str, Any] = {
+        "byol": __version__,
+        "python": sys.version.split()[0],
+        "system": platform.platform(),
+        "wheels": wheels,
+        "versions": {name: version for name in PACKAGES if (version := _version(name))},
+        "processor": {
+            "model": hardware.cpu_model(),
+            "usable_cores": usable_cores(),
+            "all_cores": os.cpu_count(),
+            "instruction_sets": hardware.instruction_sets(),
+            "fast_int8": hardware.fast_int8(),
+        },
+        "gpus": hardware.gpu_names(),
+        "driver": hardware.driver_problem() or "ok",
+        "driver_version": hardware.driver_version(),
+        "driver_cuda": hardware.driver_cuda_version(),
+    }
     problems = []
     if len(wheels) > 1:
         problems.append(
             f"{' and '.join(wheels)} are both installed and overwrite each other; "
             f"run: pip uninstall {' '.join(wheels)}, then install one of them"
         )
-    if results["cpu"] != "ok":
-        problems.append(f"ONNX Runtime does not run on the CPU: {results['cpu']}")
+    try:
+        report |= _devices()
+    except (ImportError, AttributeError) as error:  # AttributeError: a folder without the library is left of it
+        problems.append(f"ONNX Runtime cannot be imported ({error}); uninstall {' and '.join(WHEELS)}, install one")
+    if report.get("cpu", "ok") != "ok":
+        problems.append(f"ONNX Runtime does not run on the CPU: {report['cpu']}")
+    return report | {"problems": problems}
+
+
+def _devices() -> dict[str, Any]:
+    """What ONNX Runtime says of itself and does. Raises `ImportError` or `AttributeError` when it is not whole."""
+    import onnxruntime as ort
+
+    from byol.serve import session
+
+    version, providers = ort.__version__, ort.get_available_providers()
     missing = session.missing_libraries()
+    results = {device: _try(device) for device in ("cpu", "cuda")}
+    chosen = "cuda" if results["cuda"] == "ok" else "cpu"
     return {
-        "byol": __version__,
-        "python": sys.version.split()[0],
-        "onnxruntime": ort.__version__,
-        "wheels": wheels,
-        "providers": ort.get_available_providers(),
-        "driver": session.driver_problem() or "ok",
+        "onnxruntime": version,
+        "onnxruntime_cuda": getattr(ort, "cuda_version", None) or None,
+        "providers": providers,
         "libraries": {name: "missing" if name in missing else "ok" for name in session.cuda_libraries()},
-        "cpu": results["cpu"],
-        "cuda": results["cuda"],
+        **results,
         "device": chosen,
         "reason": "CUDA runs" if chosen == "cuda" else results["cuda"],
-        "problems": problems,
     }
 
 
@@ -101,16 +131,38 @@ def _version(name: str) -> str | None:
 
 
 def _rows(report: dict[str, Any]) -> list[tuple[str, object]]:
-    wheels = ", ".join(f"{name} {version}" for name, version in report["wheels"].items()) or "none found"
-    libraries = [(name, state) for name, state in report["libraries"].items()]
-    return [
+    processor, sets = report["processor"], report["processor"]["instruction_sets"]
+    rows: list[tuple[str, object]] = [
         ("byol", report["byol"]),
         ("python", report["python"]),
-        ("onnxruntime", f"{report['onnxruntime']} ({wheels})"),
+        ("system", report["system"]),
+        ("wheels", _versions(report["wheels"]) or "none found"),
+        ("other packages", _versions(report["versions"])),
+        ("CPU", f"{processor['model']}, {processor['usable_cores']} of {processor['all_cores']} cores usable"),
+        ("instruction sets", "not known on this system" if sets is None else ", ".join(sets) or "none that matter"),
+        ("int8 on the CPU", "fast" if processor["fast_int8"] else "not known to be fast: auto takes fp32"),
+        ("NVIDIA driver", _driver(report)),
+        *((f"GPU {number}", name) for number, name in enumerate(report["gpus"])),
+    ]
+    return rows + _runtime_rows(report) if "onnxruntime" in report else rows
+
+
+def _runtime_rows(report: dict[str, Any]) -> list[tuple[str, object]]:
+    cuda = report["onnxruntime_cuda"]
+    return [
+        ("onnxruntime", f"{report['onnxruntime']}{f', built for CUDA {cuda}' if cuda else ''}"),
         ("providers built in", ", ".join(report["providers"])),
-        ("NVIDIA driver", report["driver"]),
-        *libraries,
+        *report["libraries"].items(),
         ("cpu session", report["cpu"]),
         ("cuda session", report["cuda"]),
         ("--device auto", f"{report['device']} ({report['reason']})"),
     ]
+
+
+def _driver(report: dict[str, Any]) -> str:
+    found = [report["driver_version"], report["driver_cuda"] and f"CUDA up to {report['driver_cuda']}"]
+    return ", ".join([report["driver"], *filter(None, found)])
+
+
+def _versions(packages: dict[str, str]) -> str:
+    return ", ".join(f"{name} {version}" for name, version in packages.items())

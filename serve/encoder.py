@@ -13,16 +13,17 @@ import numpy as np
 
 from byol.images import ImageSource
 from byol.serve.bundle import Bundle
-from byol.serve.items import ImageItem, items_source, open_images
+from byol.serve.hardware import fast_int8
+from byol.serve.items import ImageItem, open_images
 from byol.serve.manifest import ENCODER, VARIANTS
 from byol.serve.pipeline import Pipeline, open_graph
-from byol.serve.session import Session, fast_int8
+from byol.serve.session import Session
 
 _log = logging.getLogger(__name__)
 
 
 class Encoder(Pipeline):
-    """A verified bundle on a device.
+    """A verified bundle on a device: `encoder(images)` gives float32 (N, D), from any number of threads.
 
     `device`: auto, cpu or cuda; `batch_size`: images per run (None: what suits the device); `variant`: fp32, fp16, int8
     or auto (the fastest of the bundle's on the device, as its parity figures allow).
@@ -42,19 +43,6 @@ class Encoder(Pipeline):
         super().__init__(opened, session, batch_size, opened.manifest.feature_dim)
         self.feature_dim = self.dim
         self.digest = encoder_digest(opened, self.variant)
-
-    def __call__(self, images: Sequence[ImageItem] | np.ndarray) -> np.ndarray:
-        """Features of paths, Pillow images or uint8 arrays (H, W, 3) of any size: float32 (N, D), in their order.
-
-        Raises `ValueError` naming the item when one cannot be used.
-        """
-        source = items_source(images)
-        features = np.empty((len(source), self.feature_dim), np.float32)
-        for batch in self.batches(source):
-            if batch.skipped:
-                raise ValueError(f"{batch.skipped[0].path}: {batch.skipped[0].reason}")
-            features[batch.indices] = batch.outputs
-        return features
 
     def stream(
         self, source: ImageSource | str | os.PathLike[str] | Sequence[ImageItem]

@@ -123,9 +123,9 @@ def _here(
     """By this process, or by several of this machine."""
     from byol.serve.encoder import Encoder
     from byol.serve.extract import extract as extract_to_file
+    from byol.serve.hardware import gpu_count
     from byol.serve.parts import extract_parts
     from byol.serve.processes import Crew, extract_in_processes
-    from byol.serve.session import gpu_count
     from byol.sources import open_source
 
     source = open_source(task.location) if file else None

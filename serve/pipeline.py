@@ -16,6 +16,7 @@ import numpy as np
 from byol.images import ImageSource, Skipped, UnreadableImage, decode_all
 from byol.serve import MAX_BATCH_SIZE
 from byol.serve.bundle import Bundle
+from byol.serve.items import ImageItem, items_source
 from byol.serve.manifest import ANY_SIZE, CLASSIFIER, BundleError, Manifest
 from byol.serve.session import Feeds, Session, open_session
 
@@ -47,6 +48,30 @@ class Pipeline:
         self.batch_size = batch_size or BATCH_SIZES[self.device]
         self.session, self._output = session, output
         self._transform = bundle.manifest.preprocess.transform()
+
+    def __call__(self, images: Sequence[ImageItem] | np.ndarray) -> np.ndarray:
+        """Outputs of paths, Pillow images or uint8 arrays (H, W, 3) of any size: float32 (N, D), in their order.
+
+        Threads may call it at the same time: each call has its own memory, and ONNX Runtime's sessions allow it.
+        Raises `ValueError` naming the item when one cannot be used.
+        """
+        source = items_source(images)
+        if len(source) == 1:
+            return self._one(source)
+        outputs = np.empty((len(source), self.dim), np.float32)
+        for batch in self.batches(source):
+            if batch.skipped:
+                raise ValueError(f"{batch.skipped[0].path}: {batch.skipped[0].reason}")
+            outputs[batch.indices] = batch.outputs
+        return outputs
+
+    def _one(self, source: ImageSource) -> np.ndarray:
+        """In the caller's own thread: on a busy server, waking another one takes longer than decoding."""
+        try:
+            pixels = self._transform(source.open(0))  # (S, S, 3)
+        except UnreadableImage as error:
+            raise ValueError(f"{source.ids[0]}: {error}") from error
+        return self._checked(pixels[None], source, [0])
 
     def batches(self, source: ImageSource, threads: int = 0) -> Iterator[Batch]:
         """Decode in `threads` threads (0: one per usable core) while earlier images are computed.
@@ -84,8 +109,8 @@ class Pipeline:
         count = len(pixels)
         if count == 0:
             return np.empty((0, self.dim), np.float32)
-        if self.device == "cuda" and count < self.batch_size:  # one shape only: each new one costs CUDA a set-up
-            padded = np.zeros((self.batch_size, *pixels.shape[1:]), np.uint8)
+        if self.device == "cuda" and count < self.batch_size:  # few shapes: CUDA prepares itself for each
+            padded = np.zeros((min(self.batch_size, next_power_of_two(count)), *pixels.shape[1:]), np.uint8)
             padded[:count] = pixels
             pixels = padded
         outputs: np.ndarray = self.session.run({self.manifest.onnx.input: pixels})[self._output][:count]
@@ -95,6 +120,11 @@ class Pipeline:
         outputs = self.encode(pixels)
         require_finite(outputs, source, indices)
         return outputs
+
+
+def next_power_of_two(count: int) -> int:
+    """The smallest power of two that is not below `count` >= 1."""
+    return 1 << (count - 1).bit_length()
 
 
 def require_finite(outputs: np.ndarray, source: ImageSource, indices: Sequence[int]) -> None:
@@ -113,7 +143,7 @@ def open_graph(
     manifest, size = bundle.manifest, bundle.manifest.image_size
 
     def warm_up(device: str) -> Feeds:
-        batch = 1 if device == "cpu" else batch_size or BATCH_SIZES[device]  # CUDA prepares itself for one shape
+        batch = 1 if device == "cpu" else batch_size or BATCH_SIZES[device]  # CUDA prepares itself for each shape
         return {manifest.onnx.input: np.zeros((batch, size, size, 3), np.uint8)}
 
     session = open_session(bundle.model(name), device, warm_up, shares_cores)

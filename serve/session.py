@@ -13,13 +13,13 @@ import io
 import sys
 import warnings
 from collections.abc import Callable, Iterator, Mapping
-from pathlib import Path
 
 import numpy as np
 import onnxruntime as ort
 
 from byol.images import usable_cores
 from byol.serve import DEVICES
+from byol.serve.hardware import driver_problem
 from byol.serve.model import Model
 
 Feeds = Mapping[str, np.ndarray | ort.OrtValue]
@@ -90,16 +90,6 @@ def open_session(model: bytes | Model, device: str, warm_up: WarmUp, shares_core
         return _cpu_session(model, str(error), warm_up, shares_cores)
 
 
-def fast_int8() -> bool:
-    """Whether this CPU multiplies bytes natively (VNNI, or ARM's dot product), which makes int8 graphs faster."""
-    try:
-        text = Path("/proc/cpuinfo").read_text()
-    except OSError:  # not Linux: nothing here says
-        return False
-    features = {"avx512_vnni", "avx_vnni", "asimddp"}
-    return any(features & set(line.split()) for line in text.splitlines() if line.startswith(("flags", "Features")))
-
-
 def _cpu_session(model: Model, reason: str, warm_up: WarmUp, shares_cores: bool) -> Session:
     try:
         inference = ort.InferenceSession(model.graph, _options(model, shares_cores), providers=[_CPU])
@@ -161,14 +151,6 @@ def build_problem() -> str | None:
     )
 
 
-def gpu_count() -> int:
-    """The GPUs that CUDA shows this process; 0 when there is no working driver."""
-    count = ctypes.c_int(0)
-    if driver_problem() is None:
-        ctypes.CDLL(_driver_name()).cuDeviceGetCount(ctypes.byref(count))
-    return count.value
-
-
 def free_memory(device: str) -> float:
     """Bytes that are free on CUDA's first device; infinite for the CPU, whose arrays are used where they are."""
     if device == "cpu":
@@ -176,22 +158,6 @@ def free_memory(device: str) -> float:
     free, total = ctypes.c_size_t(), ctypes.c_size_t()
     status = ctypes.CDLL(cuda_libraries()[0]).cudaMemGetInfo(ctypes.byref(free), ctypes.byref(total))
     return float(free.value) if status == 0 else 0.0
-
-
-def _driver_name() -> str:
-    return "nvcuda.dll" if sys.platform == "win32" else "libcuda.so.1"
-
-
-def driver_problem() -> str | None:
-    """What is wrong with the NVIDIA driver, or None."""
-    name = _driver_name()
-    try:
-        driver = ctypes.CDLL(name)
-        status, count = driver.cuInit(0), ctypes.c_int(0)
-        status = status or driver.cuDeviceGetCount(ctypes.byref(count))
-    except (OSError, AttributeError):
-        return f"no NVIDIA driver ({name} cannot be loaded)"
-    return None if status == 0 and count.value > 0 else f"the NVIDIA driver shows no usable GPU (CUDA error {status})"
 
 
 def missing_libraries() -> list[str]:

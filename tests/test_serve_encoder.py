@@ -88,6 +88,8 @@ def test_stacked_array_and_empty_list(bundle: Path, encoder: Encoder) -> None:
 def test_bad_item_is_named(encoder: Encoder, item: object, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         encoder([picture(), item])  # type: ignore[list-item]
+    with pytest.raises(ValueError, match=message.replace("image 1", "image 0")):
+        encoder([item])  # type: ignore[list-item]
 
 
 def test_one_image_instead_of_a_list_is_refused(encoder: Encoder) -> None:
@@ -163,25 +165,22 @@ def test_listing_problems_are_logged_too(encoder: Encoder, caplog: pytest.LogCap
     assert caplog.records[0].getMessage() == "skipped b: gone"
 
 
-def test_encoder_may_be_called_from_threads(encoder: Encoder) -> None:
-    images = [picture(20, 20, seed=i) for i in range(6)]
-    expected = encoder(images)
-    results: list[np.ndarray] = []
-    threads = [threading.Thread(target=lambda: results.append(encoder(images))) for _ in range(4)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert len(results) == 4
-    for result in results:
-        np.testing.assert_array_equal(result, expected)
+def test_one_image_starts_no_thread(bundle: Path, encoder: Encoder, monkeypatch: pytest.MonkeyPatch) -> None:
+    started: list[threading.Thread] = []
+    monkeypatch.setattr(threading.Thread, "start", started.append)
+    image = picture(30, 25)
+    assert_same_features(encoder([image]), expected_features(bundle, [image]))
+    assert started == []
 
 
-def test_last_batch_is_padded_for_a_fixed_shape(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What CUDA does, here on the CPU: every run has the same shape, and padding does not reach the result."""
-    encoder = Encoder(bundle, "cpu", batch_size=4)
-    images = np.stack([picture(16, 16, seed=i) for i in range(6)])
-    expected = encoder(images)
+@pytest.mark.parametrize(("device", "rows"), [("cpu", [1, 2, 3, 5, 6, 6, 1]), ("cuda", [1, 2, 4, 6, 6, 6, 1])])
+def test_one_image_does_not_cost_a_whole_batch(
+    bundle: Path, monkeypatch: pytest.MonkeyPatch, device: str, rows: list[int]
+) -> None:
+    """What each device does, here on the CPU: CUDA sees few shapes, and padding does not reach the result."""
+    encoder = Encoder(bundle, "cpu", batch_size=6)
+    calls = [np.stack([picture(16, 16, seed=i) for i in range(count)]) for count in (1, 2, 3, 5, 6, 7)]
+    expected = [encoder(images) for images in calls]
     shapes: list[tuple[int, ...]] = []
     run = encoder.session.run
 
@@ -189,10 +188,11 @@ def test_last_batch_is_padded_for_a_fixed_shape(bundle: Path, monkeypatch: pytes
         shapes.append(feeds["images"].shape)
         return run(feeds)
 
-    monkeypatch.setattr(encoder, "device", "cuda")
+    monkeypatch.setattr(encoder, "device", device)
     monkeypatch.setattr(encoder.session, "run", spy)
-    np.testing.assert_allclose(encoder(images), expected, rtol=1e-5)
-    assert shapes == [(4, 16, 16, 3)] * 2
+    for images, features in zip(calls, expected, strict=True):
+        np.testing.assert_allclose(encoder(images), features, rtol=1e-5)
+    assert shapes == [(count, 16, 16, 3) for count in rows]
 
 
 def test_features_that_are_not_finite_are_refused(tmp_path: Path) -> None:
