@@ -5,12 +5,15 @@ Images are decoded on demand; one that cannot be read raises `UnreadableImage` a
 
 from __future__ import annotations
 
+import functools
+import math
 import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import islice
+from pathlib import Path
 from typing import IO, TypeVar
 
 import numpy as np
@@ -28,6 +31,7 @@ from PIL import (  # noqa: F401 - the plugins register the decoders that FORMATS
 
 from byol.columns import Computed, Labels
 
+QUOTA = Path("/sys/fs/cgroup/cpu.max")
 SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm"})
 
 # Only these decoders run, whatever a file is called: Pillow's list also holds formats that start other programs.
@@ -243,5 +247,16 @@ def _in_order(
 
 
 def usable_cores() -> int:
-    """The cores this process may run on (its affinity mask where the system has one)."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    """The cores this process may run on: its affinity mask and its container's quota, where the system has them."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, int(min(cores, _quota())))
+
+
+@functools.cache
+def _quota() -> float:
+    """The cores' worth of time that the control group of a container grants (cgroup v2); infinite without a limit."""
+    try:
+        granted, period = QUOTA.read_text().split()
+        return float(granted) / float(period)
+    except (OSError, ValueError):  # no such file, or "max"
+        return math.inf

@@ -112,9 +112,15 @@ def extract(
         note(f"{printable(out)} was complete already; for other images give an empty folder")
     errors = errors_of(file) if file else Path(out) / ERRORS
     note_skipped(result.skipped, listed_in=printable(errors))
-    rate = round(result.computed / result.seconds, 3)
-    counts = {"images": result.images, "skipped": len(result.skipped), "images_per_second": rate}
-    show(counts | facts | {"out": printable(out)}, as_json)
+    values = {
+        "images": result.images,
+        "skipped": len(result.skipped),
+        "dim": facts.pop("dim"),
+        "images_per_second": round(result.computed / result.seconds, 3),
+        "device": facts.pop("device"),
+        "out": printable(out),
+    }
+    show(values | facts, as_json)
 
 
 def _here(

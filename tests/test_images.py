@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from byol import images
 from byol.columns import Labels
 from byol.images import ImageSource, Preprocess, UnreadableImage, decode, printable, read_image, require_labels
 from byol.sources import open_source
@@ -307,3 +308,15 @@ def test_names_with_spaces_newlines_and_other_scripts(tmp_path: Path) -> None:
     names = ["a b.png", "a\nb.png", "\u732b.png"]
     write_files(tmp_path, {name: encoded(Image.new("RGB", (2, 2)), "PNG") for name in names})
     assert sorted(open_source(tmp_path).ids) == sorted(names)
+
+
+@pytest.mark.parametrize(("text", "cores"), [("max 100000", 64), ("250000 100000", 2), ("50000 100000", 1), ("", 64)])
+def test_a_container_s_quota_limits_the_cores(
+    text: str, cores: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "cpu.max").write_text(text)
+    monkeypatch.setattr(images, "QUOTA", tmp_path / "cpu.max")
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(64)))
+    images._quota.cache_clear()
+    assert images.usable_cores() == cores
+    images._quota.cache_clear()
