@@ -103,11 +103,11 @@ class Neighbours:
         self.device, self.reason = self._session.device, self._session.reason
         self._whole = self._rows >= len(bank)
         if self._whole:
-            self._session.keep("bank", _unit_rows(bank))
+            self._session.keep("bank", unit_rows(bank))
 
     def __call__(self, queries: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Similarities float32 (B, K), best first, and rows int64 (B, K); of equals the earlier row first."""
-        unit = _unit_rows(queries)
+        unit = unit_rows(queries)
         best = np.empty((len(unit), 0), np.float32), np.empty((len(unit), 0), np.int64)
         for start in range(0, len(self._bank), self._rows):
             piece = self._bank[start : start + self._rows]
@@ -118,7 +118,7 @@ class Neighbours:
     def _nearest(self, piece: np.ndarray, queries: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         feeds = {"k": np.array([min(self._k, len(piece))], np.int64)}
         if not self._whole:
-            feeds["bank"] = _unit_rows(piece)
+            feeds["bank"] = unit_rows(piece)
         parts = [self._session.run({**feeds, "queries": part}) for part in _chunks(queries, self._queries)]
         return np.concatenate([p[0] for p in parts]), np.concatenate([p[1] for p in parts])
 
@@ -160,7 +160,7 @@ def _chunks(x: np.ndarray, size: int) -> list[np.ndarray]:
     return [x[start : start + size] for start in range(0, len(x), size)]
 
 
-def _unit_rows(x: np.ndarray) -> np.ndarray:
+def unit_rows(x: np.ndarray) -> np.ndarray:
     """Rows of length 1, float32; zero rows stay zero. Scaled first, so that squares neither overflow nor vanish."""
     largest = np.abs(x).max(1, keepdims=True)
     scaled = x / np.where(largest > 0, largest, 1)

@@ -10,6 +10,7 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 SERVING = {"numpy", "PIL", "onnx", "onnxruntime", "safetensors", "click", "rich", "pyarrow", "scipy"}
+REPORT = SERVING | {"bokeh", "jinja2", "markupsafe", "umap"}  # of the extras `report` and `report-umap`
 SHARED = ("cache", "columns", "console", "files", "images", "named", "shards", "sources", "stamps", "tables")
 SERVE_MAY_USE = ("byol.serve", *(f"byol.{name}" for name in SHARED))
 LAZY = {"cli.py", "demo.py"}  # they start the commands; anything of byol.serve or byol.export inside functions only
@@ -44,15 +45,16 @@ def files(folder: str) -> list[Path]:
     return found
 
 
-@pytest.mark.parametrize("path", files("serve"), ids=lambda path: path.name)
+@pytest.mark.parametrize("path", [*files("serve"), *files("serve/report")], ids=lambda path: path.name)
 def test_serving_uses_its_own_dependencies_only(path: Path) -> None:
+    dependencies = REPORT if path.parent.name == "report" else SERVING
     for module, _ in imports(path):
         top = module.partition(".")[0]
         if top == "byol":
             allowed = module == "byol.__version__" or any(within(module, package) for package in SERVE_MAY_USE)
             assert allowed, f"{path.name} imports {module}"
         else:
-            assert top in SERVING or top in sys.stdlib_module_names, f"{path.name} imports {module}"
+            assert top in dependencies or top in sys.stdlib_module_names, f"{path.name} imports {module}"
 
 
 @pytest.mark.parametrize("path", files("byol"), ids=lambda path: path.name)
