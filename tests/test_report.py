@@ -23,11 +23,16 @@ from byol.run import RunFolder
 from byol.serve.bundle import Bundle
 from byol.serve.evaluate import load_evaluation
 from byol.serve.manifest import Origin
-from byol.serve.report import pictures, plots
+from byol.serve.report import pictures
+from byol.serve.report.accuracies import MOST_CLASSES, confusion_figure, shown_classes
+from byol.serve.report.curves import COLLAPSED_RANK as RANK
+from byol.serve.report.curves import COLLAPSED_STD_RATIO as STD_RATIO
+from byol.serve.report.curves import POINTS, thinned
 from byol.serve.report.explore import principal_components
 from byol.serve.report.measure import Scores, few_amounts, measure
-from byol.serve.report.page import Report, render
+from byol.serve.report.page import render
 from byol.serve.report.runs import open_entries, read_run
+from byol.serve.report.sections import Report
 from tests.command_line import byol
 from tests.small import config, picture
 from tests.tiny import write_images, write_tiny_bundle
@@ -206,7 +211,7 @@ def test_figures_are_those_of_the_other_commands(site, tmp_path):
     with open(tmp_path / "c.csv", newline="") as stream:
         rows = list(csv.reader(stream))[1:]
     scores = measure(load_evaluation(site / "bundle", site / "train", site / "test", "cpu", silent), "cpu")
-    drawn = plots.confusion_figure(scores).renderers[0].data_source.data
+    drawn = confusion_figure(scores).renderers[0].data_source.data
     assert drawn["count"].tolist() == [int(cell) for row in rows for cell in row[1:]]
 
 
@@ -290,14 +295,14 @@ def test_umap_is_a_second_map(site, tmp_path):
 
 
 def test_the_collapse_limits_are_those_of_training():
-    assert plots.COLLAPSED_STD_RATIO == COLLAPSED_STD_RATIO
-    assert plots.COLLAPSED_RANK == COLLAPSED_RANK
+    assert STD_RATIO == COLLAPSED_STD_RATIO
+    assert RANK == COLLAPSED_RANK
 
 
 def test_a_long_run_is_thinned_to_its_ends():
     records = [{"step": step, "epoch": step / 100, "loss": 1.0} for step in range(1, 12346)]
-    kept = plots.thinned(records)
-    assert len(kept) == plots.POINTS
+    kept = thinned(records)
+    assert len(kept) == POINTS
     assert (kept[0], kept[-1]) == (records[0], records[-1])
 
 
@@ -327,8 +332,8 @@ def test_many_classes_are_cut_to_the_most_confused():
     confusion = np.diag(np.full(100, 5))
     confusion[40, 41] = 3
     scores = Scores(1000, 503, {20: 0.5}, 0.9, [], [f"c{i:02}" for i in range(100)], confusion)
-    chosen = plots.shown_classes(scores)
-    assert len(chosen) == plots.MOST_CLASSES
+    chosen = shown_classes(scores)
+    assert len(chosen) == MOST_CLASSES
     assert 40 in chosen
     assert list(chosen) == sorted(chosen)
 

@@ -15,8 +15,8 @@ from byol.serve.options import BUNDLE, SOURCE, device_option
 
 if TYPE_CHECKING:
     from byol.serve.evaluate import Evaluation
-    from byol.serve.report.page import Report
     from byol.serve.report.runs import Entry
+    from byol.serve.report.sections import Report
 
 
 @click.command()
@@ -33,8 +33,9 @@ def report(paths: tuple[Path, ...], train: Path | None, test: Path | None, out: 
     A run and the bundle exported from it are shown as one. Several are compared. Accuracies, neighbours and the map
     need a bundle, --train and --test.
     """
-    from byol.serve.report.page import Report, render
+    from byol.serve.report.page import render
     from byol.serve.report.runs import open_entries
+    from byol.serve.report.sections import Report
 
     if (train is None) != (test is None):
         raise click.UsageError("give both --train and --test, or neither")
@@ -55,7 +56,7 @@ def _evaluated(entries: list[Entry], train: Path, test: Path, device: str) -> Re
     from byol.serve.evaluate import load_either
     from byol.serve.report.explore import explore
     from byol.serve.report.measure import measure
-    from byol.serve.report.page import Report
+    from byol.serve.report.sections import Report
 
     bundles = {entry.name: entry.bundle.folder for entry in entries if entry.bundle}
     if not bundles:

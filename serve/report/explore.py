@@ -55,6 +55,11 @@ class Query:
     predicted: str | None
     neighbours: list[Found]
 
+    @property
+    def wrong(self) -> bool:
+        """Whether kNN takes it for another class."""
+        return self.predicted is not None and self.predicted != self.label
+
 
 @dataclass(frozen=True)
 class Exploration:

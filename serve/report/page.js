@@ -86,7 +86,7 @@
   function adapt(plots) {
     const ink = plots.get_model_by_name("ink");
     if (ink) ink.glyph.text_color = { value: getComputedStyle(document.documentElement).getPropertyValue("--ink").trim() };
-    for (const view of Bokeh.index.roots) view.request_paint();
+    for (const view of Bokeh.index.roots) view.request_paint?.();
   }
 
   function whenRead(then) {
