@@ -49,7 +49,8 @@ def browser(tmp_path, page):
 
 def test_it_loads_from_disk_without_errors_or_requests(browser, page):
     assert page.stat().st_size < 5e6
-    assert not re.search(r"""(?:src|href)\s*=\s*["']?\s*(?:https?:)?//""", page.read_text())
+    markup = re.sub(r"(<script[^>]*>).*?</script>", r"\1", page.read_text(), flags=re.DOTALL)
+    assert not re.search(r"""(?:src|href)\s*=\s*["']?\s*(?:https?:)?//""", markup)
     addresses = {request.partition(":")[0] for request in browser.requests}
     assert addresses <= {"file", "data", "blob"}
     figures = browser.evaluate("document.querySelectorAll('figure [data-root-id]').length")
@@ -98,6 +99,38 @@ def test_the_map_has_the_pictures_of_its_points(browser):
     pictures = browser.evaluate("Bokeh.documents[0].get_model_by_name('map').data.picture")
     assert len(pictures) == 60
     assert all(picture.startswith("data:image/webp;base64,") for picture in pictures)
+
+
+def test_pointing_at_the_map_shows_the_picture(browser):
+    browser.evaluate("document.querySelector('#map figure').scrollIntoView({block: 'center', behavior: 'instant'})")
+    x, y = browser.evaluate(FIRST_POINT)
+    browser.point(x - 5, y)
+    browser.point(x, y)
+    browser.wait(f"({SHOWN_PICTURES})().length > 0")
+    first = browser.evaluate("Bokeh.documents[0].get_model_by_name('map').data.picture[0]")
+    assert first in browser.evaluate(f"({SHOWN_PICTURES})()")
+
+
+FIRST_POINT = """(() => {
+  const source = Bokeh.documents[0].get_model_by_name("map");
+  const view = Bokeh.index.roots.find((root) => root.el?.closest("#map"));
+  const box = view.el.getBoundingClientRect();
+  const { x_scale, y_scale } = view.frame;
+  return [box.x + x_scale.compute(source.data["PCA 0"][0]), box.y + y_scale.compute(source.data["PCA 1"][0])];
+})()"""
+
+# In whatever shadow root Bokeh keeps its tooltips.
+SHOWN_PICTURES = """() => {
+  const found = [];
+  const look = (root) => {
+    for (const element of root.querySelectorAll("*")) {
+      if (element.shadowRoot) look(element.shadowRoot);
+      if (element.tagName === "IMG" && root !== document && element.clientWidth) found.push(element.src);
+    }
+  };
+  look(document);
+  return found;
+}"""
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])

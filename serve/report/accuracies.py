@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+from bokeh.core.properties import value
 from bokeh.models import ColumnDataSource, FixedTicker, NumeralTickFormatter, Range1d, Whisker
 from bokeh.plotting import figure
 
@@ -133,7 +134,7 @@ def confusion_figure(scores: Scores) -> figure:
     show_on_hover(plot, [cells], "@truth taken for @taken", ("images", "@count of @total (@percent{0.0} %)"))
     if len(names) <= MOST_COUNTS:
         _write_counts(plot, data, flat, share)
-    plot.grid.grid_line_color = None
+    plot.grid.visible = False
     plot.xaxis.major_label_orientation = 0 if max(map(len, names)) <= 3 else 0.9
     return plot
 
@@ -151,7 +152,7 @@ def _write_counts(plot: figure, data: dict[str, Any], flat: np.ndarray, share: n
             source=ColumnDataSource(columns),
             text_align="center",
             text_baseline="middle",
-            text_font=FONT,
+            text_font=value(FONT),  # a plain string would name a column
             text_font_size="12px",
             text_color="white" if name == "white" else "#333333",
             name=name,

@@ -35,7 +35,7 @@ def map_figures(shown: Exploration) -> list[figure]:
     for projection in shown.projections:
         plot = new_figure(
             None,
-            tools="pan,wheel_zoom,box_zoom,reset",
+            tools="pan,wheel_zoom,reset",
             x_axis_label=projection.axes[0],
             y_axis_label=projection.axes[1],
             match_aspect=True,
@@ -74,5 +74,9 @@ def _name_classes(plot: figure, points: np.ndarray, labels: Sequence[str | None]
                 text_font=FONT,
                 text_font_size="13px",
                 text_font_style="bold",
+                background_fill_color="white",
+                background_fill_alpha=0.75,
+                padding=2,
+                border_radius=3,
             )
         )

@@ -82,10 +82,15 @@
 
   const dark = window.matchMedia("(prefers-color-scheme: dark)");
 
-  /** Bokeh reads the style sheet when it paints; the colour of written counts is data, so it is set here. */
-  function adapt(plots) {
-    const ink = plots.get_model_by_name("ink");
-    if (ink) ink.glyph.text_color = { value: getComputedStyle(document.documentElement).getPropertyValue("--ink").trim() };
+  /** Written counts are data to Bokeh, so they do not take their colour from the style sheet. */
+  function inkCounts(plots) {
+    const color = getComputedStyle(document.documentElement).getPropertyValue("--ink").trim();
+    const counts = plots.get_model_by_name("ink");
+    if (counts) counts.glyph.text_color = { value: color };
+  }
+
+  /** Everything else does, but only when it is painted. */
+  function repaint() {
     for (const view of Bokeh.index.roots) view.request_paint?.();
   }
 
@@ -99,8 +104,11 @@
     whenRead((plots) => {
       const map = plots.get_model_by_name("map");
       if (map?.data.picture) map.data = { ...map.data, picture: pictures.slice(0, map.data.picture.length) };
-      adapt(plots);
-      dark.addEventListener("change", () => adapt(plots));
+      inkCounts(plots);
+      dark.addEventListener("change", () => {
+        inkCounts(plots);
+        repaint();
+      });
     });
   }
 })();

@@ -42,17 +42,16 @@ def _file(name: str, file: FileEntry) -> dict[str, str]:
 
 
 def _size(count: int) -> str:
-    return f"{count / 1e6:.1f} MB" if count >= 1e6 else f"{count / 1e3:.1f} kB"
+    return f"{count / 1e6:.1f} MB" if count >= 1e6 else f"{count / 1e3:.1f} kB" if count >= 1000 else f"{count} bytes"
 
 
 def _parity(manifest: Manifest) -> str:
-    """How the figures of the table were measured, and how to measure them again."""
+    """How the figures of the table were measured."""
     parity = manifest.files["encoder.onnx"].parity
     assert parity is not None  # the manifest's own check
     return (
         f"At export ONNX Runtime {parity.onnxruntime} ({parity.provider}) computed the features of {parity.images} "
-        "images and was compared with the reference; an error beyond the gate (1e-4 for encoder.onnx) refuses the "
-        "export. Of each hash the first 16 digits; `byol info --verify BUNDLE` checks all files and compares again."
+        "images and was compared with the reference; an error beyond the gate (1e-4 for encoder.onnx) refuses it."
     )
 
 

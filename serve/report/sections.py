@@ -175,7 +175,8 @@ def maps(report: Report) -> list[Panel]:
     if shown is None:
         return []
     drawn = zip(shown.projections, map_figures(shown), strict=True)
-    return [Panel(found.name, found.name, READINGS[found.name], plot) for found, plot in drawn]
+    alone = len(shown.projections) == 1
+    return [Panel(found.name, found.name, READINGS[found.name], plot, wide=alone) for found, plot in drawn]
 
 
 def map_note(report: Report) -> str:

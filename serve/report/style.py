@@ -23,7 +23,7 @@ THEME = Theme(
         "attrs": {
             "Plot": {
                 "background_fill_color": None,
-                "border_fill_color": None,
+                "border_fill_color": "white",
                 "outline_line_color": None,
                 "min_border_left": 48,
                 "min_border_right": 12,

@@ -59,9 +59,10 @@ def tiles(report: Report) -> list[tuple[str, str, str]]:
         last = entry.run.records[-1]
         if "knn_top1" in last and not scores:
             tiles.append(("kNN", percent(last["knn_top1"]), "top-1 at the end of training"))
-        for key, note in (("loss", "0 to 8"), ("std_ratio", "healthy: 0.5 to 1"), ("rankme", "effective directions")):
+        named = (("Loss", "loss", "0 to 8"), ("Spread", "std_ratio", "0 to 1"), ("Rank", "rankme", "directions"))
+        for name, key, note in named:
             if key in last:
-                tiles.append((key, f"{last[key]:.3g}", note))
+                tiles.append((name, f"{last[key]:.3g}", note if key == "loss" else f"{key}, {note}"))
     if entry.bundle:
         parities = [file.parity for file in entry.bundle.manifest.files.values() if file.parity]
         worst = max(parity.max_relative_error for parity in parities)
