@@ -94,6 +94,8 @@ class Browser:
 
     def open(self, page: Path):
         """Load a file and wait until its scripts have run."""
+        self.call("Page.navigate", url="about:blank")
+        self.wait("location.protocol === 'about:'")
         self.call("Page.navigate", url=page.resolve().as_uri())
         self.wait("document.readyState === 'complete' && location.protocol === 'file:'")
 
