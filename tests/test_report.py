@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import contextlib
 import csv
 import hashlib
 import io
@@ -21,7 +20,6 @@ from sklearn.decomposition import PCA
 from byol.monitor import COLLAPSED_RANK, COLLAPSED_STD_RATIO
 from byol.run import RunFolder
 from byol.serve.bundle import Bundle
-from byol.serve.evaluate import load_evaluation
 from byol.serve.manifest import Origin
 from byol.serve.report import pictures
 from byol.serve.report.accuracies import MOST_CLASSES, confusion_figure, shown_classes
@@ -29,7 +27,7 @@ from byol.serve.report.curves import COLLAPSED_RANK as RANK
 from byol.serve.report.curves import COLLAPSED_STD_RATIO as STD_RATIO
 from byol.serve.report.curves import POINTS, thinned
 from byol.serve.report.explore import principal_components
-from byol.serve.report.measure import Scores, few_amounts, measure
+from byol.serve.report.measure import LABELS_PER_CLASS, Scores, few_amounts, measure
 from byol.serve.report.page import render
 from byol.serve.report.runs import open_entries, read_run
 from byol.serve.report.sections import Report
@@ -40,10 +38,10 @@ from tests.tiny import write_images, write_tiny_bundle
 CPU = ("--device", "cpu")
 
 
-@contextlib.contextmanager
-def silent(title, total):
-    """No progress bar."""
-    yield lambda count: None
+@pytest.fixture(autouse=True)
+def few_draws(monkeypatch):
+    """Fewer fits: each takes a while on features as poor as a tiny encoder's."""
+    monkeypatch.setattr("byol.serve.report.measure.LABELS_PER_CLASS", (1, 2))
 
 
 def write_run(path: Path, data: str = "photos", images: int = 80, **changes: object) -> Path:
@@ -196,7 +194,9 @@ def test_a_damaged_config_is_named(tmp_path):
 # ---------------------------------------------------------------------------------------------------- measured
 
 
-def test_figures_are_those_of_the_other_commands(site, tmp_path):
+def test_figures_are_those_of_the_other_commands(site, tmp_path, monkeypatch):
+    kept: list[Scores] = []
+    monkeypatch.setattr("byol.serve.report.measure.measure", lambda *words: kept.append(measure(*words)) or kept[-1])
     both = ("--train", site / "train", "--test", site / "test", *CPU)
     page = made(tmp_path / "r.html", site / "run", site / "bundle", *both[:4])
     knn = json.loads(byol("knn", site / "bundle", *both, "--json").out)
@@ -210,8 +210,7 @@ def test_figures_are_those_of_the_other_commands(site, tmp_path):
     assert "Top-1 on 19 test images; 52 labelled training images, 3 classes." in shown
     with open(tmp_path / "c.csv", newline="") as stream:
         rows = list(csv.reader(stream))[1:]
-    scores = measure(load_evaluation(site / "bundle", site / "train", site / "test", "cpu", silent), "cpu")
-    drawn = confusion_figure(scores).renderers[0].data_source.data
+    drawn = confusion_figure(kept[0]).renderers[0].data_source.data
     assert drawn["count"].tolist() == [int(cell) for row in rows for cell in row[1:]]
 
 
@@ -262,7 +261,8 @@ def test_a_bundle_without_training_summary_says_where_it_is_from(site, tmp_path)
     assert "no training summary; read from r50.ckpt (lightly" in shown
 
 
-def test_few_label_amounts_leave_labels_over():
+def test_few_label_amounts_leave_labels_over(monkeypatch):
+    monkeypatch.setattr("byol.serve.report.measure.LABELS_PER_CLASS", LABELS_PER_CLASS)
     assert few_amounts(np.repeat(["a", "b"], [30, 11])) == [1, 2, 5, 10]
     assert few_amounts(np.repeat(["a", "b"], [30, 1])) == []
     assert few_amounts(np.repeat(np.arange(1000).astype(str), 30)) == [1, 2, 5, 10]  # 20,000 labels are not few

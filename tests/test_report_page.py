@@ -32,7 +32,9 @@ def page(tmp_path_factory):
     run = write_run(root / "run")
     bundle = write_bundle_of(run, root / "bundle")
     sources = ("--train", write_labelled(root / "train.npz", 20, 0), "--test", write_labelled(root / "test.npz", 30, 1))
-    done = byol("report", run, bundle, *sources, "--out", root / "report.html", *CPU)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("byol.serve.report.measure.LABELS_PER_CLASS", (1, 2))
+        done = byol("report", run, bundle, *sources, "--out", root / "report.html", *CPU)
     assert done.code == 0, done.err
     return root / "report.html"
 
