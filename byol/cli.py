@@ -23,6 +23,10 @@ COMMANDS = {
     "knn": ("byol.serve.evaluate_command", "Weighted k-nearest-neighbour accuracy of a bundle's features."),
     "linear": ("byol.serve.evaluate_command", "Linear-probe accuracy of a bundle's features."),
     "neighbors": ("byol.serve.neighbors_command", "The images of a bank that are nearest to each query."),
+    "report": (
+        "byol.serve.report.command",
+        "Show runs and bundles as one HTML page: curves, accuracies, neighbours (needs the `report` extra).",
+    ),
     "info": ("byol.serve.command", "Show what a bundle holds; check it against itself."),
     "bench": ("byol.serve.bench", "Measure a bundle on this machine: images/s and latency of every stage."),
     "doctor": ("byol.serve.doctor", "Say which devices ONNX Runtime can use on this machine, and why not."),
@@ -42,6 +46,7 @@ EXTRAS = {
     "sklearn": "demo",
     "timm": "timm",
     "ray": "ray",
+    "bokeh": "report",
 }
 
 

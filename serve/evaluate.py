@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from byol.serve.linear import LinearProbe
 
 Progress = Callable[[str, int], AbstractContextManager[Advance]]  # (title, images) -> advance(count)
+Sets = tuple[ImageSource | Features, ImageSource | Features]  # train and test, or bank and queries
 
 
 @dataclass(frozen=True)
@@ -43,6 +44,11 @@ class Evaluation:
     def own_names(self) -> tuple[str, str]:
         """The last parts of the names of train and test: what a bundle may say of where data lie."""
         return last_part(self.train.name), last_part(self.test.name)
+
+    @property
+    def labelled(self) -> bool:
+        """Whether every image of both sets has a label, so that accuracies can be computed."""
+        return all(label is not None for features in (self.train, self.test) for label in features.labels)
 
     @property
     def y_train(self) -> np.ndarray:
@@ -67,29 +73,32 @@ def load_evaluation(
 
     Raises `ValueError`: unlabelled images, one training class, test classes that training lacks, different encoders.
     """
-    sets = _open_labelled(train, least_classes=2), _open_labelled(test, least_classes=1)
+    return _load_labelled(bundle, (_open(train), _open(test)), device, progress, variant)
+
+
+def load_sets(bundle: Path | None, bank: Location, query: Location, device: str, progress: Progress) -> Evaluation:
+    """The same for a bank (`train`) and queries (`test`) that need no labels. Raises `ValueError`."""
+    return _load(bundle, (_open(bank), _open(query)), device, progress, "fp32")
+
+
+def load_either(bundle: Path | None, train: Location, test: Location, device: str, progress: Progress) -> Evaluation:
+    """`load_sets` where one of the two has no label at all, else `load_evaluation`. Raises `ValueError`."""
+    sets = _open(train), _open(test)
+    if all(any(label is not None for label in opened.labels) for opened in sets):
+        return _load_labelled(bundle, sets, device, progress, "fp32")
+    return _load(bundle, sets, device, progress, "fp32")
+
+
+def _load_labelled(bundle: Path | None, sets: Sets, device: str, progress: Progress, variant: str) -> Evaluation:
+    for opened, least_classes in zip(sets, (2, 1), strict=True):
+        _require_labels(opened, least_classes)
     _require_known(*sets)
     loaded = _load(bundle, sets, device, progress, variant)
     _require_known(loaded.train, loaded.test)  # again: all images of a class may have been unreadable
     return loaded
 
 
-def load_sets(bundle: Path | None, bank: Location, query: Location, device: str, progress: Progress) -> Evaluation:
-    """The same for a bank (`train`) and queries (`test`) that need no labels. Raises `ValueError`."""
-
-    def opened(location: Location) -> ImageSource | Features:
-        return read_features(location) if is_features(location) else open_source(location)
-
-    return _load(bundle, (opened(bank), opened(query)), device, progress, "fp32")
-
-
-def _load(
-    bundle: Path | None,
-    sets: tuple[ImageSource | Features, ImageSource | Features],
-    device: str,
-    progress: Progress,
-    variant: str,
-) -> Evaluation:
+def _load(bundle: Path | None, sets: Sets, device: str, progress: Progress, variant: str) -> Evaluation:
     digest = Bundle.open(bundle).digest if bundle else None
     for opened in sets:
         if isinstance(opened, Features):
@@ -102,12 +111,15 @@ def _load(
     return Evaluation(train, test, skipped, encoder)
 
 
-def _open_labelled(location: Location, least_classes: int) -> ImageSource | Features:
-    if not is_features(location):
-        source = open_source(location)
-        require_labels(source, least_classes)
-        return source
-    features = read_features(location)
+def _open(location: Location) -> ImageSource | Features:
+    return read_features(location) if is_features(location) else open_source(location)
+
+
+def _require_labels(opened: ImageSource | Features, least_classes: int) -> None:
+    if isinstance(opened, ImageSource):
+        require_labels(opened, least_classes)
+        return
+    features = opened
     bare = [i for i, label in zip(features.ids, features.labels, strict=True) if label is None]
     if bare:
         raise ValueError(
@@ -118,7 +130,6 @@ def _open_labelled(location: Location, least_classes: int) -> ImageSource | Feat
         raise ValueError(
             f"{features.name} holds one class only ({features.labels[0]}), so there is nothing to tell apart"
         )
-    return features
 
 
 def _features(

@@ -101,11 +101,11 @@ class Neighbours:
         warm_up = {"queries": bank[:1], "bank": bank[:1], "k": one}
         self._session = open_session(_graph(bank.shape[1]), device, lambda _: warm_up)
         self.device, self.reason = self._session.device, self._session.reason
-        self._resident = self._session.on_device(_unit_rows(bank)) if self._rows >= len(bank) else None
+        self._resident = self._session.on_device(unit_rows(bank)) if self._rows >= len(bank) else None
 
     def __call__(self, queries: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Similarities float32 (B, K), best first, and rows int64 (B, K); of equals the earlier row first."""
-        unit = _unit_rows(queries)
+        unit = unit_rows(queries)
         best = np.empty((len(unit), 0), np.float32), np.empty((len(unit), 0), np.int64)
         for start in range(0, len(self._bank), self._rows):
             piece = self._bank[start : start + self._rows]
@@ -115,7 +115,7 @@ class Neighbours:
 
     def _nearest(self, piece: np.ndarray, queries: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         count = np.array([min(self._k, len(piece))], np.int64)
-        bank = self._resident or self._session.on_device(_unit_rows(piece))
+        bank = self._resident or self._session.on_device(unit_rows(piece))
         chunks = _chunks(queries, self._queries)
         parts = [self._session.run({"k": count, "bank": bank, "queries": chunk}) for chunk in chunks]
         return np.concatenate([p[0] for p in parts]), np.concatenate([p[1] for p in parts])
@@ -158,7 +158,7 @@ def _chunks(x: np.ndarray, size: int) -> list[np.ndarray]:
     return [x[start : start + size] for start in range(0, len(x), size)]
 
 
-def _unit_rows(x: np.ndarray) -> np.ndarray:
+def unit_rows(x: np.ndarray) -> np.ndarray:
     """Rows of length 1, float32; zero rows stay zero. Scaled first, so that squares neither overflow nor vanish."""
     largest = np.abs(x).max(1, keepdims=True)
     scaled = x / np.where(largest > 0, largest, 1)

@@ -11,6 +11,7 @@ import pytest
 ROOT = Path(__file__).parent.parent
 SERVING = {"numpy", "PIL", "onnx", "onnxruntime", "safetensors", "click", "rich", "pyarrow", "scipy"}
 OPTIONAL = {"ray", "upath"}  # of extras, inside functions only
+REPORT = SERVING | {"bokeh", "jinja2", "markupsafe", "umap"}  # of the extras `report` and `report-umap`
 SHARED = (
     *("cache", "columns", "console", "files", "folders", "images", "locations"),
     *("named", "remote", "shards", "sources", "stamps", "tables"),
@@ -48,8 +49,9 @@ def files(folder: str) -> list[Path]:
     return found
 
 
-@pytest.mark.parametrize("path", files("serve"), ids=lambda path: path.name)
+@pytest.mark.parametrize("path", [*files("serve"), *files("serve/report")], ids=lambda path: path.name)
 def test_serving_uses_its_own_dependencies_only(path: Path) -> None:
+    dependencies = REPORT if path.parent.name == "report" else SERVING
     for module, at_module_level in imports(path):
         top = module.partition(".")[0]
         if top == "byol":
@@ -57,7 +59,7 @@ def test_serving_uses_its_own_dependencies_only(path: Path) -> None:
             assert allowed, f"{path.name} imports {module}"
         else:
             optional = top in OPTIONAL and not at_module_level
-            assert optional or top in SERVING or top in sys.stdlib_module_names, f"{path.name} imports {module}"
+            assert optional or top in dependencies or top in sys.stdlib_module_names, f"{path.name} imports {module}"
 
 
 @pytest.mark.parametrize("path", files("byol"), ids=lambda path: path.name)

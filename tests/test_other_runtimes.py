@@ -16,10 +16,10 @@ import pytest
 from onnx.reference import ReferenceEvaluator
 
 from byol.serve.bundle import GATES, Bundle, compare_features
+from tests.browser import CHROMIUM
 from tests.small import REPOSITORY
 
 NODE, NPM = shutil.which("node") or "", shutil.which("npm") or ""
-CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), "")
 
 
 @pytest.fixture(scope="module")

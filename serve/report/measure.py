@@ -1,0 +1,68 @@
+"""How good an encoder is on labelled images: kNN for several k, linear probe, few labels, confusion.
+
+Shapes: C classes.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from byol.serve.evaluate import Evaluation
+from byol.serve.few_labels import FewLabels, few_label_accuracy
+from byol.serve.knn import KNNClassifier
+from byol.serve.linear import LinearProbe
+
+KS, K, TEMPERATURE = (1, 2, 5, 10, 20, 50, 100, 200), 20, 0.07  # K and TEMPERATURE are those of `byol knn`
+LABELS_PER_CLASS, DRAWS = (1, 2, 5, 10, 20, 50, 100), 5
+MOST_FEW_LABELS = 10_000  # images in a draw: more are neither few nor quick
+
+
+@dataclass(frozen=True)
+class Scores:
+    """Test accuracies, 0 to 1, of one encoder.
+
+    `knn` maps k to top-1; `linear` is the probe's top-1 on all labels; `few` holds the draws with few labels;
+    `confusion` int64 (C, C) counts test images by class (row) and by what the probe takes them for (column).
+    """
+
+    n_train: int
+    n_test: int
+    knn: dict[int, float]
+    linear: float
+    few: list[FewLabels]
+    classes: list[str]
+    confusion: np.ndarray
+
+    @property
+    def knn_usual(self) -> float:
+        """kNN top-1 with k = 20, or with the whole of a smaller training set."""
+        return self.knn[min(K, self.n_train)]
+
+
+def measure(data: Evaluation, device: str) -> Scores:
+    """All scores of labelled features."""
+    train, test = (data.train.x, data.y_train), (data.test.x, data.y_test)
+    most = len(data.train)
+    ks = sorted({k for k in KS if k <= most} | {min(K, most)})
+    swept = KNNClassifier(ks[-1], TEMPERATURE, device).fit(*train).sweep(*test, ks, [TEMPERATURE])
+    probe = LinearProbe(device=device).fit(*train)
+    amounts = few_amounts(data.y_train)
+    few = [few_label_accuracy(lambda: LinearProbe(device=device), train, test, amount, DRAWS) for amount in amounts]
+    confusion = probe.confusion(*test)
+    return Scores(
+        n_train=most,
+        n_test=len(data.test),
+        knn={k: top1 for k, _, top1, _ in swept},
+        linear=float(np.trace(confusion) / confusion.sum()),
+        few=few,
+        classes=[str(name) for name in probe.classes_],
+        confusion=confusion,
+    )
+
+
+def few_amounts(labels: np.ndarray) -> list[int]:
+    """How many labels a class are drawn: fewer than the smallest class of the training labels (N,) has."""
+    counts = np.unique(labels, return_counts=True)[1]
+    return [n for n in LABELS_PER_CLASS if n < counts.min() and n * len(counts) <= MOST_FEW_LABELS]

@@ -1,0 +1,154 @@
+"""What a report is about: run folders and bundles, and which of them belong together."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from byol.images import printable
+from byol.serve.bundle import Bundle
+from byol.serve.manifest import MANIFEST
+
+CONFIG, METRICS, VIEWS = "config.json", "metrics.jsonl", "views.png"
+
+Record = dict[str, float]
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run folder as `byol train` writes it. `cut_off`: the last line of the metrics was half written."""
+
+    folder: Path
+    facts: dict[str, Any]
+    records: list[Record]
+    cut_off: bool
+
+    @property
+    def config(self) -> dict[str, Any]:
+        """The settings of the run."""
+        config: dict[str, Any] = self.facts["config"]
+        return config
+
+    @property
+    def views(self) -> Path | None:
+        """The picture of the first batch's views, if there is one."""
+        path = self.folder / VIEWS
+        return path if path.is_file() else None
+
+    def trained(self, bundle: Bundle) -> bool:
+        """Whether the bundle's training summary is that of this run: settings, data and number of images."""
+        training, data = bundle.manifest.training, self.facts.get("data", {})
+        settings = hashlib.sha256(json.dumps(self.config, sort_keys=True).encode()).hexdigest()
+        mine = (settings, data.get("name"), data.get("images"))
+        return training is not None and mine == (training.config_sha256, training.data, training.images)
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One encoder of a report: a run, a bundle, or a run with its bundle."""
+
+    name: str
+    run: Run | None = None
+    bundle: Bundle | None = None
+
+
+def open_entries(paths: Sequence[Path]) -> list[Entry]:
+    """Runs and bundles in the order given; of the bundles that a run was exported to, its last is joined to it.
+
+    Raises `ValueError` for a path that is neither, or is given twice, and for what cannot be read.
+    """
+    folders = [path.resolve() for path in paths]
+    for folder, path in zip(folders, paths, strict=True):
+        if folders.count(folder) > 1:
+            raise ValueError(f"{printable(path)} is given twice")
+    names = dict(zip(folders, _names(folders), strict=True))
+    entries = [_open(path, names[folder]) for path, folder in zip(paths, folders, strict=True)]
+    for run in [entry for entry in entries if entry.run]:
+        own = [entry for entry in entries if _exported(run, entry)]
+        if own:
+            last = max(own, key=_steps)
+            entries[entries.index(run)] = replace(run, bundle=last.bundle)
+            entries.remove(last)
+    return entries
+
+
+def _exported(run: Entry, other: Entry) -> bool:
+    return bool(run.run and other.bundle and other.run is None and run.run.trained(other.bundle))
+
+
+def _steps(entry: Entry) -> int:
+    training = entry.bundle.manifest.training if entry.bundle else None
+    return training.steps if training else 0
+
+
+def _names(folders: Sequence[Path]) -> list[str]:
+    """The last parts of each path, as many as tell them apart."""
+    most = max(len(folder.parts) for folder in folders)
+    for count in range(1, most + 1):
+        names = ["/".join(printable(part) for part in folder.parts[-count:]) for folder in folders]
+        if len(set(names)) == len(set(folders)):
+            break
+    return names
+
+
+def _open(path: Path, name: str) -> Entry:
+    if (path / MANIFEST).is_file():
+        return Entry(name, bundle=Bundle.open(path))
+    if _is_run(path):
+        return Entry(name, run=read_run(path))
+    inside = [
+        printable(folder)
+        for folder in sorted(path.iterdir())
+        if folder.is_dir() and (_is_run(folder) or (folder / MANIFEST).is_file())
+    ]
+    hint = f"; it contains {', '.join(inside)}: give those" if inside else ""
+    raise ValueError(f"{printable(path)} is neither a run ({CONFIG}) nor a bundle ({MANIFEST}){hint}")
+
+
+def _is_run(path: Path) -> bool:
+    return (path / CONFIG).is_file()
+
+
+def read_run(path: Path) -> Run:
+    """Read settings and metrics of a run folder. Raises `ValueError`: damaged files, no metrics yet."""
+    name = printable(path / CONFIG)
+    try:
+        facts = json.loads((path / CONFIG).read_bytes())
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{name} cannot be read: {error}") from error
+    if not isinstance(facts, dict) or not isinstance(facts.get("config"), dict):
+        raise ValueError(f"{name} holds no `config`; expected what `byol train` writes")
+    records, cut_off = _read_metrics(path / METRICS)
+    if not records:
+        raise ValueError(
+            f"{printable(path)} has no metrics yet: {METRICS} is missing or empty; "
+            "a run logs its first line after an epoch at the latest"
+        )
+    return Run(path, facts, records, cut_off)
+
+
+def _read_metrics(path: Path) -> tuple[list[Record], bool]:
+    """The lines, and whether the last one was cut off: a run that goes on, or was killed, may leave it half written."""
+    if not path.is_file():
+        return [], False
+    lines = path.read_bytes().splitlines(keepends=True)
+    cut_off = bool(lines) and not lines[-1].endswith(b"\n")
+    whole = lines[:-1] if cut_off else lines
+    return [_record(line, f"{printable(path)}, line {i}") for i, line in enumerate(whole, 1)], cut_off
+
+
+def _record(line: bytes, place: str) -> Record:
+    try:
+        record = json.loads(line)
+    except ValueError as error:
+        raise ValueError(f"{place}, is not JSON: {error}") from error
+    if not isinstance(record, dict) or not {"step", "epoch"} <= record.keys():
+        raise ValueError(f"{place}: expected an object with `step` and `epoch`")
+    wrong = [key for key, value in record.items() if isinstance(value, bool) or not isinstance(value, int | float)]
+    if wrong:
+        raise ValueError(f"{place}: {wrong[0]} is not a number")
+    return record

@@ -1,0 +1,82 @@
+"""What all figures of a report share: colours, sizes, what the mouse shows. Drawn by Bokeh.
+
+What is light or dark, the page's style sheet says: Bokeh reads its `--bk-...` variables (page.css).
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from bokeh.models import HoverTool
+from bokeh.plotting import figure
+from bokeh.themes import Theme
+
+# Colours that can be told from black and from white, also by the colour-blind; after them the same, dashed.
+COLOURS = ("#2b7bba", "#d55e00", "#009e73", "#b565a7", "#8a8a8a", "#b07d00")
+DASHES = ("solid", "dashed", "dotted")
+FONT = "Helvetica Neue, Helvetica, Arial, sans-serif"
+
+Stroke = tuple[str, str]  # colour and dash pattern
+
+THEME = Theme(
+    json={
+        "attrs": {
+            "Plot": {
+                "background_fill_color": None,
+                "border_fill_color": "white",
+                "outline_line_color": None,
+                "min_border_left": 48,
+                "min_border_right": 12,
+                "min_border_top": 10,
+            },
+            "Axis": {
+                "axis_label_text_font": FONT,
+                "axis_label_text_font_size": "12px",
+                "axis_label_text_font_style": "normal",
+                "major_label_text_font": FONT,
+                "major_label_text_font_size": "11px",
+                "minor_tick_line_color": None,
+                "major_tick_in": 0,
+                "major_tick_out": 4,
+            },
+            "Grid": {"grid_line_width": 1},
+            "Legend": {
+                "label_text_font": FONT,
+                "label_text_font_size": "11px",
+                "background_fill_alpha": 0,
+                "border_line_color": None,
+                "glyph_width": 14,
+                "glyph_height": 14,
+                "spacing": 0,
+                "padding": 0,
+                "margin": 4,
+            },
+        }
+    }
+)
+
+
+def strokes(count: int) -> list[Stroke]:
+    """Colour and dash pattern of each of some entries."""
+    return [(COLOURS[i % len(COLOURS)], DASHES[i // len(COLOURS) % len(DASHES)]) for i in range(count)]
+
+
+def new_figure(height: int | None, tools: str = "", **options: Any) -> figure:
+    """As wide as the page lets it; without a toolbar unless it has tools."""
+    size = {} if height is None else {"height": height}
+    return figure(
+        sizing_mode="stretch_width",
+        tools=tools,
+        toolbar_location="above" if tools else None,
+        **size,
+        **options,
+    )
+
+
+def show_on_hover(
+    plot: figure, renderers: list[Any], head: str, *rows: tuple[str, str], mode: str = "mouse", picture: str = ""
+) -> None:
+    """What is shown of the point under the mouse: a picture, a bold line, and lines of name and value."""
+    lines = "".join(f"<div><span style='color: #5c636d'>{name}</span> {value}</div>" for name, value in rows)
+    html = f"<div style='max-width: 16rem; overflow-wrap: anywhere'>{picture}<div><b>{head}</b></div>{lines}</div>"
+    plot.add_tools(HoverTool(renderers=renderers, tooltips=html, mode=mode))

@@ -1,0 +1,97 @@
+"""The top of a page: title, one sentence, the figures that say most; of several encoders a table of them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from byol.serve.report.measure import K, Scores
+from byol.serve.report.runs import Entry
+from byol.serve.report.sections import Report, percent
+
+
+def title(entries: Sequence[Entry]) -> str:
+    """The encoder's name, or how many there are."""
+    return entries[0].name if len(entries) == 1 else f"{len(entries)} encoders compared"
+
+
+def lede(report: Report) -> str:
+    """What the encoder is, what it was trained on, what it was measured on; of several their names."""
+    entries = report.entries
+    if len(entries) > 1:
+        return ", ".join(entry.name for entry in entries) + "."
+    run, bundle = entries[0].run, entries[0].bundle
+    sentences = []
+    if run:
+        config, data, last = run.config, run.facts.get("data", {}), run.records[-1]
+        images = f" on {data['images']:,} images of {data['name']}" if {"images", "name"} <= data.keys() else ""
+        sentences.append(
+            f"{config.get('arch', 'An encoder')} at {config.get('image_size', '?')} px, trained by BYOL without labels"
+            f"{images}: {last['step']:,} steps, {last['epoch']:g} epochs."
+        )
+    elif bundle:
+        manifest = bundle.manifest
+        sentences.append(f"{manifest.architecture.name} at {manifest.image_size} px, {manifest.feature_dim} features.")
+    scores = report.scores.get(entries[0].name)
+    if scores:
+        sentences.append(
+            f"Evaluated through ONNX Runtime on {scores.n_test:,} test images, with {scores.n_train:,} labelled ones "
+            "to learn from."
+        )
+    return " ".join(sentences)
+
+
+def tiles(report: Report) -> list[tuple[str, str, str]]:
+    """(name, figure, what it means) of the figures that say most about one encoder; none for several."""
+    if len(report.entries) > 1:
+        return []
+    entry = report.entries[0]
+    scores = report.scores.get(entry.name)
+    tiles = []
+    if scores:
+        tiles.append(("kNN", percent(scores.knn_usual), f"top-1, k = {min(K, scores.n_train)}"))
+        tiles.append(("Linear probe", percent(scores.linear), f"top-1, all {scores.n_train:,} labels"))
+        if scores.few:
+            few = scores.few[0]
+            count = f"{few.amount} label{'' if few.amount == 1 else 's'} a class"
+            tiles.append((f"With {count}", percent(few.mean), f"linear, \u00b1 {100 * few.deviation:.1f}"))
+    if entry.run:
+        last = entry.run.records[-1]
+        if "knn_top1" in last and not scores:
+            tiles.append(("kNN", percent(last["knn_top1"]), "top-1 at the end of training"))
+        named = (("Loss", "loss", "0 to 8"), ("Spread", "std_ratio", "0 to 1"), ("Rank", "rankme", "directions"))
+        for name, key, note in named:
+            if key in last:
+                tiles.append((name, f"{last[key]:.3g}", note if key == "loss" else f"{key}, {note}"))
+    if entry.bundle:
+        parities = [file.parity for file in entry.bundle.manifest.files.values() if file.parity]
+        worst = max(parity.max_relative_error for parity in parities)
+        tiles.append(("Parity", f"{worst:.1e}", "largest relative error"))
+    return tiles
+
+
+def finals(report: Report) -> dict[str, Any]:
+    """The table of a comparison: the last value of each metric, and the accuracies."""
+    keys = [("loss", "{:.3f}"), ("std_ratio", "{:.3f}"), ("rankme", "{:.1f}"), ("cosine", "{:.3f}")]
+    head = ["encoder", "steps", *(key for key, _ in keys), "kNN in training (%)"]
+    head += ["kNN (%)", "linear (%)", "1 label a class (%)"] if report.scores else []
+    rows = []
+    for entry in report.entries:
+        last: dict[str, float] = entry.run.records[-1] if entry.run else {}
+        training = entry.bundle.manifest.training if entry.bundle else None
+        steps = last.get("step", training.steps if training else None)
+        row = [entry.name, "\u2013" if steps is None else f"{steps:,}"]
+        row += [shape.format(last[key]) if key in last else "\u2013" for key, shape in keys]
+        row.append(f"{100 * last['knn_top1']:.1f}" if "knn_top1" in last else "\u2013")
+        scores = report.scores.get(entry.name)
+        if report.scores:
+            row += _score_cells(scores) if scores else ["\u2013"] * 3
+        rows.append(row)
+    reading = f"The last line of each run's metrics; kNN with k = {K} unless the training set is smaller. "
+    return {"head": head, "rows": rows, "reading": reading + "A dash: not measured."}
+
+
+def _score_cells(scores: Scores) -> list[str]:
+    few = next((f for f in scores.few if f.amount == 1), None)
+    first = f"{100 * few.mean:.1f} \u00b1 {100 * few.deviation:.1f}" if few else "\u2013"
+    return [f"{100 * scores.knn_usual:.1f}", f"{100 * scores.linear:.1f}", first]
