@@ -14,6 +14,10 @@ from byol.memory import keep_freed_memory
 # name: (module, one line for `byol --help`). The command is the module's attribute of the same name.
 COMMANDS = {
     "train": ("byol.command", "Train an encoder from unlabelled images (needs the `train` extra)."),
+    "finetune": (
+        "byol.finetune_command",
+        "Fine-tune an encoder on a part of the labels, or train from scratch (needs the `train` extra).",
+    ),
     "export": (
         "byol.export.command",
         "Turn a run into a verified, torch-free bundle (needs the `train` extra).",

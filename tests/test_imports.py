@@ -10,7 +10,7 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 SERVING = {"numpy", "PIL", "onnx", "onnxruntime", "safetensors", "click", "rich", "pyarrow", "scipy"}
-SHARED = ("cache", "columns", "console", "files", "images", "named", "shards", "sources", "stamps", "tables")
+SHARED = ("cache", "columns", "console", "draws", "files", "images", "named", "shards", "sources", "stamps", "tables")
 SERVE_MAY_USE = ("byol.serve", *(f"byol.{name}" for name in SHARED))
 LAZY = {"cli.py", "demo.py"}  # they start the commands; anything of byol.serve or byol.export inside functions only
 
