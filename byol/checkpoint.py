@@ -44,19 +44,18 @@ class Checkpoint:
 
     def encoder(self) -> dict[str, Tensor]:
         """The online encoder's tensors under the backbone's own names."""
-        return strip(self.tensors, ENCODER)
+        return _strip(self.tensors, ENCODER)
 
     def optimizer(self) -> dict[str, Tensor]:
         """The optimizer's tensors."""
-        return strip(self.tensors, OPTIMIZER)
+        return _strip(self.tensors, OPTIMIZER)
 
     def model(self) -> dict[str, Tensor]:
         """All but the optimizer's tensors."""
         return {name: value for name, value in self.tensors.items() if not name.startswith(OPTIMIZER)}
 
 
-def strip(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
-    """The tensors whose names begin with a prefix, without it."""
+def _strip(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
     return {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
 
 

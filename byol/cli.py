@@ -26,6 +26,10 @@ COMMANDS = {
     "classify": ("byol.serve.command", "Classify images with the linear probe in a bundle."),
     "knn": ("byol.serve.evaluate_command", "Weighted k-nearest-neighbour accuracy of a bundle's features."),
     "linear": ("byol.serve.evaluate_command", "Linear-probe accuracy of a bundle's features."),
+    "transfer": (
+        "byol.serve.transfer_command",
+        "Linear-probe and kNN accuracy of a bundle on several data sets.",
+    ),
     "neighbors": ("byol.serve.neighbors_command", "The images of a bank that are nearest to each query."),
     "info": ("byol.serve.command", "Show what a bundle holds; check it against itself."),
     "bench": ("byol.serve.bench", "Measure a bundle on this machine: images/s and latency of every stage."),

@@ -98,6 +98,8 @@ def run_finetuning(
     device = resolve_device(config.device)
     precision = resolve_precision(config.precision, device)
     source = read_pretrained(encoder)
+    if source.finetuning:
+        raise ValueError(f"{printable(encoder)} was fine-tuned already; give the run or bundle that it was made from")
     sets = read_sets(config, source.image_size, data, test)
     note_skipped(sets.skipped)
     content = {

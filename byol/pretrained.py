@@ -20,8 +20,8 @@ from byol.model import build_encoder, load_strict
 class Pretrained:
     """An encoder in eval mode, how to rebuild and feed it, and what its training was.
 
-    `encoder` maps normalised float images (B, 3, S, S) to features (B, D). `training` and `origin` hold the fields of
-    a manifest's objects of these names (docs/bundle.md), None where there is nothing to say.
+    `encoder` maps normalised float images (B, 3, S, S) to features (B, D). `training`, `origin` and `finetuning` hold
+    the fields of a manifest's objects of these names (docs/bundle.md), None where there is nothing to say.
     """
 
     encoder: nn.Module
@@ -32,6 +32,7 @@ class Pretrained:
     std: tuple[float, float, float]
     training: dict[str, Any] | None = None
     origin: dict[str, Any] | None = None
+    finetuning: dict[str, Any] | None = None
 
 
 def load_encoder(location: str | Path) -> nn.Module:
@@ -80,8 +81,8 @@ def _of_bundle(path: Path) -> Pretrained:
     except (OSError, KeyError, TypeError, json.JSONDecodeError, SafetensorError) as error:
         raise ValueError(f"{path} is not a readable bundle: {error}") from error
     load_strict(encoder, tensors, str(path))
-    training, origin = manifest.get("training"), manifest.get("origin")
-    return Pretrained(encoder.eval(), arch, stem, size, mean, std, training, origin)
+    facts = (manifest.get(name) for name in ("training", "origin", "finetuning"))
+    return Pretrained(encoder.eval(), arch, stem, size, mean, std, *facts)
 
 
 def weights_digest(tensors: dict[str, Tensor]) -> str:

@@ -168,20 +168,13 @@ class Protocol:
         return whole
 
     def _save(self, model: Classifier, record: dict[str, Any], scores: Scores | None) -> None:
-        data, test = self.sets.facts["data"], self.sets.facts["test"]
-        finetuning = {
-            "data": data["name"],
-            "images": record["images"],
-            "lr": record["lr"],
-            "epochs": record["epochs"],
-            "from_scratch": self.config.from_scratch,
-        }
+        data, test, scratch = self.sets.facts["data"], self.sets.facts["test"], self.config.from_scratch
+        tuning = {"data": data["name"], **{name: record[name] for name in ("images", "lr", "epochs")}}
         head = {"classes": self.sets.names, "train": data["name"], "n_train": record["images"]}
         if scores and self.sets.test:
             head |= {"test": test["name"], "n_test": len(self.sets.test[1]), "top1": scores.top1}
-        scratch = self.config.from_scratch
         source = replace(self.source, training=None, origin=None) if scratch else self.source
-        save_finetuned(self.run.last, model, source, finetuning, head)
+        save_finetuned(self.run.last, model, replace(source, finetuning={**tuning, "from_scratch": scratch}), head)
 
 
 def _key(record: dict[str, Any]) -> tuple[int, str, Trial]:

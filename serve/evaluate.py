@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from byol.serve.linear import LinearProbe
 
 Progress = Callable[[str, int], AbstractContextManager[Advance]]  # (title, images) -> advance(count)
+Opened = tuple[ImageSource | Features, ImageSource | Features]  # train and test
 
 
 @dataclass(frozen=True)
@@ -66,8 +67,20 @@ def load_evaluation(
 
     Raises `ValueError`: unlabelled images, one training class, test classes that training lacks, different encoders.
     """
+    return load_opened(bundle, open_labelled(train, test), device, progress, variant)
+
+
+def open_labelled(train: Path, test: Path) -> Opened:
+    """The listings of a train and a test set, checked; nothing is encoded yet. Raises `ValueError`."""
     sets = _open_labelled(train, least_classes=2), _open_labelled(test, least_classes=1)
     _require_known(*sets)
+    return sets
+
+
+def load_opened(
+    bundle: Path | None, sets: Opened, device: str, progress: Progress, variant: str = "fp32"
+) -> Evaluation:
+    """The features of what `open_labelled` opened. Raises `ValueError`."""
     loaded = _load(bundle, sets, device, progress, variant)
     _require_known(loaded.train, loaded.test)  # again: all images of a class may have been unreadable
     return loaded
@@ -82,13 +95,7 @@ def load_sets(bundle: Path | None, bank: Path, query: Path, device: str, progres
     return _load(bundle, (opened(bank), opened(query)), device, progress, "fp32")
 
 
-def _load(
-    bundle: Path | None,
-    sets: tuple[ImageSource | Features, ImageSource | Features],
-    device: str,
-    progress: Progress,
-    variant: str,
-) -> Evaluation:
+def _load(bundle: Path | None, sets: Opened, device: str, progress: Progress, variant: str) -> Evaluation:
     digest = Bundle.open(bundle).digest if bundle else None
     for opened in sets:
         if isinstance(opened, Features):
