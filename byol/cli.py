@@ -23,7 +23,7 @@ COMMANDS = {
         "Turn a run into a verified, torch-free bundle (needs the `train` extra).",
     ),
     "extract": ("byol.serve.command", "Compute the features of images with a bundle."),
-    "classify": ("byol.serve.command", "Classify images with the linear probe in a bundle."),
+    "classify": ("byol.serve.command", "Classify images with the classifier in a bundle."),
     "knn": ("byol.serve.evaluate_command", "Weighted k-nearest-neighbour accuracy of a bundle's features."),
     "linear": ("byol.serve.evaluate_command", "Linear-probe accuracy of a bundle's features."),
     "transfer": (
