@@ -14,8 +14,10 @@ from sklearn.metrics import accuracy_score, balanced_accuracy_score, log_loss, t
 from torch import nn
 
 from byol import load_encoder
+from byol.data import ImageTensor
 from byol.draws import draw
-from byol.finetune import Classifier, FinetuneConfig, Scores, Trial, Tuner, scores
+from byol.finetune import Classifier, FinetuneConfig, LabelledImages, Scores, Trial, Tuner, scores
+from byol.images import Preprocess
 from byol.pretrained import read_pretrained
 from byol.run import RunFolder
 from byol.semi_supervised import Protocol, read_sets
@@ -27,21 +29,21 @@ from tests.command_line import byol
 from tests.small import folder
 
 CPU = ("--device", "cpu", "--precision", "fp32")
-QUICK = (*CPU, "--epochs", 2, "--batch-size", 8, "--crop-area", 0.6)
+QUICK = (*CPU, "--epochs", 10, "--batch-size", 6, "--crop-area", 0.6)
 
 
-def tuned(place, out, *words, code=0, encoder="run"):
-    done = byol("finetune", place / encoder, place / "train", "--out", out, *QUICK, *words)
+def tuned(quick, out, *words, code=0, encoder="run"):
+    done = byol("finetune", quick / encoder, quick / "train", "--out", out, *QUICK, *words)
     assert done.code == code, done.err
     return done
 
 
 @pytest.fixture(scope="module")
-def result(place, tmp_path_factory):
+def result(quick, tmp_path_factory):
     """The folder of a fine-tuning on two draws, and what the command printed."""
     out = tmp_path_factory.mktemp("finetune") / "out"
-    words = ("--labels-per-class", 6, "--draws", 2, "--lr", 0.002, "--lr", 0.02, "--test", place / "test", "--json")
-    return out, json.loads(tuned(place, out, *words).out)
+    words = ("--labels-per-class", 6, "--draws", 2, "--lr", 0.002, "--lr", 0.02, "--test", quick / "test", "--json")
+    return out, json.loads(tuned(quick, out, *words).out)
 
 
 def lines(out):
@@ -51,24 +53,25 @@ def lines(out):
 # --------------------------------------------------------------------------------------------------------- one fit
 
 
-def test_a_fit_is_what_a_plain_loop_does(place):
-    config = FinetuneConfig(crop_area=1.0, flip=False, lr=(0.01,), epochs=(4,))
-    sets = read_sets(config, 16, place / "train", None)
-    source = read_pretrained(place / "run")
-    model = Classifier(source.encoder, 2)
+def test_a_fit_is_what_a_plain_loop_does(quick):
+    pixels = torch.randint(0, 256, (12, 16, 16, 3), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
+    classes = torch.arange(12) % 3
+    canvases = ImageTensor(pixels, torch.ones(12), np.arange(12), [])
+    source = read_pretrained(quick / "run")
+    model = Classifier(source.encoder, 3)
     other = copy.deepcopy(model).train()
+    config = FinetuneConfig(crop_area=1.0, flip=False)  # a crop of everything is the canvas; all fit into one batch
     tuner = Tuner(config, 16, source.mean, source.std, torch.device("cpu"), "fp32")
-    loss = tuner.fit(model, sets.labelled, sets.draws[0], Trial(0.01, 4), seed=0)
+    labelled = LabelledImages(canvases, canvases, classes)
+    loss = tuner.fit(model, labelled, np.arange(12), Trial(0.01, 4), seed=0)
 
-    # Canvases are squeezed whole to 16 x 16, so a crop of everything is the canvas itself; all 32 fit into one batch.
-    pixels = sets.labelled.canvases.pixels.permute(0, 3, 1, 2).float() / 255
-    assert pixels.shape == (32, 3, 16, 16)
-    x = (pixels - torch.tensor(source.mean)[:, None, None]) / torch.tensor(source.std)[:, None, None]
+    mean, std = (torch.tensor(values)[:, None, None] for values in (source.mean, source.std))
+    x = (pixels.permute(0, 3, 1, 2) / 255 - mean) / std
     optimizer = torch.optim.SGD(other.parameters(), 0.01, momentum=0.9, nesterov=True)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, T_max=4)
     for _ in range(4):
         optimizer.zero_grad()
-        expected = nn.functional.cross_entropy(other(x), sets.labelled.classes)
+        expected = nn.functional.cross_entropy(other(x), classes)
         expected.backward()
         optimizer.step()
         schedule.step()
@@ -116,12 +119,12 @@ class Recorder:
         return Scores(1 - lr if len(pixels) == 16 else lr, 1.0, 1.0, 0.1)
 
 
-def test_settings_are_chosen_on_a_part_of_the_labels_and_never_on_the_test_set(place, tmp_path):
+def test_settings_are_chosen_on_a_part_of_the_labels_and_never_on_the_test_set(quick, tmp_path):
     config = FinetuneConfig(labels=10, draws=2, lr=(0.1, 0.3, 0.2), epochs=(1,))
-    sets = read_sets(config, 16, place / "train", place / "test")
+    sets = read_sets(config, 16, quick / "train", quick / "test")
     run = RunFolder(tmp_path)
     recorder = Recorder(config)
-    finals = Protocol(recorder, read_pretrained(place / "run"), sets, run, lambda record: None).fit()
+    finals = Protocol(recorder, read_pretrained(quick / "run"), sets, run, lambda record: None).fit()
     assert [(seed, trial.lr) for seed, trial, _ in recorder.fitted] == [
         *[(0, 0.1), (0, 0.3), (0, 0.2), (0, 0.3)],
         *[(1, 0.1), (1, 0.3), (1, 0.2), (1, 0.3)],
@@ -137,29 +140,28 @@ def test_settings_are_chosen_on_a_part_of_the_labels_and_never_on_the_test_set(p
     assert [record["top1"] for record in finals] == [pytest.approx(0.7)] * 2
 
 
-def test_one_label_a_class_leaves_nothing_to_choose_on(place, tmp_path):
+def test_one_label_a_class_leaves_nothing_to_choose_on(quick, tmp_path):
     config = FinetuneConfig(labels=1, lr=(0.3, 0.1, 0.2), epochs=(2, 1))
     recorder = Recorder(config)
-    sets = read_sets(config, 16, place / "train", None)
-    Protocol(recorder, read_pretrained(place / "run"), sets, RunFolder(tmp_path), lambda record: None).fit()
-    assert [trial for _, trial, _ in recorder.fitted] == [Trial(0.2, 2)]
+    sets = read_sets(config, 16, quick / "train", None)
+    Protocol(recorder, read_pretrained(quick / "run"), sets, RunFolder(tmp_path), lambda record: None).fit()
+    assert [trial for _, trial, _ in recorder.fitted] == [Trial(0.1, 1)]
     assert recorder.scored == []
 
 
 @pytest.mark.parametrize("amount", [3, 0.25])
-def test_draws_are_those_of_the_linear_probe(place, amount):
-    source = open_source(place / "train")
+def test_draws_are_those_of_the_linear_probe(quick, amount):
+    source = open_source(quick / "train")
     labels = np.array(list(source.labels))
-    sets = read_sets(FinetuneConfig(labels=amount, draws=2), 16, place / "train", None)
+    sets = read_sets(FinetuneConfig(labels=amount, draws=2), 16, quick / "train", None)
     for seed, rows in enumerate(sets.draws):
-        pictures = [np.asarray(source.open(int(row)).resize((16, 16))) for row in sorted(draw(labels, amount, seed))]
-        found = sets.labelled.canvases.pixels[rows].numpy()
-        assert np.abs(found.astype(int) - np.stack(pictures)).max() == 0
-        names = [sets.names[number] for number in sets.labelled.classes[rows]]
-        assert names == labels[sorted(draw(labels, amount, seed))].tolist()
+        expected = sorted(draw(labels, amount, seed))
+        pictures = np.stack([Preprocess.for_size(16)(source.open(int(row))) for row in expected])
+        np.testing.assert_array_equal(sets.labelled.preprocessed.pixels[rows].numpy(), pictures)
+        assert [sets.names[number] for number in sets.labelled.classes[rows]] == labels[expected].tolist()
 
 
-def test_an_unreadable_image_is_left_out(place, tmp_path, capsys):
+def test_an_unreadable_image_is_left_out(quick, tmp_path, capsys):
     data = folder(tmp_path / "data", per_class=4)
     (data / "cat" / "000.png").write_bytes(b"no image")
     sets = read_sets(FinetuneConfig(), 16, data, None)
@@ -170,7 +172,7 @@ def test_an_unreadable_image_is_left_out(place, tmp_path, capsys):
 # --------------------------------------------------------------------------------------------------------- command
 
 
-def test_the_result_and_its_folder(place, result):
+def test_the_result_and_its_folder(quick, result):
     out, values = result
     assert sorted(path.name for path in out.iterdir()) == [
         *("config.json", "last.safetensors", "metrics.jsonl", "result.json"),
@@ -184,28 +186,29 @@ def test_the_result_and_its_folder(place, result):
     parts = [(line["draw"], line["part"]) for line in lines(out)]
     assert parts == [(number, part) for number in (0, 1) for part in ("trial", "trial", "final")]
     assert [line["images"] for line in lines(out)] == [10, 10, 12] * 2
-    assert values["top1"] > 0.8  # a tinted class each
+    assert values["top1"] > 0.6  # a tinted class each
 
 
-def test_fine_tuning_trains_the_encoder_and_scratch_has_another(place, result, tmp_path):
-    before = load_encoder(place / "run").state_dict()
+def test_fine_tuning_trains_the_encoder_and_scratch_has_another(quick, result, tmp_path):
+    before = load_encoder(quick / "run").state_dict()
     after = load_file(result[0] / "last.safetensors")
     assert after.keys() == {*(f"encoder.{name}" for name in before), "classifier.weight", "classifier.bias"}
-    change = [float((after[f"encoder.{name}"] - before[name]).abs().max()) for name in ("conv1.weight", "bn1.weight")]
-    assert all(0 < value < 0.2 for value in change)
-    words = ("--labels-per-class", 6, "--lr", 0.02, "--from-scratch", "--epochs", 1)
-    tuned(place, tmp_path / "scratch", *words)
-    scratch = load_file(tmp_path / "scratch" / "last.safetensors")
-    assert float((scratch["encoder.conv1.weight"] - before["conv1.weight"]).abs().max()) > 0.2
+    tuned(quick, tmp_path / "out", "--labels-per-class", 6, "--lr", 0.02, "--from-scratch")
+    scratch = load_file(tmp_path / "out" / "last.safetensors")
+    old = before["layer1.0.conv1.weight"]
+    new, other = (weights["encoder.layer1.0.conv1.weight"] for weights in (after, scratch))
+    assert float((new - old).abs().max()) > 0
+    assert float(torch.cosine_similarity(old.flatten(), new.flatten(), dim=0)) > 0.9
+    assert abs(float(torch.cosine_similarity(old.flatten(), other.flatten(), dim=0))) < 0.1
 
 
-def test_the_bundle_classifies_as_was_reported(place, result, tmp_path):
+def test_the_bundle_classifies_as_was_reported(quick, result, tmp_path):
     out, values = result
     done = byol("export", out, "--out", tmp_path / "bundle")
     assert done.code == 0, done.err
     assert "verified: classifier.onnx: relative error " in done.out
     assert verify(tmp_path / "bundle").ok
-    words = (place / "test", "--out", tmp_path / "predicted.parquet", "--device", "cpu")
+    words = (quick / "test", "--out", tmp_path / "predicted.parquet", "--device", "cpu")
     done = byol("classify", tmp_path / "bundle", *words)
     assert done.code == 0, done.err
     table = pq.read_table(tmp_path / "predicted.parquet")
@@ -213,23 +216,23 @@ def test_the_bundle_classifies_as_was_reported(place, result, tmp_path):
     assert top1 == pytest.approx(values["draws"][0]["top1"])
     manifest = load_manifest(tmp_path / "bundle")
     first = values["draws"][0]
-    assert manifest.finetuning == Finetuning("train", 12, first["lr"], 2, False)
+    assert manifest.finetuning == Finetuning("train", 12, first["lr"], 10, False)
     head = manifest.classifier
     assert (head.classes, head.l2, head.n_train, head.test, head.n_test) == (("cat", "dog"), None, 12, "test", 16)
     assert head.top1 == first["top1"]
-    assert manifest.training == load_manifest(place / "bundle").training
+    assert manifest.training == load_manifest(quick / "bundle").training
     card = (tmp_path / "bundle" / "README.md").read_text()
     assert "Then fine-tuned on 12 labelled images of train." in card
     assert "(together with the encoder), it\nis right for" in card
-    assert "fine-tuning  train, 12 labelled images, 2 epochs" in byol("info", tmp_path / "bundle").out
+    assert "train, 12 labelled images, 10 epochs" in byol("info", tmp_path / "bundle").out
     encoder, stored = load_encoder(tmp_path / "bundle"), load_file(out / "last.safetensors")
     assert all(torch.equal(value, stored[f"encoder.{name}"]) for name, value in encoder.state_dict().items())
-    again = byol("finetune", tmp_path / "bundle", place / "train", "--out", tmp_path / "again", *QUICK)
+    again = byol("finetune", tmp_path / "bundle", quick / "train", "--out", tmp_path / "again", *QUICK)
     assert (again.code, "was fine-tuned already" in again.err) == (1, True)
 
 
-def test_from_a_bundle_without_a_test_set(place, tmp_path):
-    done = tuned(place, tmp_path / "out", "--lr", 0.01, "--epochs", 1, "--from-scratch", encoder="bundle")
+def test_from_a_bundle_without_a_test_set(quick, tmp_path):
+    done = tuned(quick, tmp_path / "out", "--lr", 0.01, "--from-scratch", encoder="bundle")
     assert "labels        1 of each class" in done.out
     assert "top1" not in done.out
     done = byol("export", tmp_path / "out", "--out", tmp_path / "bundle")
@@ -241,29 +244,29 @@ def test_from_a_bundle_without_a_test_set(place, tmp_path):
     assert "(together with the encoder).\n" in card
 
 
-def test_an_interrupted_sweep_goes_on_and_ends_the_same(place, result, tmp_path, monkeypatch):
+def test_an_interrupted_sweep_goes_on_and_ends_the_same(quick, result, tmp_path, monkeypatch):
     out = tmp_path / "out"
-    words = ("--labels-per-class", 6, "--draws", 2, "--lr", 0.002, "--lr", 0.02, "--test", place / "test", "--json")
+    words = ("--labels-per-class", 6, "--draws", 2, "--lr", 0.002, "--lr", 0.02, "--test", quick / "test", "--json")
     fit, calls = Tuner.fit, []
 
-    def limited(*arguments):
+    def limited(*arguments, **named):
         if len(calls) == 4:
             raise KeyboardInterrupt
         calls.append(arguments)
-        return fit(*arguments)
+        return fit(*arguments, **named)
 
     monkeypatch.setattr(Tuner, "fit", limited)
-    tuned(place, out, *words, code=1)
+    tuned(quick, out, *words, code=1)
     assert len(lines(out)) == 4
     with open(out / "metrics.jsonl", "a") as stream:
         stream.write('{"draw": 1, "part": "fin')  # killed while writing
     monkeypatch.setattr(Tuner, "fit", fit)
-    values = json.loads(tuned(place, out, *words, "--resume").out)
+    values = json.loads(tuned(quick, out, *words, "--resume").out)
     assert values["draws"] == result[1]["draws"]
     found, expected = (load_file(folder / "last.safetensors") for folder in (out, result[0]))
     assert all(torch.equal(found[name], expected[name]) for name in expected)
-    assert "--out" in tuned(place, out, *words, code=1).err  # without --resume nothing is overwritten
-    done = tuned(place, out, *words, "--resume", "--no-flip", "--test", place / "train", code=1)
+    assert "--out" in tuned(quick, out, *words, code=1).err  # without --resume nothing is overwritten
+    done = tuned(quick, out, *words, "--resume", "--no-flip", "--test", quick / "train", code=1)
     assert "these differ: flip, test;" in done.err
 
 
@@ -284,20 +287,20 @@ def test_an_interrupted_sweep_goes_on_and_ends_the_same(place, result, tmp_path,
         (("--test", "nowhere"), 1, "nowhere does not exist"),
     ],
 )
-def test_what_cannot_be_is_refused_before_anything_is_written(place, tmp_path, monkeypatch, words, code, message):
+def test_what_cannot_be_is_refused_before_anything_is_written(quick, tmp_path, monkeypatch, words, code, message):
     folder(tmp_path / "birds", ("cat", "owl"), 2)
     folder(tmp_path / "train", per_class=16)
     monkeypatch.chdir(tmp_path)
-    done = byol("finetune", place / "run", "train", "--out", tmp_path / "out", *CPU, *words)
+    done = byol("finetune", quick / "run", "train", "--out", tmp_path / "out", *CPU, *words)
     assert (done.code, message in done.err) == (code, True), done.err
     assert not (tmp_path / "out").exists()
 
 
-def test_a_run_and_a_fine_tuning_are_told_apart(place, result, tmp_path):
+def test_a_run_and_a_fine_tuning_are_told_apart(quick, result, tmp_path):
     out, _ = result
-    done = byol("finetune", out, place / "train", "--out", tmp_path / "out", *QUICK)
+    done = byol("finetune", out, quick / "train", "--out", tmp_path / "out", *QUICK)
     assert (done.code, "was written by `byol finetune`; one of `byol train` is needed" in done.err) == (1, True)
-    done = byol("train", place / "train", "--out", out, "--resume", "--device", "cpu")
+    done = byol("train", quick / "train", "--out", out, "--resume", "--device", "cpu")
     assert (done.code, "was written by `byol finetune`; choose another --out" in done.err) == (2, True)
-    done = byol("finetune", place / "run", tmp_path, "--out", out, *QUICK)
+    done = byol("finetune", quick / "run", tmp_path, "--out", out, *QUICK)
     assert done.code == 1

@@ -26,14 +26,14 @@ def commands() -> list[str]:
     return [line.removeprefix("$ ") for line in lines if re.match(r"(\$ )?byol ", line)]
 
 
-def test_every_command_of_the_page_runs(place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    shutil.copytree(place / "run", tmp_path / "run")
-    shutil.copytree(place / "bundle", tmp_path / "bundle")
+def test_every_command_of_the_page_runs(quick: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    shutil.copytree(quick / "run", tmp_path / "run")
+    shutil.copytree(quick / "bundle", tmp_path / "bundle")
     for name, classes in (("photos", ("cat", "dog")), ("pets", ("rat", "hen")), ("birds", ("owl", "tit", "jay"))):
-        folder(tmp_path / name / "train", classes, per_class=10)
+        folder(tmp_path / name / "train", classes, per_class=40)
         folder(tmp_path / name / "test", classes, per_class=3, start=1000)
-    quick = functools.partial(FinetuneConfig, epochs=(1,), lr=(0.01,))  # what the page leaves to the defaults
-    monkeypatch.setattr(finetune_command, "FinetuneConfig", quick)
+    short = functools.partial(FinetuneConfig, epochs=(3,), lr=(0.01,))  # what the page leaves to the defaults
+    monkeypatch.setattr(finetune_command, "FinetuneConfig", short)
     monkeypatch.chdir(tmp_path)
     found = commands()
     assert {line.split()[1] for line in found} == {"knn", "linear", "finetune", "export", "classify", "transfer"}
