@@ -111,6 +111,7 @@ def run_finetuning(
     if continuing:
         _require_same(run.content(FINETUNE), content)
         run.remove_leftovers()
+        run.mend_metrics()
     else:
         run.start(content, source.arch)
     note(f"{source.arch} at {source.image_size} px, {_headline(config, sets)}, {device.type}, {precision}")
@@ -147,7 +148,8 @@ def _line(record: dict[str, Any], draws: int) -> str:
     draw = f"draw {record['draw'] + 1}/{draws}  " if draws > 1 else ""
     scored = f"  {record['top1']:.2%} of {record['scored']} images" if record["scored"] else ""
     part = "final fit" if record["part"] == "final" else "trial    "
-    return f"{draw}{part}  lr {record['lr']:g}  {record['epochs']} epochs  loss {record['loss']:.4f}{scored}"
+    loss = "diverged" if record["loss"] is None else f"loss {record['loss']:.4f}"
+    return f"{draw}{part}  lr {record['lr']:g}  {record['epochs']} epochs  {loss}{scored}"
 
 
 def _summary(config: FinetuneConfig, sets: Sets, finals: list[dict[str, Any]]) -> dict[str, Any]:

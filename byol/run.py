@@ -103,10 +103,16 @@ class RunFolder:
 
     def drop_metrics_after(self, step: int) -> None:
         """Remove the lines past a step: the steps a resumed run does again."""
+        self._keep([record for record in self.metrics() if record["step"] <= step])
+
+    def mend_metrics(self) -> None:
+        """Remove the half-written line of a killed process, so that the next one stands on a line of its own."""
+        self._keep(self.metrics())
+
+    def _keep(self, records: list[dict[str, Any]]) -> None:
         if self._metrics.exists():
-            kept = [json.dumps(record) + "\n" for record in self.metrics() if record["step"] <= step]
             with atomic_file(self._metrics) as temporary:
-                temporary.write_text("".join(kept))
+                temporary.write_text("".join(json.dumps(record) + "\n" for record in records))
 
 
 def _visible(folder: Path) -> list[Path]:

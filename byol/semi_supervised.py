@@ -7,6 +7,7 @@ Shapes: N images, S the encoder's image size.
 from __future__ import annotations
 
 import copy
+import math
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
@@ -102,7 +103,7 @@ class Protocol:
     def __init__(self, tuner: Tuner, source: Pretrained, sets: Sets, run: RunFolder, report: Report):
         self.tuner, self.source, self.sets, self.run, self.report = tuner, source, sets, run, report
         self.config = tuner.config
-        self.trials = [Trial(*pair) for pair in product(self.config.lr, self.config.epochs)]
+        self.trials = [Trial(*pair) for pair in product(sorted(self.config.lr), sorted(self.config.epochs))]
         self._records = {_key(record): record for record in run.metrics()}
 
     def fit(self) -> list[dict[str, Any]]:
@@ -110,19 +111,16 @@ class Protocol:
         return [self._final(number, self._chosen(number, rows)) for number, rows in enumerate(self.sets.draws)]
 
     def _chosen(self, number: int, rows: np.ndarray) -> Trial:
-        """The settings for a draw: by accuracy (ties: log-loss) on a stratified fifth of its labelled images.
+        """The settings for a draw: those of the best accuracy on a stratified fifth of its labelled images.
 
-        Where no class has two labelled images nothing can be held out; then the lowest rate and the fewest epochs are
-        taken, which change the encoder least.
+        Of equals the lowest rate, then the fewest epochs: what changes the encoder least. The same is taken where no
+        class has two labelled images, so that nothing can be held out.
         """
         held = holdout(self.sets.labelled.classes.numpy()[rows], seed=number)
-        if len(self.trials) == 1:
+        if len(self.trials) == 1 or not held.any():
             return self.trials[0]
-        if not held.any():
-            return Trial(min(self.config.lr), min(self.config.epochs))
-        records = [self._tried(number, rows[~held], rows[held], trial) for trial in self.trials]
-        best = max(records, key=lambda record: (record["top1"], -record["log_loss"]))
-        return Trial(best["lr"], best["epochs"])
+        accuracies = [self._tried(number, rows[~held], rows[held], trial)["top1"] for trial in self.trials]
+        return self.trials[int(np.argmax(accuracies))]  # the first of equals
 
     def _tried(self, number: int, rows: np.ndarray, held: np.ndarray, trial: Trial) -> dict[str, Any]:
         known = self._records.get((number, "trial", trial))
@@ -149,7 +147,8 @@ class Protocol:
         model = self._fresh(number)
         loss = self.tuner.fit(model, self.sets.labelled, rows, trial, seed=number)
         seconds = round(time.perf_counter() - start, 3)
-        record = {"draw": number, "part": part, **asdict(trial), "images": len(rows), "loss": loss, "seconds": seconds}
+        record = {"draw": number, "part": part, **asdict(trial), "images": len(rows), "seconds": seconds}
+        record["loss"] = loss if math.isfinite(loss) else None  # JSON knows finite numbers only
         return record, model
 
     def _fresh(self, seed: int) -> Classifier:

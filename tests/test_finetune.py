@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from safetensors.torch import load_file
-from sklearn.metrics import accuracy_score, balanced_accuracy_score, log_loss, top_k_accuracy_score
+from sklearn.metrics import accuracy_score, balanced_accuracy_score, top_k_accuracy_score
 from torch import nn
 
 from byol import load_encoder
@@ -50,6 +50,11 @@ def lines(out):
     return [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
 
 
+def flat(model):
+    """All parameters as one vector."""
+    return torch.cat([value.detach().flatten() for value in model.parameters()])
+
+
 # --------------------------------------------------------------------------------------------------------- one fit
 
 
@@ -59,15 +64,15 @@ def test_a_fit_is_what_a_plain_loop_does(quick):
     canvases = ImageTensor(pixels, torch.ones(12), np.arange(12), [])
     source = read_pretrained(quick / "run")
     model = Classifier(source.encoder, 3)
-    other = copy.deepcopy(model).train()
+    before, other = flat(model), copy.deepcopy(model).train()
     config = FinetuneConfig(crop_area=1.0, flip=False)  # a crop of everything is the canvas; all fit into one batch
     tuner = Tuner(config, 16, source.mean, source.std, torch.device("cpu"), "fp32")
     labelled = LabelledImages(canvases, canvases, classes)
-    loss = tuner.fit(model, labelled, np.arange(12), Trial(0.01, 4), seed=0)
+    loss = tuner.fit(model, labelled, np.arange(12), Trial(0.001, 4), seed=0)
 
     mean, std = (torch.tensor(values)[:, None, None] for values in (source.mean, source.std))
     x = (pixels.permute(0, 3, 1, 2) / 255 - mean) / std
-    optimizer = torch.optim.SGD(other.parameters(), 0.01, momentum=0.9, nesterov=True)
+    optimizer = torch.optim.SGD(other.parameters(), 0.001, momentum=0.9, nesterov=True)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, T_max=4)
     for _ in range(4):
         optimizer.zero_grad()
@@ -76,8 +81,9 @@ def test_a_fit_is_what_a_plain_loop_does(quick):
         optimizer.step()
         schedule.step()
     assert loss == pytest.approx(expected.item(), rel=1e-3)
-    for (name, found), wanted in zip(model.named_parameters(), other.parameters(), strict=True):
-        torch.testing.assert_close(found, wanted, rtol=1e-2, atol=1e-4, msg=name)  # sums in another order
+    change, wanted = flat(model) - before, flat(other) - before
+    # Sums in another order differ by far less than a step without Nesterov, with decay or at another rate would.
+    assert float((change - wanted).norm() / wanted.norm()) < 0.005
 
 
 def test_scores_against_scikit_learn():
@@ -91,20 +97,17 @@ def test_scores_against_scikit_learn():
     assert known.any()
     with pytest.warns(UserWarning, match="y_pred contains classes"):
         assert found.mean_per_class == pytest.approx(balanced_accuracy_score(truth, p.argmax(1)))
-    assert found.log_loss == pytest.approx(log_loss(truth, p, labels=numbers))
 
 
 def test_a_diverged_model_is_the_worst_of_all():
-    logits = torch.zeros(4, 3)
-    assert scores(logits + float("nan"), torch.zeros(4, dtype=torch.int64)).top1 == 0
-    assert scores(logits + float("nan"), torch.zeros(4, dtype=torch.int64)).log_loss > 1e6
+    assert scores(torch.full((4, 3), float("nan")), torch.zeros(4, dtype=torch.int64)) == Scores(0.0, 0.0, 0.0)
 
 
 # -------------------------------------------------------------------------------------------------------- protocol
 
 
-class Recorder:
-    """In the place of a tuner: notes what it is given; the accuracy is the rate, unless there is a test set."""
+class Recorder(Tuner):
+    """Fits nothing and notes what it is given; on the 16 test images low rates score best, on others high ones."""
 
     def __init__(self, config):
         self.config, self.fitted, self.scored = config, [], []
@@ -116,18 +119,19 @@ class Recorder:
     def score(self, model, pixels, classes):
         self.scored.append(pixels)
         lr = self.fitted[-1][1].lr
-        return Scores(1 - lr if len(pixels) == 16 else lr, 1.0, 1.0, 0.1)
+        return Scores(1 - lr if len(pixels) == 16 else min(lr, 0.3), 1.0, 1.0)
 
 
 def test_settings_are_chosen_on_a_part_of_the_labels_and_never_on_the_test_set(quick, tmp_path):
-    config = FinetuneConfig(labels=10, draws=2, lr=(0.1, 0.3, 0.2), epochs=(1,))
+    config = FinetuneConfig(labels=10, draws=2, lr=(0.1, 0.4, 0.3), epochs=(1,))
     sets = read_sets(config, 16, quick / "train", quick / "test")
+    assert sets.test is not None
     run = RunFolder(tmp_path)
     recorder = Recorder(config)
     finals = Protocol(recorder, read_pretrained(quick / "run"), sets, run, lambda record: None).fit()
     assert [(seed, trial.lr) for seed, trial, _ in recorder.fitted] == [
-        *[(0, 0.1), (0, 0.3), (0, 0.2), (0, 0.3)],
-        *[(1, 0.1), (1, 0.3), (1, 0.2), (1, 0.3)],
+        *[(0, 0.1), (0, 0.3), (0, 0.4), (0, 0.3)],  # of equals the lower rate
+        *[(1, 0.1), (1, 0.3), (1, 0.4), (1, 0.3)],
     ]
     for number, rows in enumerate(sets.draws):
         *trials, final = [row for seed, _, row in recorder.fitted if seed == number]
@@ -218,6 +222,7 @@ def test_the_bundle_classifies_as_was_reported(quick, result, tmp_path):
     first = values["draws"][0]
     assert manifest.finetuning == Finetuning("train", 12, first["lr"], 10, False)
     head = manifest.classifier
+    assert head is not None
     assert (head.classes, head.l2, head.n_train, head.test, head.n_test) == (("cat", "dog"), None, 12, "test", 16)
     assert head.top1 == first["top1"]
     assert manifest.training == load_manifest(quick / "bundle").training
@@ -238,6 +243,8 @@ def test_from_a_bundle_without_a_test_set(quick, tmp_path):
     done = byol("export", tmp_path / "out", "--out", tmp_path / "bundle")
     assert done.code == 0, done.err
     manifest = load_manifest(tmp_path / "bundle")
+    assert manifest.classifier is not None
+    assert manifest.finetuning is not None
     assert (manifest.training, manifest.classifier.top1, manifest.finetuning.from_scratch) == (None, None, True)
     card = (tmp_path / "bundle" / "README.md").read_text()
     assert "Trained with labels, from random weights, on 32 images of train." in card
@@ -247,7 +254,7 @@ def test_from_a_bundle_without_a_test_set(quick, tmp_path):
 def test_an_interrupted_sweep_goes_on_and_ends_the_same(quick, result, tmp_path, monkeypatch):
     out = tmp_path / "out"
     words = ("--labels-per-class", 6, "--draws", 2, "--lr", 0.002, "--lr", 0.02, "--test", quick / "test", "--json")
-    fit, calls = Tuner.fit, []
+    fit, calls = Tuner.fit, list[object]()
 
     def limited(*arguments, **named):
         if len(calls) == 4:
@@ -263,6 +270,10 @@ def test_an_interrupted_sweep_goes_on_and_ends_the_same(quick, result, tmp_path,
     monkeypatch.setattr(Tuner, "fit", fit)
     values = json.loads(tuned(quick, out, *words, "--resume").out)
     assert values["draws"] == result[1]["draws"]
+    kept = ("draw", "part", "lr", "epochs", "top1")
+    assert [[line[key] for key in kept] for line in lines(out)] == [
+        [line[key] for key in kept] for line in lines(result[0])
+    ]
     found, expected = (load_file(folder / "last.safetensors") for folder in (out, result[0]))
     assert all(torch.equal(found[name], expected[name]) for name in expected)
     assert "--out" in tuned(quick, out, *words, code=1).err  # without --resume nothing is overwritten
