@@ -16,7 +16,7 @@ if (_root / "pyproject.toml").is_file():
 
 def __getattr__(name: str) -> Any:
     if name == "load_encoder":  # needs torch, so it is imported when it is asked for
-        from byol.model import load_encoder
+        from byol.pretrained import load_encoder
 
         return load_encoder
     raise AttributeError(f"module 'byol' has no attribute {name!r}")

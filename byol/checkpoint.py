@@ -8,6 +8,8 @@ all random numbers of a run are functions of its seed and step (see docs/recipe.
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,6 +23,7 @@ from byol.config import TrainConfig
 from byol.files import atomic_file
 
 FORMAT = "1"
+TRAIN, FINETUNE = "train", "finetune"  # tasks: the commands that write checkpoints
 ENCODER = "online.encoder."
 OPTIMIZER = "optimizer."
 
@@ -58,40 +61,72 @@ def _strip(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
 
 def save_checkpoint(path: Path, checkpoint: Checkpoint) -> None:
     """Write a checkpoint: temporary name, sync, rename. Raises `OSError` when the disk is full, say."""
-    tensors = {name: value.detach().cpu().contiguous() for name, value in checkpoint.tensors.items()}
     metadata = {
-        "format": FORMAT,
         "step": str(checkpoint.step),
         "epoch": str(checkpoint.epoch),
         "config": json.dumps(checkpoint.config.to_dict(), sort_keys=True),
         "data": json.dumps(checkpoint.data, sort_keys=True),
     }
+    write_tensors(path, checkpoint.tensors, metadata)
+
+
+def write_tensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str]) -> None:
+    """Write tensors and metadata, the format version added, whole or not at all. Raises `OSError`."""
+    plain = {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
     with atomic_file(path) as temporary:
         try:
-            save_file(tensors, temporary, metadata)
+            save_file(plain, temporary, {"format": FORMAT, **metadata})
         except SafetensorError as error:
             raise OSError(f"cannot write {path}: {error}") from error
 
 
 def read_checkpoint(path: Path) -> Checkpoint:
-    """Read a checkpoint. Raises `ValueError` when it is missing, damaged, or of another format version."""
-    if not path.is_file():
-        raise ValueError(f"{path} does not exist; a run writes it at its first checkpoint")
-    try:
-        with safe_open(path, framework="pt") as file:
-            metadata = file.metadata() or {}
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    except (SafetensorError, OSError) as error:
-        raise ValueError(f"{path} is not a readable safetensors file: {error}") from error
-    if metadata.get("format") != FORMAT:
-        found = metadata.get("format", "none")
-        raise ValueError(f"{path} is not a byol checkpoint of format {FORMAT} (its format: {found})")
+    """Read a checkpoint. Raises `ValueError` when it is missing, damaged, of another format version or task."""
+    tensors, metadata = read_tensors(path, TRAIN)
     try:
         config = TrainConfig.from_dict(json.loads(metadata["config"]))
         data = json.loads(metadata["data"])
         return Checkpoint(config, int(metadata["step"]), int(metadata["epoch"]), data, tensors)
     except (KeyError, ValueError) as error:
         raise ValueError(f"{path} has damaged metadata: {error}") from error
+
+
+def read_tensors(path: Path, task: str) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Tensors and metadata of a file that the command `task` wrote. Raises `ValueError` (see `read_checkpoint`)."""
+    with _opened(path) as file:
+        metadata = _metadata(path, file)
+        if _task(metadata) != task:
+            raise ValueError(f"{path} was written by `byol {_task(metadata)}`; one of `byol {task}` is needed here")
+        return {name: file.get_tensor(name) for name in file.keys()}, metadata  # noqa: SIM118
+
+
+def task_of(path: Path) -> str:
+    """The command that wrote a checkpoint: train or finetune. Raises `ValueError` (see `read_checkpoint`)."""
+    with _opened(path) as file:
+        return _task(_metadata(path, file))
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[Any]:
+    if not path.is_file():
+        raise ValueError(f"{path} does not exist; a run writes it at its first checkpoint")
+    try:
+        with safe_open(path, framework="pt") as file:
+            yield file
+    except (SafetensorError, OSError) as error:
+        raise ValueError(f"{path} is not a readable safetensors file: {error}") from error
+
+
+def _metadata(path: Path, file: Any) -> dict[str, str]:
+    metadata: dict[str, str] = file.metadata() or {}
+    if metadata.get("format") != FORMAT:
+        found = metadata.get("format", "none")
+        raise ValueError(f"{path} is not a byol checkpoint of format {FORMAT} (its format: {found})")
+    return metadata
+
+
+def _task(metadata: dict[str, str]) -> str:
+    return metadata.get("task", TRAIN)  # `byol train` was there first and names none
 
 
 def finite(tensors: dict[str, Tensor]) -> bool:

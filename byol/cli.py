@@ -14,14 +14,22 @@ from byol.memory import keep_freed_memory
 # name: (module, one line for `byol --help`). The command is the module's attribute of the same name.
 COMMANDS = {
     "train": ("byol.command", "Train an encoder from unlabelled images (needs the `train` extra)."),
+    "finetune": (
+        "byol.finetune_command",
+        "Fine-tune an encoder on a part of the labels, or train from scratch (needs the `train` extra).",
+    ),
     "export": (
         "byol.export.command",
         "Turn a run into a verified, torch-free bundle (needs the `train` extra).",
     ),
     "extract": ("byol.serve.extract_command", "Compute the features of images with a bundle."),
-    "classify": ("byol.serve.command", "Classify images with the linear probe in a bundle."),
+    "classify": ("byol.serve.command", "Classify images with the classifier in a bundle."),
     "knn": ("byol.serve.evaluate_command", "Weighted k-nearest-neighbour accuracy of a bundle's features."),
     "linear": ("byol.serve.evaluate_command", "Linear-probe accuracy of a bundle's features."),
+    "transfer": (
+        "byol.serve.transfer_command",
+        "Linear-probe and kNN accuracy of a bundle on several data sets.",
+    ),
     "neighbors": ("byol.serve.neighbors_command", "The images of a bank that are nearest to each query."),
     "report": (
         "byol.serve.report.command",

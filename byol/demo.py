@@ -14,6 +14,7 @@ import torch  # noqa: F401 - the `train` extra, likewise
 from PIL import Image
 
 from byol.config import TrainConfig
+from byol.draws import draw
 from byol.files import atomic_file
 from byol.presets import PRESETS
 
@@ -97,7 +98,6 @@ def evaluate(out: Path) -> list[dict[str, Any]]:
 def scores(x_train: np.ndarray, y_train: np.ndarray, x_test: np.ndarray, y_test: np.ndarray) -> dict[str, Any]:
     """kNN and linear accuracy in percent, with few labels per class (mean, deviation over draws) and with all."""
     from byol.serve import KNNClassifier, LinearProbe
-    from byol.serve.few_labels import draw
 
     result: dict[str, Any] = {}
     for count in FEW_LABELS:

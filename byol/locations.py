@@ -15,6 +15,11 @@ def is_url(location: object) -> bool:
     return "://" in str(location)
 
 
+def location_of(text: str) -> Location:
+    """What a user wrote: a URL as text, anything else as a path."""
+    return text if is_url(text) else Path(text)
+
+
 def last_part(location: Location) -> str:
     """The name that a file may carry of where data lie: nothing of the folders above."""
     return str(location).rstrip("/").rpartition("/")[2] if is_url(location) else Path(location).resolve().name
@@ -27,7 +32,7 @@ class LocationType(click.ParamType[Location]):
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Location:
         """The location; whether there is anything is for `byol.sources` to say."""
-        return value if is_url(value) else Path(value)
+        return location_of(value)
 
 
 LOCATION = LocationType()

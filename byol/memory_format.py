@@ -14,11 +14,17 @@ def use_channels_last(model: BYOL, image_size: int) -> None:
     """Keep activations of both networks in NHWC order, those of small last maps on a CPU in NCHW order."""
     model.to(memory_format=torch.channels_last)
     for encoder in (model.online.encoder, model.target.encoder):
-        stage = getattr(encoder, "layer4", None)  # ResNets of torchvision and timm
-        on_cpu = next(encoder.parameters()).device.type == "cpu"
-        if on_cpu and isinstance(stage, nn.Module) and 1 < _positions(encoder, stage, image_size) <= SMALL_MAP:
-            stage.to(memory_format=torch.contiguous_format)
-            stage.register_forward_pre_hook(_channels_first)
+        encoder_channels_last(encoder, image_size)
+
+
+def encoder_channels_last(encoder: nn.Module, image_size: int) -> None:
+    """The same for one encoder."""
+    encoder.to(memory_format=torch.channels_last)
+    stage = getattr(encoder, "layer4", None)  # ResNets of torchvision and timm
+    on_cpu = next(encoder.parameters()).device.type == "cpu"
+    if on_cpu and isinstance(stage, nn.Module) and 1 < _positions(encoder, stage, image_size) <= SMALL_MAP:
+        stage.to(memory_format=torch.contiguous_format)
+        stage.register_forward_pre_hook(_channels_first)
 
 
 def _channels_first(_: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:

@@ -6,14 +6,11 @@ Legend: B batch, C channels, S view pixels, D feature, P projection.
 from __future__ import annotations
 
 import copy
-import json
-from pathlib import Path
 from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 import torchvision
-from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from byol.config import ARCHITECTURES, TIMM, TrainConfig
@@ -178,34 +175,3 @@ def load_strict(module: nn.Module, tensors: dict[str, Tensor], what: str) -> Non
         more = f"\n  and {len(problems) - 20} more" if len(problems) > 20 else ""
         raise ValueError(f"{what} does not fit this model:\n  " + "\n  ".join(problems[:20]) + more)
     module.load_state_dict(tensors, strict=True)
-
-
-def load_encoder(location: str | Path) -> nn.Module:
-    """The encoder of a bundle, a run or a checkpoint as a torch module in eval mode, for fine-tuning.
-
-    It maps normalised float images (B, 3, S, S) to features (B, D). Raises `ValueError` when the location holds none.
-    """
-    path = Path(location)
-    if (path / "manifest.json").is_file():
-        return _encoder_of_bundle(path)
-    from byol.checkpoint import read_checkpoint
-
-    checkpoint = read_checkpoint(path / "last.safetensors" if path.is_dir() else path)
-    config = checkpoint.config
-    encoder = build_encoder(config.arch, config.resolved_stem, config.image_size)
-    load_strict(encoder, checkpoint.encoder(), str(location))
-    return encoder.eval()
-
-
-def _encoder_of_bundle(path: Path) -> nn.Module:
-    try:
-        manifest = json.loads((path / "manifest.json").read_text())
-        architecture = manifest["architecture"]
-        prefix = TIMM if architecture["library"] == "timm" else ""
-        encoder = build_encoder(prefix + architecture["name"], architecture["stem"], manifest["image_size"])
-        with safe_open(path / "encoder.safetensors", framework="pt") as file:
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    except (OSError, KeyError, TypeError, json.JSONDecodeError, SafetensorError) as error:
-        raise ValueError(f"{path} is not a readable bundle: {error}") from error
-    load_strict(encoder, tensors, str(path))
-    return encoder.eval()

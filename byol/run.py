@@ -15,8 +15,8 @@ from PIL import Image
 from torch import Tensor
 
 from byol import __version__
-from byol.checkpoint import Checkpoint, read_checkpoint
-from byol.config import TrainConfig
+from byol.checkpoint import TRAIN, Checkpoint, read_checkpoint
+from byol.config import TIMM, TrainConfig
 from byol.files import atomic_file
 
 
@@ -46,17 +46,34 @@ class RunFolder:
 
     def create(self, config: TrainConfig, facts: dict[str, Any]) -> None:
         """Start a run: the folder and `config.json`. Raises `ValueError` when the folder holds other files."""
+        self.start({"config": config.to_dict(), **facts}, config.arch)
+
+    def start(self, content: dict[str, Any], arch: str) -> None:
+        """The same with the content of `config.json`, to which versions and commit are added."""
         self.require_new()
         self.path.mkdir(parents=True, exist_ok=True)
-        content = {"config": config.to_dict(), **facts, "versions": _versions(config), "git_commit": _git_commit()}
+        whole = {**content, "versions": _versions(arch), "git_commit": _git_commit()}
         with atomic_file(self._config) as temporary:
-            temporary.write_text(json.dumps(content, indent=2, sort_keys=True) + "\n")
+            temporary.write_text(json.dumps(whole, indent=2, sort_keys=True) + "\n")
+
+    def content(self, task: str) -> dict[str, Any]:
+        """What `config.json` holds. Raises `ValueError` when it cannot be read, or belongs to another task."""
+        try:
+            content = json.loads(self._config.read_text())
+            found = content.get("task", TRAIN)
+        except (OSError, AttributeError, ValueError) as error:
+            raise ValueError(f"{self._config} cannot be read: {error}") from error
+        if found != task:
+            raise ValueError(f"{self.path} was written by `byol {found}`; choose another --out")
+        whole: dict[str, Any] = content
+        return whole
 
     def config(self) -> TrainConfig:
         """The configuration the run was started with. Raises `ValueError` when it cannot be read."""
+        content = self.content(TRAIN)
         try:
-            return TrainConfig.from_dict(json.loads(self._config.read_text())["config"])
-        except (OSError, KeyError, TypeError, ValueError) as error:
+            return TrainConfig.from_dict(content["config"])
+        except (KeyError, TypeError, ValueError) as error:
             raise ValueError(f"{self._config} cannot be read: {error}") from error
 
     def checkpoint(self) -> Checkpoint | None:
@@ -86,10 +103,16 @@ class RunFolder:
 
     def drop_metrics_after(self, step: int) -> None:
         """Remove the lines past a step: the steps a resumed run does again."""
+        self._keep([record for record in self.metrics() if record["step"] <= step])
+
+    def mend_metrics(self) -> None:
+        """Remove the half-written line of a killed process, so that the next one stands on a line of its own."""
+        self._keep(self.metrics())
+
+    def _keep(self, records: list[dict[str, Any]]) -> None:
         if self._metrics.exists():
-            kept = [json.dumps(record) + "\n" for record in self.metrics() if record["step"] <= step]
             with atomic_file(self._metrics) as temporary:
-                temporary.write_text("".join(kept))
+                temporary.write_text("".join(json.dumps(record) + "\n" for record in records))
 
 
 def _visible(folder: Path) -> list[Path]:
@@ -97,14 +120,14 @@ def _visible(folder: Path) -> list[Path]:
     return [path for path in folder.iterdir() if not path.name.startswith(".")]
 
 
-def _versions(config: TrainConfig) -> dict[str, str]:
+def _versions(arch: str) -> dict[str, str]:
     versions = {
         "byol": __version__,
         "python": platform.python_version(),
         "torch": torch.__version__,
         "torchvision": torchvision.__version__,
     }
-    if config.timm_name:
+    if arch.startswith(TIMM):
         import timm
 
         versions["timm"] = timm.__version__

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
+import onnx
 from onnx import ModelProto
 from PIL import Image
 
@@ -20,11 +21,14 @@ from byol.images import Preprocess, UnreadableImage, decode
 from byol.locations import Location
 from byol.serve.bundle import golden_names, load_manifest
 from byol.serve.evaluate import load_evaluation
+from byol.serve.fuse import Layer, fuse
 from byol.serve.knn import KNNClassifier
-from byol.serve.manifest import ANY_SIZE, ENCODER, VARIANTS, Evaluation, Parity
+from byol.serve.manifest import ANY_SIZE, CLASSIFIER, ENCODER, VARIANTS, Evaluation, Parity
+from byol.serve.model import Model, check_graph
 from byol.serve.parity import pass_gate, run_graph
 from byol.sources import open_source
 
+GOLDEN_IMAGES = 5
 CALIBRATION_IMAGES = 320  # every fifth is held out, for the gate
 LEAST_CALIBRATION_IMAGES = 20
 PICTURES = 16  # of the calibration images, those whose originals go through the graph for any size
@@ -99,6 +103,22 @@ def derive(encoder: ModelProto, preprocess: Preprocess, golden: np.ndarray, want
         pictures = calibration.pictures if calibration else []
         derived[ANY_SIZE] = _any_size(encoder, model, preprocess, pictures)
     return derived
+
+
+def classifier(
+    encoder: Model, layer: Layer, classes: tuple[str, ...], images: np.ndarray, features: np.ndarray
+) -> Derived:
+    """The encoder with a trained linear layer; its reference are torch's features (N, D) of images (N, S, S, 3).
+
+    Raises `ValueError` when it is beyond its gate.
+    """
+    proto = onnx.load_model_from_string(encoder.graph)
+    name, logits = proto.graph.input[0].name, layer(features)  # (N, C)
+    fused = fuse(proto, layer, classes)
+    check_graph(fused, encoder.weights)
+    model = Model(fused.SerializeToString(deterministic=True), encoder.weights)
+    parity, _ = pass_gate(CLASSIFIER, model, name, [images], logits, "torch")
+    return Derived(model.graph, "fp32", parity, {golden_names(CLASSIFIER)[1]: logits[:GOLDEN_IMAGES].copy()})
 
 
 def _any_size(encoder: ModelProto, model: bytes, preprocess: Preprocess, pictures: list[np.ndarray]) -> Derived:

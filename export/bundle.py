@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import subprocess
 import sys
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 
 import numpy as np
@@ -16,25 +15,31 @@ from safetensors.torch import save_file as save_tensors
 from torch import nn
 
 import byol
-from byol.checkpoint import Checkpoint, finite, read_checkpoint
+from byol.checkpoint import FINETUNE, finite, task_of
 from byol.config import TIMM
-from byol.export.additions import Additions, Derived, derive, evaluate_variants
+from byol.export.additions import GOLDEN_IMAGES, Additions, Derived, classifier, derive, evaluate_variants
 from byol.export.graph import INPUT, OUTPUT, encoder_to_onnx
 from byol.export.large import move_weights
 from byol.export.parity import measure
 from byol.files import atomic_folder
+from byol.finetuned import read_finetuned
 from byol.images import Preprocess
-from byol.model import build_encoder, feature_dim, load_strict
+from byol.model import feature_dim
+from byol.pretrained import Pretrained, read_pretrained
 from byol.serve.bundle import describe_file, require_place
 from byol.serve.card import write_card
+from byol.serve.fuse import Layer
 from byol.serve.manifest import (
+    CLASSIFIER,
     ENCODER,
     ENCODER_WEIGHTS,
     GOLDEN,
     WEIGHTS,
     Architecture,
     FileEntry,
+    Finetuning,
     Graph,
+    Head,
     Manifest,
     Origin,
     PreprocessSpec,
@@ -43,12 +48,14 @@ from byol.serve.manifest import (
 from byol.serve.model import Model
 
 ONLY_FP32 = Additions()
-GOLDEN_IMAGES = 5
 
 
 @dataclass(frozen=True)
 class Source:
-    """An encoder in eval mode, how to rebuild and feed it, and where its weights come from."""
+    """An encoder in eval mode, how to rebuild and feed it, and where its weights come from.
+
+    A fine-tuned one also has the `layer` behind it, and what the manifest says of that (`head`) and of the tuning.
+    """
 
     encoder: nn.Module
     arch: str
@@ -58,21 +65,33 @@ class Source:
     std: tuple[float, float, float]
     training: Training | None = None
     origin: Origin | None = None
+    layer: Layer | None = None
+    head: Head | None = None
+    finetuning: Finetuning | None = None
 
 
 def read_run(path: Path) -> Source:
-    """The online encoder of a run folder or of one of its checkpoints.
+    """The online encoder of a run folder or of one of its checkpoints, or what `byol finetune` made of an encoder.
 
-    Raises `ValueError` when the checkpoint is damaged, does not fit, or holds numbers that are not finite.
+    Raises `ValueError` when the file is damaged, does not fit, or holds numbers that are not finite.
     """
-    checkpoint = read_checkpoint(path / "last.safetensors" if path.is_dir() else path)
-    config, tensors = checkpoint.config, checkpoint.encoder()
-    if not finite(tensors):
+    file = path / "last.safetensors" if path.is_dir() else path
+    source = _finetuned(file) if task_of(file) == FINETUNE else _source(read_pretrained(file))
+    if not finite(source.encoder.state_dict()):
         raise ValueError(f"{path}: the encoder's weights are not all finite; export an earlier checkpoint")
-    encoder = build_encoder(config.arch, config.resolved_stem, config.image_size)
-    load_strict(encoder, tensors, str(path))
-    stem, training = config.resolved_stem, _training(checkpoint)
-    return Source(encoder.eval(), config.arch, stem, config.image_size, config.mean, config.std, training)
+    return source
+
+
+def _source(trained: Pretrained) -> Source:
+    known = {field.name: getattr(trained, field.name) for field in fields(trained)}
+    facts = {"training": Training, "origin": Origin, "finetuning": Finetuning}
+    return Source(**{**known, **{name: kind(**known[name]) for name, kind in facts.items() if known[name]}})
+
+
+def _finetuned(file: Path) -> Source:
+    tuned = read_finetuned(file)
+    head = Head(**{"l2": None, **tuned.head, "classes": tuple(tuned.head["classes"])})
+    return replace(_source(tuned.source), layer=Layer(tuned.weight.numpy(), tuned.bias.numpy()), head=head)
 
 
 def export_bundle(source: Path | Source, out: Path, additions: Additions = ONLY_FP32) -> Manifest:
@@ -96,6 +115,10 @@ def export_bundle(source: Path | Source, out: Path, additions: Additions = ONLY_
     golden = {"images": images[:GOLDEN_IMAGES].copy(), "features": features[:GOLDEN_IMAGES].copy()}
     graphs = {ENCODER: Derived(graph.graph, "fp32", parity, golden)}
     graphs |= derive(proto, preprocess, golden["images"], additions)
+    if source.layer and source.head:
+        graphs[CLASSIFIER] = classifier(
+            Model(graph.graph, weights), source.layer, source.head.classes, images, features
+        )
     out.parent.mkdir(parents=True, exist_ok=True)
     with atomic_folder(out) as folder:
         for name, content in weights.items():
@@ -110,6 +133,8 @@ def export_bundle(source: Path | Source, out: Path, additions: Additions = ONLY_
             files=_write_graphs(folder, graphs) | {name: describe_file(folder / name) for name in (WEIGHTS, *weights)},
             training=source.training,
             origin=source.origin,
+            classifier=source.head,
+            finetuning=source.finetuning,
             byol_version=byol.__version__,
         )
         manifest = write_card(manifest, folder)
@@ -139,17 +164,6 @@ def _architecture(source: Source) -> Architecture:
 
     name = source.arch.removeprefix(TIMM)
     return Architecture("timm", name, source.stem, **size_argument(name, source.image_size))
-
-
-def _training(checkpoint: Checkpoint) -> Training:
-    settings = json.dumps(checkpoint.config.to_dict(), sort_keys=True)
-    return Training(
-        data=str(checkpoint.data["name"]),
-        images=int(checkpoint.data["images"]),
-        steps=checkpoint.step,
-        epochs=round(checkpoint.step * checkpoint.config.batch_size / int(checkpoint.data["images"]), 3),
-        config_sha256=hashlib.sha256(settings.encode()).hexdigest(),
-    )
 
 
 _PROOF = """

@@ -65,9 +65,9 @@ features = session.run(["features"], {"images": np.asarray(picture)[None]})[0]  
 """
 
 _CLASSIFIER = """
-`classifier.onnx` ends in a linear probe for {count} classes: `session.run(["probabilities"], {{"images": ...}})` in the
-order of `classes` in `manifest.json` and in the graph's metadata. Fitted on {n_train} images of {train} (l2 {l2:g}), it
-is right for {top1:.2%} of {n_test} images of {test}. Or `byol classify BUNDLE IMAGES --out FILE`.
+`classifier.onnx` ends in a linear layer for {count} classes: `session.run(["probabilities"], {{"images": ...}})` in the
+order of `classes` in `manifest.json` and in the graph's metadata. Fitted on {n_train} images of {train} ({how}){score}.
+Or `byol classify BUNDLE IMAGES --out FILE`.
 """
 
 
@@ -110,16 +110,26 @@ def model_card(manifest: Manifest) -> str:
 
 
 def _provenance(manifest: Manifest) -> str:
-    training, origin = manifest.training, manifest.origin
+    training, origin, tuning = manifest.training, manifest.origin, manifest.finetuning
+    if tuning and tuning.from_scratch:
+        return f"Trained with labels, from random weights, on {tuning.images} images of {tuning.data}."
+    with_labels = f" Then fine-tuned on {tuning.images} labelled images of {tuning.data}." if tuning else ""
     if training is None:
         read_as = f" They were read from `{origin.file}` ({origin.toolkit}, SHA-256 {origin.sha256})." if origin else ""
-        return f"Its weights were trained elsewhere.{read_as}"
-    return f"Trained without labels by BYOL (arXiv 2006.07733) on {training.images} images, {training.epochs:g} epochs."
+        return f"Its weights were trained elsewhere.{read_as}{with_labels}"
+    return (
+        f"Trained without labels by BYOL (arXiv 2006.07733) on {training.images} images, {training.epochs:g} epochs."
+        + with_labels
+    )
 
 
 def _classifier(manifest: Manifest) -> str:
     head = manifest.classifier
-    return _CLASSIFIER.format(count=len(head.classes), **vars(head)) if head else ""
+    if head is None:
+        return ""
+    how = "together with the encoder" if head.l2 is None else f"l2 {head.l2:g}"
+    score = "" if head.top1 is None else f", it\nis right for {head.top1:.2%} of {head.n_test} images of {head.test}"
+    return _CLASSIFIER.format(count=len(head.classes), how=how, score=score, n_train=head.n_train, train=head.train)
 
 
 def _graph_row(manifest: Manifest, name: str) -> str:

@@ -48,6 +48,15 @@ class Classifier(ABC):
         scores = self.predict_proba(x)
         return [top_k_accuracy(scores, self._encode(y, len(scores)), k) for k in ks]
 
+    def measure(self, x: ArrayLike, y: ArrayLike) -> dict[str, float]:
+        """`top1` and `top5` as `top_k_scores`, and `mean_per_class`: the mean of the accuracies of the classes in y."""
+        scores = self.predict_proba(x)
+        truth = self._encode(y, len(scores))
+        right = scores.argmax(1) == truth
+        top1, top5 = (top_k_accuracy(scores, truth, k) for k in (1, 5))
+        per_class = [right[truth == number].mean() for number in np.unique(truth)]
+        return {"top1": top1, "top5": top5, "mean_per_class": float(np.mean(per_class))}
+
     def confusion(self, x: ArrayLike, y: ArrayLike) -> np.ndarray:
         """How many samples of each class (row) got each label (column), int64 (C, C), both as in `classes_`.
 

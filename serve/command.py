@@ -35,7 +35,7 @@ from byol.serve.options import (
 def classify(
     bundle: Path, images: Location, out: Path, device: str, batch_size: int | None, as_json: bool, **options: Any
 ) -> None:
-    """Classify IMAGES with the linear probe in BUNDLE (see `byol linear --save-classifier`)."""
+    """Classify IMAGES with the classifier in BUNDLE (see `byol linear --save-classifier` and `byol finetune`)."""
     from byol.images import printable
     from byol.serve import classify as classification
     from byol.serve.extract import errors_of

@@ -73,7 +73,7 @@ def load_evaluation(
 
     Raises `ValueError`: unlabelled images, one training class, test classes that training lacks, different encoders.
     """
-    return _load_labelled(bundle, (_open(train), _open(test)), device, progress, variant)
+    return load_opened(bundle, open_labelled(train, test), device, progress, variant)
 
 
 def load_sets(bundle: Path | None, bank: Location, query: Location, device: str, progress: Progress) -> Evaluation:
@@ -85,14 +85,24 @@ def load_either(bundle: Path | None, train: Location, test: Location, device: st
     """`load_sets` where one of the two has no label at all, else `load_evaluation`. Raises `ValueError`."""
     sets = _open(train), _open(test)
     if all(any(label is not None for label in opened.labels) for opened in sets):
-        return _load_labelled(bundle, sets, device, progress, "fp32")
+        return load_opened(bundle, _labelled(sets), device, progress)
     return _load(bundle, sets, device, progress, "fp32")
 
 
-def _load_labelled(bundle: Path | None, sets: Sets, device: str, progress: Progress, variant: str) -> Evaluation:
+def open_labelled(train: Location, test: Location) -> Sets:
+    """The listings of a train and a test set, checked; nothing is encoded yet. Raises `ValueError`."""
+    return _labelled((_open(train), _open(test)))
+
+
+def _labelled(sets: Sets) -> Sets:
     for opened, least_classes in zip(sets, (2, 1), strict=True):
         _require_labels(opened, least_classes)
     _require_known(*sets)
+    return sets
+
+
+def load_opened(bundle: Path | None, sets: Sets, device: str, progress: Progress, variant: str = "fp32") -> Evaluation:
+    """The features of what `open_labelled` opened. Raises `ValueError`."""
     loaded = _load(bundle, sets, device, progress, variant)
     _require_known(loaded.train, loaded.test)  # again: all images of a class may have been unreadable
     return loaded

@@ -179,13 +179,13 @@ def linear(
 
 
 def _few_labels(data: Evaluation, amount: int | float, draws: int, make: Callable[[], Classifier]) -> dict[str, object]:
+    from byol.draws import describe
     from byol.serve.few_labels import few_label_accuracy
 
     with warnings_as_notes():
         few = few_label_accuracy(make, (data.train.x, data.y_train), (data.test.x, data.y_test), amount, draws)
-    labels = f"{amount} a class" if isinstance(amount, int) else f"{amount:g} of each class"
     scores = {"mean": few.mean, "deviation": few.deviation, "top1": few.top1}
-    return {"labels": labels, "images": few.images, "draws": draws, **scores}
+    return {"labels": describe(amount), "images": few.images, "draws": draws, **scores}
 
 
 def _per_class(classes: np.ndarray, counts: np.ndarray) -> dict[str, object]:

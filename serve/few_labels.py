@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from byol.draws import deviation, draw
 from byol.serve.classifier import Classifier
 
 
@@ -29,23 +30,7 @@ class FewLabels:
     @property
     def deviation(self) -> float:
         """Standard deviation over the draws (n - 1); 0 for a single draw."""
-        return float(np.std(self.top1, ddof=1)) if len(self.top1) > 1 else 0.0
-
-
-def draw(labels: np.ndarray, amount: int | float, seed: int) -> np.ndarray:
-    """Rows (int64) of some random images of each class: an int is their number, a float their share, at least one.
-
-    labels (N,). The same seed gives the same rows. Raises `ValueError` when a class has fewer images than asked for.
-    """
-    random = np.random.default_rng(seed)
-    chosen = []
-    for name in np.unique(labels):
-        members = np.flatnonzero(labels == name)
-        count = amount if isinstance(amount, int) else max(1, round(amount * len(members)))
-        if not 1 <= count <= len(members):
-            raise ValueError(f"class {name} has {len(members)} images, {amount} labelled ones were asked for")
-        chosen.append(random.choice(members, count, replace=False))
-    return np.concatenate(chosen)
+        return deviation(self.top1)
 
 
 def few_label_accuracy(

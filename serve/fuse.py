@@ -1,4 +1,4 @@
-"""A fitted linear probe becomes part of a bundle: `classifier.onnx`, images in, logits and probabilities out.
+"""A linear layer becomes part of a bundle: `classifier.onnx`, images in, logits and probabilities out.
 
 Shapes: N images, D features, C classes.
 """
@@ -6,7 +6,7 @@ Shapes: N images, D features, C classes.
 from __future__ import annotations
 
 import json
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -24,6 +24,29 @@ from byol.serve.parity import pass_gate, run_graph
 from byol.serve.verify import verify
 
 
+@dataclass(frozen=True)
+class Layer:
+    """logits = weight (features - mean) + bias: `weight` (C, D), `bias` (C,), `mean` (D,) or None for zero."""
+
+    weight: np.ndarray
+    bias: np.ndarray
+    mean: np.ndarray | None = None
+
+    @classmethod
+    def of_probe(cls, probe: LinearProbe) -> Layer:
+        """A fitted probe, its features centred first.
+
+        Its weights of features that hardly vary are large, and float32 would cancel.
+        """
+        return cls(probe.coef_, probe.intercept_ + probe.coef_ @ probe.mean_, probe.mean_)
+
+    def __call__(self, features: np.ndarray) -> np.ndarray:
+        """Logits float32 (N, C) of features (N, D), computed in float64."""
+        x = features.astype(np.float64) - (0 if self.mean is None else self.mean)
+        logits: np.ndarray = x @ self.weight.T + self.bias
+        return logits.astype(np.float32)
+
+
 def save_classifier(bundle: Path, probe: LinearProbe, head: Head, out: Path) -> Manifest:
     """Write the bundle with the probe fused to its fp32 encoder to the folder `out` (which may be `bundle` itself).
 
@@ -39,8 +62,9 @@ def save_classifier(bundle: Path, probe: LinearProbe, head: Head, out: Path) -> 
     images, _ = opened.golden()
     name = opened.manifest.onnx.input
     encoder = opened.model(ENCODER)
-    logits = probe.decision_function(run_graph(encoder, name, [images])).astype(np.float32)  # (N, C)
-    proto = fuse(onnx.load_model_from_string(encoder.graph), probe, head.classes)
+    layer = Layer.of_probe(probe)
+    logits = layer(run_graph(encoder, name, [images]))  # (N, C)
+    proto = fuse(onnx.load_model_from_string(encoder.graph), layer, head.classes)
     check_graph(proto, encoder.weights)
     model = Model(proto.SerializeToString(deterministic=True), encoder.weights)  # weights outside serve both graphs
     parity, _ = pass_gate(CLASSIFIER, model, name, [images], logits, f"{ENCODER} and the fitted probe")
@@ -64,27 +88,23 @@ def save_classifier(bundle: Path, probe: LinearProbe, head: Head, out: Path) -> 
     return manifest
 
 
-def fuse(encoder: ModelProto, probe: LinearProbe, classes: tuple[str, ...]) -> ModelProto:
-    """The encoder's graph with the probe behind it; inputs `images`, outputs `logits` and `probabilities` (N, C).
-
-    Features are centred first: the probe's weights of features that hardly vary are large, and float32 would cancel.
-    """
+def fuse(encoder: ModelProto, layer: Layer, classes: tuple[str, ...]) -> ModelProto:
+    """The encoder's graph with the layer behind it; inputs `images`, outputs `logits` and `probabilities` (N, C)."""
     model = ModelProto()
     model.CopyFrom(encoder)
     graph, features = model.graph, model.graph.output[0].name
-    constants = {
-        "classifier_mean": probe.mean_,
-        "classifier_weight": probe.coef_,
-        "classifier_bias": probe.intercept_ + probe.coef_ @ probe.mean_,
-    }
+    constants = {"classifier_weight": layer.weight, "classifier_bias": layer.bias}
+    if layer.mean is not None:
+        constants["classifier_mean"] = layer.mean
+        graph.node.append(helper.make_node("Sub", [features, "classifier_mean"], ["centred"], "Sub_classifier"))
+        features = "centred"  # (N, D)
     graph.initializer.extend(
         numpy_helper.from_array(value.astype(np.float32), name) for name, value in constants.items()
     )
     graph.node.extend(
         [
-            helper.make_node("Sub", [features, "classifier_mean"], ["centred"], "Sub_classifier"),  # (N, D)
             helper.make_node(
-                "Gemm", ["centred", "classifier_weight", "classifier_bias"], ["logits"], "Gemm_classifier", transB=1
+                "Gemm", [features, "classifier_weight", "classifier_bias"], ["logits"], "Gemm_classifier", transB=1
             ),
             helper.make_node("Softmax", ["logits"], ["probabilities"], "Softmax_classifier", axis=1),
         ]

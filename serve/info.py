@@ -56,6 +56,10 @@ def info_rows(bundle: Bundle) -> list[tuple[str, object]]:
                 f"{training.data}, {training.images:,} images, {training.epochs:g} epochs, {training.steps:,} steps",
             )
         )
+    if manifest.finetuning:
+        tuning = manifest.finetuning
+        start = ", from random weights" if tuning.from_scratch else ""
+        rows.append(("fine-tuning", f"{tuning.data}, {tuning.images:,} labelled images, {tuning.epochs} epochs{start}"))
     for name, entry in sorted(manifest.files.items()):
         text = f"{entry.size:,} bytes"
         if entry.parity:

@@ -13,6 +13,7 @@ from numpy.typing import ArrayLike
 from scipy.optimize import minimize
 from scipy.special import softmax
 
+from byol.draws import holdout
 from byol.serve.classifier import Classifier
 from byol.serve.objective import Objective
 
@@ -20,7 +21,6 @@ from byol.serve.objective import Objective
 L2_GRID = tuple(10.0**e for e in range(1, -7, -1))
 # Used when no class has two samples, so that nothing can be held out: strong, as so few samples need.
 L2_WITHOUT_HOLDOUT = 1e-2
-HOLDOUT = 0.2
 
 # The largest gradient entry, and the relative gain of an iteration, at which L-BFGS stops. The graph is float32, so the
 # mean loss is known to about 1e-8: asked for more, the line search fails after many evaluations and gains nothing.
@@ -75,7 +75,7 @@ class LinearProbe(Classifier):
         return probabilities
 
     def _choose_l2(self, x: np.ndarray, y: np.ndarray) -> float:
-        held = _stratified_holdout(y, self.seed)
+        held = holdout(y, self.seed)
         if not held.any():
             return L2_WITHOUT_HOLDOUT
         objective = Objective(x[~held], y[~held], len(self.classes_), self.device)
@@ -117,17 +117,6 @@ def _moments(x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     deviation = np.sqrt(variance / len(x))
     constant = deviation <= 1e-6 * np.abs(mean)  # what rounding alone makes of equal float32 values
     return mean, np.where(constant | (deviation == 0), 1.0, deviation)
-
-
-def _stratified_holdout(y: np.ndarray, seed: int) -> np.ndarray:
-    """A mask (N,): a fifth of each class, at least one sample where a class has two; single samples stay in the fit."""
-    generator = np.random.default_rng(seed)
-    held = np.zeros(len(y), bool)
-    for number in np.unique(y):
-        members = generator.permutation(np.flatnonzero(y == number))
-        if len(members) >= 2:
-            held[members[: max(1, int(HOLDOUT * len(members)))]] = True
-    return held
 
 
 def _past_the_best(results: list[tuple[float, float, float]]) -> bool:

@@ -149,22 +149,39 @@ class Evaluation:
 
 
 @dataclass(frozen=True)
-class Head:
-    """The linear probe inside `classifier.onnx`: its classes in the order of the logits, and how it was fitted.
+class Finetuning:
+    """How labels trained the encoder: `images` labelled ones of `data`, peak rate `lr`, `epochs`.
 
-    `top1` (0 to 1) was measured on `n_test` images of `test`.
+    `from_scratch`: from random weights; else from those that `training` or `origin` tells of.
+    """
+
+    data: str
+    images: int
+    lr: float
+    epochs: int
+    from_scratch: bool
+
+
+@dataclass(frozen=True)
+class Head:
+    """The linear layer inside `classifier.onnx`: its classes in the order of the logits, and how it was fitted.
+
+    `l2` is None where it was trained together with the encoder. `top1` (0 to 1) was measured on `n_test` images of
+    `test`; all three are None where nothing was measured.
     """
 
     classes: tuple[str, ...]
-    l2: float
+    l2: float | None
     train: str
     n_train: int
-    test: str
-    n_test: int
-    top1: float
+    test: str | None = None
+    n_test: int | None = None
+    top1: float | None = None
 
     def __post_init__(self) -> None:
         check(len(set(self.classes)) == len(self.classes) >= 2, "classifier.classes needs 2 or more different names")
+        measured = {value is not None for value in (self.test, self.n_test, self.top1)}
+        check(len(measured) == 1, "classifier.test, n_test and top1 belong together")
 
 
 @dataclass(frozen=True)
@@ -182,6 +199,7 @@ class Manifest:
     origin: Origin | None = None
     evaluation: Evaluation | None = None
     classifier: Head | None = None
+    finetuning: Finetuning | None = None
     schema_version: int = SCHEMA_VERSION
 
     def __post_init__(self) -> None:

@@ -50,3 +50,26 @@ def classified(place):
     done = byol("linear", place / "bundle", *words)
     assert done.code == 0, done.err
     return json.loads(done.out)
+
+
+@pytest.fixture(scope="session")
+def quick(tmp_path_factory):
+    """run/, its bundle/, and labelled train/ and test/: an encoder that trains in a second."""
+    import torch
+
+    from byol.checkpoint import Checkpoint, save_checkpoint
+    from byol.export.bundle import export_bundle
+    from byol.model import BYOL
+    from tests.small import config, folder
+
+    root = tmp_path_factory.mktemp("quick")
+    settings = config(stem="imagenet", seed=7)
+    torch.manual_seed(7)
+    (root / "run").mkdir()
+    data = {"name": "photos", "images": 80, "digest": "0" * 16}
+    checkpoint = Checkpoint(settings, 20, 2, data, dict(BYOL(settings).state_dict()))
+    save_checkpoint(root / "run" / "last.safetensors", checkpoint)
+    export_bundle(root / "run", root / "bundle")
+    folder(root / "train", per_class=16)
+    folder(root / "test", per_class=8, start=1000)
+    return root

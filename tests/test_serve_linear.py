@@ -14,8 +14,8 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.preprocessing import StandardScaler
 from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 
+from byol.draws import holdout
 from byol.serve import LinearProbe, linear
-from byol.serve.linear import _stratified_holdout
 from byol.serve.objective import Objective, objective_graph
 
 
@@ -172,10 +172,10 @@ def test_constant_features_get_no_weight(value: float) -> None:
 
 def test_holdout_is_stratified_seeded_and_leaves_single_samples_in_the_fit() -> None:
     y = np.repeat([0, 1, 2, 3, 4], [1, 2, 5, 10, 100])
-    held = _stratified_holdout(y, seed=0)
+    held = holdout(y, seed=0)
     assert [int(held[y == c].sum()) for c in range(5)] == [0, 1, 1, 2, 20]
-    assert (held == _stratified_holdout(y, seed=0)).all()
-    assert (held != _stratified_holdout(y, seed=1)).any()
+    assert (held == holdout(y, seed=0)).all()
+    assert (held != holdout(y, seed=1)).any()
 
 
 def test_l2_is_chosen_on_training_data_only(digits: tuple[np.ndarray, ...], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -188,7 +188,7 @@ def test_l2_is_chosen_on_training_data_only(digits: tuple[np.ndarray, ...], monk
         return Objective(features, *arguments)
 
     monkeypatch.setattr(linear, "Objective", spy)
-    held = int(_stratified_holdout(y, 0).sum())
+    held = int(holdout(y, 0).sum())
     probe = LinearProbe(device="cpu").fit(x, y)
     assert seen == [1000 - held, 1000]
     assert set(probe.holdout_) <= set(linear.L2_GRID)

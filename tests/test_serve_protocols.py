@@ -11,9 +11,10 @@ import pytest
 from PIL import Image
 from sklearn.metrics import confusion_matrix
 
+from byol.draws import draw
 from byol.serve import KNNClassifier, LinearProbe
 from byol.serve.features import read_features
-from byol.serve.few_labels import draw, few_label_accuracy
+from byol.serve.few_labels import few_label_accuracy
 from byol.serve.grid import GAP, draw_grid
 from tests.command_line import byol
 from tests.tiny import write_images, write_tiny_bundle

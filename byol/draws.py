@@ -1,0 +1,50 @@
+"""Random parts of a labelled set: draws of a few labels, and a hold-out. Torch-free; training and serving share them.
+
+A draw is a function of labels, amount and seed, so encoders, and probing and fine-tuning, are compared on the same
+images.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+HOLDOUT = 0.2  # of each class
+
+
+def draw(labels: np.ndarray, amount: int | float, seed: int) -> np.ndarray:
+    """Rows (int64) of some random images of each class: an int is their number, a float their share, at least one.
+
+    labels (N,). The same seed gives the same rows. Raises `ValueError` when a class has fewer images than asked for.
+    """
+    random = np.random.default_rng(seed)
+    chosen = []
+    for name in np.unique(labels):
+        members = np.flatnonzero(labels == name)
+        count = amount if isinstance(amount, int) else max(1, round(amount * len(members)))
+        if not 1 <= count <= len(members):
+            raise ValueError(f"class {name} has {len(members)} images, {amount} labelled ones were asked for")
+        chosen.append(random.choice(members, count, replace=False))
+    return np.concatenate(chosen)
+
+
+def holdout(labels: np.ndarray, seed: int) -> np.ndarray:
+    """A mask (N,): a fifth of each class, at least one sample where a class has two; single samples stay in the fit."""
+    random = np.random.default_rng(seed)
+    held = np.zeros(len(labels), bool)
+    for name in np.unique(labels):
+        members = random.permutation(np.flatnonzero(labels == name))
+        if len(members) >= 2:
+            held[members[: max(1, int(HOLDOUT * len(members)))]] = True
+    return held
+
+
+def describe(amount: int | float) -> str:
+    """An amount of labels in words."""
+    return f"{amount} a class" if isinstance(amount, int) else f"{amount:g} of each class"
+
+
+def deviation(values: Sequence[float]) -> float:
+    """Standard deviation over draws (n - 1); 0 for a single draw."""
+    return float(np.std(values, ddof=1)) if len(values) > 1 else 0.0
