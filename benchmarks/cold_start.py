@@ -15,26 +15,14 @@ import statistics
 import subprocess
 import sys
 import tempfile
-import time
 import venv
 from pathlib import Path
 from typing import Any
 
 import click
 
+from benchmarks.peak import measured
 from benchmarks.train import command_line, machine
-
-
-def timed(command: list[Any], folder: Path) -> tuple[float, float]:
-    """Seconds and peak GB of a command in an environment of its own."""
-    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
-    started = time.perf_counter()
-    process = subprocess.Popen(list(map(str, command)), cwd=folder, env=environment, stdout=subprocess.DEVNULL)
-    _, status, usage = os.wait4(process.pid, 0)
-    process.returncode = os.waitstatus_to_exitcode(status)
-    if process.returncode:
-        raise click.ClickException(f"{' '.join(map(str, command))} ended with {process.returncode}")
-    return time.perf_counter() - started, usage.ru_maxrss * 1024 / 1e9
 
 
 def size_of(folder: Path) -> int:
@@ -83,11 +71,11 @@ def main(bundle: Path, image: Path, out: Path, rounds: int) -> None:
         commands["byol extract, one image"] += ["--device", "cpu"]
         for title, command in commands.items():
             cold = drop_caches()
-            figures = [timed(command, work) for _ in range(1 + rounds)]
+            figures = [measured(command, work, PYTHONPATH="") for _ in range(1 + rounds)]
             facts[title] = {
                 "from_disk_seconds": round(figures[0][0], 3) if cold else None,
-                "seconds": round(statistics.median(seconds for seconds, _ in figures[1:]), 3),
-                "peak_gb": round(max(peak for _, peak in figures), 3),
+                "seconds": round(statistics.median(seconds for seconds, *_ in figures[1:]), 3),
+                "peak_gb": round(max(peak for _, peak, _ in figures), 3),
             }
     out.parent.mkdir(parents=True, exist_ok=True)
     out.write_text(json.dumps(facts, indent=2) + "\n")

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import json
 import os
-import resource
 import statistics
 import subprocess
 import sys
@@ -28,6 +27,7 @@ import numpy as np
 
 from benchmarks.evaluate import byol
 from benchmarks.inference import read_images, write_checkpoint
+from benchmarks.peak import peak_gb
 from benchmarks.train import command_line, machine
 
 IMAGES = ("ours fp32", "ours int8", "torch eager, torchvision, DataLoader", "decoding alone", "session alone, fp32")
@@ -153,7 +153,7 @@ def worker(row: str, photos: Path, work: Path, options: dict[str, Any]) -> None:
         result = knn_row(name, options)
     else:
         result = linear_row(name, int(kind.split()[1]), options)
-    result["peak_gb"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9
+    result["peak_gb"] = peak_gb(os.getpid())
     click.echo(json.dumps(result))
 
 

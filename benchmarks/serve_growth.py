@@ -11,10 +11,8 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -23,6 +21,7 @@ import click
 import numpy as np
 
 from benchmarks.faults import linked
+from benchmarks.peak import measured
 from benchmarks.train import command_line, machine
 from byol.serve.features import feature_file
 
@@ -34,19 +33,10 @@ QUERIES, DIM = 2_000, 512
 BLOCK = 16_384
 
 
-def measured(*words: object) -> Row:
+def byol(*words: object) -> Row:
     """Seconds and peak memory of a `byol` command, and what it printed as JSON."""
-    command = [sys.executable, "-m", "byol", *map(str, words), "--json"]
-    started = time.perf_counter()
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
-        assert process.stdout is not None
-        said = process.stdout.read()
-        _, status, usage = os.wait4(process.pid, 0)
-        process.returncode = os.waitstatus_to_exitcode(status)
-    if process.returncode:
-        raise click.ClickException(f"{' '.join(command)} ended with {process.returncode}")
-    seconds = time.perf_counter() - started
-    return {"seconds": round(seconds, 2), "peak_gb": round(usage.ru_maxrss * 1024 / 1e9, 2), "said": json.loads(said)}
+    seconds, peak, said = measured([sys.executable, "-m", "byol", *words, "--json"], Path.cwd())
+    return {"seconds": round(seconds, 2), "peak_gb": round(peak, 2), "said": json.loads(said)}
 
 
 def write_features(path: Path, rows: int, dim: int, classes: int, seed: int = 0) -> Path:
@@ -67,18 +57,18 @@ def rows(work: Path, bundle: Path, images: Path, only: str, device: str) -> Iter
     for count in IMAGES:
         if only in (name := f"extract {count:,} images"):
             linked(images, count, work / f"images-{count}", broken_every=0)
-            yield name, measured("extract", bundle, work / f"images-{count}", "--out", f"{work}/out-{count}/", *end)
+            yield name, byol("extract", bundle, work / f"images-{count}", "--out", f"{work}/out-{count}/", *end)
     for count, dim in BANKS:
         if only in (name := f"knn, bank {count:,} x {dim}, {QUERIES:,} queries, k 200"):
             bank = write_features(work / "bank.parquet", count, dim, classes=100)
             queries = write_features(work / "queries.parquet", QUERIES, dim, classes=100, seed=1)
-            yield name, measured("knn", "--train", bank, "--test", queries, "--k", 200, "--temperature", 0.1, *end)
+            yield name, byol("knn", "--train", bank, "--test", queries, "--k", 200, "--temperature", 0.1, *end)
             bank.unlink()
     for count, classes in SAMPLES:
         if only in (name := f"linear, {count:,} x {DIM}, {classes} classes, l2 chosen"):
             train = write_features(work / "train.parquet", count, DIM, classes)
             test = write_features(work / "test.parquet", QUERIES, DIM, classes, seed=1)
-            yield name, measured("linear", "--train", train, "--test", test, *end)
+            yield name, byol("linear", "--train", train, "--test", test, *end)
 
 
 @click.command()
