@@ -22,6 +22,10 @@ VARIANTS: dict[str, list[str]] = {
     "no predictor": ["--set", "predictor_hidden=0"],
     "tau = 0 (target = online)": ["--tau", "0", "--set", "tau_cosine=false"],
     "tau = 1 (target stays random)": ["--tau", "1"],
+    "without crops": ["--set", "view1.crop_area=[1,1]", "--set", "view2.crop_area=[1,1]"],
+    "without colour jitter": ["--set", "view1.jitter=0", "--set", "view2.jitter=0"],
+    "batch 8": ["--batch-size", "8"],
+    "batch 128": ["--batch-size", "128"],
     "no predictor, tau = 0": ["--set", "predictor_hidden=0", "--tau", "0", "--set", "tau_cosine=false"],
 }
 
