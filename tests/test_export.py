@@ -4,6 +4,7 @@ import json
 import re
 import subprocess
 import sys
+from typing import Any
 
 import numpy as np
 import onnx
@@ -203,7 +204,7 @@ def test_no_path_or_module_location_is_in_any_file(run, bundle):
 
 def test_plain_torchvision_loads_the_weights_strictly(bundle, monkeypatch):
     monkeypatch.chdir(bundle)
-    names = {}
+    names: dict[str, Any] = {}
     exec(code("bundle.md", "The weights in torch")[0], names)
     encoder = names["encoder"]
     golden = load_file(bundle / "golden.safetensors")

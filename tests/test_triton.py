@@ -6,6 +6,7 @@ import contextlib
 import json
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
 
 import numpy as np
 import onnxruntime
@@ -121,7 +122,7 @@ def test_the_documented_client_gets_the_encoders_features(tmp_path, monkeypatch)
     picture(3, size=(40, 30)).save(tmp_path / "photo.jpg")
     monkeypatch.chdir(tmp_path)
     (block,) = code("triton.md", "Serving with Triton")
-    names = {}
+    names: dict[str, Any] = {}
     with inference_server(bundle / "encoder.onnx", "encoder") as address:
         exec(block.replace("localhost:8000", address), names)
     np.testing.assert_allclose(names["features"], Encoder(bundle, "cpu")(["photo.jpg"]), rtol=1e-5, atol=1e-6)
