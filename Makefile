@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 STAMP := .venv/installed
 
-.PHONY: demo test lint types wheel-check clean
+.PHONY: demo test lint types wheel-check docs clean
 
 demo: $(STAMP)
 	rm -rf demo
@@ -25,6 +25,10 @@ types: $(STAMP)
 wheel-check: $(STAMP)
 	$(BIN)/python -m tests.wheel_check
 
+# The site, in docs/_build. A warning (a dead link, markup that does not parse) is an error.
+docs: $(STAMP)
+	$(BIN)/python -m sphinx --quiet --fail-on-warning --keep-going --conf-dir docs . docs/_build
+
 $(STAMP): pyproject.toml byol/__init__.py
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed; set PYTHON=")'
 	$(PYTHON) -m venv .venv
@@ -32,4 +36,4 @@ $(STAMP): pyproject.toml byol/__init__.py
 	touch $(STAMP)
 
 clean:
-	rm -rf .venv build demo dist *.egg-info .pytest_cache .mypy_cache .ruff_cache
+	rm -rf .venv build demo dist docs/_build *.egg-info .pytest_cache .mypy_cache .ruff_cache

@@ -95,6 +95,8 @@ def chosen_config(stored: TrainConfig | None, options: dict[str, Any]) -> TrainC
         given["compile"] = "all" if given["compile"] else "none"
     for text in options["settings"]:
         _apply_setting(base, given, text)
+    if stored is not None and given.get("canvas_size") == 0:
+        del given["canvas_size"]  # the run decided when it began what its images need
     config = base.replace(**given)
     if stored is not None:
         changed = [name for name in given if getattr(config, name) != getattr(stored, name) and name != "device"]

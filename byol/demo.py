@@ -24,7 +24,7 @@ GRID_QUERIES, GRID_NEIGHBOURS = 10, 8
 
 
 @click.command()
-@click.option("--out", type=click.Path(path_type=Path), default=Path("demo"), show_default=True, help="Output folder.")
+@click.option("--out", type=click.Path(path_type=Path), default="demo", show_default=True, help="Output folder.")
 def demo(out: Path) -> None:
     """Train, export, extract and evaluate on real handwritten digits (offline; under 3 minutes on 2 CPU cores)."""
     if out.exists() and any(out.iterdir()):

@@ -86,7 +86,7 @@ def knn(
     type=Positive(auto=True),
     default="auto",
     show_default=True,
-    help="Strength of the penalty l2 / 2 |W|^2; auto chooses it on a hold-out of --train.",
+    help="Strength of the penalty `l2 / 2 |W|^2`; auto chooses it on a hold-out of --train.",
 )
 @click.option(
     "--save-classifier",

@@ -29,7 +29,7 @@ LOSS_TOLERANCE = 1e-8
 
 
 class LinearProbe(Classifier):
-    """Softmax regression on standardised features; minimises mean cross-entropy + l2 / 2 |W|^2 (bias free).
+    """Softmax regression on standardised features; minimises mean cross-entropy + `l2 / 2 |W|^2` (bias free).
 
     `l2` "auto": chosen by accuracy (ties: log-loss) on a stratified fifth of the TRAINING set, then refitted on all of
     it. Learned: `coef_` (C, D) and `intercept_` (C,) for raw features, `mean_` (D,) of the training set, `classes_`,

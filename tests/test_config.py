@@ -127,5 +127,7 @@ def test_a_resumed_run_keeps_its_settings():
     stored = PRESETS["cifar10"]()
     assert chosen_config(stored, options()) == stored
     assert chosen_config(stored, options(preset="cifar10", epochs=stored.epochs)) == stored
+    decided = stored.replace(canvas_size=37)
+    assert chosen_config(decided, options(settings=("canvas_size=0",))) == decided
     with pytest.raises(ValueError, match="these differ: batch_size, preset"):
         chosen_config(stored, options(preset="tutorial", batch_size=64))

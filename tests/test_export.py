@@ -4,13 +4,13 @@ import json
 import re
 import subprocess
 import sys
+from typing import Any
 
 import numpy as np
 import onnx
 import onnxruntime
 import pytest
 import torch
-import torchvision
 from click.testing import CliRunner
 from safetensors.torch import load_file
 from torch import nn
@@ -26,7 +26,8 @@ from byol.export.parity import BATCH_SIZES, measure, sample_images, torch_featur
 from byol.model import BYOL, build_encoder
 from byol.serve import Encoder
 from byol.serve.verify import verify
-from tests.small import REPOSITORY, config
+from tests.documents import code
+from tests.small import config
 
 MEAN, STD = (0.48, 0.45, 0.4), (0.22, 0.23, 0.24)
 
@@ -201,12 +202,11 @@ def test_no_path_or_module_location_is_in_any_file(run, bundle):
         assert not local.search(path.read_bytes()), path.name
 
 
-def test_plain_torchvision_loads_the_weights_strictly(bundle):
-    encoder = torchvision.models.resnet18(weights=None)
-    encoder.fc = nn.Identity()
-    encoder.conv1 = nn.Conv2d(3, 64, 3, 1, 1, bias=False)
-    encoder.maxpool = nn.Identity()
-    encoder.load_state_dict(load_file(bundle / "encoder.safetensors"), strict=True)
+def test_plain_torchvision_loads_the_weights_strictly(bundle, monkeypatch):
+    monkeypatch.chdir(bundle)
+    names: dict[str, Any] = {}
+    exec(code("bundle.md", "The weights in torch")[0], names)
+    encoder = names["encoder"]
     golden = load_file(bundle / "golden.safetensors")
     settings = config()
     found = torch_features(encoder, golden["images"].numpy(), settings.mean, settings.std)
@@ -224,10 +224,9 @@ def test_load_encoder_takes_a_bundle_a_run_and_a_checkpoint(run, bundle):
 
 
 def test_the_documented_fine_tuning_trains_the_encoder(bundle):
-    page = (REPOSITORY / "docs" / "bundle.md").read_text()
-    (code,) = re.findall(r"To fine-tune.*?```python\n(.*?)```", page, re.DOTALL)
+    block = code("bundle.md", "The weights in torch")[2]
     names = {"byol": byol, "torch": torch, "classes": 3, "manifest": json.loads((bundle / "manifest.json").read_text())}
-    exec(code.replace('"bundle"', repr(str(bundle))), names)
+    exec(block.replace('"bundle"', repr(str(bundle))), names)
     model, optimizer = names["model"], names["optimizer"]
     before = names["encoder"].conv1.weight.detach().clone()
     images, labels = torch.randn(6, 3, 16, 16), torch.arange(6) % 3

@@ -6,7 +6,9 @@ solo-learn pins a torch of 2021 and cannot be installed beside ours; its layout 
 from __future__ import annotations
 
 import copy
+from types import SimpleNamespace
 
+import dill
 import numpy as np
 import pytest
 import torch
@@ -20,6 +22,7 @@ from byol.export.parity import measure
 from byol.serve import Encoder
 from byol.serve.bundle import compare_features, load_manifest
 from tests.command_line import byol
+from tests.documents import code
 from tests.test_export import randomise_norms
 
 SIZE = 32
@@ -221,6 +224,27 @@ def test_deepminds_arrays_give_haikus_features(tmp_path):
     arrays["online_params/res_net50/~/logits/w"] = np.eye(2, dtype=np.float32)
     np.savez(tmp_path / "more.npz", allow_pickle=False, **arrays)
     refused(tmp_path / "more.npz", "Which part is the online encoder is not guessed", arch="resnet50", size=64)
+
+
+def test_the_documented_conversion_of_deepminds_pickle(tmp_path, monkeypatch):
+    """The released pickles hold an object with trees of arrays; its own class is not needed to see what is taken."""
+    weight, mean = np.arange(6.0, dtype=np.float32).reshape(2, 3), np.ones(3, np.float32)
+    state = SimpleNamespace(
+        online_params={"res_net50/~/initial_conv": {"w": weight}},
+        online_state={"res_net50/~/initial_batchnorm/~/mean_ema": {"average": mean}},
+        target_params={"res_net50/~/initial_conv": {"w": -weight}},
+    )
+    monkeypatch.chdir(tmp_path)
+    with open("pretrain_res50x1.pkl", "wb") as file:
+        dill.dump({"experiment_state": state}, file)
+    (block,) = code("export.md", "Encoders trained elsewhere")
+    exec(block, {})
+    with np.load("byol.npz", allow_pickle=False) as arrays:
+        assert set(arrays) == {
+            "online_params/res_net50/~/initial_conv/w",
+            "online_state/res_net50/~/initial_batchnorm/~/mean_ema/average",
+        }
+        np.testing.assert_array_equal(arrays["online_params/res_net50/~/initial_conv/w"], weight)
 
 
 # --------------------------------------------------------------------------------------------- through the command

@@ -20,6 +20,7 @@ from byol.export.parity import measure, sample_images, torch_features
 from byol.model import BYOL, build_encoder, feature_dim
 from byol.serve import Encoder
 from tests.command_line import byol
+from tests.documents import code
 from tests.small import config, folder
 
 timm = pytest.importorskip("timm")
@@ -82,10 +83,15 @@ def test_the_bundle_is_proven_and_its_graph_is_clean(trained):
     assert byol("info", "--verify", bundle).code == 0
 
 
-def test_timm_itself_loads_the_weights_and_gives_the_graphs_features(trained):
+def test_timm_itself_loads_the_weights_and_gives_the_graphs_features(trained, monkeypatch):
     name, _, bundle = trained
-    encoder = of_timm(name, **BUILT_FOR_A_SIZE.get(name, {}))
-    encoder.load_state_dict(load_file(bundle / "encoder.safetensors"), strict=True)
+    monkeypatch.chdir(bundle)
+    block = code("bundle.md", "The weights in torch")[1]
+    if name not in BUILT_FOR_A_SIZE:
+        block = block.replace(", img_size=img_size", "")
+    names = {"timm": timm, "load_file": load_file, "name": name, **BUILT_FOR_A_SIZE.get(name, {})}
+    exec(block, names)
+    encoder = names["encoder"]
     pictures = sample_images(5, SIZE, seed=9)
     session = onnxruntime.InferenceSession(bundle / "encoder.onnx", providers=["CPUExecutionProvider"])
     found = session.run(["features"], {"images": pictures})[0]
@@ -97,8 +103,8 @@ def test_timm_itself_loads_the_weights_and_gives_the_graphs_features(trained):
 
 def test_the_model_cards_code_rebuilds_the_encoder(trained):
     _, _, bundle = trained
-    (code,) = re.findall(r"timm names: `(timm\.create_model\(.*\))`", (bundle / "README.md").read_text())
-    encoder = eval(code, {"timm": timm})
+    (rebuilt,) = re.findall(r"timm names: `(timm\.create_model\(.*\))`", (bundle / "README.md").read_text())
+    encoder = eval(rebuilt, {"timm": timm})
     encoder.load_state_dict(load_file(bundle / "encoder.safetensors"), strict=True)
 
 

@@ -2,13 +2,22 @@
 
 from __future__ import annotations
 
+import contextlib
+import json
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
+
 import numpy as np
 import onnxruntime
 import pytest
 
 from byol.export.triton import write_repository
+from byol.serve import Encoder
 from byol.serve.bundle import Bundle
 from tests.command_line import byol
+from tests.documents import code
+from tests.small import picture
 from tests.tiny import write_tiny_bundle
 
 KINDS = {"tensor(uint8)": "TYPE_UINT8", "tensor(float)": "TYPE_FP32"}
@@ -70,3 +79,50 @@ def test_export_writes_it(place, tmp_path):
     done = byol("export", place / "run", "--out", tmp_path / "b", "--triton", tmp_path / "models")
     assert (done.code, "model repository with encoder\n" in done.out) == (0, True), done.err
     assert parsed(tmp_path / "models" / "encoder" / "config.pbtxt").name == "encoder"
+
+
+@contextlib.contextmanager
+def inference_server(model, name):
+    """The address of a server that answers for one model by Triton's HTTP protocol (KServe v2, binary tensors in)."""
+    session = onnxruntime.InferenceSession(model)
+
+    class Handler(BaseHTTPRequestHandler):
+        protocol_version = "HTTP/1.1"
+
+        def do_POST(self):
+            body = self.rfile.read(int(self.headers["Content-Length"]))
+            split = int(self.headers["Inference-Header-Content-Length"])
+            (tensor,) = json.loads(body[:split])["inputs"]
+            assert (self.path, tensor["name"], tensor["datatype"]) == (f"/v2/models/{name}/infer", "images", "UINT8")
+            pixels = np.frombuffer(body[split:], np.uint8).reshape(tensor["shape"])
+            (features,) = session.run(["features"], {"images": pixels})
+            output = {
+                "name": "features",
+                "datatype": "FP32",
+                "shape": features.shape,
+                "data": features.ravel().tolist(),
+            }
+            answer = json.dumps({"model_name": name, "outputs": [output]}).encode()
+            self.send_response(200)
+            self.send_header("Content-Length", str(len(answer)))
+            self.end_headers()
+            self.wfile.write(answer)
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        try:
+            yield f"127.0.0.1:{server.server_port}"
+        finally:
+            server.shutdown()
+
+
+def test_the_documented_client_gets_the_encoders_features(tmp_path, monkeypatch):
+    """Triton's own client, and of the server what it speaks: the server itself is not installed here."""
+    bundle = write_tiny_bundle(tmp_path / "bundle")
+    picture(3, size=(40, 30)).save(tmp_path / "photo.jpg")
+    monkeypatch.chdir(tmp_path)
+    (block,) = code("triton.md", "Serving with Triton")
+    names: dict[str, Any] = {}
+    with inference_server(bundle / "encoder.onnx", "encoder") as address:
+        exec(block.replace("localhost:8000", address), names)
+    np.testing.assert_allclose(names["features"], Encoder(bundle, "cpu")(["photo.jpg"]), rtol=1e-5, atol=1e-6)
