@@ -62,10 +62,12 @@ def assert_same(found: np.ndarray, expected: np.ndarray) -> None:
     assert cosine > 0.99999
 
 
-def test_the_readme_in_production(place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_readme_in_production(
+    place: Path, classified: object, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     plain, ours = code("../README.md", "In production")
     monkeypatch.chdir(tmp_path)
-    Path("bundle").symlink_to(place / "bundle")
+    Path("bundle").symlink_to(place / "with")  # the bundle that `classified` put a classifier into
     Path("photos").symlink_to(place / "test")
     photos = sorted((place / "test").rglob("*.png"))
     for name, photo in zip(("a.jpg", "b.png"), photos, strict=False):
@@ -80,6 +82,7 @@ def test_the_readme_in_production(place: Path, tmp_path: Path, monkeypatch: pyte
     assert names["ids"] == [photo.relative_to(place / "test").as_posix() for photo in photos]
     assert_same(names["features"], x)
     assert names["probe"].score(x, y) == 1.0
+    assert names["classifier"](photos[:2]).shape == (2, len(set(y)))
 
 
 def test_the_bundles_graph(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
