@@ -28,6 +28,7 @@ ROWS = {  # name: (worker, settings)
     "lightly's documented loop": ("lightly", []),
     "byol-pytorch's documented loop": ("byol-pytorch", []),
     "ours, resident synthetic tensors, no augmentation": ("ceiling", []),
+    "a bf16 matrix product's rate, at a step's multiplications": ("matrix", []),
     "ours without resident data (files decoded again each time)": ("streamed", []),
     "ours with per-image augmentation in a DataLoader": ("dataloader", []),
     "ours without bf16": ("ours", ["precision=fp32"]),

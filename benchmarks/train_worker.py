@@ -1,6 +1,6 @@
 """One row of `benchmarks/train.py` or `growth.py`: train for a while and print a figure as JSON on the last line.
 
-python benchmarks/train_worker.py ours|lightly|byol-pytorch|ceiling|streamed|dataloader|loops|knn DATA NAME=VALUE ...
+python benchmarks/train_worker.py ROW DATA NAME=VALUE ...; ROW is one of WORKERS.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode
 
 from byol import memory_format
 from byol.config import TrainConfig
@@ -108,6 +109,17 @@ def ceiling(config: TrainConfig, data: Path, seconds: float) -> float:
     views = trainer.views(trainer.feed.batch(0), torch.Generator(trainer.device).manual_seed(0), side)
     trainer.views = lambda *_: views  # type: ignore[method-assign]
     return timed(trainer.step, seconds, trainer.device, config.batch_size)
+
+
+def matrix(config: TrainConfig, data: Path, seconds: float) -> float:
+    """Images/s if a step's multiplications ran at the rate of one large bf16 matrix product: ours / this is the share."""
+    trainer = our_trainer(config.replace(compile="none"), data)
+    with FlopCounterMode(display=False) as counter:
+        trainer.step(0)
+    side = 8192 if trainer.device.type == "cuda" else 2048
+    left, right = (torch.randn(side, side, device=trainer.device, dtype=torch.bfloat16) for _ in range(2))
+    products = timed(lambda _: left @ right, seconds, trainer.device, 1)  # per second
+    return products * 2 * side**3 / (counter.get_total_flops() / config.batch_size)
 
 
 def loops(config: TrainConfig, data: Path, seconds: float) -> float:
@@ -223,6 +235,7 @@ WORKERS = {
     "lightly": lightly,
     "byol-pytorch": byol_pytorch,
     "ceiling": ceiling,
+    "matrix": matrix,
     "streamed": streamed,
     "dataloader": dataloader,
     "loops": loops,

@@ -17,7 +17,14 @@ html_title = f"byol {version}"
 html_show_copyright = False
 
 extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx_click"]
-include_patterns = ["docs/*.md", "benchmarks/README.md", "benchmarks/results/README.md", "README.md", "CONTRIBUTING.md", "CHANGELOG.md"]
+include_patterns = [
+    "docs/*.md",
+    "benchmarks/README.md",
+    "benchmarks/results/README.md",
+    "README.md",
+    "CONTRIBUTING.md",
+    "CHANGELOG.md",
+]
 exclude_patterns = [".*", "docs/_build"]
 root_doc = "docs/index"
 highlight_language = "none"
