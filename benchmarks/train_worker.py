@@ -112,7 +112,7 @@ def ceiling(config: TrainConfig, data: Path, seconds: float) -> float:
 
 
 def matrix(config: TrainConfig, data: Path, seconds: float) -> float:
-    """Images/s if a step's multiplications ran at the rate of one large bf16 matrix product: ours / this is the share."""
+    """Images/s if a step multiplied as fast as one large bf16 matrix product does; ours / this is the share of it."""
     trainer = our_trainer(config.replace(compile="none"), data)
     with FlopCounterMode(display=False) as counter:
         trainer.step(0)
