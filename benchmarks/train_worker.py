@@ -119,7 +119,7 @@ def matrix(config: TrainConfig, data: Path, seconds: float) -> float:
     side = 8192 if trainer.device.type == "cuda" else 2048
     left, right = (torch.randn(side, side, device=trainer.device, dtype=torch.bfloat16) for _ in range(2))
     products = timed(lambda _: left @ right, seconds, trainer.device, 1)  # per second
-    return products * 2 * side**3 / (counter.get_total_flops() / config.batch_size)
+    return float(products * 2 * side**3 * config.batch_size / counter.get_total_flops())
 
 
 def loops(config: TrainConfig, data: Path, seconds: float) -> float:
