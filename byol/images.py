@@ -14,7 +14,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import IO, TypeVar
+from typing import IO, Protocol, TypeVar
 
 import numpy as np
 from PIL import (  # noqa: F401 - the plugins register the decoders that FORMATS names
@@ -99,6 +99,18 @@ class ImageSource:
         )
 
 
+class Labelled(Protocol):
+    """What has a name and one label, or None, for each of its images."""
+
+    @property
+    def name(self) -> str:
+        """What messages call it."""
+
+    @property
+    def labels(self) -> Sequence[str | None]:
+        """The classes."""
+
+
 def require_labels(source: ImageSource, least_classes: int = 2) -> list[str]:
     """The label of every image.
 
@@ -116,6 +128,18 @@ def require_labels(source: ImageSource, least_classes: int = 2) -> list[str]:
             "point to the folder whose sub-folders are the classes"
         )
     return [label for label in source.labels if label is not None]
+
+
+def require_known(train: Labelled, test: Labelled) -> None:
+    """Raise `ValueError` when a test set has classes that training lacks."""
+    known = {label for label in train.labels if label is not None}
+    unknown = sorted({label for label in test.labels if label is not None} - known)
+    if unknown:
+        more = f" and {len(unknown) - 5} more" if len(unknown) > 5 else ""
+        raise ValueError(
+            f"{test.name} has classes that {train.name} lacks: {', '.join(unknown[:5])}{more} "
+            f"(training classes: {', '.join(sorted(known)[:5])}{', ...' if len(known) > 5 else ''})"
+        )
 
 
 def printable(path: str | bytes | os.PathLike[str]) -> str:

@@ -41,9 +41,9 @@ def matching(pattern: str) -> list[Path]:
     return [remote_path(place.fs.unstrip_protocol(path)) for path in found]
 
 
-def read_remote(path: Any) -> Image.Image:
-    """Fetch and decode one image. Raises whatever the protocol does, and `UnreadableImage`."""
-    return read_image(io.BytesIO(path.fs.cat_file(path.path)))
+def read_remote(fs: Any, path: str) -> Image.Image:
+    """Fetch and decode one image of a file system. Raises whatever the protocol does, and `UnreadableImage`."""
+    return read_image(io.BytesIO(fs.cat_file(path)))
 
 
 def read_range(file: Any, offset: int, size: int) -> bytes:
@@ -128,7 +128,7 @@ class RemoteTree:
 
     def open(self, path: bytes) -> Image.Image:
         """Fetch and decode an image. Raises whatever the protocol does, and `UnreadableImage`."""
-        return read_image(io.BytesIO(self._fs.cat_file(self._place(path))))
+        return read_remote(self._fs, self._place(path))
 
     def stamp(self, names: Names) -> str:
         """What the server says of every file: size, time, and where it has one, a digest of the content."""

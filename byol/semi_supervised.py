@@ -23,7 +23,7 @@ from byol.data import ImageTensor, canvas_side, load_canvases, load_evaluation, 
 from byol.draws import draw, holdout
 from byol.finetune import Classifier, FinetuneConfig, LabelledImages, Scores, Trial, Tuner
 from byol.finetuned import save_finetuned
-from byol.images import ImageSource, Preprocess, Skipped, require_labels
+from byol.images import ImageSource, Preprocess, Skipped, require_known, require_labels
 from byol.locations import Location, last_part
 from byol.model import build_encoder
 from byol.pretrained import Pretrained
@@ -59,7 +59,7 @@ def read_sets(config: FinetuneConfig, image_size: int, data: Location, test: Loc
     other = open_source(test) if test else None
     if other:
         require_labels(other, least_classes=1)
-        _require_known(source, other)
+        require_known(source, other)
     chosen = np.unique(np.concatenate(draws))  # (n,) rows of the source
     part, preprocess, names = source.subset(chosen), Preprocess.for_size(image_size), source.classes
     canvases = load_canvases(part, canvas_side(part, image_size), cache=DecodedCache())
@@ -76,12 +76,6 @@ def read_sets(config: FinetuneConfig, image_size: int, data: Location, test: Loc
         {"data": _facts(data, source), "test": _facts(test, other) if test and other else None},
         [*canvases.skipped, *(scored.skipped if scored else [])],
     )
-
-
-def _require_known(source: ImageSource, test: ImageSource) -> None:
-    unknown = sorted(set(test.classes) - set(source.classes))
-    if unknown:
-        raise ValueError(f"{test.name} has classes that {source.name} lacks: {', '.join(unknown[:5])}")
 
 
 def _numbers(names: list[str], source: ImageSource, images: ImageTensor) -> Tensor:

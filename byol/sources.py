@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import chain
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -112,15 +113,15 @@ def _list_source(name: str, content: bytes) -> ImageSource:
     )
 
 
-def _read_file(path: Path) -> Image.Image:
-    return read_remote(path) if is_url(path) else read_image(path)
+def _read_file(path: Any) -> Image.Image:
+    return read_remote(path.fs, path.path) if is_url(path) else read_image(path)
 
 
 def _read_listed(line: bytes) -> Image.Image:
     if b"://" not in line:
         return read_image(line)
     try:
-        return read_remote(remote_path(line.decode()))
+        return _read_file(remote_path(line.decode()))
     except UnreadableImage:
         raise
     except Exception as error:  # protocols raise kinds of their own; the other lines may lead elsewhere

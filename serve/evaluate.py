@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from byol.images import ImageSource, Skipped, require_labels
+from byol.images import ImageSource, Skipped, require_known, require_labels
 from byol.locations import Location, last_part
 from byol.serve.bundle import Bundle
 from byol.serve.encoder import Encoder
@@ -97,14 +97,14 @@ def open_labelled(train: Location, test: Location) -> Sets:
 def _labelled(sets: Sets) -> Sets:
     for opened, least_classes in zip(sets, (2, 1), strict=True):
         _require_labels(opened, least_classes)
-    _require_known(*sets)
+    require_known(*sets)
     return sets
 
 
 def load_opened(bundle: Path | None, sets: Sets, device: str, progress: Progress, variant: str = "fp32") -> Evaluation:
     """The features of what `open_labelled` opened. Raises `ValueError`."""
     loaded = _load(bundle, sets, device, progress, variant)
-    _require_known(loaded.train, loaded.test)  # again: all images of a class may have been unreadable
+    require_known(loaded.train, loaded.test)  # again: all images of a class may have been unreadable
     return loaded
 
 
@@ -179,15 +179,4 @@ def _require_one_encoder(train: Features, test: Features) -> None:
         raise ValueError(
             f"{train.name} and {test.name} were extracted with different bundles "
             f"(sha256 {train.bundle[:12]} and {test.bundle[:12]})"
-        )
-
-
-def _require_known(train: ImageSource | Features, test: ImageSource | Features) -> None:
-    known = {label for label in train.labels if label is not None}
-    unknown = sorted({label for label in test.labels if label is not None} - known)
-    if unknown:
-        more = f" and {len(unknown) - 5} more" if len(unknown) > 5 else ""
-        raise ValueError(
-            f"{test.name} has classes that {train.name} lacks: {', '.join(unknown[:5])}{more} "
-            f"(training classes: {', '.join(sorted(known)[:5])}{', ...' if len(known) > 5 else ''})"
         )

@@ -99,8 +99,8 @@ def extract(
         raise click.BadParameter(str(error), param_hint="--out") from error
     if file and (engine == "ray" or (processes or 1) > 1):
         raise click.UsageError("several processes, and Ray, write a folder of parts: let --out end in /")
-    if engine == "ray" and processes:
-        raise click.UsageError("--processes is for the local engine; Ray has workers of its own")
+    if engine == "ray" and (processes or decode_threads):
+        raise click.UsageError("--processes and --decode-threads are for the local engine; Ray has workers of its own")
     if ray_address and engine != "ray":
         raise click.UsageError("--ray-address needs --engine ray")
     task = Task(images, Path(out), extraction_options(on_error, max_errors, decode_threads, dtype), part_images)
@@ -137,13 +137,14 @@ def _here(
     source = open_source(task.location) if file else None
     encoder = Encoder(bundle, **options)
     facts = _facts(encoder, options)
-    count = processes or (gpu_count() if encoder.device == "cuda" else 1)
+    gpus = gpu_count() if encoder.device == "cuda" else 0
+    count = processes or max(1, gpus)
     with progress("extract", len(source) if source else None) as advance:
         if source and file:
             return extract_to_file(encoder, source, file, task.options, advance), facts
         if count == 1:
             return extract_parts(encoder, task, advance), facts
-        crew = Crew(count, bundle, encoder.device, options["batch_size"], encoder.variant)
+        crew = Crew(count, gpus, bundle, encoder.device, options["batch_size"], encoder.variant)
         digest, dim = encoder.digest, encoder.feature_dim
         del encoder  # its memory is for the workers
         return extract_in_processes(crew, task, digest, dim, advance), facts

@@ -67,13 +67,17 @@ def extract_parts(engine: Engine, task: Task, advance: Advance) -> Extraction:
     listed anew behind the finished parts), when more is left out than `options` allow, and when nothing can be read.
     """
     parts = task.folder(engine.digest, engine.feature_dim)
-    return complete(task, parts, advance, lambda stored: fill(engine, task, parts, stored, advance))
+
+    def compute(stored: Manifest | None, finished: dict[int, Part]) -> None:
+        fill(engine, task, parts, stored, finished, advance)
+
+    return complete(task, parts, advance, compute)
 
 
 def complete(
-    task: Task, parts: PartsFolder, advance: Advance, compute: Callable[[Manifest | None], None]
+    task: Task, parts: PartsFolder, advance: Advance, compute: Callable[[Manifest | None, dict[int, Part]], None]
 ) -> Extraction:
-    """Have `compute` write the parts that are missing, given the manifest that was found, and finish the folder."""
+    """Have `compute` write the missing parts, given the manifest and the parts that were found; finish the folder."""
     start = time.perf_counter()
     stored = parts.manifest()
     finished = parts.finished() if stored else {}
@@ -83,7 +87,7 @@ def complete(
         with folder(task.out):
             parts.sweep()
             try:
-                compute(stored)
+                compute(stored, finished)
                 finished = parts.finished()
                 _require_enough(finished, task)
                 parts.finish(finished)
@@ -111,10 +115,15 @@ def _require_enough(finished: dict[int, Part], task: Task) -> None:
 
 
 def fill(
-    engine: Engine, task: Task, parts: PartsFolder, stored: Manifest | None, advance: Advance, share: Share = ALL
+    engine: Engine,
+    task: Task,
+    parts: PartsFolder,
+    stored: Manifest | None,
+    finished: dict[int, Part],
+    advance: Advance,
+    share: Share = ALL,
 ) -> None:
     """Write the parts of a share that are missing. Raises `ValueError` when the source is not that of `stored`."""
-    finished = parts.finished()
     begun: dict[int, tuple[int, Section]] = {}
 
     def sources() -> Iterator[ImageSource]:

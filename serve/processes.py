@@ -15,6 +15,7 @@ from typing import Any
 
 from byol.serve.encoder import Encoder
 from byol.serve.extract import Advance, Extraction
+from byol.serve.part_files import Part
 from byol.serve.parts import Manifest, Share, Task, complete, fill, missing_sections
 
 POLL_SECONDS = 0.2
@@ -22,9 +23,10 @@ POLL_SECONDS = 0.2
 
 @dataclass(frozen=True)
 class Crew:
-    """`count` workers, each with an encoder of its own: a bundle's variant on a device."""
+    """`count` workers, each with an encoder of its own: a bundle's variant on a device, spread over `gpus` GPUs."""
 
     count: int
+    gpus: int
     bundle: Path
     device: str
     batch_size: int | None
@@ -38,8 +40,8 @@ def extract_in_processes(crew: Crew, task: Task, digest: str, dim: int, advance:
     """
     parts = task.folder(digest, dim)
 
-    def compute(stored: Manifest | None) -> None:
-        if next(missing_sections(task, parts, stored, parts.finished()), None) is None:  # begins the manifest
+    def compute(stored: Manifest | None, finished: dict[int, Part]) -> None:
+        if next(missing_sections(task, parts, stored, finished), None) is None:  # begins the manifest
             return
         context = multiprocessing.get_context("spawn")
         messages = context.Queue()
@@ -90,7 +92,8 @@ def _work(crew: Crew, task: Task, share: Share, messages: Any) -> None:
     try:
         encoder = Encoder(crew.bundle, crew.device, crew.batch_size, crew.variant)
         parts = task.folder(encoder.digest, encoder.feature_dim)
-        fill(encoder, task, parts, parts.manifest(), lambda n: messages.put((share.index, "advance", n)), share)
+        begun = parts.manifest(), parts.finished()
+        fill(encoder, task, parts, *begun, lambda n: messages.put((share.index, "advance", n)), share)
         messages.put((share.index, "done", None))
     except (ValueError, OSError) as error:
         messages.put((share.index, "failed", error))
@@ -108,7 +111,7 @@ def _take_share_of_machine(crew: Crew, share: Share) -> None:
     """One of the GPUs, and as many of the cores; decoding and ONNX Runtime take their threads from these."""
     if crew.device == "cuda":
         visible = os.environ.get("CUDA_VISIBLE_DEVICES")
-        gpus = visible.split(",") if visible else [str(i) for i in range(crew.count)]
+        gpus = visible.split(",") if visible else [str(i) for i in range(crew.gpus)]
         os.environ["CUDA_VISIBLE_DEVICES"] = gpus[share.index % len(gpus)]  # read when CUDA is used first
     if hasattr(os, "sched_setaffinity"):
         cores = sorted(os.sched_getaffinity(0))

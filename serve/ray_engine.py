@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from byol.images import ImageSource, Preprocess, Skipped, UnreadableImage
+from byol.images import ImageSource, Preprocess, Skipped, UnreadableImage, reason_of
 from byol.locations import Location, is_url
 from byol.serve.bundle import Bundle
 from byol.serve.encoder import Encoder, encoder_digest
@@ -170,7 +170,8 @@ def cluster(address: str | None) -> Iterator[None]:
     try:
         ray.init(address, **quiet) if address else ray.init(include_dashboard=False, **quiet)
     except (ConnectionError, ValueError, RuntimeError) as error:
-        raise ValueError(f"no Ray cluster answers at {address}: {_first_line(error)}") from error
+        trouble = f"no Ray cluster answers at {address}" if address else "Ray cannot start a cluster here"
+        raise ValueError(f"{trouble}: {reason_of(error)}") from error
     settings = ray.data.DataContext.get_current()
     settings.execution_options.preserve_order = True
     settings.enable_progress_bars = False
@@ -187,8 +188,4 @@ def _readable(error: Exception) -> Exception:
     cause: BaseException | None = error
     while cause is not None and not (isinstance(cause, ValueError) and not hasattr(cause, "cause")):
         cause = getattr(cause, "cause", None) or cause.__cause__
-    return ValueError(_first_line(cause)) if cause is not None else error
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+    return ValueError(reason_of(cause)) if isinstance(cause, ValueError) else error

@@ -13,6 +13,8 @@ from pathlib import Path
 
 import pytest
 
+from byol.serve.parts import Share
+from byol.serve.processes import Crew, _take_share_of_machine
 from tests.command_line import byol
 from tests.tiny import write_images, write_tiny_bundle
 
@@ -107,6 +109,21 @@ def test_a_killed_parent_leaves_no_worker_and_loses_nothing(place: Path, tmp_pat
             raise AssertionError("workers outlive their parent")
     subprocess.run(command(place, tmp_path / "out"), capture_output=True, check=True)
     assert contents(tmp_path / "out") == contents(place / "whole")
+
+
+@pytest.mark.parametrize(("visible", "gpus", "taken"), [(None, 2, "0101"), ("3,5", 2, "3535"), (None, 4, "0123")])
+def test_workers_take_turns_at_the_gpus_there_are(
+    visible: str | None, gpus: int, taken: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(os, "sched_setaffinity", lambda pid, cores: None)
+    found = ""
+    for index in range(4):
+        monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+        if visible:
+            monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+        _take_share_of_machine(Crew(4, gpus, Path(), "cuda", None, "fp32"), Share(index, 4))
+        found += os.environ["CUDA_VISIBLE_DEVICES"]
+    assert found == taken
 
 
 def test_one_file_cannot_be_written_by_several(place: Path, tmp_path: Path) -> None:

@@ -95,6 +95,7 @@ def test_rows_of_an_npz_and_an_address_that_does_not_answer(place: Path, tmp_pat
     [
         (["--variant", "auto"], 1, "name one"),
         (["--processes", "2"], 2, "Ray has workers of its own"),
+        (["--decode-threads", "2"], 2, "Ray has workers of its own"),
     ],
 )
 def test_what_a_cluster_cannot_do(place: Path, tmp_path: Path, more: list[str], code: int, says: str) -> None:
