@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib
-import os
 import sys
 
 import click
@@ -86,9 +85,6 @@ def byol() -> None:
 
 def main() -> None:
     """Run the command line. Exit 0: success, 1: the work failed, 2: the command was wrong."""
-    # ONNX Runtime and torch compute with threads of their own. What is left to NumPy's BLAS, tiny matrices in SciPy's
-    # L-BFGS, only gets slower by threads that wait for each other: up to 10 times on a busy machine.
-    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     keep_freed_memory()
     try:
         byol(prog_name="byol", standalone_mode=True)

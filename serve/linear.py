@@ -12,10 +12,12 @@ import numpy as np
 from numpy.typing import ArrayLike
 from scipy.optimize import minimize
 from scipy.special import softmax
+from threadpoolctl import threadpool_limits
 
 from byol.draws import holdout
 from byol.serve.classifier import Classifier
 from byol.serve.objective import Objective
+from byol.serve.principal_axes import Rotated, rotate
 
 # From strong to weak, each fit starting from the one before: the strong ones take a few iterations only.
 L2_GRID = tuple(10.0**e for e in range(1, -7, -1))
@@ -26,6 +28,11 @@ L2_WITHOUT_HOLDOUT = 1e-2
 # mean loss is known to about 1e-8: asked for more, the line search fails after many evaluations and gains nothing.
 GRADIENT_TOLERANCE = 1e-6
 LOSS_TOLERANCE = 1e-8
+
+# Iterations after which a fit that began at equal probabilities measures the curvature again: by then it is another.
+LOOK_AGAIN = 25
+LEAST_CURVATURE = 1e-7  # where a class is next to certain, or never seen
+USED_UP = 1  # SciPy's status of a fit that was stopped by `maxiter`
 
 
 class LinearProbe(Classifier):
@@ -47,17 +54,14 @@ class LinearProbe(Classifier):
         if not isinstance(self.l2, str) and not (0 < self.l2 < np.inf):
             raise ValueError(f"l2 is {self.l2}; expected 'auto' or a positive number")
         features, numbers = self._learn_classes(x, y)
-        mean, scale = _moments(features)  # (D,), (D,)
-        standard = ((features - mean) / scale).astype(np.float32)
+        rotated = rotate(features)
         self.holdout_: dict[float, float] = {}
-        self.l2_ = self._choose_l2(standard, numbers) if isinstance(self.l2, str) else float(self.l2)
-        objective = Objective(standard, numbers, len(self.classes_), self.device)
+        self.l2_ = self._choose_l2(rotated, numbers) if isinstance(self.l2, str) else float(self.l2)
+        objective = Objective(rotated.x, numbers, len(self.classes_), self.device)
         self.device_, self.reason_ = objective.device, objective.reason
-        parameters = self._minimise(objective, self.l2_, np.zeros(len(self.classes_) * (features.shape[1] + 1)))
-        weight, bias = objective.split(parameters)
-        self.coef_ = weight / scale  # (C, D)
-        self.intercept_ = bias - self.coef_ @ mean  # (C,)
-        self.mean_ = mean
+        parameters = self._minimise(objective, self.l2_, objective.zeros())
+        self.coef_, self.intercept_ = rotated.coefficients(*objective.split(parameters))  # (C, D), (C,)
+        self.mean_ = rotated.mean
         return self
 
     def decision_function(self, x: ArrayLike) -> np.ndarray:
@@ -74,12 +78,12 @@ class LinearProbe(Classifier):
         probabilities: np.ndarray = softmax(self.decision_function(x), axis=1)
         return probabilities
 
-    def _choose_l2(self, x: np.ndarray, y: np.ndarray) -> float:
-        held = holdout(y, self.seed)
+    def _choose_l2(self, rotated: Rotated, y: np.ndarray) -> float:
+        x, held = rotated.x, holdout(y, self.seed)
         if not held.any():
             return L2_WITHOUT_HOLDOUT
         objective = Objective(x[~held], y[~held], len(self.classes_), self.device)
-        parameters = np.zeros(len(self.classes_) * (x.shape[1] + 1))
+        parameters = objective.zeros()
         results: list[tuple[float, float, float]] = []  # (accuracy, -log-loss, l2): the largest is best
         for l2 in L2_GRID:
             parameters = self._minimise(objective, l2, parameters)
@@ -93,30 +97,31 @@ class LinearProbe(Classifier):
         return max(results)[2]
 
     def _minimise(self, objective: Objective, l2: float, start: np.ndarray) -> np.ndarray:
-        result = minimize(
-            objective,
-            start,
-            args=(l2,),
-            jac=True,
-            method="L-BFGS-B",
-            options={"maxiter": self.max_iter, "gtol": GRADIENT_TOLERANCE, "ftol": LOSS_TOLERANCE},
-        )
-        self.n_iter_ = int(result.nit)
-        if result.status == 1:  # iterations used up; a line search that stops at float32's resolution is fine
+        """The optimum from `start`, by L-BFGS in units in which the loss curves about equally in all directions.
+
+        The features lie along principal axes, so that the Hessian's diagonal says most of it. Without such units an
+        encoder's features, whose variances lie orders of magnitude apart, take several times the steps.
+        """
+        parameters: np.ndarray = start
+        self.n_iter_ = 0
+        look_again = 0 if start.any() else min(LOOK_AGAIN, self.max_iter)
+        for limit in filter(None, (look_again, self.max_iter - look_again)):
+            unit = np.sqrt(np.maximum(objective.curvature(parameters, l2), LEAST_CURVATURE))
+
+            def scaled(point: np.ndarray, unit: np.ndarray = unit) -> tuple[float, np.ndarray]:
+                loss, gradient = objective(point / unit, l2)
+                return loss, gradient / unit
+
+            options = {"maxiter": limit, "gtol": GRADIENT_TOLERANCE, "ftol": LOSS_TOLERANCE}
+            with threadpool_limits(1, "blas"):  # threads still awake after tiny products would hold up the session's
+                result = minimize(scaled, parameters * unit, jac=True, method="L-BFGS-B", options=options)
+            parameters = result.x / unit
+            self.n_iter_ += int(result.nit)
+            if result.status != USED_UP:  # a line search that stops at float32's resolution is fine
+                break
+        else:
             warnings.warn(f"the linear probe did not converge in {self.max_iter} iterations (l2 {l2:g})", stacklevel=3)
-        parameters: np.ndarray = result.x
         return parameters
-
-
-def _moments(x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Mean and deviation (D,) in float64; the deviation of a constant feature is taken as 1."""
-    mean = x.mean(0, dtype=np.float64)
-    variance = np.zeros(x.shape[1])
-    for start in range(0, len(x), 8192):
-        variance += ((x[start : start + 8192] - mean) ** 2).sum(0)
-    deviation = np.sqrt(variance / len(x))
-    constant = deviation <= 1e-6 * np.abs(mean)  # what rounding alone makes of equal float32 values
-    return mean, np.where(constant | (deviation == 0), 1.0, deviation)
 
 
 def _past_the_best(results: list[tuple[float, float, float]]) -> bool:

@@ -12,16 +12,17 @@ from scipy.special import log_softmax
 from sklearn.datasets import load_digits
 from sklearn.linear_model import LogisticRegression
 from sklearn.preprocessing import StandardScaler
-from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
+from threadpoolctl import threadpool_limits
 
 from byol.draws import holdout
 from byol.serve import LinearProbe, linear
 from byol.serve.objective import Objective, objective_graph
+from byol.serve.principal_axes import rotate
 
 
 @pytest.fixture(autouse=True, scope="module")
 def one_blas_thread() -> Iterator[None]:
-    """On a busy machine the BLAS threads of SciPy and scikit-learn wait for each other; see `byol linear`."""
+    """On a busy machine the BLAS threads of scikit-learn's fits wait for each other."""
     with threadpool_limits(1):
         yield
 
@@ -75,11 +76,59 @@ def test_pieces_add_up_to_the_whole(rows: int, monkeypatch: pytest.MonkeyPatch) 
         np.testing.assert_allclose(gradient, whole_gradient, atol=1e-6)
 
 
+def test_curvature_against_finite_differences_of_the_gradient() -> None:
+    generator = np.random.default_rng(0)
+    x, y = generator.normal(size=(60, 5)).astype(np.float32), generator.integers(0, 3, 60)
+    objective = Objective(x, y, 3, "cpu")
+    parameters = generator.normal(size=3 * 6)
+    steps = 1e-2 * np.eye(len(parameters))
+    higher, lower = (np.diag([objective(parameters + sign * step, 0.1)[1] for step in steps]) for sign in (1, -1))
+    np.testing.assert_allclose(objective.curvature(parameters, 0.1), (higher - lower) / 2e-2, rtol=2e-3, atol=1e-5)
+
+
+def test_curvature_is_measured_on_samples_from_all_over(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("byol.serve.objective.CURVATURE_SAMPLES", 4)
+    x, y = np.arange(10, dtype=np.float32)[:, None], np.arange(10) % 2
+    some = Objective(x, y, 2, "cpu").curvature(np.zeros(4), 0.0)
+    np.testing.assert_allclose(some, [0.25 * np.square([0, 3, 6, 9]).mean()] * 2 + [0.25] * 2)
+
+
+# --------------------------------------------------------------------------------------------- principal axes
+
+
+@pytest.mark.parametrize("samples", [20, 200])
+def test_rotation_keeps_products_between_samples(samples: int) -> None:
+    generator = np.random.default_rng(0)
+    x = (generator.normal(size=(samples, 30)) @ generator.normal(size=(30, 30)) + 5).astype(np.float32)
+    x[:, 3] = 7.0  # constant
+    rotated = rotate(x)
+    standard = (x - rotated.mean) / rotated.scale
+    assert rotated.x.shape == (samples, 30 if samples > 30 else 19)  # centred: one axis fewer than samples
+    np.testing.assert_allclose(rotated.x @ rotated.x.T, standard @ standard.T, atol=1e-4)
+    np.testing.assert_allclose(rotated.axes.T @ rotated.axes, np.eye(rotated.x.shape[1]), atol=1e-6)
+    covariance = np.cov(rotated.x.T)
+    np.testing.assert_allclose(covariance, np.diag(np.diag(covariance)), atol=1e-4)
+    weight, bias = generator.normal(size=(2, rotated.x.shape[1])), generator.normal(size=2)
+    raw, shift = rotated.coefficients(weight, bias)
+    np.testing.assert_allclose(x @ raw.T + shift, rotated.x @ weight.T + bias, atol=1e-4)
+
+
+def test_fewer_samples_than_features_against_scikit_learn() -> None:
+    generator = np.random.default_rng(0)
+    y = np.arange(40) % 4
+    x, queries = (generator.normal(size=(n, 100)) + np.eye(100)[np.arange(n) % 4] * 4 for n in (40, 60))
+    scaler = StandardScaler().fit(x)
+    reference = LogisticRegression(C=1 / (1e-2 * 40), tol=1e-8, max_iter=3000).fit(scaler.transform(x), y)
+    probe = LinearProbe(1e-2, "cpu").fit(x, y)
+    expected = reference.predict_proba(scaler.transform(queries))
+    np.testing.assert_allclose(probe.predict_proba(queries), expected, atol=2e-3)
+
+
 def test_graph_is_valid_and_small() -> None:
     model = objective_graph(samples=10, dim=3, classes=4)
     onnx.checker.check_model(model, full_check=True)
     assert {node.op_type for node in model.graph.node} <= {
-        "OneHot", "Gemm", "LogSoftmax", "Mul", "Div", "ReduceSum", "Cast", "Sub", "Exp", "Add",
+        "Gemm", "LogSoftmax", "GatherElements", "Cast", "ReduceSum", "Div", "Exp", "Sub", "ScatterElements", "Mul",
     }  # fmt: skip
     assert len(model.SerializeToString()) < 5000  # the data are inputs, kept on the device
 
@@ -100,7 +149,7 @@ def test_solution_against_scikit_learn(digits: tuple[np.ndarray, ...], l2: float
     theirs = loss_64(scaler.transform(x), y, reference.coef_, reference.intercept_, l2)
     # stops when an iteration gains less than 1e-8: a few of them may be missing
     assert ours <= theirs + 2e-6
-    assert probe.score(queries, truth) >= reference.score(scaler.transform(queries), truth) - 1 / len(queries)
+    assert probe.score(queries, truth) >= reference.score(scaler.transform(queries), truth) - 1.5 / len(queries)
     # the optimum is flat where l2 is small: there equal losses still allow probabilities a little apart
     tolerance = {1.0: 1e-3, 1e-2: 3e-3, 1e-4: 3e-2}[l2]
     np.testing.assert_allclose(
