@@ -186,49 +186,50 @@ def read_features(path: str | Path) -> Features:
         raise ValueError(f"{name} holds no features")
     if features.x.shape[1] == 0:
         raise ValueError(f"{name}: the features have no dimension")
-    bad = np.flatnonzero(~np.isfinite(features.x).all(1))
+    chunks = range(0, len(features), ROWS_PER_GROUP)  # a mask of some rows only
+    finite = np.concatenate([np.isfinite(features.x[start : start + ROWS_PER_GROUP]).all(1) for start in chunks])
+    bad = np.flatnonzero(~finite)
     if len(bad):
         raise ValueError(f"{name}: {len(bad)} rows have values that are not finite (first: {features.ids[bad[0]]})")
     return features
 
 
 def _read_parquet(name: str, files: Sequence[Path]) -> Features:
+    """Files as one, into one matrix of the size that their footers say: a bank may fill half of the memory."""
     if not files:
         raise ValueError(f"{name} holds no part-*.parquet")
-    parts = [_read_part(printable(file), file) for file in files]
-    if len({part.x.shape[1] for part in parts}) > 1 or len({part.bundle for part in parts}) > 1:
-        raise ValueError(f"{name}: its parts come from different bundles; extract into an empty folder")
-    return Features(
-        name,
-        [i for part in parts for i in part.ids],
-        [label for part in parts for label in part.labels],
-        parts[0].x if len(parts) == 1 else np.concatenate([part.x for part in parts]),
-        parts[0].bundle,
-    )
-
-
-def _read_part(name: str, path: Path) -> Features:
+    total = sum(_row_count(file) for file in files)
     ids: list[str] = []
     labels: list[str | None] = []
     x: np.ndarray | None = None
-    with open(path, "rb") as stream, pq.ParquetFile(stream) as file:
-        _check_columns(name, file.schema_arrow)
-        for batch in file.iter_batches(batch_size=ROWS_PER_GROUP, columns=["id", "label", "features"]):
-            rows = _matrix(name, batch.column("features"))  # (B, D)
-            if x is None:
-                x = np.empty((file.metadata.num_rows, rows.shape[1]), np.float32)
-            if rows.shape[1] != x.shape[1]:
-                raise ValueError(f"{name}: rows of {x.shape[1]} and of {rows.shape[1]} features in one file")
-            x[len(ids) : len(ids) + len(rows)] = rows
-            ids += batch.column("id").to_pylist()
-            labels += batch.column("label").to_pylist()
-        kind = file.schema_arrow.field("features").type
-        digest = (file.schema_arrow.metadata or {}).get(DIGEST_KEY.encode())
-    if None in ids:
-        raise ValueError(f"{name}: row {ids.index(None)} has no id")  # type: ignore[arg-type]
-    if x is None:  # a part none of whose images could be read
-        x = np.empty((0, kind.list_size if pa.types.is_fixed_size_list(kind) else 1), np.float32)
+    digests = set()
+    for file in files:
+        part, first = printable(file), len(ids)
+        with open(file, "rb") as stream, pq.ParquetFile(stream) as table:
+            _check_columns(part, table.schema_arrow)
+            digests.add((table.schema_arrow.metadata or {}).get(DIGEST_KEY.encode()))
+            if len(digests) > 1:
+                raise ValueError(f"{name}: its parts come from different bundles; extract into an empty folder")
+            for batch in table.iter_batches(batch_size=ROWS_PER_GROUP, columns=["id", "label", "features"]):
+                rows = _matrix(part, batch.column("features"))  # (B, D)
+                if x is None:
+                    x = np.empty((total, rows.shape[1]), np.float32)
+                if rows.shape[1] != x.shape[1]:
+                    raise ValueError(f"{part}: rows of {x.shape[1]} and of {rows.shape[1]} features; expected one number")
+                x[len(ids) : len(ids) + len(rows)] = rows
+                ids += batch.column("id").to_pylist()
+                labels += batch.column("label").to_pylist()
+        if None in ids[first:]:
+            raise ValueError(f"{part}: row {ids.index(None, first) - first} has no id")  # type: ignore[arg-type]
+    digest = digests.pop()
+    x = np.empty((0, 1), np.float32) if x is None else x  # no part has an image that could be read
     return Features(name, ids, labels, x, digest.decode("ascii", "replace") if digest else None)
+
+
+def _row_count(path: Path) -> int:
+    with open(path, "rb") as stream:
+        rows: int = pq.read_metadata(stream).num_rows
+    return rows
 
 
 def _check_columns(name: str, schema: Any) -> None:
