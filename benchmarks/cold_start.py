@@ -46,6 +46,7 @@ def drop_caches() -> bool:
 @click.option("--rounds", default=5, show_default=True)
 def main(bundle: Path, image: Path, out: Path, rounds: int) -> None:
     repository = Path(__file__).parent.parent
+    os.environ.pop("PYTHONPATH", None)  # pip would take this checkout for an installed byol
     with tempfile.TemporaryDirectory() as name:
         work = Path(name)
         build: list[str | Path] = [sys.executable, "-m", "build", "--wheel", "--outdir", work / "dist", repository]
@@ -71,7 +72,7 @@ def main(bundle: Path, image: Path, out: Path, rounds: int) -> None:
         commands["byol extract, one image"] += ["--device", "cpu"]
         for title, command in commands.items():
             cold = drop_caches()
-            figures = [measured(command, work, PYTHONPATH="") for _ in range(1 + rounds)]
+            figures = [measured(command, work) for _ in range(1 + rounds)]
             facts[title] = {
                 "from_disk_seconds": round(figures[0][0], 3) if cold else None,
                 "seconds": round(statistics.median(seconds for seconds, *_ in figures[1:]), 3),
