@@ -215,7 +215,7 @@ def _read_parquet(name: str, files: Sequence[Path]) -> Features:
                 if x is None:
                     x = np.empty((total, rows.shape[1]), np.float32)
                 if rows.shape[1] != x.shape[1]:
-                    raise ValueError(f"{part}: rows of {x.shape[1]} and of {rows.shape[1]} features; expected one number")
+                    raise ValueError(f"{part}: rows of {x.shape[1]} and of {rows.shape[1]} features; expected as many")
                 x[len(ids) : len(ids) + len(rows)] = rows
                 ids += batch.column("id").to_pylist()
                 labels += batch.column("label").to_pylist()
