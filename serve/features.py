@@ -205,7 +205,7 @@ def _read_parquet(name: str, files: Sequence[Path]) -> Features:
     digests = set()
     for file in files:
         part, first = printable(file), len(ids)
-        with open(file, "rb") as stream, pq.ParquetFile(stream) as table:
+        with open(file, "rb") as stream, pq.ParquetFile(stream, pre_buffer=False) as table:
             _check_columns(part, table.schema_arrow)
             digests.add((table.schema_arrow.metadata or {}).get(DIGEST_KEY.encode()))
             if len(digests) > 1:
