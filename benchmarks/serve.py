@@ -1,6 +1,6 @@
 """Serving speed: features from JPEG files beside the common way, kNN and linear probe beside other libraries.
 
-    pip install -e '.[peers]'
+    pip install -e '.[peers]'  # and, for its row, lightly-train
     python -m benchmarks.serve PHOTOS --out FILE.json [--arch resnet18] [--image-size 224] [--device cpu] [--rounds 3]
 
 Every row is a process of its own, rounds run all rows in turn. `images` rows: images/s over the photographs, again and
@@ -12,6 +12,7 @@ test.parquet of `byol extract`; 10 classes are CIFAR-10's, 100 those of a noisy 
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
 import statistics
@@ -31,7 +32,15 @@ from benchmarks.inference import read_images, write_checkpoint
 from benchmarks.peak import peak_gb
 from benchmarks.train import command_line, machine
 
-IMAGES = ("ours fp32", "ours int8", "torch eager, torchvision, DataLoader", "decoding alone", "session alone, fp32")
+LIGHTLY = "lightly-train's embed"
+IMAGES = (
+    "ours fp32",
+    "ours int8",
+    "torch eager, torchvision, DataLoader",
+    LIGHTLY,
+    "decoding alone",
+    "session alone, fp32",
+)
 KNN = ("ours", "faiss flat", "scikit-learn")
 LINEAR = ("ours", "scikit-learn")
 BANK, QUERIES, DIM, K = 50_000, 10_000, 512, 200
@@ -55,6 +64,8 @@ def image_row(row: str, photos: Path, work: Path, options: dict[str, Any]) -> Ca
     source = open_source(photos)
     if row.startswith("torch"):
         return torch_row(photos, work, options)
+    if row == LIGHTLY:
+        return lightly_row(photos, work, options)
     encoder = Encoder(work / "bundle", options["device"], variant="int8" if "int8" in row else "fp32")
     transform = encoder.manifest.preprocess.transform()
     if row.startswith("decoding"):
@@ -92,6 +103,28 @@ def torch_row(photos: Path, work: Path, options: dict[str, Any]) -> Callable[[],
     @torch.no_grad()
     def run() -> int:
         return sum(len(encoder(images.to(device)).cpu()) for images, _ in loader)
+
+    return run
+
+
+def lightly_row(photos: Path, work: Path, options: dict[str, Any]) -> Callable[[], int]:
+    """Its documented call, on a checkpoint that it wrote itself after a step; every pass is a whole call."""
+    import lightly_train
+
+    from byol.sources import open_source
+
+    checkpoint = work / "lightly" / "checkpoints" / "last.ckpt"
+    accelerator = {"cpu": "cpu", "cuda": "gpu"}[options["device"]]
+    count, shared = len(open_source(photos)), {"data": photos, "num_workers": 2, "accelerator": accelerator}
+    if not checkpoint.exists():
+        small = {"transform_args": {"image_size": (64, 64)}, "trainer_args": {"max_steps": 1}, "epochs": 1}
+        model = f"torchvision/{options['arch']}"
+        lightly_train.train(out=work / "lightly", model=model, method="simclr", batch_size=32, **small, **shared)
+
+    def run() -> int:
+        how = {"image_size": options["image_size"], "batch_size": 32, "overwrite": True}
+        lightly_train.embed(out=work / "embeddings.pt", checkpoint=checkpoint, **how, **shared)
+        return count
 
     return run
 
@@ -174,7 +207,8 @@ def worker(row: str, photos: Path, work: Path, options: dict[str, Any]) -> None:
 
 def rows() -> Iterator[str]:
     """Every row's name: what is done, and who does it."""
-    yield from (f"images: {name}" for name in IMAGES)
+    installed = importlib.util.find_spec("lightly_train") is not None
+    yield from (f"images: {name}" for name in IMAGES if installed or name != LIGHTLY)
     yield from (f"knn: {name}" for name in KNN)
     yield from (f"linear {classes} classes: {name}" for classes in (10, 100) for name in LINEAR)
 

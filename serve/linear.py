@@ -17,7 +17,7 @@ from threadpoolctl import threadpool_limits
 from byol.draws import holdout
 from byol.serve.classifier import Classifier
 from byol.serve.objective import Objective
-from byol.serve.principal_axes import Rotated, rotate
+from byol.serve.principal_axes import rotate
 
 # From strong to weak, each fit starting from the one before: the strong ones take a few iterations only.
 L2_GRID = tuple(10.0**e for e in range(1, -7, -1))
@@ -54,9 +54,12 @@ class LinearProbe(Classifier):
         if not isinstance(self.l2, str) and not (0 < self.l2 < np.inf):
             raise ValueError(f"l2 is {self.l2}; expected 'auto' or a positive number")
         features, numbers = self._learn_classes(x, y)
-        rotated = rotate(features)
+        held = holdout(numbers, self.seed) if isinstance(self.l2, str) else np.zeros(len(numbers), bool)
+        order = np.argsort(held, kind="stable")  # held out samples last, so that neither part is a copy
+        rotated, numbers = rotate(features, order), numbers[order]
         self.holdout_: dict[float, float] = {}
-        self.l2_ = self._choose_l2(rotated, numbers) if isinstance(self.l2, str) else float(self.l2)
+        fitted = len(held) - int(held.sum())
+        self.l2_ = self._choose_l2(rotated.x, numbers, fitted) if isinstance(self.l2, str) else float(self.l2)
         objective = Objective(rotated.x, numbers, len(self.classes_), self.device)
         self.device_, self.reason_ = objective.device, objective.reason
         parameters = self._minimise(objective, self.l2_, objective.zeros())
@@ -78,19 +81,20 @@ class LinearProbe(Classifier):
         probabilities: np.ndarray = softmax(self.decision_function(x), axis=1)
         return probabilities
 
-    def _choose_l2(self, rotated: Rotated, y: np.ndarray) -> float:
-        x, held = rotated.x, holdout(y, self.seed)
-        if not held.any():
+    def _choose_l2(self, x: np.ndarray, y: np.ndarray, fitted: int) -> float:
+        """The strength that, fitted on the first rows, does best on the others."""
+        held, truth = x[fitted:], y[fitted:]
+        if not len(held):
             return L2_WITHOUT_HOLDOUT
-        objective = Objective(x[~held], y[~held], len(self.classes_), self.device)
+        objective = Objective(x[:fitted], y[:fitted], len(self.classes_), self.device)
         parameters = objective.zeros()
         results: list[tuple[float, float, float]] = []  # (accuracy, -log-loss, l2): the largest is best
         for l2 in L2_GRID:
             parameters = self._minimise(objective, l2, parameters)
             weight, bias = objective.split(parameters)
-            p = softmax(x[held] @ weight.astype(np.float32).T + bias, axis=1)
-            truth = np.maximum(p[np.arange(len(p)), y[held]], np.finfo(np.float64).tiny)
-            results.append((float((p.argmax(1) == y[held]).mean()), float(np.log(truth).mean()), l2))
+            p = softmax(held @ weight.astype(np.float32).T + bias, axis=1)
+            likelihood = np.maximum(p[np.arange(len(p)), truth], np.finfo(np.float64).tiny)
+            results.append((float((p.argmax(1) == truth).mean()), float(np.log(likelihood).mean()), l2))
             self.holdout_[l2] = results[-1][0]
             if _past_the_best(results):
                 break

@@ -29,8 +29,8 @@ class Rotated:
         return raw, bias - raw @ self.mean
 
 
-def rotate(features: np.ndarray) -> Rotated:
-    """Standardise features (N, D) and turn them to their principal axes. Lengths and angles between samples stay.
+def rotate(features: np.ndarray, order: np.ndarray) -> Rotated:
+    """Standardise features (N, D), samples in the `order` (N,) given, and turn them to their principal axes.
 
     With fewer samples than features, only the axes that the samples span are kept: by the representer theorem, the
     optimum of a fit with an L2 penalty has no weight outside.
@@ -39,12 +39,12 @@ def rotate(features: np.ndarray) -> Rotated:
     samples, dim = features.shape
     x = np.empty((samples, dim), np.float32)
     for rows in _chunks(samples):
-        x[rows] = (features[rows] - mean) / scale
+        x[rows] = (features[order[rows]] - mean) / scale
     if samples < dim:
         exact = x.astype(np.float64)
         squares, directions = eigh(exact @ exact.T, overwrite_a=True, check_finite=False)  # (N,), (N, N)
-        kept = squares > NOISE * squares[-1]
-        lengths = np.sqrt(squares[kept])
+        kept = squares >= NOISE * squares[-1]  # the largest always, were it zero
+        lengths = np.sqrt(np.maximum(squares[kept], np.finfo(np.float32).tiny))
         axes = exact.T @ directions[:, kept] / lengths
         return Rotated((directions[:, kept] * lengths).astype(np.float32), axes, mean, scale)
     covariance = np.zeros((dim, dim))

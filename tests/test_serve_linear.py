@@ -101,7 +101,9 @@ def test_rotation_keeps_products_between_samples(samples: int) -> None:
     generator = np.random.default_rng(0)
     x = (generator.normal(size=(samples, 30)) @ generator.normal(size=(30, 30)) + 5).astype(np.float32)
     x[:, 3] = 7.0  # constant
-    rotated = rotate(x)
+    order = generator.permutation(samples)
+    rotated = rotate(x, order)
+    x = x[order]
     standard = (x - rotated.mean) / rotated.scale
     assert rotated.x.shape == (samples, 30 if samples > 30 else 19)  # centred: one axis fewer than samples
     np.testing.assert_allclose(rotated.x @ rotated.x.T, standard @ standard.T, atol=1e-4)
@@ -214,6 +216,12 @@ def test_constant_features_get_no_weight(value: float) -> None:
     probe = LinearProbe(1e-3, "cpu").fit(x, y)
     assert np.abs(probe.coef_[:, 1] * value).max() < 1e-3
     assert probe.score(x, y) > 0.9
+
+
+@pytest.mark.parametrize("samples", [6, 60])
+def test_samples_that_are_all_alike_get_the_shares_of_the_classes(samples: int) -> None:
+    probe = LinearProbe(1e-3, "cpu").fit(np.full((samples, 20), 0.3), np.arange(samples) % 3 == 0)
+    np.testing.assert_allclose(probe.predict_proba(np.full((1, 20), 0.3)), [[2 / 3, 1 / 3]], atol=1e-3)
 
 
 # ------------------------------------------------------------------------------------------------- choosing l2
