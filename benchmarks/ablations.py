@@ -2,7 +2,8 @@
 
     python benchmarks/ablations.py --out DIR [--epochs N]
 
-Trains each variant by `byol train` and tabulates the last line of its metrics and whether it was warned of collapse.
+Trains each variant by `byol train`; tabulates the last line of its metrics, whether it was warned of collapse, and what
+a linear probe makes of the exported encoder with five labelled images of each class.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from typing import Any
 
 import click
 
+from benchmarks.evaluate import byol
 from byol.demo import write_digits
 
 VARIANTS: dict[str, list[str]] = {
@@ -40,7 +42,17 @@ def run(name: str, options: list[str], images: Path, out: Path, epochs: int) -> 
         raise click.ClickException(f"{name}: {done.stderr.strip().rpartition(chr(10))[2]}")
     last = json.loads((out / "metrics.jsonl").read_text().splitlines()[-1])
     warned = [line for line in done.stderr.splitlines() if line.startswith("warning:")]
-    return {"variant": name, "options": options, "warning": warned[0] if warned else None, **last}
+    row = {"variant": name, "options": options, "warning": warned[0] if warned else None}
+    return {**row, **few_labels(out, images), **last}
+
+
+def few_labels(out: Path, images: Path) -> dict[str, Any]:
+    """Mean and deviation of the linear probe's accuracy over ten draws of five labelled images of each class."""
+    byol("export", out, "--out", out / "bundle", "--overwrite")
+    sets = ("--train", images / "train", "--test", images / "test")
+    result = byol("linear", out / "bundle", *sets, "--labels-per-class", 5, "--draws", 10, "--json")
+    (found,) = json.loads(result)["few_labels"]
+    return {"linear_5_labels": [found["mean"], found["deviation"]]}
 
 
 @click.command()
@@ -54,13 +66,15 @@ def main(out: Path, epochs: int) -> None:
     ]
     (out / "ablations.json").write_text(json.dumps(rows, indent=2) + "\n")
     click.echo(
-        "| variant | loss | std_ratio | rankme | cosine | kNN | collapse warning |\n|---|---|---|---|---|---|---|"
+        "| variant | loss | std_ratio | rankme | cosine | kNN | linear, 5 labels a class | collapse warning |\n"
+        "|---|---|---|---|---|---|---|---|"
     )
     for row in rows:
-        warned = row["warning"].partition("step ")[2].partition(":")[0] if row["warning"] else ""
+        mean, deviation = (100 * value for value in row["linear_5_labels"])
+        warned = "at step " + row["warning"].partition("step ")[2].partition(":")[0] if row["warning"] else "none"
         click.echo(
             f"| {row['variant']} | {row['loss']:.3f} | {row['std_ratio']:.3f} | {row['rankme']:.1f} "
-            f"| {row['cosine']:.3f} | {100 * row['knn_top1']:.1f} | {'at step ' + warned if warned else 'none'} |"
+            f"| {row['cosine']:.3f} | {100 * row['knn_top1']:.1f} | {mean:.1f} +- {deviation:.1f} | {warned} |"
         )
 
 
