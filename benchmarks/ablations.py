@@ -48,7 +48,7 @@ def run(name: str, options: list[str], images: Path, out: Path, epochs: int) -> 
 
 def few_labels(out: Path, images: Path) -> dict[str, Any]:
     """Mean and deviation of the linear probe's accuracy over ten draws of five labelled images of each class."""
-    byol("export", out, "--out", out / "bundle", "--overwrite")
+    byol("export", out, "--out", out / "bundle")
     sets = ("--train", images / "train", "--test", images / "test")
     result = byol("linear", out / "bundle", *sets, "--labels-per-class", 5, "--draws", 10, "--json")
     (found,) = json.loads(result)["few_labels"]
