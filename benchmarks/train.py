@@ -63,7 +63,12 @@ def command_line(name: str) -> list[str]:
     words = sys.argv[1:]
     if "--out" in words:
         del words[words.index("--out") : words.index("--out") + 2]
-    return [name, *("/".join(Path(word).parts[-2:]) if Path(word).exists() else word for word in words)]
+
+    def shown(word: str) -> str:
+        label, equals, place = word.rpartition("=")
+        return f"{label}{equals}{'/'.join(Path(place).parts[-2:])}" if Path(place).exists() else word
+
+    return [name, *map(shown, words)]
 
 
 def machine(device: str) -> dict[str, Any]:
