@@ -1,6 +1,6 @@
 """What holds BYOL up: the demo's digits trained with parts of the recipe taken away.
 
-    python benchmarks/ablations.py --out DIR [--epochs N]
+    python -m benchmarks.ablations --out DIR [--epochs N]
 
 Trains each variant by `byol train`; tabulates the last line of its metrics, whether it was warned of collapse, and what
 a linear probe makes of the exported encoder with five labelled images of each class.

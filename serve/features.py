@@ -205,6 +205,7 @@ def _read_parquet(name: str, files: Sequence[Path]) -> Features:
     digests = set()
     for file in files:
         part, first = printable(file), len(ids)
+        # Buffered, as is the default, the whole file would lie in memory beside the matrix.
         with open(file, "rb") as stream, pq.ParquetFile(stream, pre_buffer=False) as table:
             _check_columns(part, table.schema_arrow)
             digests.add((table.schema_arrow.metadata or {}).get(DIGEST_KEY.encode()))
@@ -215,7 +216,7 @@ def _read_parquet(name: str, files: Sequence[Path]) -> Features:
                 if x is None:
                     x = np.empty((total, rows.shape[1]), np.float32)
                 if rows.shape[1] != x.shape[1]:
-                    raise ValueError(f"{part}: rows of {x.shape[1]} and of {rows.shape[1]} features; expected as many")
+                    raise ValueError(f"{part}: rows of {rows.shape[1]} features after rows of {x.shape[1]}")
                 x[len(ids) : len(ids) + len(rows)] = rows
                 ids += batch.column("id").to_pylist()
                 labels += batch.column("label").to_pylist()

@@ -56,9 +56,8 @@ class LinearProbe(Classifier):
         features, numbers = self._learn_classes(x, y)
         held = holdout(numbers, self.seed) if isinstance(self.l2, str) else np.zeros(len(numbers), bool)
         order = np.argsort(held, kind="stable")  # held out samples last, so that neither part is a copy
-        rotated, numbers = rotate(features, order), numbers[order]
+        rotated, numbers, fitted = rotate(features, order), numbers[order], int((~held).sum())
         self.holdout_: dict[float, float] = {}
-        fitted = len(held) - int(held.sum())
         self.l2_ = self._choose_l2(rotated.x, numbers, fitted) if isinstance(self.l2, str) else float(self.l2)
         objective = Objective(rotated.x, numbers, len(self.classes_), self.device)
         self.device_, self.reason_ = objective.device, objective.reason

@@ -114,6 +114,14 @@ def test_parts_of_different_bundles_are_refused(tmp_path: Path) -> None:
         read_features(tmp_path)
 
 
+def test_parts_of_different_width_are_refused(tmp_path: Path) -> None:
+    write(tmp_path / "part-00000.parquet")
+    with feature_file(tmp_path / "part-00001.parquet", DIM + 1, DIGEST) as put:
+        put(["a"], [None], np.zeros((1, DIM + 1), np.float32))
+    with pytest.raises(ValueError, match=f"part-00001.parquet: rows of {DIM + 1} features after rows of {DIM}"):
+        read_features(tmp_path)
+
+
 def test_names_that_are_not_utf8(tmp_path: Path) -> None:
     path = tmp_path / "caf\udce9.parquet"
     try:
