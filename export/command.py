@@ -9,7 +9,7 @@ import click
 import onnxscript  # noqa: F401 - torch.onnx needs it; missing, it is reported before any work is done
 import torch  # noqa: F401
 
-from byol.config import TrainConfig
+from byol.config import TIMM, TrainConfig
 from byol.console import note
 from byol.export.additions import Additions
 from byol.export.bundle import Source, export_bundle
@@ -31,7 +31,7 @@ IMAGENET_MEAN, IMAGENET_STD = TrainConfig.mean, TrainConfig.std
     help="CHECKPOINT is another toolkit's: its online encoder is found by the toolkit's names. Needs --arch.",
 )
 @click.option("--prefix", help="Of a foreign CHECKPOINT, the part that is the encoder, where its names are not known.")
-@click.option("--arch", help="Encoder of a foreign CHECKPOINT: a ResNet of torchvision's, or timm:NAME.")
+@click.option("--arch", help="Encoder of a foreign CHECKPOINT: a ResNet of torchvision's, or timm:NAME (with --from timm, NAME).")
 @click.option("--image-size", type=click.IntRange(8), help="Its input side in pixels.  [default: 224]")
 @click.option("--mean", type=float, nargs=3, help="Its channel means, of values in 0..1.  [default: ImageNet's]")
 @click.option("--std", type=float, nargs=3, help="Its channel deviations.  [default: ImageNet's]")
@@ -82,6 +82,8 @@ def _foreign_source(
     std: tuple[float, float, float] = IMAGENET_STD,
 ) -> Source:
     """The encoder of a foreign checkpoint; says on stderr what was taken and left."""
+    if toolkit == "timm" and not arch.startswith(TIMM):
+        arch = TIMM + arch
     weights = foreign_encoder(path, toolkit, arch, image_size, prefix)
     note(f"{path.name} read as {weights.origin.toolkit}: {arch}, {weights.stem} stem")
     for what, counts in (("took", weights.taken), ("left", weights.left)):

@@ -274,6 +274,16 @@ def test_the_command_says_what_it_took_and_writes_a_bundle(tmp_path):
     assert compare_features(expected, Encoder(tmp_path / "bundle", "cpu").encode(pixels))[0] < 1e-4
 
 
+def test_a_timm_checkpoint_needs_no_prefix_before_its_models_name(tmp_path):
+    timm = pytest.importorskip("timm")
+    torch.save(timm.create_model("resnet10t").state_dict(), tmp_path / "resnet10t.pth")
+    words = ("export", tmp_path / "resnet10t.pth", "--image-size", str(SIZE), "--from", "timm", "--arch", "resnet10t")
+    done = byol(*words, "--out", tmp_path / "bundle")
+    assert done.code == 0, done.err
+    architecture = load_manifest(tmp_path / "bundle").architecture
+    assert (architecture.library, architecture.name) == ("timm", "resnet10t")
+
+
 def test_arch_is_needed(tmp_path):
     done = byol("export", tmp_path / "x.pth", "--from", "lightly", "--out", tmp_path / "b")
     assert (done.code, "add --arch NAME" in done.err) == (2, True)
