@@ -31,7 +31,9 @@ IMAGENET_MEAN, IMAGENET_STD = TrainConfig.mean, TrainConfig.std
     help="CHECKPOINT is another toolkit's: its online encoder is found by the toolkit's names. Needs --arch.",
 )
 @click.option("--prefix", help="Of a foreign CHECKPOINT, the part that is the encoder, where its names are not known.")
-@click.option("--arch", help="Encoder of a foreign CHECKPOINT: a ResNet of torchvision's, or timm:NAME (with --from timm, NAME).")
+@click.option(
+    "--arch", help="Encoder of a foreign CHECKPOINT: a torchvision ResNet, or timm:NAME (with --from timm: NAME)."
+)
 @click.option("--image-size", type=click.IntRange(8), help="Its input side in pixels.  [default: 224]")
 @click.option("--mean", type=float, nargs=3, help="Its channel means, of values in 0..1.  [default: ImageNet's]")
 @click.option("--std", type=float, nargs=3, help="Its channel deviations.  [default: ImageNet's]")

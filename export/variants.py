@@ -5,6 +5,7 @@ Shapes: N images, S the encoder's image size.
 
 from __future__ import annotations
 
+import itertools
 import tempfile
 from pathlib import Path
 
@@ -15,8 +16,8 @@ from onnx import ModelProto, helper
 from byol.export.graph import check_clean, quiet, strip
 
 CALIBRATION_BATCH = 32
-# What is worth quantizing, and what passes integers on. The rest (norms, activations, softmax) stays in fp32.
-QUANTIZED = ["Conv", "Gemm", "MatMul", "MaxPool", "Relu", "Add"]
+# What is worth quantizing, and what passes integers on between convolutions. The rest (norms, softmax) stays in fp32.
+LAYERS, PASSING = ["Conv", "Gemm", "MatMul"], ["MaxPool", "Relu", "Add"]
 
 
 def fp16_graph(encoder: ModelProto) -> ModelProto:
@@ -49,25 +50,33 @@ def int8_graph(encoder: ModelProto, images: np.ndarray) -> ModelProto:
             path,
             Batches(),
             quant_format=QuantFormat.QDQ,
-            op_types_to_quantize=QUANTIZED,
+            op_types_to_quantize=_quantized(encoder),
             per_channel=True,
             activation_type=QuantType.QUInt8,
             weight_type=QuantType.QInt8,
-            nodes_to_exclude=_before_first_layer(encoder),
-            extra_options={"MatMulConstBOnly": True},
+            nodes_to_exclude=_kept(encoder),
+            extra_options={"OpTypesToExcludeOutputQuantization": ["Gemm", "MatMul"]},  # what follows them is fp32
         )
         proto = onnx.load(path)
     return _finished(proto, encoder)
 
 
-def _before_first_layer(encoder: ModelProto) -> list[str]:
-    """The nodes that normalise the input: 8 bits are too few for what they compute in place."""
-    names = []
-    for node in encoder.graph.node:
-        if node.op_type in ("Conv", "Gemm", "MatMul"):
-            break
-        names.append(node.name)
-    return names
+def _quantized(encoder: ModelProto) -> list[str]:
+    """Operators to quantize: between layer norms (transformers, ConvNeXt) the layers only.
+
+    The norms are computed in fp32 anyway, and the sums before them range too widely for 8 bits: of a ViT-S/16's cosine
+    they cost 5 %, the layers 0.1 %.
+    """
+    normalised = any(node.op_type == "LayerNormalization" for node in encoder.graph.node)
+    return LAYERS if normalised else LAYERS + PASSING
+
+
+def _kept(encoder: ModelProto) -> list[str]:
+    """The nodes that stay in fp32: what normalises the input, in place, and products without weights (attention)."""
+    weights = {tensor.name for tensor in encoder.graph.initializer}
+    layers = [node for node in encoder.graph.node if node.op_type in LAYERS]
+    before = itertools.takewhile(lambda node: node.op_type not in LAYERS, encoder.graph.node)
+    return [node.name for node in (*before, *(node for node in layers if not weights.intersection(node.input)))]
 
 
 def _copy(proto: ModelProto) -> ModelProto:

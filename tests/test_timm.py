@@ -17,8 +17,11 @@ from byol.config import TrainConfig
 from byol.export.bundle import export_bundle
 from byol.export.graph import FORBIDDEN_OPS, encoder_to_onnx
 from byol.export.parity import measure, sample_images, torch_features
+from byol.export.variants import int8_graph
 from byol.model import BYOL, build_encoder, feature_dim
 from byol.serve import Encoder
+from byol.serve.manifest import ENCODER, VARIANTS
+from byol.serve.parity import pass_gate, run_graph
 from tests.command_line import byol
 from tests.documents import code
 from tests.small import config, folder
@@ -99,6 +102,18 @@ def test_timm_itself_loads_the_weights_and_gives_the_graphs_features(trained, mo
     # The gate's own bound; features that hardly differ between images would make it meaningless.
     assert np.abs(found - expected).max() < 1e-4 * np.abs(expected).max()
     assert np.abs(expected - expected[0]).max() > 0.01 * np.abs(expected).max()
+
+
+def test_eight_bits_keep_the_features(trained):
+    """Also where layer norms follow the residual sums: with these in 8 bits too, ViT and ConvNeXt fail the gate."""
+    _, _, bundle = trained
+    encoder = onnx.load(bundle / "encoder.onnx")
+    proto = int8_graph(encoder, sample_images(64, SIZE, seed=1))
+    pictures = sample_images(32, SIZE, seed=2)
+    expected = run_graph(encoder.SerializeToString(), "images", [pictures])
+    parity, _ = pass_gate(VARIANTS["int8"], proto.SerializeToString(), "images", [pictures], expected, ENCODER)
+    assert parity.images == 32
+    assert {"QuantizeLinear", "DequantizeLinear"} <= {node.op_type for node in proto.graph.node}
 
 
 def test_the_model_cards_code_rebuilds_the_encoder(trained):
