@@ -122,11 +122,8 @@ def measure(row: str, work: Path, options: dict[str, Any]) -> float:
 @click.option("--device", type=click.Choice(["cpu", "cuda"]), default="cpu", show_default=True)
 @click.option("--seconds", default=10.0, show_default=True, help="Timed per row and round.")
 @click.option("--rounds", default=3, show_default=True)
-@click.option("--without-int8", is_flag=True, help="For encoders whose int8 variant the export's gate refuses.")
-def main(photos: Path, out: Path, rounds: int, without_int8: bool, **options: Any) -> None:
-    variants = ["fp16"] if without_int8 else ["fp16", "int8"]
-    ours = [row for row in OURS if row.split()[-1] in ("fp32", *variants)]
-    figures: dict[str, list[float]] = {row: [] for row in (*TORCH, *ours)}
+def main(photos: Path, out: Path, rounds: int, **options: Any) -> None:
+    figures: dict[str, list[float]] = {row: [] for row in (*TORCH, *OURS)}
     with tempfile.TemporaryDirectory() as folder:
         work, size = Path(folder), options["image_size"]
         images = read_images(photos, size, 64)
@@ -138,7 +135,7 @@ def main(photos: Path, out: Path, rounds: int, without_int8: bool, **options: An
         started = time.perf_counter()
         byol(*words)
         export_seconds = time.perf_counter() - started
-        byol(*words, *(word for name in variants for word in ("--precision", name)), "--calibrate", photos)
+        byol(*words, "--precision", "fp16", "--precision", "int8", "--calibrate", photos)
         manifest = json.loads((work / "bundle" / "manifest.json").read_text())
         for number in range(rounds):
             for row in figures:
