@@ -97,6 +97,11 @@ def main() -> None:
     except (ValueError, OSError) as error:  # what a user can cause; anything else is a defect and shows its traceback
         click.echo(f"Error: {error}", err=True)
         sys.exit(1)
+    except (MemoryError, RuntimeError) as error:
+        if not isinstance(error, MemoryError) and "allocate memory" not in str(error):  # how torch says it on a CPU
+            raise
+        click.echo(f"Error: not enough memory: {error}; take smaller images or batches", err=True)
+        sys.exit(1)
 
 
 if __name__ == "__main__":

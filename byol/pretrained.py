@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
+from safetensors.torch import load
 from torch import Tensor, nn
 
 from byol.checkpoint import Checkpoint, read_checkpoint
@@ -69,20 +70,29 @@ def training_facts(checkpoint: Checkpoint) -> dict[str, Any]:
 
 
 def _of_bundle(path: Path) -> Pretrained:
+    """Read as serving reads it: what is damaged, edited or of a newer schema is refused."""
+    from byol.serve.bundle import Bundle
+    from byol.serve.manifest import WEIGHTS
+    from byol.serve.strict_json import plain
+
+    bundle = Bundle.open(path)
+    architecture, preprocess = bundle.manifest.architecture, bundle.manifest.preprocess
+    arch = (TIMM if architecture.library == "timm" else "") + architecture.name
+    size, mean, std = bundle.manifest.image_size, preprocess.mean, preprocess.std
     try:
-        manifest = json.loads((path / "manifest.json").read_text())
-        architecture, preprocess = manifest["architecture"], manifest["preprocess"]
-        prefix = TIMM if architecture["library"] == "timm" else ""
-        arch, stem, size = prefix + architecture["name"], architecture["stem"], manifest["image_size"]
-        encoder = build_encoder(arch, stem, size)
-        mean, std = (tuple(preprocess[name]) for name in ("mean", "std"))
-        with safe_open(path / "encoder.safetensors", framework="pt") as file:
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    except (OSError, KeyError, TypeError, json.JSONDecodeError, SafetensorError) as error:
-        raise ValueError(f"{path} is not a readable bundle: {error}") from error
+        encoder = build_encoder(arch, architecture.stem, size)
+        tensors = load(bundle.read(WEIGHTS))
+    except SafetensorError as error:
+        raise ValueError(f"{path / WEIGHTS} is not a readable safetensors file: {error}") from error
     load_strict(encoder, tensors, str(path))
+    manifest = plain(bundle.manifest)
     facts = (manifest.get(name) for name in ("training", "origin", "finetuning"))
-    return Pretrained(encoder.eval(), arch, stem, size, mean, std, *facts)
+    return Pretrained(encoder.eval(), arch, architecture.stem, size, _three(mean), _three(std), *facts)
+
+
+def _three(values: tuple[float, ...]) -> tuple[float, float, float]:
+    first, second, third = values
+    return first, second, third
 
 
 def weights_digest(tensors: dict[str, Tensor]) -> str:

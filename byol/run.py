@@ -81,9 +81,9 @@ class RunFolder:
         return read_checkpoint(self.last) if self.last.exists() else None
 
     def remove_leftovers(self) -> None:
-        """Remove half-written files of killed processes, safetensors' own (`.tmpXXXXXX`) among them."""
+        """Remove half-written files and locks of killed processes, safetensors' own (`.tmpXXXXXX`) among them."""
         for path in self.path.glob(".*"):
-            if "tmp" in path.name and path.is_file():
+            if ("tmp" in path.name or path.suffix == ".lock") and path.is_file():
                 path.unlink(missing_ok=True)
 
     def log(self, record: dict[str, Any]) -> None:

@@ -34,6 +34,14 @@ def size_argument(name: str, image_size: int) -> dict[str, Any]:
     return {"img_size": image_size} if config is not None and config.fixed_input_size else {}
 
 
+def classifier_tensors(name: str) -> set[str]:
+    """The names of a model's tensors that it has only with its classifier, which an encoder lacks."""
+    check_name(name)
+    with torch.device("meta"):
+        whole, bare = timm.create_model(name), timm.create_model(name, num_classes=0)
+    return set(whole.state_dict()) - set(bare.state_dict())
+
+
 def require_any_size(name: str) -> None:
     """Raise `ValueError` for a model that is built for one image size: its views cannot start smaller."""
     check_name(name)

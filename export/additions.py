@@ -54,8 +54,16 @@ class Additions:
                 raise ValueError(f"precision is {name!r}; fp32 is always there, fp16 and int8 can be added")
         if "int8" in self.precisions and self.calibrate is None:
             raise ValueError("int8 needs images to calibrate on; add --calibrate IMAGES (50 to 300 typical ones)")
+        if self.calibrate is not None and "int8" not in self.precisions and not self.any_size:
+            raise ValueError("--calibrate is for --precision int8 and --any-size; add one of them, or leave it out")
         if (self.eval_train is None) != (self.eval_test is None):
             raise ValueError("--eval-train and --eval-test belong together; give both or none")
+
+    def require(self) -> None:
+        """Raise `ValueError` or `OSError` for images that cannot be found; before work that would be lost."""
+        for location in (self.calibrate, self.eval_train, self.eval_test):
+            if location is not None:
+                open_source(location)
 
 
 @dataclass(frozen=True)
@@ -96,7 +104,7 @@ def derive(encoder: ModelProto, preprocess: Preprocess, golden: np.ndarray, want
             images = sample_images(32, preprocess.crop, seed=1)
             proto = fp16_graph(encoder)
         data, batches = proto.SerializeToString(deterministic=True), _batches(images)
-        parity, _ = pass_gate(file, data, name, batches, run_graph(model, name, batches), ENCODER)
+        parity = pass_gate(file, data, name, batches, run_graph(model, name, batches), ENCODER)
         outputs = run_graph(data, name, [golden])
         derived[file] = Derived(data, precision, parity, {golden_names(file)[1]: outputs})
     if wanted.any_size:
@@ -117,7 +125,7 @@ def classifier(
     fused = fuse(proto, layer, classes)
     check_graph(fused, encoder.weights)
     model = Model(fused.SerializeToString(deterministic=True), encoder.weights)
-    parity, _ = pass_gate(CLASSIFIER, model, name, [images], logits, "torch")
+    parity = pass_gate(CLASSIFIER, model, name, [images], logits, "torch")
     return Derived(model.graph, "fp32", parity, {golden_names(CLASSIFIER)[1]: logits[:GOLDEN_IMAGES].copy()})
 
 
@@ -129,7 +137,7 @@ def _any_size(encoder: ModelProto, model: bytes, preprocess: Preprocess, picture
     resized = np.stack([preprocess(Image.fromarray(batch[0])) for batch in batches])
     expected = run_graph(model, name, [resized])
     data = any_size_graph(encoder, preprocess).SerializeToString(deterministic=True)
-    parity, _ = pass_gate(ANY_SIZE, data, name, batches, expected, f"Pillow and {ENCODER}")
+    parity = pass_gate(ANY_SIZE, data, name, batches, expected, f"Pillow and {ENCODER}")
     inputs, outputs = golden_names(ANY_SIZE)
     return Derived(data, "fp32", parity, {inputs: batches[0], outputs: expected[:1]})
 

@@ -34,6 +34,7 @@ from byol.serve.manifest import (
     ENCODER,
     ENCODER_WEIGHTS,
     GOLDEN,
+    MANIFEST,
     WEIGHTS,
     Architecture,
     FileEntry,
@@ -75,6 +76,10 @@ def read_run(path: Path) -> Source:
 
     Raises `ValueError` when the file is damaged, does not fit, or holds numbers that are not finite.
     """
+    if (path / MANIFEST).is_file():
+        raise ValueError(f"{path} is a bundle; export the run or the checkpoint that it was made from")
+    if path.is_file() and path.suffix != ".safetensors":
+        raise ValueError(f"{path} is no checkpoint of byol's; for another toolkit's add --from auto --arch NAME")
     file = path / "last.safetensors" if path.is_dir() else path
     source = _finetuned(file) if task_of(file) == FINETUNE else _source(read_pretrained(file))
     if not finite(source.encoder.state_dict()):
@@ -101,6 +106,7 @@ def export_bundle(source: Path | Source, out: Path, additions: Additions = ONLY_
     addition is beyond its gate, or when the written files do not pass their own check.
     """
     require_place(out)
+    additions.require()
     source = read_run(source) if isinstance(source, Path) else source
     encoder, size, mean, std = source.encoder, source.image_size, source.mean, source.std
     preprocess = Preprocess.for_size(size)
@@ -180,7 +186,7 @@ def prove(folder: Path) -> None:
     package = str(Path(byol.__file__).resolve().parent.parent)
     paths = [package, *filter(None, [os.environ.get("PYTHONPATH")])]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(paths)}
-    command = [sys.executable, "-c", _PROOF, str(folder)]
+    command = [sys.executable, "-P", "-c", _PROOF, str(folder)]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     if done.returncode != 0:
         reason = done.stderr.strip().rpartition("\n")[2] or f"exit status {done.returncode}"

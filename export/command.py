@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -14,15 +15,27 @@ from byol.console import note
 from byol.export.additions import Additions
 from byol.export.bundle import Source, export_bundle
 from byol.export.foreign import TOOLKITS, foreign_encoder
-from byol.export.triton import write_repository
+from byol.export.triton import require_repository, write_repository
 from byol.locations import LOCATION
-from byol.serve.manifest import Manifest
+from byol.serve.bundle import require_place
+from byol.serve.manifest import LARGEST_SIZE, Manifest
 
 IMAGENET_MEAN, IMAGENET_STD = TrainConfig.mean, TrainConfig.std
 
 
+class FiniteRange(click.FloatRange):
+    """A range that NaN is not in: no comparison finds it outside."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        """The number; a wrong one ends the command."""
+        number: float = super().convert(value, param, ctx)
+        if not math.isfinite(number):
+            self.fail(f"{value} is not a finite number.", param, ctx)
+        return number
+
+
 @click.command()
-@click.argument("source", metavar="RUN|CHECKPOINT", type=click.Path(path_type=Path))
+@click.argument("source", metavar="RUN|CHECKPOINT", type=click.Path(exists=True, path_type=Path))
 @click.option("--out", type=click.Path(path_type=Path), required=True, help="Folder of the bundle.")
 @click.option(
     "--from",
@@ -34,9 +47,13 @@ IMAGENET_MEAN, IMAGENET_STD = TrainConfig.mean, TrainConfig.std
 @click.option(
     "--arch", help="Encoder of a foreign CHECKPOINT: a torchvision ResNet, or timm:NAME (with --from timm: NAME)."
 )
-@click.option("--image-size", type=click.IntRange(8), help="Its input side in pixels.  [default: 224]")
-@click.option("--mean", type=float, nargs=3, help="Its channel means, of values in 0..1.  [default: ImageNet's]")
-@click.option("--std", type=float, nargs=3, help="Its channel deviations.  [default: ImageNet's]")
+@click.option("--image-size", type=click.IntRange(8, LARGEST_SIZE), help="Its input side in pixels.  [default: 224]")
+@click.option(
+    "--mean", type=FiniteRange(0, 1), nargs=3, help="Its channel means, of values in 0..1.  [default: ImageNet's]"
+)
+@click.option(
+    "--std", type=FiniteRange(0, 1, min_open=True), nargs=3, help="Its channel deviations.  [default: ImageNet's]"
+)
 @click.option(
     "--precision",
     "precisions",
@@ -62,6 +79,9 @@ def export(source: Path, out: Path, triton: Path | None, **options: Any) -> None
         raise click.UsageError(str(error)) from error
     if foreign and "arch" not in foreign:
         raise click.UsageError("weights of another toolkit do not say what they are weights of; add --arch NAME")
+    require_place(out)  # before work that would be lost
+    if triton:
+        require_repository(triton)
     manifest = export_bundle(_foreign_source(source, **foreign) if foreign else source, out, additions)
     size = sum(entry.size for entry in manifest.files.values()) / 1e6
     click.echo(

@@ -7,7 +7,8 @@ plain state dicts of torchvision and timm, and the arrays of DeepMind's released
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import dataclass
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from torch import Tensor, nn
@@ -15,7 +16,8 @@ from torch import Tensor, nn
 from byol.checkpoint import finite
 from byol.config import TIMM
 from byol.export import haiku
-from byol.export.foreign_file import file_digest, read_tensors
+from byol.export.foreign_file import CONTAINERS, read_models, without_wrappers
+from byol.files import sha256_of
 from byol.model import build_encoder, load_strict
 from byol.serve.manifest import Origin
 
@@ -30,7 +32,7 @@ class Layout:
 
 LAYOUTS = {
     "torchvision": Layout(("",), ("fc.",)),
-    "timm": Layout(("",), ("fc.", "head.", "head_dist.", "classifier.", "last_linear.")),
+    "timm": Layout(("",), ()),  # but for its classifier, which has another name in each family
     "lightly": Layout(
         ("backbone.",),
         (
@@ -83,13 +85,19 @@ class Weights:
 def foreign_encoder(path: Path, toolkit: str, arch: str, image_size: int, prefix: str | None = None) -> Weights:
     """The online encoder in a foreign checkpoint, as architecture `arch` (a torchvision ResNet or `timm:NAME`).
 
-    `toolkit`: one of `TOOLKITS`; auto tries all. `prefix`: take exactly the tensors under it instead. Raises
-    `ValueError` when the file cannot be read, when a tensor is unexplained, when more than one encoder could be meant,
-    when the weights do not fit the architecture, or are not finite.
+    `toolkit`: one of `TOOLKITS`; auto tries all. `prefix`: take exactly the tensors under it instead; it may also be,
+    or begin with, one of several models in the file. Raises `ValueError` when the file cannot be read, when a tensor is
+    unexplained, when more than one encoder could be meant, when the weights do not fit the architecture, or are not
+    finite.
     """
-    tensors = haiku.torch_names(read_tensors(path))
-    if prefix is not None:
-        candidates = {f"prefix {prefix}": _under(tensors, prefix.rstrip(".") + ".", arch)}
+    tensors, others, prefix = _one_model(path, read_models(path), prefix or "")
+    tensors = haiku.torch_names(tensors)
+    if prefix and toolkit != "auto":
+        raise ValueError(
+            f"the prefix {prefix} says what to take, so --from {toolkit} has nothing to find; leave it out"
+        )
+    if prefix:
+        candidates = {f"prefix {prefix}": _under(path, tensors, prefix, arch)}
     else:
         candidates = _candidates(tensors, toolkit, arch)
     found: dict[str, Weights] = {}
@@ -101,7 +109,28 @@ def foreign_encoder(path: Path, toolkit: str, arch: str, image_size: int, prefix
             problems[name] = str(error)
     if not found:
         raise ValueError(_refusal(path, tensors, toolkit, arch, problems))
-    return next(iter(found.values()))  # layouts that agree on all names took the same tensors
+    weights = next(iter(found.values()))  # layouts that agree on all names took the same tensors
+    return replace(weights, left=weights.left | others)
+
+
+def _one_model(
+    path: Path, models: dict[str, dict[str, Tensor]], prefix: str
+) -> tuple[dict[str, Tensor], dict[str, int], str]:
+    """The model that is meant, how many tensors the others have, and what of the prefix is not its name."""
+    part, _, rest = prefix.strip(".").partition(".")
+    named = part in models and part != ""
+    name = part if named else next((usual for usual in CONTAINERS if usual in models), "")
+    others = {key: len(found) for key, found in models.items() if key != name}
+    if name not in models:
+        hint = f"; it holds {_listed(others)}: name one, --prefix NAME" if others else ""
+        raise ValueError(f"{path} holds no named tensors where a state dict is expected{hint}")
+    twins = [key for key in others if models[key].keys() & models[name].keys()]
+    if twins and not named:
+        raise ValueError(
+            f"{path} holds the model more than once, as {name or 'its own tensors'} and {', '.join(twins)}; which one "
+            f"is meant is not guessed: name it, --prefix {name or twins[0]}"
+        )
+    return models[name], others, without_wrappers(rest if named else prefix.strip("."))
 
 
 def _candidates(
@@ -113,7 +142,8 @@ def _candidates(
         if toolkit not in ("auto", name) or (toolkit == "auto" and not _is_plain_enough(name, tensors, arch)):
             continue
         for prefix in layout.online:
-            left = {n: v for n, v in tensors.items() if n.startswith(layout.left)}
+            known = _classifier(tensors, arch) if name == "timm" else set()
+            left = {n: v for n, v in tensors.items() if n.startswith(layout.left) or n in known}
             own = {n: v for n, v in tensors.items() if n not in left and n.startswith(prefix)}
             if own and len(own) + len(left) == len(tensors):
                 candidates[name] = ({n.removeprefix(prefix): v for n, v in own.items()}, left)
@@ -121,13 +151,26 @@ def _candidates(
     return candidates
 
 
-def _under(tensors: dict[str, Tensor], prefix: str, arch: str) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+def _under(
+    path: Path, tensors: dict[str, Tensor], prefix: str, arch: str
+) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     """What lies under a prefix, but for a classifier at its end, and the rest."""
-    classifier = LAYOUTS["timm" if _is_timm(arch) else "torchvision"].left
-    end = tuple(prefix + name for name in classifier)
-    own = {name for name in tensors if name.startswith(prefix) and not name.startswith(end)}
+    inside = {name: name.removeprefix(f"{prefix}.") for name in tensors if name.startswith(f"{prefix}.")}
+    classifier = _classifier(inside.values(), arch)
+    own = {name: short for name, short in inside.items() if short not in classifier}
+    if not own:
+        raise ValueError(f"{path} holds nothing under {prefix}.*; it holds {_listed(_counts(tensors))}")
     left = {name: value for name, value in tensors.items() if name not in own}
-    return {name.removeprefix(prefix): tensors[name] for name in own}, left
+    return {short: tensors[name] for name, short in own.items()}, left
+
+
+def _classifier(names: Iterable[str], arch: str) -> set[str]:
+    """Those of a plain model's tensors that are its classifier."""
+    if not _is_timm(arch):
+        return {name for name in names if name.startswith(LAYOUTS["torchvision"].left)}
+    from byol.timm_encoder import classifier_tensors
+
+    return classifier_tensors(arch.removeprefix(TIMM))
 
 
 def _is_plain_enough(layout: str, tensors: dict[str, Tensor], arch: str) -> bool:
@@ -147,10 +190,13 @@ def _fit(
     named, cut = _named({name: v.float() if v.is_floating_point() else v for name, v in own.items()})
     stem = "imagenet" if _is_timm(arch) else _stem(layout, named, cut)
     encoder = build_encoder(arch, stem, image_size)
+    counters = {name: value for name, value in encoder.state_dict().items() if name.endswith("num_batches_tracked")}
+    if not counters.keys() & named.keys():  # torch before 0.4.1 had none, and some drop them; they say nothing here
+        named |= counters
     load_strict(encoder, named, f"{path}, read as {layout},")
     if not finite(named):
         raise ValueError(f"{path}: the encoder's weights are not all finite")
-    origin = Origin(layout, path.name, file_digest(path))
+    origin = Origin(layout, path.name, sha256_of(path))
     return Weights(encoder.eval(), stem, origin, _counts(own), _counts(left))
 
 
@@ -188,8 +234,11 @@ def _refusal(path: Path, tensors: dict[str, Tensor], toolkit: str, arch: str, pr
     """What to say when no layout fits: the best reason, and what there is to choose from."""
     if problems:
         return next(iter(problems.values()))
-    groups = ", ".join(f"{name}.* ({count})" for name, count in _counts(tensors).items())
     return (
         f"{path} does not look like {'any known toolkit' if toolkit == 'auto' else toolkit} with {arch}: it holds "
-        f"{groups}. Which part is the online encoder is not guessed; name it: --prefix PART."
+        f"{_listed(_counts(tensors))}. Which part is the online encoder is not guessed; name it: --prefix PART."
     )
+
+
+def _listed(counts: dict[str, int]) -> str:
+    return ", ".join(f"{name or 'tensors'}.* ({count})" for name, count in counts.items())

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from byol.files import atomic_folder
+from byol.files import atomic_folder, remove, require_folder_place
 from byol.serve.bundle import Bundle
+from byol.serve.manifest import GRAPHS
 from byol.serve.pipeline import graph_interface
 
 MAX_BATCH_SIZE = 256
 QUEUE_DELAY = 2000  # microseconds that a request may wait for others to share its batch
 TYPES = {"tensor(uint8)": "TYPE_UINT8", "tensor(float)": "TYPE_FP32"}
 
+_OURS = "# Written by byol"  # how a configuration begins; models that begin otherwise are somebody else's
 _CONFIG = """\
+{ours} {version} from the bundle {digest}
 name: "{name}"
 backend: "onnxruntime"
 max_batch_size: {max_batch_size}
@@ -46,26 +49,46 @@ model_warmup {{
 """
 
 
-def write_repository(bundle: Path, out: Path) -> list[str]:
-    """Write the model repository of a bundle to the folder `out`, replacing an older one; the models' names.
-
-    Raises `ValueError` when `out` holds something else.
-    """
-    if out.exists() and not list(out.glob("*/config.pbtxt")) and (not out.is_dir() or any(out.iterdir())):
+def require_repository(out: Path) -> None:
+    """Raise `ValueError` when `out` cannot be a model repository, or has a model of our name that is not ours."""
+    if not out.exists():
+        require_folder_place(out)
+        return
+    if not out.is_dir() or (any(out.iterdir()) and not list(out.glob("*/config.pbtxt"))):
         raise ValueError(f"{out} exists and is no model repository; choose another --triton")
+    for name in map(_model_name, GRAPHS):
+        if (out / name).exists() and not _is_ours(out / name):
+            raise ValueError(f"{out} has a model {name} that byol did not write; choose another --triton")
+
+
+def write_repository(bundle: Path, out: Path) -> list[str]:
+    """Write the models of a bundle into the model repository `out`, in place of an older bundle's; their names.
+
+    Other models of the repository stay. Raises `ValueError`: see `require_repository`.
+    """
+    require_repository(out)
     opened = Bundle.open(bundle)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    names = []
-    with atomic_folder(out) as folder:
-        for graph in opened.manifest.graphs:
-            name = graph.removesuffix(".onnx").replace(".", "_").replace("-", "_")
-            (folder / name / "1").mkdir(parents=True)
-            (folder / name / "config.pbtxt").write_text(model_config(opened, graph, name))
-            model = opened.model(graph)
+    names = [_model_name(graph) for graph in opened.manifest.graphs]
+    for graph, name in zip(opened.manifest.graphs, names, strict=True):
+        model = opened.model(graph)
+        with atomic_folder(out / name) as folder:
+            (folder / "1").mkdir()
+            (folder / "config.pbtxt").write_text(model_config(opened, graph, name))
             for file, content in {"model.onnx": model.graph, **model.weights}.items():
-                (folder / name / "1" / file).write_bytes(content)
-            names.append(name)
+                (folder / "1" / file).write_bytes(content)
+    for name in set(map(_model_name, GRAPHS)) - set(names):
+        if (out / name).exists():
+            remove(out / name)
     return names
+
+
+def _model_name(graph: str) -> str:
+    return graph.removesuffix(".onnx").replace(".", "_").replace("-", "_")
+
+
+def _is_ours(model: Path) -> bool:
+    config = model / "config.pbtxt"
+    return config.is_file() and config.read_bytes().startswith(_OURS.encode())
 
 
 def model_config(bundle: Bundle, graph: str, name: str) -> str:
@@ -79,6 +102,7 @@ def model_config(bundle: Bundle, graph: str, name: str) -> str:
             fixed = [dim if dim > 0 else size for dim in dims]
             batches = (1, MAX_BATCH_SIZE)
             warmup = "".join(_WARMUP.format(batch=b, name=end, type=TYPES[kind], dims=fixed) for b in batches)
+    made = {"ours": _OURS, "version": bundle.manifest.byol_version, "digest": bundle.digest}
     return _CONFIG.format(
-        name=name, max_batch_size=MAX_BATCH_SIZE, ends="\n".join(ends), delay=QUEUE_DELAY, warmup=warmup
+        **made, name=name, max_batch_size=MAX_BATCH_SIZE, ends="\n".join(ends), delay=QUEUE_DELAY, warmup=warmup
     )

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
+from byol.files import require_folder_place, sha256_of
 from byol.images import printable
 from byol.serve.manifest import (
     ANY_SIZE,
@@ -27,6 +28,7 @@ from byol.serve.manifest import (
     Parity,
 )
 from byol.serve.model import Model, weight_files
+from byol.serve.strict_json import read_object
 
 __all__ = ["Bundle", "BundleError", "Gate", "Manifest", "compare_features", "load_manifest"]
 
@@ -155,9 +157,25 @@ def golden_names(graph: str) -> tuple[str, str]:
 
 
 def require_place(out: Path) -> None:
-    """Raise `ValueError` when a bundle written to the folder `out` would replace something else than a bundle."""
-    if out.exists() and not (out / MANIFEST).is_file() and (not out.is_dir() or any(out.iterdir())):
+    """Raise `ValueError` when no bundle can be written to the folder `out`, or would replace anything but a bundle."""
+    require_folder_place(out)
+    found = {entry.name for entry in out.iterdir()} if out.exists() else set()
+    if not found:
+        return
+    try:
+        manifest = read_object((out / MANIFEST).read_bytes())
+    except (OSError, BundleError):
+        manifest = {}
+    files = manifest.get("files")
+    if "schema_version" not in manifest or not isinstance(files, dict):
         raise ValueError(f"{printable(out)} exists and is no bundle; choose another folder for the bundle")
+    others = sorted(found - {MANIFEST, *files})
+    if others:
+        named = ", ".join(printable(Path(name)) for name in others[:5])
+        raise ValueError(
+            f"{printable(out)} holds more than a bundle ({named}), which the new one would replace; "
+            "move that away, or choose another folder"
+        )
 
 
 def load_manifest(bundle: str | os.PathLike[str]) -> Manifest:
@@ -169,9 +187,7 @@ def describe_file(
     path: str | os.PathLike[str], precision: str | None = None, parity: Parity | None = None
 ) -> FileEntry:
     """The manifest's entry for a file that is written: its SHA-256 and size, and for a graph its parity."""
-    with open(path, "rb") as stream:
-        digest = hashlib.file_digest(stream, "sha256").hexdigest()
-        return FileEntry(digest, stream.tell(), precision, parity)
+    return FileEntry(sha256_of(path), os.path.getsize(path), precision, parity)
 
 
 def compare_features(expected: np.ndarray, found: np.ndarray) -> tuple[float, float]:

@@ -140,6 +140,10 @@ def linear(
     start = time.perf_counter()
     if new_bundle and bundle is None:
         raise click.UsageError("--save-classifier needs the BUNDLE whose encoder the probe belongs to")
+    if new_bundle:
+        from byol.serve.bundle import require_place
+
+        require_place(new_bundle)  # before work that would be lost
     data = _load(bundle, train, test, device)
     from byol.images import printable
     from byol.serve.linear import LinearProbe

@@ -67,7 +67,7 @@ def save_classifier(bundle: Path, probe: LinearProbe, head: Head, out: Path) -> 
     proto = fuse(onnx.load_model_from_string(encoder.graph), layer, head.classes)
     check_graph(proto, encoder.weights)
     model = Model(proto.SerializeToString(deterministic=True), encoder.weights)  # weights outside serve both graphs
-    parity, _ = pass_gate(CLASSIFIER, model, name, [images], logits, f"{ENCODER} and the fitted probe")
+    parity = pass_gate(CLASSIFIER, model, name, [images], logits, f"{ENCODER} and the fitted probe")
     kept = [file for file in opened.manifest.files if file not in (CLASSIFIER, GOLDEN, CARD)]
     tensors = {key: value for key, value in opened.golden_tensors().items() if key != CLASSIFIER}
     out.parent.mkdir(parents=True, exist_ok=True)

@@ -25,6 +25,7 @@ ENCODER_WEIGHTS = "encoder.onnx.data"  # only where they are too large for the g
 VARIANTS = {"fp32": ENCODER, "fp16": "encoder.fp16.onnx", "int8": "encoder.int8.onnx"}
 ANY_SIZE, CLASSIFIER = "encoder.any-size.onnx", "classifier.onnx"
 GRAPHS = {**{name: precision for precision, name in VARIANTS.items()}, ANY_SIZE: "fp32", CLASSIFIER: "fp32"}
+LARGEST_SIZE = 8192  # pixels; one image of this side has 200 MB
 MAX_BYTES = 1 << 20  # a manifest has a few kilobytes; anything huge is not one
 
 
@@ -61,7 +62,9 @@ class PreprocessSpec:
         for name, value in legal.items():
             found = getattr(self, name)
             check(found == value, f"preprocess.{name} is {found!r}; this byol knows only {value!r}")
-        check(1 <= self.crop <= self.resize, f"preprocess needs 1 <= crop <= resize, found {self.crop}, {self.resize}")
+        fits = 1 <= self.crop <= self.resize <= 2 * LARGEST_SIZE and self.crop <= LARGEST_SIZE
+        sizes = f"{self.crop}, {self.resize}"
+        check(fits, f"preprocess needs 1 <= crop <= resize, crop at most {LARGEST_SIZE}, found {sizes}")
         for name, numbers in (("mean", self.mean), ("std", self.std)):
             check(len(numbers) == 3, f"preprocess.{name} must hold 3 numbers, found {len(numbers)}")
         check(min(self.std) > 0, f"preprocess.std must be positive, found {list(self.std)}")
@@ -96,6 +99,12 @@ class Parity:
     onnxruntime: str
     reference: str
     torch: str | None = None
+
+    def __post_init__(self) -> None:
+        error, cosine = self.max_relative_error, self.min_cosine
+        check(error >= 0, f"max_relative_error must not be negative, found {error}")
+        check(-1.001 <= cosine <= 1.001, f"min_cosine must lie in -1 to 1, found {cosine}")
+        check(self.images >= 1, f"images must be positive, found {self.images}")
 
 
 @dataclass(frozen=True)
@@ -146,6 +155,10 @@ class Evaluation:
     k: int
     temperature: float
     top1: dict[str, float]
+
+    def __post_init__(self) -> None:
+        for name, value in self.top1.items():
+            check(0 <= value <= 1, f"evaluation.top1[{name!r}] must lie in 0 to 1, found {value}")
 
 
 @dataclass(frozen=True)
@@ -220,7 +233,7 @@ class Manifest:
         both = (CLASSIFIER in self.files) == (self.classifier is not None)
         check(both, f"{CLASSIFIER} and the manifest's classifier belong together")
         for name in self.evaluation.top1 if self.evaluation else ():
-            check(name in self.files, f"evaluation.top1 names {name!r}, which files does not list")
+            check(name in self.graphs, f"evaluation.top1 names {name!r}, which is no graph of this bundle")
 
     @property
     def graphs(self) -> list[str]:
@@ -249,7 +262,8 @@ class Manifest:
         data = read_object(text)
         check("schema_version" in data, "no schema_version, so this is not a byol bundle's manifest")
         _check_version(data["schema_version"])  # first: a newer schema may differ in anything else
-        checksum = data.pop(CHECKSUM, None)
+        check(CHECKSUM in data, f"it has no {CHECKSUM}: written by an older byol; export the bundle again")
+        checksum = data.pop(CHECKSUM)
         manifest: Manifest = build(cls, data)
         check(checksum == manifest.checksum, f"its {CHECKSUM} is not that of its content: damaged, or edited by hand")
         return manifest

@@ -101,7 +101,7 @@ class PartsFolder:
 
     def sweep(self) -> None:
         """Remove what killed processes left half-written."""
-        for leftover in self.path.glob(".part-*.tmp"):
+        for leftover in (*self.path.glob(".part-*.tmp"), *self.path.glob(".part-*.lock")):
             leftover.unlink()
 
     def clear(self) -> None:

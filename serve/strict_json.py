@@ -5,8 +5,11 @@ from __future__ import annotations
 import json
 import math
 import types
+import unicodedata
 from dataclasses import fields, is_dataclass
 from typing import Any, Union, get_args, get_origin, get_type_hints
+
+_TURNS = {"LRE", "RLE", "LRO", "RLO", "PDF", "LRI", "RLI", "FSI", "PDI"}  # they can make a name look like another
 
 
 class BundleError(ValueError):
@@ -49,6 +52,16 @@ def _no_constant(name: str) -> None:
     raise BundleError(f"{name} is not a number that a manifest may hold")
 
 
+def is_text(value: str) -> bool:
+    """Whether a name or a sentence is free of control characters, line ends and changes of the writing direction.
+
+    `str.isprintable` would also refuse what joins letters in Persian, the spaces of French and Japanese, and emoji.
+    """
+    kinds = {unicodedata.category(character) for character in value}
+    turns = {unicodedata.bidirectional(character) for character in value}
+    return not kinds & {"Cc", "Cs", "Zl", "Zp"} and not turns & _TURNS
+
+
 def _build(hint: Any, value: Any, where: str) -> Any:
     """The JSON value as the annotated type. Raises `BundleError` naming the place."""
     origin, arguments = get_origin(hint), get_args(hint)
@@ -66,7 +79,7 @@ def _build(hint: Any, value: Any, where: str) -> Any:
         value = _as_float(value, where)
     check(type(value) is hint, f"{where} must be {hint.__name__}, found {_kind(value)}")
     check(hint is not float or math.isfinite(value), f"{where} must be finite, found {value}")
-    check(hint is not str or value.isprintable(), f"{where} holds characters that cannot be printed")
+    check(hint is not str or is_text(value), f"{where} is {value!r:.80}: control characters are not allowed")
     return value
 
 

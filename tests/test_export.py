@@ -2,8 +2,10 @@
 
 import json
 import re
+import shutil
 import subprocess
 import sys
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -245,8 +247,25 @@ def test_load_encoder_refuses_a_folder_without_weights(tmp_path):
     with pytest.raises(ValueError, match="does not exist"):
         load_encoder(tmp_path)
     (tmp_path / "manifest.json").write_text("{")
-    with pytest.raises(ValueError, match="is not a readable bundle"):
+    with pytest.raises(ValueError, match="not valid JSON"):
         load_encoder(tmp_path)
+
+
+def test_load_encoder_refuses_a_damaged_or_edited_bundle(bundle, tmp_path):
+    copy = Path(shutil.copytree(bundle, tmp_path / "bundle"))
+    weights, manifest = copy / "encoder.safetensors", copy / "manifest.json"
+    content, text = bytearray(weights.read_bytes()), manifest.read_text()
+    content[-1] ^= 1
+    weights.write_bytes(content)
+    with pytest.raises(ValueError, match="does not have the manifest's sha256"):
+        load_encoder(copy)
+    weights.write_bytes((bundle / "encoder.safetensors").read_bytes())
+    manifest.write_text(text.replace('"image_size": 16', '"image_size": 17'))
+    with pytest.raises(ValueError, match="image_size is 17"):
+        load_encoder(copy)
+    manifest.write_text(text.replace('"schema_version": 1', '"schema_version": 2'))
+    with pytest.raises(ValueError, match="upgrade it"):
+        load_encoder(copy)
 
 
 def spoil_nan(tensors):

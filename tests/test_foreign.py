@@ -285,5 +285,6 @@ def test_a_timm_checkpoint_needs_no_prefix_before_its_models_name(tmp_path):
 
 
 def test_arch_is_needed(tmp_path):
+    (tmp_path / "x.pth").touch()
     done = byol("export", tmp_path / "x.pth", "--from", "lightly", "--out", tmp_path / "b")
     assert (done.code, "add --arch NAME" in done.err) == (2, True)

@@ -24,7 +24,8 @@ def test_between_two_unknown_encoders_nothing_is_guessed(tmp_path):
     weights = foreign_encoder(path, "auto", "resnet18", SIZE, prefix="first")
     torch.testing.assert_close(weights.encoder.state_dict(), online)
     assert weights.left == {"second": 120}
-    refused(path, "missing: bn1.bias", prefix="third")
+    refused(path, r"holds nothing under third\.\*; it holds first\.\* \(120\), second\.\* \(120\)", prefix="third")
+    refused(path, "so leave --from lightly out", prefix="first", toolkit="lightly")
 
 
 def test_an_unexplained_tensor_is_refused(tmp_path):

@@ -17,7 +17,8 @@ SHARED = (
     *("named", "remote", "shards", "sources", "stamps", "tables"),
 )
 SERVE_MAY_USE = ("byol.serve", *(f"byol.{name}" for name in SHARED))
-LAZY = {"cli.py", "demo.py"}  # they start the commands; anything of byol.serve or byol.export inside functions only
+# The first two start the commands, the third has bundles read by serving's strict reader; inside functions only.
+LAZY = {"cli.py", "demo.py", "pretrained.py"}
 
 
 def imports(path: Path) -> list[tuple[str, bool]]:

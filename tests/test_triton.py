@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import onnxruntime
 import pytest
+from PIL import Image
 
 from byol.export.triton import write_repository
 from byol.serve import Encoder
@@ -75,6 +76,22 @@ def test_something_else_is_not_replaced(tmp_path):
         write_repository(bundle, tmp_path / "taken")
 
 
+def test_the_repositorys_other_models_stay(place, tmp_path):
+    bundle, models = write_tiny_bundle(tmp_path / "bundle"), tmp_path / "models"
+    (models / "bert" / "1").mkdir(parents=True)
+    (models / "bert" / "config.pbtxt").write_text('name: "bert"')
+    (models / "bert" / "1" / "model.onnx").write_bytes(b"precious")
+    write_repository(place / "bundle", models)
+    assert (models / "encoder_int8").is_dir()
+    write_repository(bundle, models)  # which has no int8
+    assert sorted(path.name for path in models.iterdir()) == ["bert", "encoder"]
+    assert (models / "bert" / "1" / "model.onnx").read_bytes() == b"precious"
+    (models / "encoder" / "config.pbtxt").write_text('name: "encoder"')
+    done = byol("export", place / "run", "--out", tmp_path / "b", "--triton", models)
+    assert (done.code, "has a model encoder that byol did not write" in done.err) == (1, True)
+    assert not (tmp_path / "b").exists()  # said before the work
+
+
 def test_export_writes_it(place, tmp_path):
     done = byol("export", place / "run", "--out", tmp_path / "b", "--triton", tmp_path / "models")
     assert (done.code, "model repository with encoder\n" in done.out) == (0, True), done.err
@@ -119,7 +136,9 @@ def inference_server(model, name):
 def test_the_documented_client_gets_the_encoders_features(tmp_path, monkeypatch):
     """Triton's own client, and of the server what it speaks: the server itself is not installed here."""
     bundle = write_tiny_bundle(tmp_path / "bundle")
-    picture(3, size=(40, 30)).save(tmp_path / "photo.jpg")
+    turned = Image.Exif()
+    turned[0x0112] = 6  # a phone held upright
+    picture(3, size=(40, 30)).save(tmp_path / "photo.jpg", exif=turned)
     monkeypatch.chdir(tmp_path)
     (block,) = code("triton.md", "Serving with Triton")
     names: dict[str, Any] = {}
