@@ -93,9 +93,7 @@ def foreign_encoder(path: Path, toolkit: str, arch: str, image_size: int, prefix
     tensors, others, prefix = _one_model(path, read_models(path), prefix or "")
     tensors = haiku.torch_names(tensors)
     if prefix and toolkit != "auto":
-        raise ValueError(
-            f"the prefix {prefix} says what to take, so --from {toolkit} has nothing to find; leave it out"
-        )
+        raise ValueError(f"the prefix {prefix} says what to take; leave --from {toolkit} out")
     if prefix:
         candidates = {f"prefix {prefix}": _under(path, tensors, prefix, arch)}
     else:

@@ -115,11 +115,37 @@ def test_a_variant_that_is_not_there_is_named(place, tmp_path):
     [
         (["--precision", "int8"], "int8 needs images to calibrate on; add --calibrate"),
         (["--eval-train", "."], "--eval-train and --eval-test belong together"),
+        (["--precision", "fp16", "--calibrate", "."], "--calibrate is for --precision int8 and --any-size"),
+        (["--arch", "resnet18", "--mean", "0.5", "nan", "0.5"], "nan is not a finite number"),
+        (["--arch", "resnet18", "--mean", "123.7", "116.3", "103.5"], "123.7 is not in the range"),
+        (["--arch", "resnet18", "--std", "0", "1", "1"], "0.0 is not in the range"),
+        (["--arch", "resnet18", "--image-size", "100000"], "100000 is not in the range"),
     ],
 )
 def test_what_does_not_go_together_is_a_wrong_command(place, tmp_path, words, message):
     done = byol("export", place / "run", "--out", tmp_path / "b", *words)
     assert (done.code, message in done.err) == (2, True)
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--calibrate", "nothing", "--precision", "int8"], "nothing does not exist"),
+        (["--eval-train", "nothing", "--eval-test", "nothing"], "nothing does not exist"),
+    ],
+)
+def test_images_that_are_not_there_are_missed_before_the_work(place, tmp_path, monkeypatch, words, message):
+    monkeypatch.setattr("byol.export.bundle.encoder_to_onnx", None)  # calling it would be the work
+    done = byol("export", place / "run", "--out", tmp_path / "b", *words)
+    assert (done.code, message in done.err) == (1, True), done.err
+
+
+def test_where_no_classifier_can_be_saved_nothing_is_computed(place, tmp_path, monkeypatch):
+    monkeypatch.setattr("byol.serve.evaluate_command._load", None)
+    (tmp_path / "mine").touch()
+    words = ("--train", place / "train", "--test", place / "test", "--save-classifier", tmp_path)
+    done = byol("linear", place / "bundle", *words)
+    assert (done.code, "exists and is no bundle" in done.err) == (1, True), done.err
 
 
 def test_too_few_calibration_images_are_refused_and_nothing_is_written(place, tmp_path):

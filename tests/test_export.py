@@ -317,6 +317,20 @@ def test_nothing_is_left_when_the_written_files_fail_their_check(run, tmp_path, 
     assert list(tmp_path.iterdir()) == []
 
 
+def test_files_of_the_folder_one_works_in_are_not_run(bundle, tmp_path, monkeypatch):
+    (tmp_path / "random.py").write_text("raise SystemExit('this ran')")
+    monkeypatch.chdir(tmp_path)
+    prove(bundle)
+
+
+def test_what_cannot_be_exported_is_refused_with_advice(bundle, tmp_path):
+    torch.save({}, tmp_path / "model.pth")
+    with pytest.raises(ValueError, match="for another toolkit's add --from auto --arch NAME"):
+        export_bundle(tmp_path / "model.pth", tmp_path / "out")
+    with pytest.raises(ValueError, match="is a bundle; export the run or the checkpoint"):
+        export_bundle(bundle, tmp_path / "out")
+
+
 def test_a_folder_that_is_no_bundle_is_not_replaced(run, tmp_path):
     (tmp_path / "thesis.txt").write_text("years of work")
     with pytest.raises(ValueError, match="exists and is no bundle"):

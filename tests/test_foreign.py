@@ -182,6 +182,14 @@ def test_torchvision_and_timm(tmp_path):
         assert_same(weights, vit.eval().forward_head(vit.forward_features(images()), pre_logits=True))
 
 
+@pytest.mark.parametrize("name", ["convnext_atto", "levit_128s"])  # whose heads are more than a classifier
+def test_of_a_timm_head_what_the_features_need_is_taken(tmp_path, name):
+    timm = pytest.importorskip("timm")
+    torch.save(timm.create_model(name).state_dict(), tmp_path / "model.pth")
+    weights = foreign_encoder(tmp_path / "model.pth", "auto", f"timm:{name}", 224)
+    assert list(weights.left) in (["head"], ["head", "head_dist"])
+
+
 def test_deepminds_arrays_give_haikus_features(tmp_path):
     """Haiku's own ResNet-50, whose modules have the names and the padding of the released one's."""
     hk, jax = pytest.importorskip("haiku"), pytest.importorskip("jax")

@@ -5,6 +5,8 @@ from __future__ import annotations
 import argparse
 import json
 import pickle
+import textwrap
+from pathlib import Path
 
 import pytest
 import torch
@@ -25,7 +27,34 @@ def test_between_two_unknown_encoders_nothing_is_guessed(tmp_path):
     torch.testing.assert_close(weights.encoder.state_dict(), online)
     assert weights.left == {"second": 120}
     refused(path, r"holds nothing under third\.\*; it holds first\.\* \(120\), second\.\* \(120\)", prefix="third")
-    refused(path, "so leave --from lightly out", prefix="first", toolkit="lightly")
+    refused(path, "says what to take; leave --from lightly out", prefix="first", toolkit="lightly")
+
+
+def test_between_two_versions_of_a_model_nothing_is_guessed(tmp_path):
+    online, average = resnet(0).state_dict(), resnet(1).state_dict()
+    path = saved(tmp_path / "a.pth", {"state_dict": online, "state_dict_ema": average, "optimizer": {"state": {}}})
+    refused(path, "more than once, as state_dict and state_dict_ema; .* name it, --prefix state_dict$")
+    for name, tensors in (("state_dict", online), ("state_dict_ema", average)):
+        weights = foreign_encoder(path, "auto", "resnet18", SIZE, prefix=name)
+        torch.testing.assert_close(weights.encoder.state_dict()["conv1.weight"], tensors["conv1.weight"])
+        other = ({"state_dict", "state_dict_ema"} - {name}).pop()
+        assert weights.left == {"fc": 2, other: 122}
+
+
+def test_a_part_of_no_usual_name_must_be_named(tmp_path):
+    student = {f"module.backbone.{name}": value for name, value in resnet(0).state_dict().items()}
+    path = saved(tmp_path / "a.pth", {"student": student, "teacher": student, "epoch": 3})
+    refused(path, r"it holds student.* \(122\), teacher.* \(122\): name one, --prefix NAME")
+    for prefix in ("student.backbone", "student.module.backbone"):
+        weights = foreign_encoder(path, "auto", "resnet18", SIZE, prefix=prefix)
+        assert weights.left == {"backbone": 2, "teacher": 122}
+
+
+def test_missing_counters_are_no_obstacle(tmp_path):
+    tensors = {name: value for name, value in resnet().state_dict().items() if "num_batches" not in name}
+    assert_same(foreign_encoder(saved(tmp_path / "a.pth", tensors), "auto", "resnet18", SIZE), features(resnet()))
+    tensors["bn1.num_batches_tracked"] = torch.tensor(1)
+    refused(saved(tmp_path / "b.pth", tensors), "missing: layer1.0.bn1.num_batches_tracked")
 
 
 def test_an_unexplained_tensor_is_refused(tmp_path):
@@ -58,6 +87,19 @@ def test_what_needs_code_to_be_read_is_refused_with_the_way_to_convert_it(tmp_pa
     tensors = {k: v.clone().contiguous() for k, v in resnet().state_dict().items()}
     save_file(tensors, tmp_path / "run.safetensors")  # what the advice writes
     assert_same(foreign_encoder(tmp_path / "run.safetensors", "auto", "resnet18", SIZE), features(resnet()))
+
+
+def test_a_whole_model_and_a_program_are_refused_with_ways_that_convert_them(tmp_path, monkeypatch):
+    """The advice is run as it is printed."""
+    monkeypatch.chdir(tmp_path)
+    torch.save(resnet(), "model.pt")
+    torch.jit.script(resnet()).save("program.pt")
+    for name in ("model", "program"):
+        with pytest.raises(ValueError, match="convert it:") as caught:
+            foreign_encoder(Path(f"{name}.pt"), "auto", "resnet18", SIZE)
+        advice = str(caught.value).partition("convert it:\n")[2].rpartition("\n")[0]
+        exec(textwrap.dedent(advice), {})
+        assert_same(foreign_encoder(Path(f"{name}.safetensors"), "auto", "resnet18", SIZE), features(resnet()))
 
 
 class Evil:

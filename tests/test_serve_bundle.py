@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -129,6 +130,15 @@ def test_encoder_refuses_a_flipped_weight_before_any_session(bundle: Path, monke
     (bundle / "encoder.onnx").write_bytes(content)
     with pytest.raises(BundleError, match=r"encoder\.onnx does not have the manifest's sha256"):
         Encoder(bundle, device="cpu")
+
+
+def test_a_manifest_of_another_graph_is_found(bundle: Path) -> None:
+    manifest = load_manifest(bundle)
+    replace(manifest, onnx=replace(manifest.onnx, opset=7, ir_version=1)).write(bundle)
+    assert verify(bundle).problems == [
+        "manifest.json says opset 7, encoder.onnx 20",
+        "manifest.json says ir_version 1, encoder.onnx 10",
+    ]
 
 
 def test_golden_features_that_are_not_reproduced_fail(tmp_path: Path) -> None:

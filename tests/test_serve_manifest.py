@@ -101,7 +101,7 @@ CHANGES: list[tuple[str, Callable[[dict[str, Any]], object], str]] = [
     ("layout", set_to("NCHW", "preprocess", "layout"), r"preprocess\.layout is 'NCHW'"),
     ("dtype", set_to("float32", "preprocess", "dtype"), r"preprocess\.dtype is 'float32'"),
     ("exif", set_to("ignored", "preprocess", "exif_orientation"), r"preprocess\.exif_orientation is 'ignored'"),
-    ("crop", set_to(17, "preprocess", "crop"), "1 <= crop <= resize, found 17, 16"),
+    ("crop", set_to(17, "preprocess", "crop"), "1 <= crop <= resize, crop at most 8192, found 17, 16"),
     ("image size", set_to(15, "image_size"), r"image_size is 15, but preprocess\.crop is 16"),
     ("two means", set_to([0.1, 0.2], "preprocess", "mean"), r"preprocess\.mean must hold 3 numbers"),
     ("mean of text", set_to(["a", 1, 2], "preprocess", "mean"), r"preprocess\.mean\[0\] must be float"),
@@ -118,16 +118,37 @@ CHANGES: list[tuple[str, Callable[[dict[str, Any]], object], str]] = [
     ("precision", set_to("fp8", "files", "encoder.onnx", "precision"), "precision is 'fp8'"),
     ("no parity", lambda d: d["files"]["encoder.onnx"].pop("parity"), "precision and parity belong together"),
     ("edited", set_to([0.5, 0.5, 0.5], "preprocess", "mean"), "checksum is not that of its content"),
-    ("no checksum", lambda d: d.pop("checksum"), "checksum is not that of its content"),
+    ("no checksum", lambda d: d.pop("checksum"), "it has no checksum: written by an older byol"),
     ("training is text", set_to("a lot", "training"), "training must be an object, found a string"),
     ("img_size", set_to(17, "architecture", "img_size"), "architecture.img_size is 17, but image_size is 16"),
-    ("escape codes", set_to("\x1b[2J", "architecture", "name"), "cannot be printed"),
-    ("lone surrogate", set_to("\ud800", "architecture", "name"), "cannot be printed"),
+    ("escape codes", set_to("\x1b[2J", "architecture", "name"), r"name is '\\x1b\[2J': control characters"),
+    ("lone surrogate", set_to("\ud800", "architecture", "name"), "control characters are not allowed"),
+    ("turned text", set_to("abc\u202ecba", "architecture", "name"), "control characters are not allowed"),
+    ("huge image", set_to(10**9, "preprocess", "crop"), "crop at most 8192"),
+    ("huge resize", set_to(10**30, "preprocess", "resize"), "crop at most 8192"),
+    ("cosine", set_to(-3.0, "files", "encoder.onnx", "parity", "min_cosine"), "min_cosine must lie in -1 to 1"),
+    ("error", set_to(-1.0, "files", "encoder.onnx", "parity", "max_relative_error"), "must not be negative"),
+    ("no images", set_to(0, "files", "encoder.onnx", "parity", "images"), "images must be positive"),
+    *[
+        (f"evaluation {top1}", lambda d, top1=top1: d.update(evaluation={
+            "train": "a", "test": "b", "n_train": 1, "n_test": 1, "k": 1, "temperature": 0.1, "top1": top1
+        }), message)
+        for top1, message in (({"encoder.onnx": 7.0}, "must lie in 0 to 1"), ({"README.md": 0.5}, "is no graph"))
+    ],
     *[
         (f"name {name!r}", rename_file(name), "only plain file names")
         for name in ("../x", "/etc/x", "a/b", "a\\b", "..", ".", "", "C:x", ".hidden", "manifest.json", "a\0b", "x.")
     ],
 ]  # fmt: skip
+
+
+@pytest.mark.parametrize("name", ["café\u00a0noir", "می‌خواهم", "猫\u3000犬", "👨‍👩‍👧", "Größe", "a b"])
+def test_names_in_any_language_are_read(bundle: Path, name: str) -> None:
+    manifest = load_manifest(bundle)
+    assert manifest.training is not None
+    manifest = replace(manifest, training=replace(manifest.training, data=name))
+    manifest.write(bundle)
+    assert load_manifest(bundle) == manifest
 
 
 @pytest.mark.parametrize(("change", "message"), [c[1:] for c in CHANGES], ids=[c[0] for c in CHANGES])
