@@ -18,6 +18,7 @@ import pyarrow.parquet as pq
 from byol.files import atomic_file
 from byol.images import Skipped, printable
 from byol.serve.features import DIGEST_KEY, ERRORS, write_errors
+from byol.serve.manifest import ENCODER, GRAPHS
 
 MANIFEST = "_manifest.json"
 FORMAT = 1
@@ -48,6 +49,7 @@ class PartsFolder:
 
     def __init__(self, path: Path, settings: dict[str, Any]) -> None:
         self.path, self.name, self.settings = path, printable(path), {"format": FORMAT, **settings}
+        self.lock = path / ".lock"  # not beside the folder: that may be a mount point
 
     def part_file(self, number: int) -> Path:
         """The file of a part."""
@@ -69,7 +71,7 @@ class PartsFolder:
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise ValueError(f"{printable(path)} cannot be read ({error}); give an empty folder") from error
         if differing:
-            texts = (f"{key} {_short(values[key])}, now {_short(self.settings[key])}" for key in differing)
+            texts = (_difference(key, values[key], self.settings[key]) for key in differing)
             raise ValueError(f"{self.name} holds another extraction: {'; '.join(texts)}; give an empty folder")
         return dict(values)
 
@@ -80,16 +82,21 @@ class PartsFolder:
     def finish(self, parts: dict[int, Part]) -> None:
         """Write the list of errors and the complete manifest."""
         begun = self.manifest()
-        listed = [item for part in parts.values() for item in part.listed]
-        decoded = [item for part in parts.values() for item in part.decoded]
-        write_errors(self.path / ERRORS, listed, decoded)
+        self.list_errors(parts)
         files = [
             {"file": self.part_file(number).name, "rows": part.rows, "skipped": len(part.skipped)}
             for number, part in parts.items()
         ]
         rows = sum(part.rows for part in parts.values())
-        counts = {"images": rows, "skipped": len(listed) + len(decoded), "parts": files, "complete": True}
+        skipped = sum(len(part.skipped) for part in parts.values())
+        counts = {"images": rows, "skipped": skipped, "parts": files, "complete": True}
         self._write({"stamp": None} | (begun or self.settings) | counts)
+
+    def list_errors(self, parts: dict[int, Part]) -> None:
+        """Write the list of what these parts leave out."""
+        listed = [item for part in parts.values() for item in part.listed]
+        decoded = [item for part in parts.values() for item in part.decoded]
+        write_errors(self.path / ERRORS, listed, decoded)
 
     def _write(self, values: dict[str, Any]) -> None:
         with atomic_file(self.path / MANIFEST) as temporary:
@@ -99,10 +106,19 @@ class PartsFolder:
         """The finished parts by number, in order. Raises `ValueError` for one that is damaged or of another bundle."""
         return {_number(file): read_part(file, self.settings[DIGEST_KEY]) for file in self._files()}
 
+    def whole(self) -> dict[int, Part] | None:
+        """The parts of a complete extraction, None when there is something left to do. Raises `ValueError` as above."""
+        stored = self.manifest()
+        finished = self.finished() if stored else {}
+        if self.lock.exists() or not (stored and stored["complete"] and len(stored["parts"]) == len(finished)):
+            return None
+        return finished
+
     def sweep(self) -> None:
-        """Remove what killed processes left half-written."""
-        for leftover in (*self.path.glob(".part-*.tmp"), *self.path.glob(".part-*.lock")):
-            leftover.unlink()
+        """Remove what killed processes left half-written; only for who holds the folder's lock."""
+        for name in ("part-*.parquet", MANIFEST, ERRORS):
+            for leftover in (*self.path.glob(f".{name}.tmp"), *self.path.glob(f".{name}.lock")):
+                leftover.unlink()
 
     def clear(self) -> None:
         """Remove the parts and the manifest."""
@@ -135,8 +151,18 @@ def _number(file: Path) -> int:
     return int(digits)
 
 
-def _short(value: object) -> str:
-    return str(value)[:24]
+def _difference(key: str, stored: object, now: object) -> str:
+    """Two values of a setting; of two encoders of one bundle, their files."""
+    if key == DIGEST_KEY:
+        (old, _, graph), (new, _, other) = str(stored).partition("/"), str(now).partition("/")
+        if old == new:
+            return f"variant {_variant(graph)}, now {_variant(other)}"
+        stored, now = old[:12], new[:12]
+    return f"{key} {stored}, now {now}"
+
+
+def _variant(graph: str) -> str:
+    return GRAPHS.get(graph or ENCODER, graph)
 
 
 def _pairs(items: list[Skipped]) -> list[list[str]]:
