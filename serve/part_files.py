@@ -19,8 +19,8 @@ from byol.files import atomic_file
 from byol.images import Skipped, printable
 from byol.serve.features import DIGEST_KEY, ERRORS, write_errors
 from byol.serve.manifest import ENCODER, GRAPHS
+from byol.serve.part_listing import MANIFEST, part_files, part_number, read_manifest
 
-MANIFEST = "_manifest.json"
 FORMAT = 1
 NOTES = "byol"  # the key of a part's notes in its metadata
 
@@ -57,23 +57,17 @@ class PartsFolder:
 
     def manifest(self) -> dict[str, Any] | None:
         """The manifest, None when nothing was begun here. Raises `ValueError` when it is of another extraction."""
-        path = self.path / MANIFEST
-        if not path.exists():
-            others = sorted(self.path.glob("part-*.parquet"))
+        values = read_manifest(self.path)
+        if values is None:
+            others = part_files(self.path)
             if others:
                 other = printable(others[0].name)
                 raise ValueError(f"{self.name} holds {other} of another extraction; give an empty folder")
             return None
-        try:
-            values = json.loads(path.read_bytes())
-            differing = [key for key, value in self.settings.items() if values[key] != value]
-            _ = values["complete"], values["stamp"]
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            raise ValueError(f"{printable(path)} cannot be read ({error}); give an empty folder") from error
-        if differing:
-            texts = (_difference(key, values[key], self.settings[key]) for key in differing)
+        texts = [_difference(key, values.get(key), now) for key, now in self.settings.items() if values.get(key) != now]
+        if texts:
             raise ValueError(f"{self.name} holds another extraction: {'; '.join(texts)}; give an empty folder")
-        return dict(values)
+        return values
 
     def begin(self, stamp: str | None) -> None:
         """Write the manifest of an extraction that is not complete."""
@@ -104,7 +98,7 @@ class PartsFolder:
 
     def finished(self) -> dict[int, Part]:
         """The finished parts by number, in order. Raises `ValueError` for one that is damaged or of another bundle."""
-        return {_number(file): read_part(file, self.settings[DIGEST_KEY]) for file in self._files()}
+        return {_number(file): read_part(file, self.settings[DIGEST_KEY]) for file in part_files(self.path)}
 
     def whole(self) -> dict[int, Part] | None:
         """The parts of a complete extraction, None when there is something left to do. Raises `ValueError` as above."""
@@ -122,11 +116,8 @@ class PartsFolder:
 
     def clear(self) -> None:
         """Remove the parts and the manifest."""
-        for file in (*self._files(), self.path / MANIFEST):
+        for file in (*part_files(self.path), self.path / MANIFEST):
             file.unlink(missing_ok=True)
-
-    def _files(self) -> list[Path]:
-        return sorted(self.path.glob("part-*.parquet"), key=_number)
 
 
 def read_part(file: Path, digest: str) -> Part:
@@ -145,10 +136,10 @@ def read_part(file: Path, digest: str) -> Part:
 
 
 def _number(file: Path) -> int:
-    digits = file.stem.removeprefix("part-")
-    if not digits.isdecimal():
+    number = part_number(file)
+    if number is None:
         raise ValueError(f"{printable(file)} is not a part of an extraction; remove it")
-    return int(digits)
+    return number
 
 
 def _difference(key: str, stored: object, now: object) -> str:
