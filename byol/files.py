@@ -67,15 +67,15 @@ def atomic_folder(path: str | os.PathLike[str]) -> Iterator[Path]:
 
 
 @contextmanager
-def only_writer(final: Path) -> Iterator[None]:
+def only_writer(final: Path, lock: Path | None = None) -> Iterator[None]:
     """Hold the lock of what is written to `final`; it ends with the process, however that ends.
 
-    Raises `BlockingIOError` while another process holds it.
+    It is a file beside `final`, or `lock`. Raises `BlockingIOError` while another process holds it.
     """
     if sys.platform == "win32":
         yield
         return
-    place = final.with_name(f".{final.name}.lock")
+    place = lock or final.with_name(f".{final.name}.lock")
     descriptor = os.open(place, os.O_RDWR | os.O_CREAT, 0o666)
     try:
         _lock(descriptor, final)

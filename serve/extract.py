@@ -35,13 +35,14 @@ class Options:
 @dataclass(frozen=True)
 class Extraction:
     """What an extraction did. `images` counts the rows there are, `computed` those of this call, in `seconds`;
-    `skipped` is what was left out.
+    `skipped` is what was left out; `was_complete` says that nothing was left to do.
     """
 
     images: int
     computed: int
     skipped: list[Skipped]
     seconds: float
+    was_complete: bool = False
 
 
 def output_file(out: str) -> Path | None:

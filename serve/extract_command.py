@@ -108,7 +108,7 @@ def extract(
         result, facts = _by_ray(bundle, task, ray_address, encoder)
     else:
         result, facts = _here(bundle, task, file, processes, encoder)
-    if result.computed == 0:
+    if result.was_complete:
         note(f"{printable(out)} was complete already; for other images give an empty folder")
     errors = errors_of(file) if file else Path(out) / ERRORS
     note_skipped(result.skipped, listed_in=printable(errors))

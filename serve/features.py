@@ -21,6 +21,7 @@ import pyarrow.parquet as pq
 from byol.files import atomic_file
 from byol.images import Skipped, printable
 from byol.locations import Location, is_url
+from byol.serve.part_listing import complete_parts, is_begun, naming, part_files, row_count
 from byol.tables import image_column
 
 ERRORS = "errors.parquet"
@@ -151,7 +152,7 @@ def write_errors(path: Path, listed: Sequence[Skipped], decoded: Sequence[Skippe
 
 
 def is_features(path: Location) -> bool:
-    """Whether this is what `extract` writes: Parquet, a folder with `part-*.parquet`, an `.npz` with `features`.
+    """Whether this is what `extract` writes: Parquet, a folder of parts, an `.npz` with `features`.
 
     Parquet with a column of images, and none called `features`, is a source of images. Raises `ValueError` for an
     `.npz` that holds both images and features. What lies behind a URL is taken for images.
@@ -160,7 +161,8 @@ def is_features(path: Location) -> bool:
         return False
     path = Path(path)
     if path.is_dir():
-        return any(is_features(part) for part in sorted(path.glob("part-*.parquet"))[:1])
+        parts = part_files(path)
+        return is_features(parts[0]) if parts else is_begun(path)
     if path.suffix.lower() == ".npz":
         return _npz_holds_features(path)
     return path.suffix.lower() == ".parquet" and not _parquet_holds_images(path)
@@ -169,19 +171,17 @@ def is_features(path: Location) -> bool:
 def read_features(path: str | Path) -> Features:
     """Read a features file or folder.
 
-    Raises `ValueError` for wrong columns, rows of different length, values that are not finite, no rows.
+    Raises `ValueError` for wrong columns, rows of different length, values that are not finite, no rows, and for a
+    folder whose extraction is not complete.
     """
     path = Path(path)
     name = printable(path)
-    try:
-        if path.is_dir():
-            features = _read_parquet(name, sorted(path.glob("part-*.parquet")))
-        elif path.suffix.lower() == ".npz":
-            features = _read_npz(name, path)
-        else:
-            features = _read_parquet(name, [path])
-    except (pa.ArrowException, OSError) as error:
-        raise ValueError(f"{name} cannot be read as a features file: {' '.join(str(error).split())}") from error
+    if not path.exists():
+        raise ValueError(f"{name} does not exist")
+    if path.suffix.lower() == ".npz" and not path.is_dir():
+        features = _read_npz(name, path)
+    else:
+        features = _read_parquet(name, complete_parts(path) if path.is_dir() else [path])
     if len(features) == 0:
         raise ValueError(f"{name} holds no features")
     if features.x.shape[1] == 0:
@@ -198,7 +198,7 @@ def _read_parquet(name: str, files: Sequence[Path]) -> Features:
     """Files as one, into one matrix of the size that their footers say: a bank may fill half of the memory."""
     if not files:
         raise ValueError(f"{name} holds no part-*.parquet")
-    total = sum(_row_count(file) for file in files)
+    total = sum(row_count(file) for file in files)
     ids: list[str] = []
     labels: list[str | None] = []
     x: np.ndarray | None = None
@@ -206,7 +206,7 @@ def _read_parquet(name: str, files: Sequence[Path]) -> Features:
     for file in files:
         part, first = printable(file), len(ids)
         # Buffered, as is the default, the whole file would lie in memory beside the matrix.
-        with open(file, "rb") as stream, pq.ParquetFile(stream, pre_buffer=False) as table:
+        with naming(file), open(file, "rb") as stream, pq.ParquetFile(stream, pre_buffer=False) as table:
             _check_columns(part, table.schema_arrow)
             digests.add((table.schema_arrow.metadata or {}).get(DIGEST_KEY.encode()))
             if len(digests) > 1:
@@ -227,14 +227,9 @@ def _read_parquet(name: str, files: Sequence[Path]) -> Features:
     return Features(name, ids, labels, x, digest.decode("ascii", "replace") if digest else None)
 
 
-def _row_count(path: Path) -> int:
-    with open(path, "rb") as stream:
-        rows: int = pq.read_metadata(stream).num_rows
-    return rows
-
-
 def _check_columns(name: str, schema: Any) -> None:
     def is_text(kind: Any) -> bool:
+        kind = kind.value_type if pa.types.is_dictionary(kind) else kind  # a category of pandas
         return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind))
 
     def is_matrix(kind: Any) -> bool:
@@ -290,7 +285,8 @@ def _read_npz(name: str, path: Path) -> Features:
         with np.load(path, allow_pickle=False) as archive:
             arrays = {key: archive[key] for key in ("ids", "labels", "features", DIGEST_KEY) if key in archive}
     except Exception as error:  # zipfile, zlib and NumPy raise many kinds
-        raise ValueError(f"{name} cannot be read as a features file: {error}") from error
+        advice = "; save ids and labels as text or numbers" if "allow_pickle" in str(error) else ""
+        raise ValueError(f"{name} cannot be read as a features file: {error}{advice}") from error
     x = arrays.get("features")
     if x is None or x.ndim != 2 or not np.issubdtype(x.dtype, np.floating):
         found = "none" if x is None else f"{x.dtype} {x.shape}"
@@ -303,4 +299,5 @@ def _read_npz(name: str, path: Path) -> Features:
     if "labels" in arrays:
         labels = [str(label) or None for label in arrays["labels"]]
     digest = str(arrays[DIGEST_KEY]) if DIGEST_KEY in arrays else None
-    return Features(name, ids, labels, x.astype(np.float32), digest)
+    with np.errstate(over="ignore"):  # what is beyond float32 is refused as not finite
+        return Features(name, ids, labels, x.astype(np.float32), digest)

@@ -18,8 +18,9 @@ import pyarrow.parquet as pq
 from byol.files import atomic_file
 from byol.images import Skipped, printable
 from byol.serve.features import DIGEST_KEY, ERRORS, write_errors
+from byol.serve.manifest import ENCODER, GRAPHS
+from byol.serve.part_listing import MANIFEST, part_files, part_number, read_manifest
 
-MANIFEST = "_manifest.json"
 FORMAT = 1
 NOTES = "byol"  # the key of a part's notes in its metadata
 
@@ -48,6 +49,7 @@ class PartsFolder:
 
     def __init__(self, path: Path, settings: dict[str, Any]) -> None:
         self.path, self.name, self.settings = path, printable(path), {"format": FORMAT, **settings}
+        self.lock = path / ".lock"  # not beside the folder: that may be a mount point
 
     def part_file(self, number: int) -> Path:
         """The file of a part."""
@@ -55,23 +57,17 @@ class PartsFolder:
 
     def manifest(self) -> dict[str, Any] | None:
         """The manifest, None when nothing was begun here. Raises `ValueError` when it is of another extraction."""
-        path = self.path / MANIFEST
-        if not path.exists():
-            others = sorted(self.path.glob("part-*.parquet"))
+        values = read_manifest(self.path)
+        if values is None:
+            others = part_files(self.path)
             if others:
                 other = printable(others[0].name)
                 raise ValueError(f"{self.name} holds {other} of another extraction; give an empty folder")
             return None
-        try:
-            values = json.loads(path.read_bytes())
-            differing = [key for key, value in self.settings.items() if values[key] != value]
-            _ = values["complete"], values["stamp"]
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            raise ValueError(f"{printable(path)} cannot be read ({error}); give an empty folder") from error
-        if differing:
-            texts = (f"{key} {_short(values[key])}, now {_short(self.settings[key])}" for key in differing)
+        texts = [_difference(key, values.get(key), now) for key, now in self.settings.items() if values.get(key) != now]
+        if texts:
             raise ValueError(f"{self.name} holds another extraction: {'; '.join(texts)}; give an empty folder")
-        return dict(values)
+        return values
 
     def begin(self, stamp: str | None) -> None:
         """Write the manifest of an extraction that is not complete."""
@@ -80,16 +76,21 @@ class PartsFolder:
     def finish(self, parts: dict[int, Part]) -> None:
         """Write the list of errors and the complete manifest."""
         begun = self.manifest()
-        listed = [item for part in parts.values() for item in part.listed]
-        decoded = [item for part in parts.values() for item in part.decoded]
-        write_errors(self.path / ERRORS, listed, decoded)
+        self.list_errors(parts)
         files = [
             {"file": self.part_file(number).name, "rows": part.rows, "skipped": len(part.skipped)}
             for number, part in parts.items()
         ]
         rows = sum(part.rows for part in parts.values())
-        counts = {"images": rows, "skipped": len(listed) + len(decoded), "parts": files, "complete": True}
+        skipped = sum(len(part.skipped) for part in parts.values())
+        counts = {"images": rows, "skipped": skipped, "parts": files, "complete": True}
         self._write({"stamp": None} | (begun or self.settings) | counts)
+
+    def list_errors(self, parts: dict[int, Part]) -> None:
+        """Write the list of what these parts leave out."""
+        listed = [item for part in parts.values() for item in part.listed]
+        decoded = [item for part in parts.values() for item in part.decoded]
+        write_errors(self.path / ERRORS, listed, decoded)
 
     def _write(self, values: dict[str, Any]) -> None:
         with atomic_file(self.path / MANIFEST) as temporary:
@@ -97,20 +98,26 @@ class PartsFolder:
 
     def finished(self) -> dict[int, Part]:
         """The finished parts by number, in order. Raises `ValueError` for one that is damaged or of another bundle."""
-        return {_number(file): read_part(file, self.settings[DIGEST_KEY]) for file in self._files()}
+        return {_number(file): read_part(file, self.settings[DIGEST_KEY]) for file in part_files(self.path)}
+
+    def whole(self) -> dict[int, Part] | None:
+        """The parts of a complete extraction, None when there is something left to do. Raises `ValueError` as above."""
+        stored = self.manifest()
+        finished = self.finished() if stored else {}
+        if self.lock.exists() or not (stored and stored["complete"] and len(stored["parts"]) == len(finished)):
+            return None
+        return finished
 
     def sweep(self) -> None:
-        """Remove what killed processes left half-written."""
-        for leftover in (*self.path.glob(".part-*.tmp"), *self.path.glob(".part-*.lock")):
-            leftover.unlink()
+        """Remove what killed processes left half-written; only for who holds the folder's lock."""
+        for name in ("part-*.parquet", MANIFEST, ERRORS):
+            for leftover in (*self.path.glob(f".{name}.tmp"), *self.path.glob(f".{name}.lock")):
+                leftover.unlink()
 
     def clear(self) -> None:
         """Remove the parts and the manifest."""
-        for file in (*self._files(), self.path / MANIFEST):
+        for file in (*part_files(self.path), self.path / MANIFEST):
             file.unlink(missing_ok=True)
-
-    def _files(self) -> list[Path]:
-        return sorted(self.path.glob("part-*.parquet"), key=_number)
 
 
 def read_part(file: Path, digest: str) -> Part:
@@ -129,14 +136,24 @@ def read_part(file: Path, digest: str) -> Part:
 
 
 def _number(file: Path) -> int:
-    digits = file.stem.removeprefix("part-")
-    if not digits.isdecimal():
+    number = part_number(file)
+    if number is None:
         raise ValueError(f"{printable(file)} is not a part of an extraction; remove it")
-    return int(digits)
+    return number
 
 
-def _short(value: object) -> str:
-    return str(value)[:24]
+def _difference(key: str, stored: object, now: object) -> str:
+    """Two values of a setting; of two encoders of one bundle, their files."""
+    if key == DIGEST_KEY:
+        (old, _, graph), (new, _, other) = str(stored).partition("/"), str(now).partition("/")
+        if old == new:
+            return f"variant {_variant(graph)}, now {_variant(other)}"
+        stored, now = old[:12], new[:12]
+    return f"{key} {stored}, now {now}"
+
+
+def _variant(graph: str) -> str:
+    return GRAPHS.get(graph or ENCODER, graph)
 
 
 def _pairs(items: list[Skipped]) -> list[list[str]]:

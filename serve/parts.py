@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import time
+from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
 from typing import Any
 
+from byol.files import only_writer
 from byol.images import ImageSource, Skipped, printable
 from byol.locations import Location, is_url
 from byol.serve import PART_IMAGES
@@ -77,29 +80,52 @@ def extract_parts(engine: Engine, task: Task, advance: Advance) -> Extraction:
 def complete(
     task: Task, parts: PartsFolder, advance: Advance, compute: Callable[[Manifest | None, dict[int, Part]], None]
 ) -> Extraction:
-    """Have `compute` write the missing parts, given the manifest and the parts that were found; finish the folder."""
+    """Have `compute` write the missing parts, given the manifest and the parts that were found; finish the folder.
+
+    Raises `BlockingIOError` while another process does so: one has the folder to itself until it ends.
+    """
     start = time.perf_counter()
-    stored = parts.manifest()
-    finished = parts.finished() if stored else {}
-    known = sum(part.rows for part in finished.values())
-    advance(known + sum(len(part.decoded) for part in finished.values()))
-    if not (stored and stored["complete"] and len(stored["parts"]) == len(finished)):
-        with folder(task.out):
+    finished = parts.whole()
+    was_complete, known = finished is not None, 0
+    if finished is not None:
+        known = _count_known(finished, advance)
+        _require_enough(finished, task)
+    else:
+        with folder(task.out), only_writer(parts.path, parts.lock):
             parts.sweep()
+            stored = parts.manifest()
+            found = parts.finished() if stored else {}
+            known = _count_known(found, advance)
             try:
-                compute(stored, finished)
+                compute(stored, found)
                 finished = parts.finished()
                 _require_enough(finished, task)
                 parts.finish(finished)
             except BaseException as error:
-                if not any(part.rows for part in parts.finished().values()):  # nothing to go on from
-                    parts.clear()
+                _leave(parts, begun_here=stored is None)
                 if isinstance(error, OSError) and error.errno == errno.ENOSPC:
                     text = "make room and give the same command again: finished parts are kept"
                     raise ValueError(f"no space is left on the disk of {parts.name}; {text}") from error
                 raise
     rows, skipped = (sum(part.rows for part in finished.values()), [s for p in finished.values() for s in p.skipped])
-    return Extraction(rows, rows - known, skipped, time.perf_counter() - start)
+    return Extraction(rows, rows - known, skipped, time.perf_counter() - start, was_complete)
+
+
+def _count_known(finished: dict[int, Part], advance: Advance) -> int:
+    """The rows that there are already; what was left out beside them is done, too."""
+    rows = sum(part.rows for part in finished.values())
+    advance(rows + sum(len(part.decoded) for part in finished.values()))
+    return rows
+
+
+def _leave(parts: PartsFolder, begun_here: bool) -> None:
+    """After a failure: what can be gone on from stays, with the list of what it leaves out."""
+    finished = parts.finished()
+    if begun_here and not any(part.rows for part in finished.values()):
+        parts.clear()
+    else:
+        with contextlib.suppress(OSError):  # a full disk: the reason is told anyway
+            parts.list_errors(finished)
 
 
 def _require_enough(finished: dict[int, Part], task: Task) -> None:
@@ -124,18 +150,18 @@ def fill(
     share: Share = ALL,
 ) -> None:
     """Write the parts of a share that are missing. Raises `ValueError` when the source is not that of `stored`."""
-    begun: dict[int, tuple[int, Section]] = {}
+    begun: deque[tuple[int, Section]] = deque()
 
     def sources() -> Iterator[ImageSource]:
         for number, section in missing_sections(task, parts, stored, finished):
             if number % share.count == share.index:
-                begun[id(section.source)] = number, section
+                begun.append((number, section))
                 yield section.source
 
     errors = sum(len(part.skipped) for part in finished.values())
     batches = checked_batches(engine, sources(), task.options, advance, errors)
-    for key, group in groupby(batches, key=lambda pair: id(pair[0])):
-        number, section = begun[key]
+    for _, group in groupby(batches, key=lambda pair: id(pair[0])):
+        number, section = begun.popleft()  # batches come in the order of their sources
         rows, decoded, notes = 0, list[Skipped](), dict[str, str]()
         path = parts.part_file(number)
         with feature_file(path, engine.feature_dim, engine.digest, task.options.dtype, notes) as write:
@@ -145,7 +171,6 @@ def fill(
                 rows += len(indices)
                 decoded += batch.skipped
             notes |= Part(rows, section.end, list(section.source.skipped), decoded).notes()
-        del begun[key]
 
 
 def missing_sections(

@@ -241,6 +241,30 @@ def test_wrong_npz_is_refused(tmp_path: Path, arrays: dict[str, np.ndarray], mes
         read_features(tmp_path / "f.npz")
 
 
+def test_object_labels_are_told_what_to_be(tmp_path: Path) -> None:
+    np.savez(tmp_path / "f.npz", features=np.zeros((1, 2)), labels=np.array(["a"], dtype=object))
+    with pytest.raises(ValueError, match="save ids and labels as text or numbers"):
+        read_features(tmp_path / "f.npz")
+
+
+@pytest.mark.filterwarnings("error")
+def test_numbers_beyond_float32_are_refused_without_a_warning(tmp_path: Path) -> None:
+    np.savez(tmp_path / "f.npz", features=np.array([[1.0, 1e300]]))
+    with pytest.raises(ValueError, match="1 rows have values that are not finite"):
+        read_features(tmp_path / "f.npz")
+
+
+def test_categories_of_pandas_are_labels(tmp_path: Path) -> None:
+    pq.write_table(table(label=pa.array(["dog", "cat"]).dictionary_encode()), tmp_path / "f.parquet")
+    assert read_features(tmp_path / "f.parquet").labels == ["dog", "cat"]
+
+
+def test_a_file_that_is_not_there(tmp_path: Path) -> None:
+    assert is_features(tmp_path / "f.parquet")
+    with pytest.raises(ValueError, match=r"f\.parquet does not exist$"):
+        read_features(tmp_path / "f.parquet")
+
+
 def test_what_counts_as_features(tmp_path: Path) -> None:
     np.savez(tmp_path / "images.npz", images=np.zeros((1, 2, 2, 3), np.uint8))
     np.savez(tmp_path / "both.npz", images=np.zeros((1, 2, 2, 3), np.uint8), features=np.zeros((1, 2)))

@@ -11,13 +11,18 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
+from byol.serve import parts as parts_module
 from byol.serve.bundle import Bundle
-from byol.serve.features import read_features
+from byol.serve.extract import Options
+from byol.serve.features import DIGEST_KEY, read_features
+from byol.serve.part_files import PartsFolder
+from byol.serve.parts import Task
 from byol.sources import open_sections, open_source
 from tests.command_line import Outcome, byol
 from tests.odd_images import odd_images
@@ -137,10 +142,17 @@ def test_other_settings_are_refused(place: Path, whole: dict[str, bytes], more: 
 def test_another_bundle_or_source_is_refused(place: Path, whole: dict[str, bytes], tmp_path: Path) -> None:
     words = ("--out", f"{place / 'whole'}/", *CPU, "--part-images", 7)
     done = byol("extract", place / "other", place / "images", *words)
-    assert (done.code, "bundle_sha256" in done.err) == (1, True)
+    old, new = (Bundle.open(place / name).digest[:12] for name in ("bundle", "other"))
+    assert (done.code, f"bundle_sha256 {old}, now {new}" in done.err) == (1, True)
     done = byol("extract", place / "bundle", place / "images" / "cat", *words)
-    assert (done.code, "source" in done.err) == (1, True)
+    assert (done.code, f"source {place / 'images'}, now {place / 'images' / 'cat'};" in done.err) == (1, True)
     assert contents(place / "whole") == whole
+
+
+def test_another_variant_is_named(tmp_path: Path) -> None:
+    PartsFolder(tmp_path, {DIGEST_KEY: "ab" * 32}).begin(None)
+    with pytest.raises(ValueError, match="holds another extraction: variant fp32, now fp16; give an empty folder"):
+        PartsFolder(tmp_path, {DIGEST_KEY: f"{'ab' * 32}/encoder.fp16.onnx"}).manifest()
 
 
 def test_an_npz_that_changed_is_refused(place: Path, tmp_path: Path) -> None:
@@ -198,6 +210,53 @@ def test_max_errors_stops_and_a_later_run_goes_on(place: Path, whole: dict[str, 
     assert {name: whole[name] for name in finished if name.startswith("part")}.items() <= finished.items()
     assert extract(place, tmp_path / "out", "--max-errors", 7).code == 0
     assert contents(tmp_path / "out") == whole
+
+
+def test_limits_hold_for_a_complete_folder_too(place: Path, whole: dict[str, bytes], tmp_path: Path) -> None:
+    out = copied(whole, tmp_path / "out")
+    for limit in (("--max-errors", 6), ("--on-error", "fail")):
+        done = extract(place, out, *limit)
+        assert (done.code, "7 images were left out" in done.err) == (1, True), done.err
+    assert extract(place, out, "--max-errors", 7).code == 0
+    assert contents(out) == whole
+
+
+def test_what_was_left_out_is_listed_also_where_it_stopped(place: Path, tmp_path: Path) -> None:
+    assert extract(place, tmp_path / "out", "--max-errors", 3).code == 1
+    errors = pq.read_table(tmp_path / "out" / "errors.parquet").to_pylist()
+    assert [row["path"] for row in errors] == ["cat/003.png", "cat/013.png", "cat/023.png"]
+
+
+def test_a_second_command_on_a_folder_is_refused_and_changes_nothing(
+    place: Path, whole: dict[str, bytes], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out, fill, second = tmp_path / "out", parts_module.fill, list[Outcome]()
+
+    def interrupted_fill(*arguments: Any) -> None:
+        if not second:
+            (out / ".part-00000.parquet.tmp").write_bytes(b"half of it")
+            before = contents(out)
+            second.append(extract(place, out))
+            assert contents(out) == before
+            (out / ".part-00000.parquet.tmp").unlink()
+        fill(*arguments)
+
+    monkeypatch.setattr(parts_module, "fill", interrupted_fill)
+    first = extract(place, out)
+    assert second[0].code == 1
+    assert second[0].err == f"Error: another process is writing {out}; wait for it, or choose another place\n"
+    assert first.code == 0, first.err
+    assert contents(out) == whole
+
+
+def test_a_failure_removes_no_folder_that_was_begun_before(place: Path, tmp_path: Path) -> None:
+    images = write_images(tmp_path / "images", {"cat": 8})
+    (tmp_path / "out").mkdir()
+    settings = Task(images, tmp_path / "out", Options(), 7).folder(Bundle.open(place / "bundle").digest, 8)
+    settings.begin(None)
+    (images / "cat" / "000.png").write_bytes(b"broken")
+    done = extract(place, tmp_path / "out", "--on-error", "fail", images=images)
+    assert (done.code, list(contents(tmp_path / "out"))) == (1, ["_manifest.json"])
 
 
 def test_float16_is_half_the_size_and_reads_back(place: Path, whole: dict[str, bytes], tmp_path: Path) -> None:

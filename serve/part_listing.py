@@ -1,0 +1,90 @@
+"""Which parts a folder of features holds, for who writes it and for who reads it."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from byol.images import printable
+
+MANIFEST = "_manifest.json"
+AGAIN = "give its extract command again"
+
+
+def part_files(folder: Path) -> list[Path]:
+    """The parts by number: as text, the hundred thousandth would come before the eleven thousandth."""
+    return sorted(folder.glob("part-*.parquet"), key=lambda file: (part_number(file) or 0, file.name))
+
+
+def part_number(file: Path) -> int | None:
+    """The number in a part's name; None in one that another program gave."""
+    digits = file.stem.removeprefix("part-")
+    return int(digits) if digits.isdecimal() else None
+
+
+def read_manifest(folder: Path) -> dict[str, Any] | None:
+    """What the folder's manifest says, None where there is none. Raises `ValueError` when it cannot be read."""
+    path = folder / MANIFEST
+    if not path.exists():
+        return None
+    try:
+        values = json.loads(path.read_bytes())
+        _ = values["complete"], values["stamp"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{printable(path)} cannot be read ({error}); give an empty folder") from error
+    return dict(values)
+
+
+def is_begun(folder: Path) -> bool:
+    """Whether an extraction was begun here that has no part yet, or no more."""
+    try:
+        return "bundle_sha256" in (read_manifest(folder) or ())
+    except ValueError:  # another program's
+        return False
+
+
+def complete_parts(folder: Path) -> list[Path]:
+    """The parts of a folder, as its manifest lists them where it has one.
+
+    Raises `ValueError` when the extraction has not ended, and when a part is missing, too many, or another one.
+    """
+    files, manifest = part_files(folder), read_manifest(folder)
+    if manifest is None:
+        return files
+    name = printable(folder)
+    if not manifest["complete"]:
+        raise ValueError(f"{name} is not complete: its extraction has not ended; {AGAIN}")
+    rows = {part["file"]: part["rows"] for part in manifest["parts"]}
+    for file in files:
+        if file.name not in rows:
+            raise ValueError(f"{name}: its manifest does not list {printable(file.name)}; remove that file")
+        if (found := row_count(file)) != rows[file.name]:
+            expected = rows[file.name]
+            raise ValueError(f"{printable(file)} has {found} rows, not {expected}; remove that file and {AGAIN}")
+    missing = rows.keys() - {file.name for file in files}
+    if missing:
+        raise ValueError(f"{name} is not complete: {min(missing)} is missing; {AGAIN}")
+    return files
+
+
+def row_count(file: Path) -> int:
+    """The rows of a Parquet file. Raises `ValueError` naming it when it is damaged."""
+    with naming(file), open(file, "rb") as stream:
+        rows: int = pq.read_metadata(stream).num_rows
+    return rows
+
+
+@contextlib.contextmanager
+def naming(file: Path) -> Iterator[None]:
+    """What goes wrong while a file is read, as a `ValueError` that names it."""
+    try:
+        yield
+    except (pa.ArrowException, OSError) as error:
+        reason = " ".join(str(error).split())
+        raise ValueError(f"{printable(file)} cannot be read as a features file: {reason}") from error
