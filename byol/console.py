@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import sys
+import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
     from byol.images import Skipped
 
 LISTED = 20
+SECONDS_A_LINE = 60.0
 
 
 def show_json(values: dict[str, Any]) -> None:
@@ -70,12 +72,25 @@ def warnings_as_notes() -> Iterator[None]:
 
 @contextlib.contextmanager
 def progress(title: str, total: int | None) -> Iterator[Callable[[int], None]]:
-    """A bar on stderr when it is a terminal, else nothing. Gives advance(count)."""
+    """A bar on stderr when it is a terminal, else a line a minute. Gives advance(count)."""
     if not sys.stderr.isatty():
-        yield lambda count: None
+        yield _a_line_a_minute(title, total)
         return
     with progress_bar(title, total, transient=True) as bar:
         yield lambda count: bar.advance(bar.task_ids[0], count)
+
+
+def _a_line_a_minute(title: str, total: int | None) -> Callable[[int], None]:
+    done, last = 0, time.monotonic()
+
+    def advance(count: int) -> None:
+        nonlocal done, last
+        done += count
+        if time.monotonic() - last >= SECONDS_A_LINE:
+            last = time.monotonic()
+            note(f"{title}: {done:,}{f' of {total:,}' if total else ''}")
+
+    return advance
 
 
 def progress_bar(title: str, total: int | None, start: int = 0, transient: bool = False) -> Progress:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from pathlib import Path
 from typing import Any
 
@@ -17,21 +16,11 @@ from byol.export.bundle import Source, export_bundle
 from byol.export.foreign import TOOLKITS, foreign_encoder
 from byol.export.triton import require_repository, write_repository
 from byol.locations import LOCATION
+from byol.parameters import FiniteRange
 from byol.serve.bundle import require_place
 from byol.serve.manifest import LARGEST_SIZE, Manifest
 
 IMAGENET_MEAN, IMAGENET_STD = TrainConfig.mean, TrainConfig.std
-
-
-class FiniteRange(click.FloatRange):
-    """A range that NaN is not in: no comparison finds it outside."""
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
-        """The number; a wrong one ends the command."""
-        number: float = super().convert(value, param, ctx)
-        if not math.isfinite(number):
-            self.fail(f"{value} is not a finite number.", param, ctx)
-        return number
 
 
 @click.command()

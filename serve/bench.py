@@ -19,6 +19,8 @@ from byol.serve import VARIANT_NAMES
 from byol.serve.options import BUNDLE, device_option, json_option
 
 if TYPE_CHECKING:
+    from PIL import Image
+
     from byol.images import ImageSource
     from byol.serve.encoder import Encoder
 
@@ -64,12 +66,12 @@ def bench(bundle: Path, images: Location | None, seconds: float, variant: str, d
 
 
 def measure(encoder: Encoder, source: ImageSource, seconds: float) -> list[Timing]:
-    """All rows. Raises `UnreadableImage` when a picture cannot be read."""
+    """All rows. Raises `ValueError` naming a picture that cannot be read."""
     import numpy as np
 
     transform = encoder.manifest.preprocess.transform()
     pictures = source.subset(range(min(PICTURES, len(source))))
-    decoded = [pictures.open(i) for i in range(len(pictures))]
+    decoded = [_opened(pictures, i) for i in range(len(pictures))]
     pixels = np.stack([transform(picture) for picture in decoded])  # (N, S, S, 3)
     turn, name = cycle(range(len(pictures))), encoder.manifest.onnx.input
 
@@ -83,6 +85,13 @@ def measure(encoder: Encoder, source: ImageSource, seconds: float) -> list[Timin
     rows.append(_timed("one image to features", 1, lambda: encoder([decoded[next(turn)]]), seconds))
     rows.append(_end_to_end(encoder, pictures, seconds))
     return rows
+
+
+def _opened(pictures: ImageSource, place: int) -> Image.Image:
+    try:
+        return pictures.open(place)
+    except ValueError as error:
+        raise ValueError(f"{pictures.ids[place]} cannot be read ({error}); leave it out") from error
 
 
 def _timed(stage: str, batch: int, call: Callable[[], object], seconds: float) -> Timing:

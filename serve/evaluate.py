@@ -28,12 +28,16 @@ Sets = tuple[ImageSource | Features, ImageSource | Features]  # train and test, 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Train and test features, all labelled, of one encoder; `encoder` is None when nothing had to be encoded."""
+    """Train and test features, all labelled, of one encoder; `encoder` is None when nothing had to be encoded.
+
+    `sources`: the images of each, None for features that were read.
+    """
 
     train: Features
     test: Features
     skipped: list[Skipped]
     encoder: Encoder | None
+    sources: tuple[ImageSource | None, ...] = (None, None)
 
     def head(self, probe: LinearProbe, top1: float) -> Head:
         """What a manifest says of a probe fitted and scored on these sets."""
@@ -118,7 +122,8 @@ def _load(bundle: Path | None, sets: Sets, device: str, progress: Progress, vari
     skipped: list[Skipped] = []
     train, test = (_features(opened, encoder, progress, skipped) for opened in sets)
     _require_one_encoder(train, test)
-    return Evaluation(train, test, skipped, encoder)
+    sources = tuple(opened if isinstance(opened, ImageSource) else None for opened in sets)
+    return Evaluation(train, test, skipped, encoder, sources)
 
 
 def _open(location: Location) -> ImageSource | Features:

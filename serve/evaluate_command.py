@@ -11,6 +11,7 @@ import click
 
 from byol.console import note_device, note_skipped, progress, show_json, warnings_as_notes
 from byol.locations import LOCATION, Location
+from byol.parameters import FiniteRange, OutputFile
 from byol.serve.options import BUNDLE, Positive, device_option, json_option, show
 
 if TYPE_CHECKING:
@@ -98,7 +99,7 @@ def knn(
 @click.option("--per-class", is_flag=True, help="Also the accuracy of each class, and their mean.")
 @click.option(
     "--confusion",
-    type=click.Path(dir_okay=False, path_type=Path),
+    type=OutputFile(),
     metavar="FILE.csv",
     help="Write how many images of each class (row) were taken for each class (column).",
 )
@@ -112,7 +113,7 @@ def knn(
 @click.option(
     "--label-fraction",
     "few_shares",
-    type=click.FloatRange(0, 1, min_open=True),
+    type=FiniteRange(0, 1, min_open=True),
     multiple=True,
     help="Also fit on this share of each class, as 0.01 or 0.1.",
 )
@@ -145,9 +146,12 @@ def linear(
 
         require_place(new_bundle)  # before work that would be lost
     data = _load(bundle, train, test, device)
+    from byol.draws import draw
     from byol.images import printable
     from byol.serve.linear import LinearProbe
 
+    for amount in (*few_counts, *few_shares):
+        draw(data.y_train, amount, seed=0)  # which says where a class has too few; before the fit
     classifier = LinearProbe(l2, data.encoder.device if data.encoder else device)
     _fit(classifier, data, device)
     top1, top5 = classifier.top_k_scores(data.test.x, data.y_test)

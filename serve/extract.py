@@ -50,6 +50,8 @@ def output_file(out: str) -> Path | None:
     if is_url(out):
         raise ValueError("features are written to a local disk, where they can be gone on from; copy them when done")
     path = Path(out)
+    if path.is_file() and (out.endswith(("/", os.sep)) or not path.suffix):
+        raise ValueError(f"{out} is a file; name a folder, or a file that ends in .parquet or .npz")
     if path.is_dir() or out.endswith(("/", os.sep)) or not path.suffix:
         return None
     if path.suffix.lower() in (".parquet", ".npz"):

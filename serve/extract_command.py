@@ -101,6 +101,8 @@ def extract(
         raise click.UsageError("several processes, and Ray, write a folder of parts: let --out end in /")
     if engine == "ray" and (processes or decode_threads):
         raise click.UsageError("--processes and --decode-threads are for the local engine; Ray has workers of its own")
+    if str(images) == "-" and (processes or 1) > 1:
+        raise click.UsageError("standard input can be read by one process only; write the list to a file, as list.txt")
     if ray_address and engine != "ray":
         raise click.UsageError("--ray-address needs --engine ray")
     task = Task(images, Path(out), extraction_options(on_error, max_errors, decode_threads, dtype), part_images)
@@ -138,7 +140,7 @@ def _here(
     encoder = Encoder(bundle, **options)
     facts = _facts(encoder, options)
     gpus = gpu_count() if encoder.device == "cuda" else 0
-    count = processes or max(1, gpus)
+    count = processes or max(1, gpus if str(task.location) != "-" else 1)
     with progress("extract", len(source) if source else None) as advance:
         if source and file:
             return extract_to_file(encoder, source, file, task.options, advance), facts

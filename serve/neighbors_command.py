@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -10,11 +11,15 @@ import click
 
 from byol.console import note_device, note_skipped, progress, show_table
 from byol.locations import LOCATION, Location
+from byol.parameters import OutputFile
 from byol.serve.options import BUNDLE, device_option
 
 if TYPE_CHECKING:
     import numpy as np
+    from PIL import Image
 
+    from byol.images import ImageSource
+    from byol.serve.evaluate import Evaluation
     from byol.serve.features import Features
 
 GRID_QUERIES = 100  # rows of a picture
@@ -25,7 +30,7 @@ GRID_QUERIES = 100  # rows of a picture
 @click.option("--bank", required=True, type=LOCATION, help="Images, or features that `extract` wrote.")
 @click.option("--query", required=True, type=LOCATION, help="Images, or features.")
 @click.option("--k", type=click.IntRange(min=1), default=8, show_default=True, help="Neighbours of each query.")
-@click.option("--grid", type=click.Path(dir_okay=False, path_type=Path), help="Also draw them: FILE.png.")
+@click.option("--grid", type=OutputFile(), help="Also draw them: FILE.png.")
 @device_option
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object a query on stdout, nothing else.")
 def neighbors(
@@ -54,7 +59,7 @@ def neighbors(
         else:
             show_table([(found["id"], " ".join(f"{n['id']} ({n['similarity']:.3f})" for n in found["neighbours"]))])
     if grid:
-        _draw(grid, bank, query, sets.train, sets.test, rows)
+        _draw(grid, sets, rows)
 
 
 def _found(bank: Features, query: Features, place: int, similarity: np.ndarray, rows: np.ndarray) -> dict[str, Any]:
@@ -65,25 +70,19 @@ def _found(bank: Features, query: Features, place: int, similarity: np.ndarray, 
     return {"id": query.ids[place], "label": query.labels[place], "neighbours": neighbours}
 
 
-def _draw(path: Path, bank: Location, query: Location, kept: Features, asked: Features, rows: np.ndarray) -> None:
+def _draw(path: Path, sets: Evaluation, rows: np.ndarray) -> None:
     """Queries spread over all of them, each with its neighbours."""
     import numpy as np
 
-    from byol.images import ImageSource
     from byol.serve.grid import draw_grid
-    from byol.sources import open_source
 
-    def places(source: ImageSource) -> dict[str, int]:
-        return {name: i for i, name in enumerate(source.ids)}
+    bank, queries = map(_pictures, sets.sources, (sets.train, sets.test))
+    shown = np.linspace(0, len(sets.test) - 1, min(GRID_QUERIES, len(sets.test)), dtype=int)
+    draw_grid(path, [[queries(q), *map(bank, rows[q].tolist())] for q in shown.tolist()], side=64)
 
-    sources = open_source(query), open_source(bank)
-    ours, theirs = (places(source) for source in sources)
-    shown = np.linspace(0, len(asked) - 1, min(GRID_QUERIES, len(asked)), dtype=int)
-    draw_grid(
-        path,
-        [
-            [sources[0].open(ours[asked.ids[q]]), *(sources[1].open(theirs[kept.ids[row]]) for row in rows[q].tolist())]
-            for q in shown.tolist()
-        ],
-        side=64,
-    )
+
+def _pictures(source: ImageSource | None, kept: Features) -> Callable[[int], Image.Image]:
+    """What opens the picture of a row; not every picture of the source has one."""
+    assert source is not None  # --grid is refused where one of the two is a features file
+    places = {name: place for place, name in enumerate(source.ids)}
+    return lambda row: source.open(places[kept.ids[row]])

@@ -57,8 +57,10 @@ ALL = Share()
 
 
 def _full_name(location: Location) -> str:
-    """The same for the same place, whatever the current folder is."""
+    """The same for the same place, whatever the current folder is; of a list, also where its paths begin."""
     path = Path(location)
+    if str(location) == "-" or (path.suffix.lower() == ".txt" and path.is_file()):
+        return f"{printable(path.resolve() if path.exists() else path)}, its paths from {printable(Path.cwd())}"
     return printable(path.resolve()) if not is_url(location) and path.exists() else printable(location)
 
 

@@ -63,18 +63,19 @@ def extract_in_processes(crew: Crew, task: Task, digest: str, dim: int, advance:
 
 def _follow(workers: Sequence[BaseProcess], messages: Any, advance: Advance) -> None:
     """Pass on what the workers report until all are done. Raises `ValueError` when one fails or dies."""
-    working = set(range(len(workers)))
+    working, ended = set(range(len(workers))), set[int]()
     while working:
         try:
             index, kind, value = messages.get(timeout=POLL_SECONDS)
         except queue.Empty:
-            dead = [i for i in working if not workers[i].is_alive() and workers[i].exitcode != 0]
-            if dead:
-                code = workers[dead[0]].exitcode
+            dead = {i for i in working if not workers[i].is_alive()}
+            if dead & ended:  # and nothing came from it since it was first seen to have ended
+                code = workers[min(dead & ended)].exitcode
                 raise ValueError(
                     f"a worker process ended with status {code} (was it killed for memory?); finished parts are kept, "
                     "give the same command again to go on"
                 ) from None
+            ended = dead
             continue
         if kind == "failed":
             raise value
@@ -95,8 +96,10 @@ def _work(crew: Crew, task: Task, share: Share, messages: Any) -> None:
         begun = parts.manifest(), parts.finished()
         fill(encoder, task, parts, *begun, lambda n: messages.put((share.index, "advance", n)), share)
         messages.put((share.index, "done", None))
-    except (ValueError, OSError) as error:
-        messages.put((share.index, "failed", error))
+    except OSError as error:
+        messages.put((share.index, "failed", OSError(error.errno, str(error))))
+    except Exception as error:  # as text: not every error can be sent to another process
+        messages.put((share.index, "failed", ValueError(str(error) or type(error).__name__)))
 
 
 def _end_with_parent() -> None:

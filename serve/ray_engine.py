@@ -169,7 +169,7 @@ def cluster(address: str | None) -> Iterator[None]:
     quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
     try:
         ray.init(address, **quiet) if address else ray.init(include_dashboard=False, **quiet)
-    except (ConnectionError, ValueError, RuntimeError) as error:
+    except Exception as error:  # Ray raises a bare one when its processes do not come up in time
         trouble = f"no Ray cluster answers at {address}" if address else "Ray cannot start a cluster here"
         raise ValueError(f"{trouble}: {reason_of(error)}") from error
     settings = ray.data.DataContext.get_current()

@@ -13,7 +13,7 @@ SERVING = {"numpy", "PIL", "onnx", "onnxruntime", "safetensors", "click", "rich"
 OPTIONAL = {"ray", "upath"}  # of extras, inside functions only
 REPORT = SERVING | {"bokeh", "jinja2", "markupsafe", "umap"}  # of the extras `report` and `report-umap`
 SHARED = (
-    *("cache", "columns", "console", "draws", "files", "folders", "images", "locations"),
+    *("cache", "columns", "console", "draws", "files", "folders", "images", "locations", "parameters"),
     *("named", "remote", "shards", "sources", "stamps", "tables"),
 )
 SERVE_MAY_USE = ("byol.serve", *(f"byol.{name}" for name in SHARED))

@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import json
 import os
+import queue
 import random
 import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from byol.serve.parts import Share
-from byol.serve.processes import Crew, _take_share_of_machine
+from byol.serve.processes import Crew, _follow, _take_share_of_machine
 from tests.command_line import byol
 from tests.tiny import write_images, write_tiny_bundle
 
@@ -124,6 +126,22 @@ def test_workers_take_turns_at_the_gpus_there_are(
         _take_share_of_machine(Crew(4, gpus, Path(), "cuda", None, "fp32"), Share(index, 4))
         found += os.environ["CUDA_VISIBLE_DEVICES"]
     assert found == taken
+
+
+class Worker:
+    """One that ended without a word."""
+
+    exitcode = 0
+
+    def is_alive(self) -> bool:
+        return False
+
+
+def test_a_worker_that_ends_without_a_word_is_missed() -> None:
+    messages: queue.Queue[Any] = queue.Queue()
+    messages.put((1, "done", None))
+    with pytest.raises(ValueError, match="a worker process ended with status 0"):
+        _follow([Worker(), Worker()], messages, lambda count: None)  # type: ignore[list-item]
 
 
 def test_one_file_cannot_be_written_by_several(place: Path, tmp_path: Path) -> None:

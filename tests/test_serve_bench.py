@@ -37,6 +37,15 @@ def test_people_get_a_table(tmp_path: Path) -> None:
     assert len(done.out.splitlines()) == 1 + 2 + len(BATCHES) + 2
 
 
+def test_a_picture_that_cannot_be_read_is_named(tmp_path: Path) -> None:
+    bundle = write_tiny_bundle(tmp_path / "bundle")
+    write_images(tmp_path / "images", {"cat": 3})
+    broken = sorted((tmp_path / "images").rglob("*.png"))[1]
+    broken.write_bytes(b"broken")
+    done = byol("bench", bundle, "--images", tmp_path / "images", "--seconds", 0.05, "--device", "cpu")
+    assert (done.code, f"cat/{broken.name} cannot be read" in done.err) == (1, True), done.err
+
+
 def test_generated_pictures_are_jpegs_of_the_usual_size() -> None:
     source = generated_pictures()
     assert {source.open(i).size for i in range(len(source))} == {SIZE}

@@ -135,6 +135,8 @@ def test_extract_refuses_a_folder_with_parts_of_another_run(place: Path, tmp_pat
         (["bundle", "test"], ["Missing option '--out'"]),
         (["bundle", "test", "--out", "f.npz", "--device", "gpu"], ["'gpu' is not one of 'auto', 'cpu', 'cuda'"]),
         (["bundle", "test", "--out", "f.npz", "--batch-size", "0"], ["0 is not in the range 1<=x<=4096"]),
+        (["bundle", "-", "--out", "parts/", "--processes", "2"], ["standard input can be read by one process only"]),
+        (["bundle", "test", "--out", "test.npz/"], ["test.npz/ is a file; name a folder"]),
         (["bundle", "test", "--out", "f.npz", "--on-error", "panic"], ["'panic' is not one of 'skip', 'fail'"]),
     ],
 )
@@ -271,6 +273,7 @@ def test_image_sources_that_do_not_fit_are_refused_before_encoding(
     [
         ("knn", "--k", "0"), ("knn", "--k", "many"), ("knn", "--temperature", "0"), ("knn", "--temperature", "nan"),
         ("knn", "--temperature", "inf"), ("linear", "--l2", "-1"), ("linear", "--l2", "nan"), ("linear", "--l2", "x"),
+        ("linear", "--label-fraction", "nan"), ("linear", "--confusion", "/nowhere/c.csv"),
     ],
 )  # fmt: skip
 def test_wrong_numbers_are_wrong_commands(place: Path, command: str, option: str, value: str) -> None:

@@ -149,6 +149,26 @@ def test_another_bundle_or_source_is_refused(place: Path, whole: dict[str, bytes
     assert contents(place / "whole") == whole
 
 
+def test_a_list_of_relative_paths_is_gone_on_from_where_it_was_begun(
+    place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    files = sorted((place / "images").rglob("*.png"))
+    (tmp_path / "list.txt").write_text("".join(f"{path.relative_to(place)}\n" for path in files[:9]))
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(place)
+
+    def again() -> Outcome:
+        return extract(place, tmp_path / "out", images=tmp_path / "list.txt", part=4)
+
+    assert again().code == 0
+    (tmp_path / "out" / "part-00001.parquet").unlink()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    done = again()
+    assert (done.code, "holds another extraction: source" in done.err, "its paths from" in done.err) == (1, True, True)
+    monkeypatch.chdir(place)
+    assert again().code == 0
+
+
 def test_another_variant_is_named(tmp_path: Path) -> None:
     PartsFolder(tmp_path, {DIGEST_KEY: "ab" * 32}).begin(None)
     with pytest.raises(ValueError, match="holds another extraction: variant fp32, now fp16; give an empty folder"):

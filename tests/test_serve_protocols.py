@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import io
 import json
 from pathlib import Path
 
@@ -108,8 +109,9 @@ def test_few_labels_from_the_command_line(place: Path) -> None:
     assert "0.1 of each class (5 labelled images): " in done.out
 
 
-def test_too_few_images_for_few_labels(place: Path) -> None:
+def test_too_few_images_for_few_labels(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     words = ("--train", place / "train.parquet", "--test", place / "test.parquet", *CPU, "--labels-per-class", 11)
+    monkeypatch.setattr("byol.serve.evaluate_command._fit", None)  # said before the work
     done = byol("linear", *words)
     assert (done.code, "class owl has 10 images, 11 labelled ones" in done.err) == (1, True)
 
@@ -155,6 +157,16 @@ def test_neighbors_lists_the_nearest_and_draws_them(place: Path, tmp_path: Path)
     assert byol("neighbors", *words).out.count("\n") == 11
 
 
+def test_queries_of_standard_input_are_drawn(place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    lines = "".join(f"{path}\n" for path in sorted((place / "test").rglob("*.png"))[:2])
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(lines.encode())))
+    words = ("--bank", place / "train", "--query", "-", "--k", 3, *CPU)
+    done = byol("neighbors", place / "bundle", *words, "--grid", tmp_path / "g.png", "--json")
+    assert (done.code, done.out.count("\n")) == (0, 2), done.err
+    with Image.open(tmp_path / "g.png") as picture:
+        assert picture.size == (4 * 68 + 3 * GAP, 2 * 68 + GAP)
+
+
 def test_neighbors_needs_what_it_works_on(place: Path, tmp_path: Path) -> None:
     images = ("--bank", place / "train", "--query", place / "test", *CPU)
     done = byol("neighbors", *images)
@@ -162,6 +174,8 @@ def test_neighbors_needs_what_it_works_on(place: Path, tmp_path: Path) -> None:
     files = ("--bank", place / "train.parquet", "--query", place / "test", *CPU)
     done = byol("neighbors", place / "bundle", *files, "--grid", tmp_path / "g.png")
     assert (done.code, "--grid draws images" in done.err) == (2, True)
+    done = byol("neighbors", place / "bundle", *images, "--grid", tmp_path / "none" / "g.png")
+    assert (done.code, "none is no folder that can be written to" in done.err) == (2, True)
 
 
 def test_a_grid_shows_images_whole(tmp_path: Path) -> None:

@@ -1,0 +1,38 @@
+"""Parameters of commands that click lacks. Torch-free."""
+
+from __future__ import annotations
+
+import math
+import os
+from pathlib import Path
+from typing import Any
+
+import click
+
+
+class FiniteRange(click.FloatRange):
+    """A range that NaN is not in: no comparison finds it outside."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        """The number; a wrong one ends the command."""
+        number: float = super().convert(value, param, ctx)
+        if not math.isfinite(number):
+            self.fail(f"{value} is not a finite number.", param, ctx)
+        return number
+
+
+class OutputFile(click.Path):
+    """A file to be written, whose folder is there: known before the work that it is to hold."""
+
+    def __init__(self) -> None:
+        super().__init__(dir_okay=False, path_type=Path)
+
+    def convert(
+        self, value: str | os.PathLike[str], param: click.Parameter | None, ctx: click.Context | None
+    ) -> str | bytes | os.PathLike[str]:
+        """The path; one in a folder that is not there, or cannot be written to, ends the command."""
+        path = super().convert(value, param, ctx)
+        folder = Path(os.fspath(value)).parent
+        if not folder.is_dir() or not os.access(folder, os.W_OK | os.X_OK):
+            self.fail(f"{folder} is no folder that can be written to; make it first.", param, ctx)
+        return path
