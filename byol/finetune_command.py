@@ -10,7 +10,6 @@ from typing import Any
 import click
 import numpy as np
 
-from byol.checkpoint import FINETUNE
 from byol.console import note, note_skipped, show_json, show_table
 from byol.device import resolve_device, resolve_precision
 from byol.draws import describe, deviation
@@ -20,6 +19,7 @@ from byol.images import printable
 from byol.locations import LOCATION, Location
 from byol.pretrained import read_pretrained, weights_digest
 from byol.run import RunFolder
+from byol.run_format import FINETUNE
 from byol.semi_supervised import Protocol, Sets, read_sets
 
 SCORES = ("top1", "top5", "mean_per_class")

@@ -17,9 +17,7 @@ from byol.data import ImageTensor, load_evaluation
 from byol.images import ImageSource, Preprocess, require_labels
 from byol.model import Observation
 from byol.order import seeded, split_halves
-
-COLLAPSED_STD_RATIO = 0.1
-COLLAPSED_RANK = 1.5
+from byol.run_format import COLLAPSED_RANK, COLLAPSED_STD_RATIO
 
 
 def weighted_knn(
