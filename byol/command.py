@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import os
 import sys
@@ -133,6 +132,6 @@ def _apply_setting(base: TrainConfig, given: dict[str, Any], text: str) -> None:
     if not isinstance(view, ViewConfig) or inner not in vars(view):
         raise ValueError(f"--set {name}: no such setting")
     try:
-        given[outer] = dataclasses.replace(view, **{inner: parsed})
+        given[outer] = ViewConfig(**{**vars(view), inner: parsed})
     except ValueError as error:
         raise ValueError(f"{outer}.{error}") from error

@@ -11,7 +11,7 @@ _COUNTS = {2: "two", 3: "three"}
 
 
 def check_fields(settings: Any) -> None:
-    """Raises `ValueError` that names the first field whose value is of another type, too short, too long, or not finite.
+    """Raises `ValueError` that names the first field whose value is of another type or length, or not finite.
 
     For fields of bool, int, float, str, fixed-length tuples of float, and dataclasses.
     """
