@@ -173,6 +173,18 @@ def test_an_unreadable_image_is_left_out(quick, tmp_path, capsys):
     assert sets.labelled.classes.tolist() == [0, 0, 0, 1, 1, 1, 1]
 
 
+def test_a_class_of_which_nothing_can_be_read_is_refused(quick, tmp_path):
+    data = folder(tmp_path / "data", per_class=3)
+    for number in range(3):
+        (data / "cat" / f"{number:03d}.png").write_bytes(b"no image")
+    done = byol("finetune", quick / "run", data, "--out", tmp_path / "out", *QUICK)
+    assert (done.code, "none of the images drawn from class cat can be read (first: cat/000.png: " in done.err) == (
+        1,
+        True,
+    )
+    assert not (tmp_path / "out").exists()
+
+
 # --------------------------------------------------------------------------------------------------------- command
 
 
