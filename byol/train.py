@@ -48,6 +48,8 @@ class Plan:
     @classmethod
     def of(cls, config: TrainConfig, images: int) -> Plan:
         """The plan for so many images. Raises `ValueError` when they do not fill one batch."""
+        if images < 2:
+            raise ValueError(f"{images} readable image is too few; batch-norm needs two, give a folder of two or more")
         if images < config.batch_size:
             raise ValueError(
                 f"batch_size {config.batch_size} is more than the {images} images; use --batch-size {images} or fewer"
