@@ -101,7 +101,7 @@ def _facts(location: Location, source: ImageSource) -> dict[str, Any]:
     return {"name": last_part(location), "images": len(source), "digest": source_digest(source)}
 
 
-class Protocol:
+class Sweep:
     """The fine-tunings of one folder: for each draw the trials of the sweep, then the final fit.
 
     `report` gets each new line of `metrics.jsonl`.
