@@ -19,6 +19,8 @@ from byol.model import Observation
 from byol.order import seeded, split_halves
 from byol.run_format import COLLAPSED_RANK, COLLAPSED_STD_RATIO
 
+LEAST_FOR_RANK = 8  # images: the features of a few have a low rank, whatever the encoder
+
 
 def weighted_knn(
     bank: Tensor, labels: Tensor, queries: Tensor, classes: int, k: int, temperature: float, chunk: int = 1024
@@ -120,12 +122,12 @@ def collapse_statistics(seen: Observation) -> dict[str, float]:
     }
 
 
-def collapse_warning(statistics: dict[str, float]) -> str | None:
-    """One plain sentence when the statistics say that training is collapsing, else None."""
+def collapse_warning(statistics: dict[str, float], images: int) -> str | None:
+    """One plain sentence when the statistics of a batch of `images` say that training is collapsing, else None."""
     if statistics["std_ratio"] < COLLAPSED_STD_RATIO:
         ratio = statistics["std_ratio"]
         finding = f"all images get nearly the same projection (std_ratio {ratio:.3f}, healthy is 0.5 to 1)"
-    elif statistics["rankme"] < COLLAPSED_RANK:
+    elif statistics["rankme"] < COLLAPSED_RANK and images >= LEAST_FOR_RANK:
         finding = f"the features use a single direction (rankme {statistics['rankme']:.2f})"
     else:
         return None

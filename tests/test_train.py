@@ -123,6 +123,13 @@ def test_accumulation_moves_the_target_once_per_optimizer_step(images):
     assert len(seen[1]) == 4
 
 
+def test_what_is_observed_is_the_whole_batch(images):
+    for parts in (1, 4):
+        t = trainer(images, accumulate=parts)
+        _, seen = t.step(0)
+        assert [len(tensor) for tensor in seen] == [8] * 4
+
+
 def test_accumulated_gradients_are_the_mean_of_the_micro_batches(images):
     t = trainer(images, accumulate=4)
     reference = trainer(images, accumulate=4)
