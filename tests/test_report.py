@@ -224,6 +224,14 @@ def test_wrong_paths_and_options_take_one_line(site, tmp_path):
     assert not (tmp_path / "r.html").exists()
 
 
+def test_a_file_where_the_pages_folder_would_be_is_refused_before_any_work(site, tmp_path, monkeypatch):
+    (tmp_path / "notes").write_text("mine")
+    monkeypatch.setattr("byol.serve.report.page.render", lambda _: pytest.fail("renders"))
+    for out in (tmp_path / "notes" / "r.html", tmp_path / "notes" / "deep" / "r.html"):
+        done = byol("report", site / "run", "--out", out)
+        assert (done.code, "notes is a file, not a folder; choose another --out" in done.err) == (2, True)
+
+
 def test_a_damaged_config_is_named(tmp_path):
     run = write_run(tmp_path / "run")
     for content in ("{", "[]", "{}"):
