@@ -21,9 +21,10 @@ from torch import Tensor
 
 from byol.config import TrainConfig
 from byol.files import atomic_file
+from byol.run_format import FINETUNE as FINETUNE
+from byol.run_format import TRAIN as TRAIN
 
 FORMAT = "1"
-TRAIN, FINETUNE = "train", "finetune"  # tasks: the commands that write checkpoints
 ENCODER = "online.encoder."
 OPTIMIZER = "optimizer."
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import click
 
-from byol.config import ARCHITECTURES, OPTIMIZERS, STEMS, TIMM, TrainConfig, ViewConfig, setting_type
+from byol.config import ARCHITECTURES, OPTIMIZERS, STEMS, TIMM, TrainConfig, ViewConfig
 from byol.console import note
 from byol.locations import LOCATION, Location
 from byol.presets import PRESETS
@@ -121,13 +121,17 @@ def _apply_setting(base: TrainConfig, given: dict[str, Any], text: str) -> None:
         parsed = value  # a plain word
     parsed = tuple(parsed) if isinstance(parsed, list) else parsed
     outer, dot, inner = name.partition(".")
+    if name == "preset":
+        raise ValueError("--set preset names settings and does not take them; use --preset NAME")
+    if outer in ("view1", "view2") and not dot:
+        raise ValueError(f"--set {name} needs a field of the view, as --set {name}.flip=0.5")
     if not dot:
-        kind = {"int": (int,), "float": (int, float), "str": (str,), "bool": (bool,)}.get(setting_type(name), (object,))
-        if not isinstance(parsed, kind) or (isinstance(parsed, bool) and bool not in kind and object not in kind):
-            raise ValueError(f"--set {name} needs a value of type {setting_type(name)}, found {value!r}")
         given[name] = parsed
         return
     view = given.get(outer, getattr(base, outer, None))
-    if not isinstance(view, ViewConfig) or not hasattr(view, inner):
+    if not isinstance(view, ViewConfig) or inner not in vars(view):
         raise ValueError(f"--set {name}: no such setting")
-    given[outer] = ViewConfig(**{**vars(view), inner: parsed})
+    try:
+        given[outer] = ViewConfig(**{**vars(view), inner: parsed})
+    except ValueError as error:
+        raise ValueError(f"{outer}.{error}") from error

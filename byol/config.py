@@ -11,6 +11,8 @@ import json
 from dataclasses import dataclass, field
 from typing import Any
 
+from byol.field_types import check_fields
+
 ARCHITECTURES = ("resnet18", "resnet34", "resnet50", "resnet101", "wide_resnet50_2", "wide_resnet101_2")
 TIMM = "timm:"  # before a name of timm's: any of its models, built by `byol.timm_encoder`
 STEMS = ("auto", "imagenet", "cifar")
@@ -58,6 +60,7 @@ class ViewConfig:
     """Probability of an upside-down flip, for images without an up, as from above or through a microscope."""
 
     def __post_init__(self) -> None:
+        check_fields(self)
         for name in ("flip", "jitter", "grey", "blur", "solarize", "vertical_flip"):
             _require(0 <= getattr(self, name) <= 1, name, getattr(self, name), "a probability, 0 to 1")
         for name in ("brightness", "contrast", "saturation"):
@@ -159,7 +162,7 @@ class TrainConfig:
     """Keep activations in NHWC order."""
 
     knn_every: int = 1
-    """Epochs between kNN measurements on the validation data."""
+    """Epochs between kNN measurements on the validation data; 0: none."""
     knn_k: int = 20
     """Neighbours of the in-training kNN."""
     knn_temperature: float = 0.07
@@ -176,6 +179,7 @@ class TrainConfig:
     """Epochs between checkpoints kept as step-NNNNNNNN.safetensors, the untrained one included; 0: none."""
 
     def __post_init__(self) -> None:
+        check_fields(self)
         self._check_choices()
         for name in ("projector_hidden", "projector_out", "image_size", "epochs", "accumulate"):
             _require(getattr(self, name) >= 1, name, getattr(self, name), "1 or more")
@@ -204,6 +208,8 @@ class TrainConfig:
         )
         _require(0 <= self.tau <= 1, "tau", self.tau, "0 to 1")
         _require(0 <= self.momentum < 1, "momentum", self.momentum, "0 to below 1")
+        _require(self.lars_eta > 0, "lars_eta", self.lars_eta, "above 0")
+        _require(-(2**63) <= self.seed < 2**64, "seed", self.seed, "a number of at most 64 bits")
         _require(self.weight_decay >= 0, "weight_decay", self.weight_decay, "0 or more")
         _require(self.warmup_epochs >= 0, "warmup_epochs", self.warmup_epochs, "0 or more")
         _require(self.knn_temperature > 0, "knn_temperature", self.knn_temperature, "above 0")
@@ -297,11 +303,6 @@ class TrainConfig:
 def _tuples(values: dict[str, Any]) -> dict[str, Any]:
     """JSON has lists where a configuration has tuples."""
     return {key: tuple(value) if isinstance(value, list) else value for key, value in values.items()}
-
-
-def setting_type(name: str) -> str:
-    """The annotation of a setting, as `int`; empty for an unknown name."""
-    return next((str(f.type) for f in dataclasses.fields(TrainConfig) if f.name == name), "")
 
 
 def _require(condition: bool, name: str, value: object, legal: str) -> None:

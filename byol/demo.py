@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,6 @@ import torch  # noqa: F401 - the `train` extra, likewise
 from PIL import Image
 
 from byol.config import TrainConfig
-from byol.draws import draw
 from byol.files import atomic_file
 from byol.presets import PRESETS
 
@@ -98,14 +98,14 @@ def evaluate(out: Path) -> list[dict[str, Any]]:
 def scores(x_train: np.ndarray, y_train: np.ndarray, x_test: np.ndarray, y_test: np.ndarray) -> dict[str, Any]:
     """kNN and linear accuracy in percent, with few labels per class (mean, deviation over draws) and with all."""
     from byol.serve import KNNClassifier, LinearProbe
+    from byol.serve.few_labels import few_label_accuracy
 
     result: dict[str, Any] = {}
     for count in FEW_LABELS:
-        draws = [draw(y_train, count, seed) for seed in range(DRAWS)]
-        for name, make in (("knn", lambda: KNNClassifier(k=count)), ("linear", LinearProbe)):  # noqa: B023
-            few = [100 * make().fit(x_train[rows], y_train[rows]).score(x_test, y_test) for rows in draws]
-            result[f"{name}_{count}"] = round(float(np.mean(few)), 1)
-            result[f"{name}_{count}_std"] = round(float(np.std(few)), 1)
+        for name, make in (("knn", partial(KNNClassifier, count)), ("linear", LinearProbe)):
+            few = few_label_accuracy(make, (x_train, y_train), (x_test, y_test), count, DRAWS)
+            result[f"{name}_{count}"] = round(100 * few.mean, 1)
+            result[f"{name}_{count}_std"] = round(100 * few.deviation, 1)
     result["knn_all"] = round(100 * KNNClassifier(k=20).fit(x_train, y_train).score(x_test, y_test), 1)
     result["linear_all"] = round(100 * LinearProbe().fit(x_train, y_train).score(x_test, y_test), 1)
     return result

@@ -42,6 +42,8 @@ def holdout(labels: np.ndarray, seed: int) -> np.ndarray:
 
 def describe(amount: int | float) -> str:
     """An amount of labels in words."""
+    if isinstance(amount, float) and amount == 1:
+        return "all"
     return f"{amount} a class" if isinstance(amount, int) else f"{amount:g} of each class"
 
 

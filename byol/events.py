@@ -8,6 +8,14 @@ from typing import Any
 FOLDER = "tensorboard"
 
 
+def require_tensorboard() -> None:
+    """Raises `ValueError` when tensorboard is not installed."""
+    try:
+        import torch.utils.tensorboard  # noqa: F401
+    except ImportError as error:
+        raise ValueError("--tensorboard needs one more package: pip install 'byol[tensorboard]'") from error
+
+
 class EventLog:
     """Writes each line of metrics as scalars into `RUN/tensorboard/`.
 
@@ -16,10 +24,9 @@ class EventLog:
     """
 
     def __init__(self, run: Path, start: int):
-        try:
-            from torch.utils.tensorboard import SummaryWriter
-        except ImportError as error:
-            raise ValueError("--tensorboard needs one more package: pip install 'byol[tensorboard]'") from error
+        require_tensorboard()
+        from torch.utils.tensorboard import SummaryWriter
+
         self._writer = SummaryWriter(str(run / FOLDER), purge_step=start + 1 if start else None)
 
     def log(self, record: dict[str, Any]) -> None:

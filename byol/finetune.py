@@ -8,6 +8,7 @@ Legend: N images, B batch, M canvas pixels, S view pixels, D feature, C classes.
 from __future__ import annotations
 
 import json
+from contextlib import closing
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -149,20 +150,19 @@ class Tuner:
         optimizer = SGD(model.parameters(), trial.lr, momentum=MOMENTUM, nesterov=True)
         classes = images.classes.to(self.device)
         torch.manual_seed(seed)  # for whatever an encoder draws itself
-        feed = open_feed(images.canvases, lambda step: places[order.rows(step)], self.device, total)
         loss = torch.zeros((), device=self.device)
-        for step in range(total):
-            set_learning_rate(optimizer, learning_rate(step, total, 0, trial.lr))
-            view = self.view(feed.batch(step), seeded(self.device, seed, "crops", step))
-            with torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bf16"):
-                logits = model(view)
-            step_loss = F.cross_entropy(logits.float(), classes[places[order.rows(step)].to(self.device)])
-            optimizer.zero_grad(set_to_none=True)
-            step_loss.backward()  # type: ignore[no-untyped-call]
-            optimizer.step()
-            if step >= total - epoch:
-                loss += step_loss.detach() / epoch
-        feed.close()
+        with closing(open_feed(images.canvases, lambda step: places[order.rows(step)], self.device, total)) as feed:
+            for step in range(total):
+                set_learning_rate(optimizer, learning_rate(step, total, 0, trial.lr))
+                view = self.view(feed.batch(step), seeded(self.device, seed, "crops", step))
+                with torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bf16"):
+                    logits = model(view)
+                step_loss = F.cross_entropy(logits.float(), classes[places[order.rows(step)].to(self.device)])
+                optimizer.zero_grad(set_to_none=True)
+                step_loss.backward()  # type: ignore[no-untyped-call]
+                optimizer.step()
+                if step >= total - epoch:
+                    loss += step_loss.detach() / epoch
         return float(loss)
 
     @torch.no_grad()

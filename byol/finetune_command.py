@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import json
-import time
 from pathlib import Path
 from typing import Any
 
 import click
 import numpy as np
 
-from byol.checkpoint import FINETUNE
 from byol.console import note, note_skipped, show_json, show_table
 from byol.device import resolve_device, resolve_precision
 from byol.draws import describe, deviation
@@ -20,7 +18,8 @@ from byol.images import printable
 from byol.locations import LOCATION, Location
 from byol.pretrained import read_pretrained, weights_digest
 from byol.run import RunFolder
-from byol.semi_supervised import Protocol, Sets, read_sets
+from byol.run_format import FINETUNE
+from byol.semi_supervised import Sets, Sweep, read_sets
 
 SCORES = ("top1", "top5", "mean_per_class")
 
@@ -78,7 +77,12 @@ def finetune(
         config = FinetuneConfig(labels=labels_per_class or label_fraction or 1.0, **swept, **options)
     except ValueError as error:
         raise click.UsageError(str(error)) from error
-    values = run_finetuning(config, encoder, data, out, test, resume)
+    try:
+        values = run_finetuning(config, encoder, data, out, test, resume)
+    except KeyboardInterrupt:
+        if not RunFolder(out).exists():
+            raise
+        raise click.ClickException("stopped; finished fits are kept, continue with --resume") from None
     if as_json:
         show_json(values)
     else:
@@ -89,8 +93,10 @@ def finetune(
 def run_finetuning(
     config: FinetuneConfig, encoder: Path, data: Location, out: Path, test: Location | None = None, resume: bool = False
 ) -> dict[str, Any]:
-    """The whole protocol into the folder `out`; what its `result.json` holds. Raises `ValueError` or `OSError`."""
-    start = time.perf_counter()
+    """The whole protocol into the folder `out`; what its `result.json` holds. Raises `ValueError` or `OSError`.
+
+    `click.UsageError` when a resumed one has other settings, encoder or images.
+    """
     run = RunFolder(out)
     continuing = resume and run.exists()
     if not continuing:
@@ -116,9 +122,9 @@ def run_finetuning(
         run.start(content, source.arch)
     note(f"{source.arch} at {source.image_size} px, {_headline(config, sets)}, {device.type}, {precision}")
     tuner = Tuner(config, source.image_size, source.mean, source.std, device, precision)
-    finals = Protocol(tuner, source, sets, run, lambda record: note(_line(record, config.draws))).fit()
+    finals = Sweep(tuner, source, sets, run, lambda record: note(_line(record, config.draws))).fit()
     values = {**_summary(config, sets, finals), "device": device.type, "out": printable(out)}
-    values["seconds"] = round(time.perf_counter() - start, 3)
+    values["seconds"] = round(sum(record["seconds"] for record in run.metrics()), 3)
     with atomic_file(out / "result.json") as temporary:
         temporary.write_text(json.dumps(values, indent=2) + "\n")
     return values
@@ -130,11 +136,11 @@ def _headline(config: FinetuneConfig, sets: Sets) -> str:
 
 
 def _require_same(stored: dict[str, Any], content: dict[str, Any]) -> None:
-    """Raise `ValueError` unless a resumed fine-tuning has the settings, the encoder and the images it began with."""
+    """Raise `click.UsageError` unless a resumed fine-tuning has the settings, encoder and images it began with."""
     old, new = _settings(stored), _settings(content)
     changed = sorted(name for name in new if old.get(name) != new[name] and name != "device")
     if changed:
-        raise ValueError(
+        raise click.UsageError(
             f"a resumed fine-tuning keeps its settings, encoder and images, but these differ: {', '.join(changed)}; "
             "start a new one with another --out"
         )
@@ -157,7 +163,8 @@ def _summary(config: FinetuneConfig, sets: Sets, finals: list[dict[str, Any]]) -
     values: dict[str, Any] = {}
     if sets.test:
         values = {name: float(np.mean([record[name] for record in finals])) for name in SCORES}
-        values["deviation"] = deviation([record["top1"] for record in finals])
+        several = len(finals) > 1
+        values["deviation"] = deviation([record["top1"] for record in finals]) if several else None
     shown = ("lr", "epochs", "images", *(SCORES if sets.test else ()))
     return {
         **values,
@@ -173,7 +180,7 @@ def _summary(config: FinetuneConfig, sets: Sets, finals: list[dict[str, Any]]) -
 def _rows(values: dict[str, Any]) -> list[tuple[str, object]]:
     """The result for people."""
     draws = values["draws"]
-    rows = [(name, _shown(name, value)) for name, value in values.items() if name != "draws"]
+    rows = [(name, _shown(name, value)) for name, value in values.items() if name != "draws" and value is not None]
     for number, result in enumerate(draws, 1):
         rows.append((f"draw {number}", "  ".join(f"{name} {_shown(name, value)}" for name, value in result.items())))
     return rows

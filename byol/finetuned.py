@@ -14,10 +14,11 @@ from typing import Any
 
 from torch import Tensor
 
-from byol.checkpoint import FINETUNE, finite, read_tensors, write_tensors
+from byol.checkpoint import finite, read_tensors, write_tensors
 from byol.finetune import Classifier
 from byol.model import build_encoder, load_strict
 from byol.pretrained import Pretrained
+from byol.run_format import FINETUNE
 
 
 @dataclass(frozen=True)

@@ -62,7 +62,7 @@ def fit(
                 if world.first:
                     run.log(record)
                     report(record)
-                    warning = collapse_warning(record) if done > plan.warmup // 2 else None
+                    warning = collapse_warning(record, config.batch_size) if done > plan.warmup // 2 else None
                     if warning and not warned:
                         warn(f"step {done}: {warning}")
                     warned = warning is not None

@@ -9,15 +9,17 @@ from typing import Any
 import click
 import torch
 
+from byol.checkpoint import Checkpoint
 from byol.config import TrainConfig
 from byol.console import note, note_skipped, progress, progress_bar
 from byol.data import ImageTensor, StreamedImages, canvas_side, open_images, source_digest
 from byol.distributed import LostProcess, World, joined
-from byol.events import EventLog
+from byol.events import EventLog, require_tensorboard
 from byol.fit import Interrupted, fit
 from byol.locations import Location, last_part
 from byol.monitor import KNNMonitor
 from byol.run import RunFolder
+from byol.run_format import TRAIN
 from byol.sources import open_source
 from byol.train import Trainer
 
@@ -66,6 +68,8 @@ def _train_in(
     continuing = resume and run.exists()
     if world.first and not continuing:
         run.require_new()
+    if tensorboard:
+        require_tensorboard()
     source = open_source(data)
     if not config.canvas_size:
         side = run.config().canvas_size if continuing else canvas_side(source, config.image_size)
@@ -73,10 +77,13 @@ def _train_in(
     with progress(f"decode {source.name}", len(source)) as advance:
         images = world.first_then_others(lambda: open_images(source, config.canvas_size, advance))
     facts = {"name": last_part(data), "images": len(images), "digest": source_digest(source)}
+    checkpoint = run.checkpoint() if continuing else None
+    if continuing:
+        _require_same_images(run, checkpoint, facts)
     trainer = Trainer(config, images, world)
     validation = open_source(val_data) if val_data else None
     knn = world.first_then_others(lambda: KNNMonitor(config, source, validation)) if validation else None
-    start = _continue(trainer, run, facts) if continuing else 0
+    start = _continue(trainer, run, checkpoint) if continuing else 0
     world.require_same(start, "number of finished steps")
     if world.first:
         note_skipped(images.skipped)
@@ -106,18 +113,29 @@ def _headline(trainer: Trainer, images: ImageTensor | StreamedImages, start: int
     )
 
 
-def _continue(trainer: Trainer, run: RunFolder, facts: dict[str, Any]) -> int:
-    """Load the newest checkpoint; the number of finished steps. Raises `ValueError` when the images are others."""
-    checkpoint = run.checkpoint()
+def _require_same_images(run: RunFolder, checkpoint: Checkpoint | None, facts: dict[str, Any]) -> None:
+    """Raise `ValueError` when a run began with other images; nothing is changed before this is known."""
+    stored = checkpoint.data if checkpoint else run.content(TRAIN).get("data", facts)
+    if stored != facts:
+        raise ValueError(
+            f"{run.path} was trained on {_described(stored)}, but the images now are {_described(facts)}; "
+            "give the images that it began with, or start a new run with another --out"
+        )
+
+
+def _described(facts: dict[str, Any]) -> str:
+    return f"{facts.get('images')} images of {facts.get('name')} (digest {facts.get('digest')})"
+
+
+def _continue(trainer: Trainer, run: RunFolder, checkpoint: Checkpoint | None) -> int:
+    """Load the newest checkpoint; the number of finished steps, behind which metrics are dropped."""
+    if checkpoint:
+        trainer.load(checkpoint)
+    start = checkpoint.step if checkpoint else 0
     if trainer.world.first:
         run.remove_leftovers()
-        run.drop_metrics_after(checkpoint.step if checkpoint else 0)
-    if checkpoint is None:
-        return 0
-    if checkpoint.data != facts:
-        raise ValueError(f"{run.path} was trained on {checkpoint.data}, but the images now are {facts}")
-    trainer.load(checkpoint)
-    return checkpoint.step
+        run.drop_metrics_after(start)
+    return start
 
 
 class Reporter:

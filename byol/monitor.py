@@ -17,9 +17,9 @@ from byol.data import ImageTensor, load_evaluation
 from byol.images import ImageSource, Preprocess, require_labels
 from byol.model import Observation
 from byol.order import seeded, split_halves
+from byol.run_format import COLLAPSED_RANK, COLLAPSED_STD_RATIO
 
-COLLAPSED_STD_RATIO = 0.1
-COLLAPSED_RANK = 1.5
+LEAST_FOR_RANK = 8  # images: the features of a few have a low rank, whatever the encoder
 
 
 def weighted_knn(
@@ -122,12 +122,12 @@ def collapse_statistics(seen: Observation) -> dict[str, float]:
     }
 
 
-def collapse_warning(statistics: dict[str, float]) -> str | None:
-    """One plain sentence when the statistics say that training is collapsing, else None."""
+def collapse_warning(statistics: dict[str, float], images: int) -> str | None:
+    """One plain sentence when the statistics of a batch of `images` say that training is collapsing, else None."""
     if statistics["std_ratio"] < COLLAPSED_STD_RATIO:
         ratio = statistics["std_ratio"]
         finding = f"all images get nearly the same projection (std_ratio {ratio:.3f}, healthy is 0.5 to 1)"
-    elif statistics["rankme"] < COLLAPSED_RANK:
+    elif statistics["rankme"] < COLLAPSED_RANK and images >= LEAST_FOR_RANK:
         finding = f"the features use a single direction (rankme {statistics['rankme']:.2f})"
     else:
         return None

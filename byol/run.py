@@ -15,20 +15,21 @@ from PIL import Image
 from torch import Tensor
 
 from byol import __version__
-from byol.checkpoint import TRAIN, Checkpoint, read_checkpoint
+from byol.checkpoint import Checkpoint, read_checkpoint
 from byol.config import TIMM, TrainConfig
 from byol.files import atomic_file
+from byol.run_format import CONFIG, LAST, METRICS, TRAIN, VIEWS
 
 
 class RunFolder:
-    """One run's files. Nothing but this class knows their names."""
+    """One run's files, under the names of `byol.run_format`."""
 
     def __init__(self, path: Path):
         self.path = path
-        self.last = path / "last.safetensors"
-        self.views = path / "views.png"
-        self._config = path / "config.json"
-        self._metrics = path / "metrics.jsonl"
+        self.last = path / LAST
+        self.views = path / VIEWS
+        self._config = path / CONFIG
+        self._metrics = path / METRICS
 
     def numbered(self, step: int) -> Path:
         """Where a checkpoint that is kept goes."""

@@ -51,7 +51,8 @@ class Sets:
 def read_sets(config: FinetuneConfig, image_size: int, data: Location, test: Location | None) -> Sets:
     """Draw the labelled images and decode them, and the test set. What can be refused is refused first.
 
-    Raises `ValueError` for images without labels, too few of a class, and test classes that `data` lacks.
+    Raises `ValueError` for images without labels, too few of a class or none that can be read, and test classes that
+    `data` lacks.
     """
     source = open_source(data)
     labels = np.array(require_labels(source))
@@ -67,6 +68,8 @@ def read_sets(config: FinetuneConfig, image_size: int, data: Location, test: Loc
     if not np.array_equal(canvases.indices, preprocessed.indices):
         raise ValueError(f"{source.name} changed while it was read; start again")
     readable = chosen[canvases.indices]
+    for rows in draws:
+        _require_every_class(names, labels[np.intersect1d(rows, readable)], source.name, canvases.skipped)
     scored = load_evaluation(other, preprocess, DecodedCache()) if other else None
     return Sets(
         names,
@@ -76,6 +79,16 @@ def read_sets(config: FinetuneConfig, image_size: int, data: Location, test: Loc
         {"data": _facts(data, source), "test": _facts(test, other) if test and other else None},
         [*canvases.skipped, *(scored.skipped if scored else [])],
     )
+
+
+def _require_every_class(names: list[str], readable: np.ndarray, data: str, skipped: list[Skipped]) -> None:
+    """Raise `ValueError` when a class has no image among the readable ones of a draw, given by their labels."""
+    lost = sorted(set(names) - set(readable.tolist()))
+    if lost:
+        first = f" (first: {skipped[0].path}: {skipped[0].reason})" if skipped else ""
+        raise ValueError(
+            f"{data}: none of the images drawn from class {lost[0]} can be read{first}; replace or remove them"
+        )
 
 
 def _numbers(names: list[str], source: ImageSource, images: ImageTensor) -> Tensor:
@@ -88,7 +101,7 @@ def _facts(location: Location, source: ImageSource) -> dict[str, Any]:
     return {"name": last_part(location), "images": len(source), "digest": source_digest(source)}
 
 
-class Protocol:
+class Sweep:
     """The fine-tunings of one folder: for each draw the trials of the sweep, then the final fit.
 
     `report` gets each new line of `metrics.jsonl`.

@@ -48,6 +48,8 @@ class Plan:
     @classmethod
     def of(cls, config: TrainConfig, images: int) -> Plan:
         """The plan for so many images. Raises `ValueError` when they do not fill one batch."""
+        if images < 2:
+            raise ValueError(f"{images} readable image is too few; batch-norm needs two, give a folder of two or more")
         if images < config.batch_size:
             raise ValueError(
                 f"batch_size {config.batch_size} is more than the {images} images; use --batch-size {images} or fewer"
@@ -129,7 +131,7 @@ class Trainer:
     def step(self, step: int) -> tuple[Tensor, Observation]:
         """Optimizer step number `step` (from 0): gradients of all micro-batches, update, then the target follows.
 
-        Returns this process's mean loss, a scalar tensor on the device, and its last micro-batch's observation.
+        Returns this process's mean loss, a scalar tensor on the device, and the observation of its part of the batch.
         """
         config, plan = self.config, self.plan
         pixels, aspect = self.feed.batch(step)
@@ -137,7 +139,7 @@ class Trainer:
         torch.manual_seed(generator.initial_seed())  # for whatever an encoder draws itself
         set_learning_rate(self.optimizer, learning_rate(step, plan.total, plan.warmup, config.peak_lr))
         self.optimizer.zero_grad(set_to_none=True)
-        total = torch.zeros((), device=self.device)
+        total, observed = torch.zeros((), device=self.device), []
         micro_batches = zip(pixels.chunk(config.accumulate), aspect.chunk(config.accumulate), strict=True)
         for number, micro in enumerate(micro_batches, 1):
             view1, view2 = self.views(micro, generator, self.view_size(step))
@@ -146,9 +148,10 @@ class Trainer:
                     loss, seen = self._forward(view1, view2)
                 (loss / config.accumulate).backward()
             total += loss.detach() / config.accumulate
+            observed.append(seen)
         self.optimizer.step()
         self.model.update_target(self.tau(step))
-        return total, seen
+        return total, Observation(*(torch.cat(parts) for parts in zip(*observed, strict=True)))
 
     def _exchange(self, last: bool) -> AbstractContextManager[None]:
         """Gradients are averaged over the processes once a step, in the backward pass of the last micro-batch."""

@@ -108,7 +108,13 @@ def _labelled(sets: Sets) -> Sets:
 def load_opened(bundle: Path | None, sets: Sets, device: str, progress: Progress, variant: str = "fp32") -> Evaluation:
     """The features of what `open_labelled` opened. Raises `ValueError`."""
     loaded = _load(bundle, sets, device, progress, variant)
-    require_known(loaded.train, loaded.test)  # again: all images of a class may have been unreadable
+    try:
+        require_known(loaded.train, loaded.test)
+    except ValueError as error:  # it was known before: all images of a class are unreadable
+        first = loaded.skipped[0]
+        raise ValueError(
+            f"{error}; {len(loaded.skipped)} files could not be read (first: {first.path}: {first.reason})"
+        ) from error
     return loaded
 
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from byol.console import note_device, note_skipped, progress, show_json, warnings_as_notes
+from byol.console import note, note_device, note_skipped, progress, show_json, warnings_as_notes
 from byol.locations import Location, location_of
 from byol.serve.options import BUNDLE, Positive, device_option, json_option
 
@@ -31,9 +31,11 @@ def transfer(bundle: Path, data: tuple[str, ...], k: int, temperature: float, de
     """Linear-probe and kNN accuracy of BUNDLE on several data sets.
 
     Each DATA is a folder that holds train/ and test/ (or val/), a named data set such as cifar10, or NAME=TRAIN,TEST
-    with any two sources. The probe's L2 strength is chosen as by `byol linear`.
+    with any two sources. The probe's L2 strength is chosen as by `byol linear`. A data set that fails does not stop the
+    others.
     """
     start = time.perf_counter()
+    from byol.serve.bundle import Bundle
     from byol.serve.evaluate import load_opened, open_labelled
 
     locations: dict[str, tuple[Location, Location]] = {}
@@ -43,17 +45,28 @@ def transfer(bundle: Path, data: tuple[str, ...], k: int, temperature: float, de
             raise click.UsageError(f"two data sets are called {name!r}; name one of them: NAME=TRAIN,TEST")
         locations[name] = train, test
     opened = {name: open_labelled(*pair) for name, pair in locations.items()}  # all, before any work
-    results = []
+    Bundle.open(bundle)
+    width = max(len("data set"), *map(len, locations))
+    if not as_json:
+        click.echo(head(width))
+    results, failed = list[dict[str, Any]](), dict[str, str]()
     for number, name in enumerate(locations):
-        loaded = load_opened(bundle, opened.pop(name), device, progress)
-        if loaded.encoder and number == 0:
-            note_device(device, loaded.encoder.device, loaded.encoder.reason)
-        note_skipped(loaded.skipped)
-        results.append({"name": name, **evaluate(loaded, k, temperature, device)})
+        try:
+            loaded = load_opened(bundle, opened.pop(name), device, progress)
+            if loaded.encoder and number == 0:
+                note_device(device, loaded.encoder.device, loaded.encoder.reason)
+            note_skipped(loaded.skipped)
+            results.append({"name": name, **evaluate(loaded, k, temperature, device)})
+        except (ValueError, OSError) as error:
+            failed[name] = str(error)
+            note(f"{name}: {error}")
+            continue
+        if not as_json:
+            click.echo(row(results[-1], width))
     if as_json:
-        show_json({"results": results, "seconds": round(time.perf_counter() - start, 3)})
-    else:
-        click.echo(table(results))
+        show_json({"results": results, "failed": failed, "seconds": round(time.perf_counter() - start, 3)})
+    if failed:
+        raise click.ClickException(f"{len(failed)} of {len(locations)} data sets failed: {', '.join(failed)}")
 
 
 def data_set(text: str) -> tuple[str, Location, Location]:
@@ -103,13 +116,14 @@ def measure(classifier: Classifier, data: Evaluation) -> dict[str, float]:
         return classifier.fit(data.train.x, data.y_train).measure(data.test.x, data.y_test)
 
 
-def table(results: list[dict[str, Any]]) -> str:
-    """One line for each data set, accuracies in percent."""
-    width = max(len("data set"), *(len(result["name"]) for result in results))
+def head(width: int) -> str:
+    """The titles of what `row` shows; `width` is that of the names."""
     titles = ("train", "test", "classes", "linear", "per class", "kNN", "per class")
-    lines = [f"{'data set':<{width}}" + "".join(f"{title:>11}" for title in titles)]
-    for result in results:
-        counts = [f"{result[key]:,}" for key in ("n_train", "n_test", "classes")]
-        shares = [f"{100 * result[kind][key]:.2f}" for kind in ("linear", "knn") for key in COLUMNS]
-        lines.append(f"{result['name']:<{width}}" + "".join(f"{cell:>11}" for cell in (*counts, *shares)))
-    return "\n".join(lines)
+    return f"{'data set':<{width}}" + "".join(f"{title:>11}" for title in titles)
+
+
+def row(result: dict[str, Any], width: int) -> str:
+    """One data set, accuracies in percent."""
+    counts = [f"{result[key]:,}" for key in ("n_train", "n_test", "classes")]
+    shares = [f"{100 * result[kind][key]:.2f}" for kind in ("linear", "knn") for key in COLUMNS]
+    return f"{result['name']:<{width}}" + "".join(f"{cell:>11}" for cell in (*counts, *shares))

@@ -20,7 +20,7 @@ from byol.finetune import Classifier, FinetuneConfig, LabelledImages, Scores, Tr
 from byol.images import Preprocess
 from byol.pretrained import read_pretrained
 from byol.run import RunFolder
-from byol.semi_supervised import Protocol, read_sets
+from byol.semi_supervised import Sweep, read_sets
 from byol.serve.bundle import load_manifest
 from byol.serve.manifest import Finetuning
 from byol.serve.verify import verify
@@ -128,7 +128,7 @@ def test_settings_are_chosen_on_a_part_of_the_labels_and_never_on_the_test_set(q
     assert sets.test is not None
     run = RunFolder(tmp_path)
     recorder = Recorder(config)
-    finals = Protocol(recorder, read_pretrained(quick / "run"), sets, run, lambda record: None).fit()
+    finals = Sweep(recorder, read_pretrained(quick / "run"), sets, run, lambda record: None).fit()
     assert [(seed, trial.lr) for seed, trial, _ in recorder.fitted] == [
         *[(0, 0.1), (0, 0.3), (0, 0.4), (0, 0.3)],  # of equals the lower rate
         *[(1, 0.1), (1, 0.3), (1, 0.4), (1, 0.3)],
@@ -148,7 +148,7 @@ def test_one_label_a_class_leaves_nothing_to_choose_on(quick, tmp_path):
     config = FinetuneConfig(labels=1, lr=(0.3, 0.1, 0.2), epochs=(2, 1))
     recorder = Recorder(config)
     sets = read_sets(config, 16, quick / "train", None)
-    Protocol(recorder, read_pretrained(quick / "run"), sets, RunFolder(tmp_path), lambda record: None).fit()
+    Sweep(recorder, read_pretrained(quick / "run"), sets, RunFolder(tmp_path), lambda record: None).fit()
     assert [trial for _, trial, _ in recorder.fitted] == [Trial(0.1, 1)]
     assert recorder.scored == []
 
@@ -173,6 +173,18 @@ def test_an_unreadable_image_is_left_out(quick, tmp_path, capsys):
     assert sets.labelled.classes.tolist() == [0, 0, 0, 1, 1, 1, 1]
 
 
+def test_a_class_of_which_nothing_can_be_read_is_refused(quick, tmp_path):
+    data = folder(tmp_path / "data", per_class=3)
+    for number in range(3):
+        (data / "cat" / f"{number:03d}.png").write_bytes(b"no image")
+    done = byol("finetune", quick / "run", data, "--out", tmp_path / "out", *QUICK)
+    assert (done.code, "none of the images drawn from class cat can be read (first: cat/000.png: " in done.err) == (
+        1,
+        True,
+    )
+    assert not (tmp_path / "out").exists()
+
+
 # --------------------------------------------------------------------------------------------------------- command
 
 
@@ -191,6 +203,13 @@ def test_the_result_and_its_folder(quick, result):
     assert parts == [(number, part) for number in (0, 1) for part in ("trial", "trial", "final")]
     assert [line["images"] for line in lines(out)] == [10, 10, 12] * 2
     assert values["top1"] > 0.6  # a tinted class each
+
+
+def test_one_draw_has_no_deviation(quick, tmp_path):
+    words = ("--lr", 0.01, "--labels-per-class", 2, "--test", quick / "test")
+    assert "\ndeviation " not in tuned(quick, tmp_path / "text", *words).out
+    values = json.loads(tuned(quick, tmp_path / "json", *words, "--json").out)
+    assert values["deviation"] is None
 
 
 def test_fine_tuning_trains_the_encoder_and_scratch_has_another(quick, result, tmp_path):
@@ -238,8 +257,9 @@ def test_the_bundle_classifies_as_was_reported(quick, result, tmp_path):
 
 def test_from_a_bundle_without_a_test_set(quick, tmp_path):
     done = tuned(quick, tmp_path / "out", "--lr", 0.01, "--from-scratch", encoder="bundle")
-    assert "labels        1 of each class" in done.out
+    assert "labels        all" in done.out
     assert "top1" not in done.out
+    assert "None" not in done.out
     done = byol("export", tmp_path / "out", "--out", tmp_path / "bundle")
     assert done.code == 0, done.err
     manifest = load_manifest(tmp_path / "bundle")
@@ -263,12 +283,13 @@ def test_an_interrupted_sweep_goes_on_and_ends_the_same(quick, result, tmp_path,
         return fit(*arguments, **named)
 
     monkeypatch.setattr(Tuner, "fit", limited)
-    tuned(quick, out, *words, code=1)
+    assert "continue with --resume" in tuned(quick, out, *words, code=1).err
     assert len(lines(out)) == 4
     with open(out / "metrics.jsonl", "a") as stream:
         stream.write('{"draw": 1, "part": "fin')  # killed while writing
     monkeypatch.setattr(Tuner, "fit", fit)
     values = json.loads(tuned(quick, out, *words, "--resume").out)
+    assert values["seconds"] == pytest.approx(sum(line["seconds"] for line in lines(out)))
     assert values["draws"] == result[1]["draws"]
     kept = ("draw", "part", "lr", "epochs", "top1")
     assert [[line[key] for key in kept] for line in lines(out)] == [
@@ -277,7 +298,7 @@ def test_an_interrupted_sweep_goes_on_and_ends_the_same(quick, result, tmp_path,
     found, expected = (load_file(folder / "last.safetensors") for folder in (out, result[0]))
     assert all(torch.equal(found[name], expected[name]) for name in expected)
     assert "--out" in tuned(quick, out, *words, code=1).err  # without --resume nothing is overwritten
-    done = tuned(quick, out, *words, "--resume", "--no-flip", "--test", quick / "train", code=1)
+    done = tuned(quick, out, *words, "--resume", "--no-flip", "--test", quick / "train", code=2)
     assert "these differ: flip, test;" in done.err
 
 

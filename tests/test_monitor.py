@@ -66,10 +66,21 @@ def observation(projection):
 
 
 def test_warning_names_collapse_and_only_collapse():
-    assert collapse_warning(collapse_statistics(observation(torch.randn(32, 16)))) is None
-    message = collapse_warning(collapse_statistics(observation(torch.ones(32, 16) + 1e-3 * torch.randn(32, 16))))
+    assert collapse_warning(collapse_statistics(observation(torch.randn(32, 16))), 32) is None
+    message = collapse_warning(collapse_statistics(observation(torch.ones(32, 16) + 1e-3 * torch.randn(32, 16))), 32)
     assert message is not None
     assert message.startswith("training is collapsing: all images get nearly the same projection")
+
+
+def test_a_low_rank_is_no_warning_where_the_batch_is_tiny():
+    pair = torch.tensor([[1.0, 0.0], [-1.0, 0.0]])
+    seen = Observation(torch.randn(2, 24), pair, pair, pair)  # two centred rows have rank 1, whatever they are
+    statistics = collapse_statistics(seen)
+    assert statistics["rankme"] < 1.5
+    assert collapse_warning(statistics, 2) is None
+    message = collapse_warning(statistics, 8)
+    assert message is not None
+    assert "a single direction" in message
 
 
 def test_halves_keep_the_class_proportions():

@@ -17,14 +17,11 @@ from PIL import Image
 from sklearn.datasets import load_digits
 from sklearn.decomposition import PCA
 
-from byol.monitor import COLLAPSED_RANK, COLLAPSED_STD_RATIO
 from byol.run import RunFolder
 from byol.serve.bundle import Bundle
-from byol.serve.manifest import Origin
+from byol.serve.manifest import Finetuning, Origin
 from byol.serve.report import pictures
 from byol.serve.report.accuracies import MOST_CLASSES, confusion_figure, shown_classes
-from byol.serve.report.curves import COLLAPSED_RANK as RANK
-from byol.serve.report.curves import COLLAPSED_STD_RATIO as STD_RATIO
 from byol.serve.report.curves import POINTS, thinned
 from byol.serve.report.explore import principal_components
 from byol.serve.report.measure import LABELS_PER_CLASS, Scores, few_amounts, measure
@@ -121,6 +118,50 @@ def test_other_bundles_stay_entries_of_their_own(site):
     assert entries[3].bundle is None
 
 
+def test_a_bundle_of_another_step_is_not_the_run(site, tmp_path):
+    earlier = write_bundle_of(site / "run", tmp_path / "earlier", steps=10)
+    for other in (site / "untrained", earlier):
+        entries = open_entries([site / "run", other])
+        assert [(entry.run is None, entry.bundle is None) for entry in entries] == [(False, True), (True, False)]
+
+
+def test_a_fine_tuned_bundle_is_called_that_and_is_not_the_run(site, tmp_path):
+    bundle = write_bundle_of(site / "run", tmp_path / "tuned")
+    manifest = Bundle.open(bundle).manifest
+    replace(manifest, finetuning=Finetuning("labelled", 12, 0.02, 30, from_scratch=False)).write(bundle)
+    assert len(open_entries([site / "run", bundle])) == 2
+    shown = text_of(made(tmp_path / "r.html", bundle))
+    assert "8 features, fine-tuned with the labels of 12 images of labelled." in shown
+    assert "Fine-tuned on labelled: 12 labelled images, 30 epochs" in shown
+    tuning = Finetuning("labelled", 12, 0.02, 30, from_scratch=True)
+    replace(manifest, training=None, finetuning=tuning).write(bundle)
+    shown = text_of(made(tmp_path / "r.html", bundle))
+    assert "30 epochs, from random weights" in shown
+    assert "elsewhere" not in shown
+
+
+def test_a_run_that_stopped_early_says_so_and_keeps_its_last_knn(tmp_path):
+    run = write_run(tmp_path / "run", epochs=4)
+    folder = RunFolder(run)
+    lines = [{**record, "knn_top1": 0.625} if record["step"] == 10 else record for record in folder.metrics()]
+    (run / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    shown = text_of(made(tmp_path / "r.html", run))
+    assert "20 of 40 steps, 2 epochs. The run was stopped early, or still goes on." in shown
+    assert "kNN 62.5 % top-1 at epoch 1" in shown
+    shown = text_of(made(tmp_path / "r.html", run, write_run(tmp_path / "other")))
+    assert "20 of 40" in shown
+    assert "62.5 (at epoch 1)" in shown
+
+
+def test_the_folder_of_a_fine_tuning_is_to_be_exported_first(tmp_path):
+    run = RunFolder(tmp_path / "tuned")
+    run.start({"task": "finetune", "config": {}}, "resnet18")
+    run.log({"draw": 0, "part": "final"})
+    done = byol("report", run.path, "--out", tmp_path / "r.html")
+    assert (done.code, done.err.count("\n")) == (1, 1)
+    assert "was written by `byol finetune`; export it and give the bundle" in done.err
+
+
 def test_names_are_as_long_as_needed(tmp_path):
     paths = [write_run(tmp_path / part / "run") for part in ("a", "b")]
     assert [entry.name for entry in open_entries(paths)] == ["a/run", "b/run"]
@@ -181,6 +222,14 @@ def test_wrong_paths_and_options_take_one_line(site, tmp_path):
         assert str(words) in done.err
         assert "Traceback" not in done.err
     assert not (tmp_path / "r.html").exists()
+
+
+def test_a_file_where_the_pages_folder_would_be_is_refused_before_any_work(site, tmp_path, monkeypatch):
+    (tmp_path / "notes").write_text("mine")
+    monkeypatch.setattr("byol.serve.report.page.render", lambda _: pytest.fail("renders"))
+    for out in (tmp_path / "notes" / "r.html", tmp_path / "notes" / "deep" / "r.html"):
+        done = byol("report", site / "run", "--out", out)
+        assert (done.code, "notes is a file, not a folder; choose another --out" in done.err) == (2, True)
 
 
 def test_a_damaged_config_is_named(tmp_path):
@@ -298,11 +347,6 @@ def test_umap_is_a_second_map(site, tmp_path):
 
 
 # ---------------------------------------------------------------------------------------------------- the page
-
-
-def test_the_collapse_limits_are_those_of_training():
-    assert STD_RATIO == COLLAPSED_STD_RATIO
-    assert RANK == COLLAPSED_RANK
 
 
 def test_a_long_run_is_thinned_to_its_ends():

@@ -17,11 +17,11 @@ HOSTILE = "<img src=x onerror=alert(1)></script>"
 DRAWN = "window.Bokeh && Bokeh.documents.length && Bokeh.documents[0].is_idle"
 
 
-def write_labelled(path, per_class, seed):
-    """Noise around two colours; the name of one class is what HTML could take for markup."""
+def write_labelled(path, per_class, seed, names=("cat", HOSTILE)):
+    """Noise around a brightness for each class; the name of one class is what HTML could take for markup."""
     generator = np.random.default_rng(seed)
-    labels = np.repeat(["cat", HOSTILE], per_class)
-    images = generator.integers(0, 100, (2 * per_class, 20, 20, 3)) + 100 * (labels == "cat")[:, None, None, None]
+    labels, tints = np.repeat(names, per_class), np.repeat(np.linspace(100, 0, len(names)).astype(int), per_class)
+    images = generator.integers(0, 100, (len(labels), 20, 20, 3)) + tints[:, None, None, None]
     np.savez(path, images=images.astype(np.uint8), labels=labels)
     return path
 
@@ -35,6 +35,22 @@ def page(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("byol.serve.report.measure.LABELS_PER_CLASS", (1, 2))
         done = byol("report", run, bundle, *sources, "--out", root / "report.html", *CPU)
+    assert done.code == 0, done.err
+    return root / "report.html"
+
+
+LONG = ("$$x^2$$", "a" * 26, "a" * 27, "Ulmus glabra " * 6, "w" * 120)
+
+
+@pytest.fixture(scope="module")
+def long_names(tmp_path_factory):
+    """A page of classes with names of up to 120 letters, one of which reads as TeX."""
+    root = tmp_path_factory.mktemp("long")
+    bundle = write_bundle_of(write_run(root / "run"), root / "bundle")
+    parts = [
+        (f"--{part}", write_labelled(root / f"{part}.npz", 8, i, LONG)) for i, part in enumerate(("train", "test"))
+    ]
+    done = byol("report", bundle, *parts[0], *parts[1], "--out", root / "report.html", *CPU)
     assert done.code == 0, done.err
     return root / "report.html"
 
@@ -165,6 +181,26 @@ CONTRASTS = """(() => {
       result[`${name} on ${under}`] = (high + 0.05) / (low + 0.05);
     }
   return result;
+})()"""
+
+
+@pytest.mark.parametrize("width", [390, 1280])
+def test_long_names_leave_room_for_the_matrix_and_tex_is_text(chromium, long_names, width):
+    chromium.problems = []
+    chromium.look(width=width)
+    chromium.open(long_names)
+    chromium.wait(DRAWN)
+    assert chromium.evaluate("document.documentElement.scrollWidth") <= width
+    inner, outer = chromium.evaluate(MATRIX)
+    assert inner > outer / 2
+    labels = chromium.evaluate("Bokeh.documents[0].roots().flatMap((r) => (r.center ?? []).map((c) => c.text?.type))")
+    assert labels.count("PlainText") == len(LONG)
+    assert chromium.problems == []
+
+
+MATRIX = """(() => {
+  const view = Bokeh.index.roots.find((root) => root.model.x_range?.factors);
+  return [view.frame.bbox.width, view.el.getBoundingClientRect().width];
 })()"""
 
 

@@ -123,6 +123,13 @@ def test_accumulation_moves_the_target_once_per_optimizer_step(images):
     assert len(seen[1]) == 4
 
 
+def test_what_is_observed_is_the_whole_batch(images):
+    for parts in (1, 4):
+        t = trainer(images, accumulate=parts)
+        _, seen = t.step(0)
+        assert [len(tensor) for tensor in seen] == [8] * 4
+
+
 def test_accumulated_gradients_are_the_mean_of_the_micro_batches(images):
     t = trainer(images, accumulate=4)
     reference = trainer(images, accumulate=4)
@@ -253,6 +260,8 @@ def test_plan_needs_one_whole_batch():
     assert Plan.of(config(batch_size=8, max_steps=4, warmup_epochs=9.0), 26) == Plan(3, 4, 2)
     with pytest.raises(ValueError, match="batch_size 8 is more than the 7 images; use --batch-size 7"):
         Plan.of(config(batch_size=8), 7)
+    with pytest.raises(ValueError, match="1 readable image is too few; batch-norm needs two"):
+        Plan.of(config(batch_size=8), 1)
 
 
 def invoke(*arguments):
@@ -266,6 +275,10 @@ def test_commands_that_cannot_work_say_why(images, tmp_path):
     result = invoke(images, "--out", out, "--optimizer", "adamw", "--lr", "0.3")
     assert result.exit_code == 2
     assert "looks like a rate for LARS" in result.output
+    for words in (("--set", "view1.flip=abc"), ("--set", "mean=[0.5]"), ("--seed", "9" * 23)):
+        result = invoke(images, "--out", out, *words)
+        assert (result.exit_code, "; legal: " in result.output) == (2, True)
+        assert not out.exists()
     (out / "mine").mkdir(parents=True)
     result = invoke(images, "--out", out, "--preset", "demo", "--batch-size", "8")
     assert "is not empty" in str(result.exception)
@@ -296,8 +309,32 @@ def test_bad_images_are_left_out_and_listed(tmp_path, capfd):
 def test_resume_refuses_other_data(images, tmp_path):
     run_training(config(epochs=1), images, tmp_path / "run", None)
     other = folder(tmp_path / "other", per_class=9)
-    with pytest.raises(ValueError, match="was trained on"):
-        run_training(config(epochs=1), other, tmp_path / "run", None, resume=True)
+    few = folder(tmp_path / "few", per_class=1)  # not a batch; but that is not what is wrong
+    metrics = tmp_path / "run" / "metrics.jsonl"
+    with metrics.open("a") as file:
+        file.write('{"step": 99}\n')
+    before = metrics.read_bytes()
+    for found, count in ((other, 18), (few, 2)):
+        message = (
+            rf"was trained on 24 images of train .*now are {count} images of .*; give the images that it began with"
+        )
+        with pytest.raises(ValueError, match=message):
+            run_training(config(epochs=1), found, tmp_path / "run", None, resume=True)
+    assert metrics.read_bytes() == before
+
+
+def test_resume_refuses_other_data_before_the_first_checkpoint(images, tmp_path):
+    facts = {"name": "train", "images": 30, "digest": "0" * 16}
+    RunFolder(tmp_path / "run").create(config(epochs=1), {"data": facts})
+    with pytest.raises(ValueError, match="was trained on 30 images of train"):
+        run_training(config(epochs=1), images, tmp_path / "run", None, resume=True)
+
+
+def test_a_missing_tensorboard_leaves_no_folder(images, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
+    with pytest.raises(ValueError, match=r"byol\[tensorboard\]"):
+        run_training(config(), images, tmp_path / "run", tensorboard=True)
+    assert not (tmp_path / "run").exists()
 
 
 def test_damaged_checkpoints_are_refused(images, tmp_path):

@@ -93,3 +93,21 @@ def test_one_bad_data_set_is_an_error_before_any_work(
     monkeypatch.setattr("byol.serve.evaluate.Encoder", lambda *_: pytest.fail("encodes"))
     done = byol("transfer", "bundle", "pets", data, *CPU)
     assert (done.code, message in done.err) == (code, True), done.err
+
+
+def test_what_fails_later_does_not_lose_what_is_finished(place: Path, tmp_path: Path) -> None:
+    for part in ("train", "test"):
+        shutil.copytree(place / "pets" / part, tmp_path / "torn" / part)
+    for path in (tmp_path / "torn" / "train" / "rat").iterdir():
+        path.write_bytes(b"no image")
+    data = (place / "pets", tmp_path / "torn", place / "birds")
+    done = byol("transfer", place / "bundle", *data, "--k", 3, *CPU)
+    assert done.code == 1
+    assert [line.split()[0] for line in done.out.splitlines()] == ["data", "pets", "birds"]
+    assert "torn: " in done.err
+    assert "lacks: rat" in done.err
+    assert "10 files could not be read (first: rat/000.png: " in done.err
+    assert done.err.endswith("Error: 1 of 3 data sets failed: torn\n")
+    found = json.loads(byol("transfer", place / "bundle", *data, "--k", 3, "--json", *CPU).out)
+    assert [result["name"] for result in found["results"]] == ["pets", "birds"]
+    assert list(found["failed"]) == ["torn"]

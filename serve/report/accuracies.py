@@ -11,7 +11,7 @@ from bokeh.models import ColumnDataSource, FixedTicker, NumeralTickFormatter, Ra
 from bokeh.plotting import figure
 
 from byol.serve.report.measure import DRAWS, Scores
-from byol.serve.report.style import COLOURS, FONT, Stroke, new_figure, show_on_hover
+from byol.serve.report.style import COLOURS, FONT, Stroke, new_figure, short_names, show_on_hover
 
 MOST_CLASSES = 30  # rows of a confusion matrix
 MOST_COUNTS = 12  # classes up to which its cells carry their counts
@@ -99,20 +99,23 @@ def confusion_figure(scores: Scores) -> figure:
     """How many test images of each class (row) the linear probe takes for each class (column)."""
     chosen = shown_classes(scores)
     names = [scores.classes[i] for i in chosen]
+    shown = list(short_names(names).values())
     counts = scores.confusion[np.ix_(chosen, chosen)]
     totals = np.maximum(scores.confusion.sum(1)[chosen], 1)[:, None]
     rows, columns = (part.ravel() for part in np.indices(counts.shape))
     flat, share = counts.ravel(), (counts / totals).ravel()
     plot = new_figure(
         None,
-        x_range=names,
-        y_range=names[::-1],
+        x_range=shown,
+        y_range=shown[::-1],
         x_axis_location="above",
         x_axis_label="taken for (class)",
         y_axis_label="labelled (class)",
         aspect_ratio=1,
     )
     data = {
+        "row": [shown[i] for i in rows],
+        "column": [shown[i] for i in columns],
         "truth": [names[i] for i in rows],
         "taken": [names[i] for i in columns],
         "count": flat,
@@ -122,8 +125,8 @@ def confusion_figure(scores: Scores) -> figure:
         "total": totals.ravel()[rows],
     }
     cells = plot.rect(
-        "taken",
-        "truth",
+        "column",
+        "row",
         1,
         1,
         source=ColumnDataSource(data),
@@ -135,7 +138,7 @@ def confusion_figure(scores: Scores) -> figure:
     if len(names) <= MOST_COUNTS:
         _write_counts(plot, data, flat, share)
     plot.grid.visible = False
-    plot.xaxis.major_label_orientation = 0 if max(map(len, names)) <= 3 else 0.9
+    plot.xaxis.major_label_orientation = 0 if max(map(len, shown)) <= 3 else 0.9
     return plot
 
 
@@ -144,10 +147,10 @@ def _write_counts(plot: figure, data: dict[str, Any], flat: np.ndarray, share: n
     texts = np.array([str(n) if n else "" for n in flat])
     for name, strong in (("ink", share < 0.5), ("white", share >= 0.5)):
         kept = np.flatnonzero(strong & (flat > 0))
-        columns = {key: [data[key][i] for i in kept] for key in ("taken", "truth")} | {"text": texts[kept]}
+        columns = {key: [data[key][i] for i in kept] for key in ("column", "row")} | {"text": texts[kept]}
         plot.text(
-            "taken",
-            "truth",
+            "column",
+            "row",
             "text",
             source=ColumnDataSource(columns),
             text_align="center",

@@ -40,6 +40,11 @@ def report(paths: tuple[Path, ...], train: Location | None, test: Location | Non
 
     if (train is None) != (test is None):
         raise click.UsageError("give both --train and --test, or neither")
+    above = next(folder for folder in out.absolute().parents if folder.exists())
+    if not above.is_dir():
+        raise click.BadParameter(
+            f"{printable(above)} is a file, not a folder; choose another --out", param_hint="--out"
+        )
     entries = open_entries(paths)
     for entry in entries:
         if entry.run and entry.run.cut_off:

@@ -10,12 +10,12 @@ import numpy as np
 from bokeh.models import BoxAnnotation, ColumnDataSource, Range1d, Span
 from bokeh.plotting import figure
 
+from byol.run_format import COLLAPSED_RANK, COLLAPSED_STD_RATIO, HEALTHY_STD_RATIO
 from byol.serve.report.runs import Record
 from byol.serve.report.style import Stroke, new_figure, show_on_hover
 
 POINTS = 600  # of a curve
 FEW_POINTS = 30  # up to which a curve shows them
-COLLAPSED_STD_RATIO, HEALTHY_STD_RATIO, COLLAPSED_RANK = 0.1, 0.5, 1.5  # as `byol train` warns (byol.monitor)
 
 
 @dataclass(frozen=True)

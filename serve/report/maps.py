@@ -6,12 +6,12 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-from bokeh.models import ColumnDataSource, Label
+from bokeh.models import ColumnDataSource, Label, PlainText
 from bokeh.palettes import Category10, Category20
 from bokeh.plotting import figure
 
 from byol.serve.report.explore import Exploration
-from byol.serve.report.style import COLOURS, FONT, new_figure, show_on_hover
+from byol.serve.report.style import COLOURS, FONT, new_figure, short_names, show_on_hover
 
 PICTURE = "display: block; width: 80px; height: 80px; object-fit: contain"
 
@@ -62,13 +62,13 @@ def class_colours(classes: Sequence[str]) -> dict[str, str]:
 
 def _name_classes(plot: figure, points: np.ndarray, labels: Sequence[str | None], classes: Sequence[str]) -> None:
     """Each class's name at the middle of its points."""
-    for name in classes:
+    for name, short in short_names(classes).items():
         middle = np.median(points[[label == name for label in labels]], axis=0)
         plot.add_layout(
             Label(
                 x=middle[0],
                 y=middle[1],
-                text=name,
+                text=PlainText(text=short),  # a plain string may be taken for TeX
                 text_align="center",
                 text_baseline="middle",
                 text_font=FONT,

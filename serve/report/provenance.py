@@ -70,7 +70,7 @@ def _bundle_facts(bundle: Bundle) -> Rows:
         ("Graph", f"ONNX opset {manifest.onnx.opset}, IR {manifest.onnx.ir_version}"),
         ("Exported by", f"byol {manifest.byol_version}"),
     ]
-    training, origin = manifest.training, manifest.origin
+    training, origin, tuning = manifest.training, manifest.origin, manifest.finetuning
     if training:
         rows.append(
             (
@@ -79,9 +79,14 @@ def _bundle_facts(bundle: Bundle) -> Rows:
                 f"(settings: SHA-256 {training.config_sha256[:16]})",
             )
         )
-    else:
+    elif not (tuning and tuning.from_scratch):
         read = f"; read from {origin.file} ({origin.toolkit}, SHA-256 {origin.sha256[:16]})" if origin else ""
         rows.append(("Trained", f"elsewhere: the bundle holds no training summary{read}"))
+    if tuning:
+        start = ", from random weights" if tuning.from_scratch else ""
+        rows.append(
+            ("Fine-tuned on", f"{tuning.data}: {tuning.images:,} labelled images, {tuning.epochs} epochs{start}")
+        )
     return rows
 
 

@@ -10,10 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from byol.images import printable
+from byol.run_format import CONFIG, FINETUNE, METRICS, VIEWS
 from byol.serve.bundle import Bundle
 from byol.serve.manifest import MANIFEST
-
-CONFIG, METRICS, VIEWS = "config.json", "metrics.jsonl", "views.png"
 
 Record = dict[str, float]
 
@@ -34,17 +33,42 @@ class Run:
         return config
 
     @property
+    def planned(self) -> int | None:
+        """The optimizer steps that the settings ask for, None where they cannot be told."""
+        config, images = self.config, self.facts.get("data", {}).get("images")
+        if config.get("max_steps"):
+            return int(config["max_steps"])
+        if images is None or not {"epochs", "batch_size"} <= config.keys():
+            return None
+        return int(config["epochs"] * (images // config["batch_size"]))
+
+    @property
+    def unfinished(self) -> bool:
+        """Whether the run was stopped early, or still goes on."""
+        return self.planned is not None and self.records[-1]["step"] < self.planned
+
+    @property
+    def last_knn(self) -> Record | None:
+        """The newest line with a kNN accuracy: not every line has one."""
+        return next((record for record in reversed(self.records) if "knn_top1" in record), None)
+
+    @property
     def views(self) -> Path | None:
         """The picture of the first batch's views, if there is one."""
         path = self.folder / VIEWS
         return path if path.is_file() else None
 
     def trained(self, bundle: Bundle) -> bool:
-        """Whether the bundle's training summary is that of this run: settings, data and number of images."""
+        """Whether the bundle holds what this run ended with: settings, data, number of images and of steps agree.
+
+        A fine-tuned bundle holds something else.
+        """
         training, data = bundle.manifest.training, self.facts.get("data", {})
+        if training is None or bundle.manifest.finetuning:
+            return False
         settings = hashlib.sha256(json.dumps(self.config, sort_keys=True).encode()).hexdigest()
-        mine = (settings, data.get("name"), data.get("images"))
-        return training is not None and mine == (training.config_sha256, training.data, training.images)
+        mine = (settings, data.get("name"), data.get("images"), self.records[-1]["step"])
+        return mine == (training.config_sha256, training.data, training.images, training.steps)
 
 
 @dataclass(frozen=True)
@@ -57,7 +81,7 @@ class Entry:
 
 
 def open_entries(paths: Sequence[Path]) -> list[Entry]:
-    """Runs and bundles in the order given; of the bundles that a run was exported to, its last is joined to it.
+    """Runs and bundles in the order given; a bundle of a run's last step is joined to it.
 
     Raises `ValueError` for a path that is neither, or is given twice, and for what cannot be read.
     """
@@ -68,21 +92,15 @@ def open_entries(paths: Sequence[Path]) -> list[Entry]:
     names = dict(zip(folders, _names(folders), strict=True))
     entries = [_open(path, names[folder]) for path, folder in zip(paths, folders, strict=True)]
     for run in [entry for entry in entries if entry.run]:
-        own = [entry for entry in entries if _exported(run, entry)]
-        if own:
-            last = max(own, key=_steps)
-            entries[entries.index(run)] = replace(run, bundle=last.bundle)
-            entries.remove(last)
+        exported = next((entry for entry in entries if _exported(run, entry)), None)
+        if exported:
+            entries[entries.index(run)] = replace(run, bundle=exported.bundle)
+            entries.remove(exported)
     return entries
 
 
 def _exported(run: Entry, other: Entry) -> bool:
     return bool(run.run and other.bundle and other.run is None and run.run.trained(other.bundle))
-
-
-def _steps(entry: Entry) -> int:
-    training = entry.bundle.manifest.training if entry.bundle else None
-    return training.steps if training else 0
 
 
 def _names(folders: Sequence[Path]) -> list[str]:
@@ -120,6 +138,11 @@ def read_run(path: Path) -> Run:
         facts = json.loads((path / CONFIG).read_bytes())
     except (OSError, ValueError) as error:
         raise ValueError(f"{name} cannot be read: {error}") from error
+    if isinstance(facts, dict) and facts.get("task") == FINETUNE:
+        raise ValueError(
+            f"{printable(path)} was written by `byol finetune`; export it and give the bundle: "
+            f"byol export {printable(path)} --out BUNDLE"
+        )
     if not isinstance(facts, dict) or not isinstance(facts.get("config"), dict):
         raise ValueError(f"{name} holds no `config`; expected what `byol train` writes")
     records, cut_off = _read_metrics(path / METRICS)

@@ -5,6 +5,8 @@ What is light or dark, the page's style sheet says: Bokeh reads its `--bk-...` v
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Sequence
 from typing import Any
 
 from bokeh.models import HoverTool
@@ -14,6 +16,7 @@ from bokeh.themes import Theme
 # Colours that can be told from black and from white, also by the colour-blind; after them the same, dashed.
 COLOURS = ("#2b7bba", "#d55e00", "#009e73", "#b565a7", "#8a8a8a", "#b07d00")
 DASHES = ("solid", "dashed", "dotted")
+MOST_LETTERS = 14  # of a name inside a figure: a matrix of long names has no room left on a phone
 FONT = "Helvetica Neue, Helvetica, Arial, sans-serif"
 
 Stroke = tuple[str, str]  # colour and dash pattern
@@ -71,6 +74,18 @@ def new_figure(height: int | None, tools: str = "", **options: Any) -> figure:
         **size,
         **options,
     )
+
+
+def short_names(names: Sequence[str]) -> dict[str, str]:
+    """What each of some names is called inside a figure: a long one by its two ends, numbered where they are shared."""
+    ends = {name: _ends(name) for name in names}
+    shared = Counter(ends.values())
+    return {name: f"{i} {ends[name]}" if shared[ends[name]] > 1 else ends[name] for i, name in enumerate(names, 1)}
+
+
+def _ends(name: str) -> str:
+    half = MOST_LETTERS // 2 - 1
+    return name if len(name) <= MOST_LETTERS else f"{name[:half]}\u2026{name[-half:]}"
 
 
 def show_on_hover(

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from byol.serve.report.measure import K, Scores
-from byol.serve.report.runs import Entry
+from byol.serve.report.runs import Entry, Record, Run
 from byol.serve.report.sections import Report, percent
 
 
@@ -27,11 +27,17 @@ def lede(report: Report) -> str:
         images = f" on {data['images']:,} images of {data['name']}" if {"images", "name"} <= data.keys() else ""
         sentences.append(
             f"{config.get('arch', 'An encoder')} at {config.get('image_size', '?')} px, trained by BYOL without labels"
-            f"{images}: {last['step']:,} steps, {last['epoch']:g} epochs."
+            f"{images}: {_steps(run)} steps, {last['epoch']:g} epochs."
         )
+        if run.unfinished:
+            sentences.append("The run was stopped early, or still goes on.")
     elif bundle:
         manifest = bundle.manifest
-        sentences.append(f"{manifest.architecture.name} at {manifest.image_size} px, {manifest.feature_dim} features.")
+        tuning = manifest.finetuning
+        tuned = f", fine-tuned with the labels of {tuning.images:,} images of {tuning.data}" if tuning else ""
+        sentences.append(
+            f"{manifest.architecture.name} at {manifest.image_size} px, {manifest.feature_dim} features{tuned}."
+        )
     scores = report.scores.get(entries[0].name)
     if scores:
         sentences.append(
@@ -57,8 +63,9 @@ def tiles(report: Report) -> list[tuple[str, str, str]]:
             tiles.append((f"With {count}", percent(few.mean), f"linear, \u00b1 {100 * few.deviation:.1f}"))
     if entry.run:
         last = entry.run.records[-1]
-        if "knn_top1" in last and not scores:
-            tiles.append(("kNN", percent(last["knn_top1"]), "top-1 at the end of training"))
+        knn = entry.run.last_knn
+        if knn and not scores:
+            tiles.append(("kNN", percent(knn["knn_top1"]), f"top-1 {_when(entry.run, knn)}"))
         named = (("Loss", "loss", "0 to 8"), ("Spread", "std_ratio", "0 to 1"), ("Rank", "rankme", "directions"))
         for name, key, note in named:
             if key in last:
@@ -79,16 +86,31 @@ def finals(report: Report) -> dict[str, Any]:
     for entry in report.entries:
         last: dict[str, float] = entry.run.records[-1] if entry.run else {}
         training = entry.bundle.manifest.training if entry.bundle else None
-        steps = last.get("step", training.steps if training else None)
-        row = [entry.name, "\u2013" if steps is None else f"{steps:,}"]
+        own = f"{training.steps:,}" if training else "\u2013"
+        row = [entry.name, _steps(entry.run) if entry.run else own]
         row += [shape.format(last[key]) if key in last else "\u2013" for key, shape in keys]
-        row.append(f"{100 * last['knn_top1']:.1f}" if "knn_top1" in last else "\u2013")
+        knn = entry.run.last_knn if entry.run else None
+        early = f" ({_when(entry.run, knn)})" if entry.run and knn and knn["step"] < last["step"] else ""
+        row.append(f"{100 * knn['knn_top1']:.1f}{early}" if knn else "\u2013")
         scores = report.scores.get(entry.name)
         if report.scores:
             row += _score_cells(scores) if scores else ["\u2013"] * 3
         rows.append(row)
     reading = f"The last line of each run's metrics; kNN with k = {K} unless the training set is smaller. "
     return {"head": head, "rows": rows, "reading": reading + "A dash: not measured."}
+
+
+def _steps(run: Run) -> str:
+    """How far a run came, and of how many steps where these are not all."""
+    done = f"{run.records[-1]['step']:,}"
+    return f"{done} of {run.planned:,}" if run.unfinished else done
+
+
+def _when(run: Run, record: Record) -> str:
+    """When a line of metrics was written."""
+    if record is run.records[-1] and not run.unfinished:
+        return "at the end of training"
+    return f"at epoch {record['epoch']:g}"
 
 
 def _score_cells(scores: Scores) -> list[str]:
