@@ -16,6 +16,7 @@ from byol.files import atomic_file
 from byol.finetune import FinetuneConfig, Tuner
 from byol.images import printable
 from byol.locations import LOCATION, Location
+from byol.parameters import FiniteRange
 from byol.pretrained import read_pretrained, weights_digest
 from byol.run import RunFolder
 from byol.run_format import FINETUNE
@@ -28,7 +29,7 @@ SCORES = ("top1", "top5", "mean_per_class")
 @click.argument("encoder", metavar="RUN|BUNDLE", type=click.Path(exists=True, path_type=Path))
 @click.argument("data", type=LOCATION)
 @click.option("--out", type=click.Path(path_type=Path), required=True, help="Folder of the result.")
-@click.option("--label-fraction", type=click.FloatRange(0, 1, min_open=True), help="Use this share of each class.")
+@click.option("--label-fraction", type=FiniteRange(0, 1, min_open=True), help="Use this share of each class.")
 @click.option("--labels-per-class", type=click.IntRange(min=1), help="Use so many images of each class.")
 @click.option("--draws", type=click.IntRange(min=1), default=1, show_default=True, help="Of the labels, one fit each.")
 @click.option("--test", type=LOCATION, help="Labelled images to score the final fits on.")
@@ -78,7 +79,8 @@ def finetune(
     except ValueError as error:
         raise click.UsageError(str(error)) from error
     try:
-        values = run_finetuning(config, encoder, data, out, test, resume)
+        with RunFolder(out).alone():
+            values = run_finetuning(config, encoder, data, out, test, resume)
     except KeyboardInterrupt:
         if not RunFolder(out).exists():
             raise

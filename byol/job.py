@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -38,8 +39,9 @@ def run_training(
     out of memory.
     """
     try:
-        with joined() as world:
-            _train_in(world, config, data, RunFolder(out), val_data, resume, tensorboard)
+        run = RunFolder(out)
+        with joined() as world, run.alone() if world.first else nullcontext():
+            _train_in(world, config, data, run, val_data, resume, tensorboard)
     except (Interrupted, LostProcess) as error:
         raise click.ClickException(str(error)) from error
     except (RuntimeError, MemoryError) as error:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import platform
 import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +19,7 @@ from torch import Tensor
 from byol import __version__
 from byol.checkpoint import Checkpoint, read_checkpoint
 from byol.config import TIMM, TrainConfig
-from byol.files import atomic_file
+from byol.files import atomic_file, only_writer
 from byol.run_format import CONFIG, LAST, METRICS, TRAIN, VIEWS
 
 
@@ -34,6 +36,14 @@ class RunFolder:
     def numbered(self, step: int) -> Path:
         """Where a checkpoint that is kept goes."""
         return self.path / f"step-{step:08d}.safetensors"
+
+    @contextmanager
+    def alone(self) -> Iterator[None]:
+        """Keep other processes out of the run. Raises `BlockingIOError` while one is at work in it."""
+        place = self.path.resolve()
+        place.parent.mkdir(parents=True, exist_ok=True)
+        with only_writer(place):
+            yield
 
     def exists(self) -> bool:
         """Whether a run was started here."""

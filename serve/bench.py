@@ -15,6 +15,7 @@ import click
 
 from byol.console import note_device, show_json
 from byol.locations import LOCATION, Location
+from byol.parameters import FiniteRange
 from byol.serve import VARIANT_NAMES
 from byol.serve.options import BUNDLE, device_option, json_option
 
@@ -43,7 +44,7 @@ class Timing:
 @click.command()
 @click.argument("bundle", type=BUNDLE)
 @click.option("--images", type=LOCATION, help="Pictures to measure with  [default: generated JPEGs of 500 x 375]")
-@click.option("--seconds", type=click.FloatRange(0.05, 600), default=2.0, show_default=True, help="For each row.")
+@click.option("--seconds", type=FiniteRange(0.05, 600), default=2.0, show_default=True, help="For each row.")
 @click.option("--variant", type=click.Choice(VARIANT_NAMES), default="fp32", show_default=True)
 @device_option
 @json_option

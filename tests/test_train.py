@@ -214,13 +214,15 @@ def test_a_killed_run_resumes_to_the_same_bytes(images, tmp_path):
     assert not list((tmp_path / "killed").glob(".*tmp"))
 
 
-def test_sigterm_saves_the_step_and_says_how_to_go_on(images, tmp_path):
+def test_a_run_has_one_process_and_sigterm_saves_the_step_and_says_how_to_go_on(images, tmp_path):
     out = tmp_path / "run"
     command = [sys.executable, "-m", "byol", "train", str(images), "--out", str(out), "--preset", "demo"]
     command += ["--batch-size", "4", "--epochs", "1000", "--set", "log_every=1"]
     process = subprocess.Popen(command, cwd=REPOSITORY, stderr=subprocess.PIPE, text=True)
     while process.poll() is None and not (out / "metrics.jsonl").exists():
         time.sleep(0.02)
+    second = subprocess.run([*command, "--resume"], cwd=REPOSITORY, capture_output=True, text=True)
+    assert (second.returncode, "another process is writing" in second.stderr) == (1, True), second.stderr
     process.send_signal(signal.SIGTERM)
     _, text = process.communicate(timeout=60)
     assert process.returncode == 1
