@@ -8,6 +8,7 @@ from __future__ import annotations
 import functools
 import math
 import os
+import stat
 import warnings
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -33,7 +34,9 @@ from PIL import (  # noqa: F401 - the plugins register the decoders that FORMATS
 from byol.columns import Computed, Labels
 
 QUOTA = Path("/sys/fs/cgroup/cpu.max")
-SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm"})
+JPEG = {".jpg", ".jpeg", ".jpe", ".jfif"}
+SUFFIXES = frozenset({*JPEG, ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm"})
+NO_FILE = "not a regular file"
 
 # Only these decoders run, whatever a file is called: Pillow's list also holds formats that start other programs.
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM")
@@ -164,6 +167,8 @@ def read_image(path: str | bytes | os.PathLike[str] | IO[bytes]) -> Image.Image:
     EXIF orientation is applied; alpha is dropped; 16-bit grey is scaled to 8 bits. Raises `UnreadableImage`.
     """
     try:
+        if isinstance(path, str | bytes | os.PathLike) and not stat.S_ISREG(os.stat(path).st_mode):
+            raise UnreadableImage(NO_FILE)  # a pipe would be waited for until another program writes to it
         with Image.open(path, formats=FORMATS) as image:
             image.load()
             return to_rgb(image)

@@ -13,8 +13,9 @@ from PIL import Image
 
 from byol import images
 from byol.columns import Labels
+from byol.folders import NOT_READ
 from byol.images import ImageSource, Preprocess, UnreadableImage, decode, printable, read_image, require_labels
-from byol.sources import open_source
+from byol.sources import open_sections, open_source
 from tests.odd_images import bad_images, encoded, odd_images, picture, write_files, write_unreadable
 from tests.tiny import write_images
 
@@ -77,7 +78,7 @@ def test_sixteen_bits_are_divided_by_257_and_rounded(
     if kind == "pgm":  # opened as 32-bit integers
         (tmp_path / "a").write_bytes(b"P5 256 256 65535\n" + level.astype(">u2").tobytes())
     else:
-        image = Image.fromarray(level.astype({"png": "<u2", "big-endian": ">u2", "int32": np.int32}[kind]))
+        image = Image.fromarray(level.astype({"png": "<u2", "big-endian": ">u2", "int32": "<i4"}[kind]))
         image.save(tmp_path / "a", "PNG" if kind == "png" else "TIFF")
     np.testing.assert_array_equal(pixels(tmp_path / "a"), np.repeat(expected[:, :, None], 3, axis=2))
 
@@ -226,6 +227,53 @@ def test_symlink_loop_ends_and_is_reported(tmp_path: Path) -> None:
     source = open_source(tmp_path)
     assert list(source.ids) == ["cat/000.png", "cat/001.png"]
     assert [item.path for item in source.skipped] == ["again", "cat/up"]
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no named pipes here")
+def test_a_named_pipe_is_left_out(tmp_path: Path) -> None:
+    write_images(tmp_path, {"a": 2, "c": 1})
+    for pipe in ("b.jpg", "a/0000.png"):
+        os.mkfifo(tmp_path / pipe)
+    (tmp_path / "d.jpg").symlink_to("b.jpg")
+    source = open_source(tmp_path)
+    assert list(source.ids) == ["a/000.png", "a/001.png", "c/000.png"]
+    assert [(item.path, item.reason) for item in source.skipped] == [
+        (path, "not a regular file") for path in ("a/0000.png", "b.jpg", "d.jpg")
+    ]
+    with pytest.raises(UnreadableImage, match="not a regular file"):
+        read_image(tmp_path / "b.jpg")
+
+
+def test_formats_that_are_not_read_are_left_out_with_a_reason(tmp_path: Path) -> None:
+    one = odd_images()["one.png"]
+    names = ["a.jfif", "b.JPE", "c.HEIC", "d.svg", "e.avif", "f", ".g.heic", "h.txt"]
+    write_files(tmp_path / "x", dict.fromkeys(names, one))
+    source = open_source(tmp_path)
+    assert list(source.ids) == ["x/a.jfif", "x/b.JPE"]
+    assert [item.path for item in source.skipped] == ["x/c.HEIC", "x/d.svg", "x/e.avif"]
+    assert all("PNG or JPEG" in item.reason for item in source.skipped)
+    for file in ("a.jfif", "b.JPE"):
+        (tmp_path / "x" / file).unlink()
+    with pytest.raises(ValueError, match=r"(?s)holds no images.*x/c\.HEIC: .*PNG or JPEG"):
+        open_source(tmp_path)
+
+
+def test_the_page_names_every_suffix() -> None:
+    page = (Path(__file__).parent.parent / "docs" / "data.md").read_text()
+    assert all(f"`{suffix}`" in page for suffix in [*images.SUFFIXES, *map(os.fsdecode, NOT_READ)])
+
+
+@pytest.mark.parametrize("size", [1, 2, 3])
+def test_sections_name_what_is_left_out_in_its_place(size: int, tmp_path: Path) -> None:
+    one = odd_images()["one.png"]
+    write_files(tmp_path, dict.fromkeys(["a.png", "b.svg", "c.png", "d.heic", "e.png", "f.heic"], one))
+    sections = list(open_sections(tmp_path, size))
+    left_out = [item.path for section in sections for item in section.source.skipped]
+    assert left_out == ["b.svg", "d.heic", "f.heic"]
+    behind = [
+        item.path for section in open_sections(tmp_path, size, sections[0].end) for item in section.source.skipped
+    ]
+    assert [item.path for item in sections[0].source.skipped] + behind == left_out
 
 
 def test_empty_folder_is_refused_naming_what_was_looked_for(tmp_path: Path) -> None:
