@@ -5,9 +5,11 @@ A listing holds names and labels as arrays, so that ten million images are liste
 
 from __future__ import annotations
 
+import codecs
 import functools
 import glob
 import hashlib
+import os
 import re
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -18,7 +20,6 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 from PIL import Image
 
 from byol.columns import Computed, Labels, Names
@@ -101,15 +102,22 @@ def _file_source(path: Path) -> ImageSource:
 
 
 def _list_source(name: str, content: bytes) -> ImageSource:
-    lines = pa.array((line.rstrip(b"\r") for line in content.split(b"\n")), pa.large_binary())
-    names = Names(lines.filter(pc.not_equal(lines, pa.scalar(b"", pa.large_binary()))))
+    if b"\0" in content:
+        raise ValueError(f"{name} is no UTF-8 text, it holds zero bytes; save it as UTF-8, one path or URL a line")
+    lines = (line.rstrip(b"\r") for line in content.removeprefix(codecs.BOM_UTF8).split(b"\n"))
+    listed = [line for line in lines if line.strip()]
+    if not listed:
+        raise ValueError(f"{name} holds no images: it is an empty list; write one path or URL a line")
+    # Of the folder in which relative paths start, also the stamp tells: there may be other images elsewhere.
+    here = b"" if all(os.path.isabs(line) or b"://" in line for line in listed) else os.getcwdb()
+    names = Names(pa.array(listed, pa.large_binary()))
     return ImageSource(
         name=name,
         ids=names,
         labels=Labels.none(len(names)),
         skipped=[],
-        open=lambda i: _read_listed(names.raw[i].as_py()),
-        stamp=lambda: hashlib.sha256(content).hexdigest(),
+        open=lambda i: _read_listed(names.raw[i].as_py(), here),
+        stamp=lambda: hashlib.sha256(content + here).hexdigest(),
     )
 
 
@@ -117,9 +125,9 @@ def _read_file(path: Any) -> Image.Image:
     return read_remote(path.fs, path.path) if is_url(path) else read_image(path)
 
 
-def _read_listed(line: bytes) -> Image.Image:
+def _read_listed(line: bytes, here: bytes) -> Image.Image:
     if b"://" not in line:
-        return read_image(line)
+        return read_image(os.path.join(here, line))
     try:
         return _read_file(remote_path(line.decode()))
     except UnreadableImage:

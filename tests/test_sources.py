@@ -18,7 +18,7 @@ from PIL import Image
 from byol.columns import Computed, Labels, Names
 from byol.images import UnreadableImage, decode
 from byol.named import fetch
-from byol.sources import open_source
+from byol.sources import open_sections, open_source
 from tests.odd_images import encoded, odd_images, picture
 
 PIXELS = np.asarray
@@ -155,9 +155,46 @@ def test_a_list_of_paths(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
         np.testing.assert_array_equal(PIXELS(source.open(1)), picture(seed=0))
         with pytest.raises(UnreadableImage, match="No such file"):
             source.open(2)
-    (tmp_path / "empty.txt").write_bytes(b"\n")
-    with pytest.raises(ValueError, match="holds no images"):
-        open_source("empty.txt")
+
+
+def test_relative_lines_of_a_list_start_at_the_folder_where_it_was_opened(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for seed, folder in enumerate(("a", "b")):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "0.png").write_bytes(png(seed))
+    (tmp_path / "relative.txt").write_text("0.png\n")
+    (tmp_path / "full.txt").write_text(f"{tmp_path}/a/0.png\ns3://bucket/1.png\n")
+    monkeypatch.chdir(tmp_path / "a")
+    source = open_source(tmp_path / "relative.txt")
+    stamps = [next(open_sections(tmp_path / name, 1)).stamp for name in ("relative.txt", "full.txt")]
+    monkeypatch.chdir(tmp_path / "b")
+    np.testing.assert_array_equal(PIXELS(source.open(0)), picture(seed=0))
+    again = [next(open_sections(tmp_path / name, 1)).stamp for name in ("relative.txt", "full.txt")]
+    assert stamps[0] != again[0]  # an extraction that was begun in the other folder is refused
+    assert stamps[1] == again[1]
+
+
+@pytest.mark.parametrize("content", [b"\xef\xbb\xbfa.png\r\nb.png\r\n", b"\n  \na.png\n\t\r\nb.png", b"a.png\nb.png"])
+def test_lists_as_editors_save_them(content: bytes, tmp_path: Path) -> None:
+    (tmp_path / "list.txt").write_bytes(content)
+    assert list(open_source(tmp_path / "list.txt").ids) == ["a.png", "b.png"]
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("a.png\n".encode("utf-16"), "save it as UTF-8"),
+        ("a.png\n".encode("utf-16-le"), "save it as UTF-8"),
+        (b"a.png\0b.png\0", "one path or URL a line"),
+        (b"", "empty list; write one path or URL a line"),
+        (b"\xef\xbb\xbf \r\n\n", "empty list; write one path or URL a line"),
+    ],
+)
+def test_lists_that_are_none_are_refused(content: bytes, message: str, tmp_path: Path) -> None:
+    (tmp_path / "list.txt").write_bytes(content)
+    with pytest.raises(ValueError, match=rf"list\.txt .*{message}"):
+        open_source(tmp_path / "list.txt")
 
 
 # ----------------------------------------------------------------------------------------------------- Parquet
