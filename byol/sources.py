@@ -25,7 +25,7 @@ from PIL import Image
 from byol.columns import Computed, Labels, Names
 from byol.folders import LocalTree, Tree, folder_sections, folder_source
 from byol.images import SUFFIXES, ImageSource, Place, UnreadableImage, printable, read_image, reason_of
-from byol.locations import Location, is_url
+from byol.locations import Location, is_url, names_below
 from byol.named import SPLITS, is_named, named_file
 from byol.remote import RemoteTree, asked, guarded, matching, read_remote, remote_path
 from byol.shards import tar_source
@@ -66,7 +66,7 @@ def _source_at(path: Path, location: str) -> ImageSource:
     if path.is_dir():
         source = folder_source(_tree(path))
         shards = [] if len(source) else sorted(p for suffix in SHARDS for p in path.rglob(f"*{suffix}"))
-        return _shard_source(printable(path), shards) if shards else source
+        return _shard_source(printable(path), shards, path) if shards else source
     if path.exists():
         return _file_source(path)
     if is_named(location):
@@ -155,11 +155,11 @@ def _ranges(pattern: str) -> Iterator[str]:
         yield from _ranges(f"{pattern[: found.start()]}{number:0{len(first)}d}{pattern[found.end() :]}")
 
 
-def _shard_source(name: str, files: Sequence[Path]) -> ImageSource:
+def _shard_source(name: str, files: Sequence[Path], root: Path | None = None) -> ImageSource:
     kinds = {file.suffix.lower() for file in files}
     if len(kinds) > 1 or not kinds <= SHARDS.keys():
         raise ValueError(f"{name} holds files of {', '.join(sorted(kinds))}; give shards of one kind, .tar or .parquet")
-    return SHARDS[kinds.pop()](name, files)
+    return SHARDS[kinds.pop()](name, files, names_below(files, root))
 
 
 # --------------------------------------------------------------------------------------------------- sections

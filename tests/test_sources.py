@@ -7,7 +7,8 @@ import json
 import sys
 import tarfile
 import tracemalloc
-from pathlib import Path
+from pathlib import Path, PurePosixPath
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -17,6 +18,7 @@ from PIL import Image
 
 from byol.columns import Computed, Labels, Names
 from byol.images import UnreadableImage, decode
+from byol.locations import names_below
 from byol.named import fetch
 from byol.sources import open_sections, open_source
 from tests.odd_images import encoded, odd_images, picture
@@ -232,6 +234,33 @@ def test_parquet_without_images_is_refused_with_its_columns(tmp_path: Path) -> N
     (tmp_path / "b.parquet").write_bytes(b"PAR1 no table PAR1")
     with pytest.raises(ValueError, match="cannot be read as a Parquet file"):
         open_source(tmp_path / "b.parquet")
+
+
+def test_shards_of_the_same_name_in_several_folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for seed, part in enumerate(("train", "val")):
+        for kind in ("tars", "tables"):
+            (tmp_path / kind / part).mkdir(parents=True)
+        write_tar(tmp_path / "tars" / part / "0.tar", {"a.png": png(seed)})
+        write_table(tmp_path / "tables" / part / "0.parquet", {"image": image_structs(1)})
+    (tmp_path / "tars" / "val" / "1.tar").write_bytes(b"no archive")
+    tars, tables = open_source(tmp_path / "tars"), open_source(tmp_path / "tables")
+    assert list(tars.ids) == ["train/0.tar/a.png", "val/0.tar/a.png"]
+    assert [item.path for item in tars.skipped] == ["val/1.tar"]
+    assert list(tables.ids) == ["train/0.parquet/0", "val/0.parquet/0"]
+    monkeypatch.chdir(tmp_path / "tars" / "val")
+    for pattern in (str(tmp_path / "tars" / "*" / "0.tar"), "../*/0.tar"):
+        assert list(open_source(pattern).ids) == list(tars.ids)
+    assert list(open_source(tmp_path / "tars" / "train").ids) == ["a.png"]
+    assert list(open_source(tmp_path / "tables" / "train" / "0.parquet").ids) == ["0.parquet/0"]
+    assert list(open_source("?.tar").ids) == ["0.tar/a.png"]
+
+
+def test_names_below_a_folder() -> None:
+    assert names_below([Path("x/a/0.tar"), Path("x/1.tar")]) == ["a/0.tar", "1.tar"]
+    assert names_below([Path("x/a/0.tar")], Path("x")) == ["a/0.tar"]
+    assert names_below([Path("0.tar"), Path("1.tar")]) == names_below([Path("0.tar"), Path("1.tar")], Path("."))
+    urls: list[Any] = [PurePosixPath("s3://bucket/x/0.tar"), PurePosixPath("s3://bucket/y/0.tar")]
+    assert names_below(urls) == ["x/0.tar", "y/0.tar"]
 
 
 def test_shards_of_two_kinds_are_refused(tmp_path: Path) -> None:
