@@ -20,10 +20,11 @@ import pyarrow.compute as pc
 from PIL import Image
 
 from byol.columns import Computed, Labels, Names
-from byol.images import SUFFIXES, ImageSource, Skipped, printable, read_image, reason_of
+from byol.images import NO_FILE, SUFFIXES, ImageSource, Skipped, printable, read_image, reason_of
 from byol.stamps import content_stamp
 
 ENDINGS = tuple(os.fsencode(suffix) for suffix in SUFFIXES)
+NOT_READ = (b".heic", b".heif", b".avif", b".jp2", b".jxl", b".svg", b".raw", b".cr2", b".nef", b".dng")
 CHUNK = 65_536  # names of a folder held as Python objects at a time
 
 Skip = Callable[[bytes, str], None]  # called with a path and why it is left out
@@ -165,14 +166,16 @@ def _walk(root: bytes, skip: Skip) -> Iterator[bytes]:
                 skip(folder, "symbolic link to a folder that is already listed")
                 return
             seen.add((status.st_dev, status.st_ino))
-            images, folders = _entries(path)
+            images, left_out, folders = _entries(path)
         except OSError as error:
             skip(folder, reason_of(error))
             return
         prefix = folder + b"/" if folder else b""
-        for name in merged(images, folders):
+        for name in merged(heapq.merge(images, sorted(left_out)), folders):
             if name.endswith(b"/"):
                 yield from walk(prefix + name[:-1])
+            elif name in left_out:
+                skip(prefix + name, left_out[name])
             else:
                 yield prefix + name
 
@@ -183,33 +186,39 @@ def _is_below(path: bytes, folder: bytes) -> bool:
     return path == folder or path.startswith(folder.rstrip(b"/") + b"/")
 
 
-def _entries(path: bytes) -> tuple[Iterator[bytes], list[bytes]]:
-    """The images right in a folder, sorted (millions of names as one array), and the folders."""
+def _entries(path: bytes) -> tuple[Iterator[bytes], dict[bytes, str], list[bytes]]:
+    """The images right in a folder, sorted (millions as one array), what is left out, and why, and the folders."""
     chunks: list[Any] = []
     names: list[bytes] = []
+    left_out: dict[bytes, str] = {}
     folders: list[bytes] = []
     with os.scandir(path) as entries:
         for entry in entries:
             if entry.name.startswith(b"."):
                 continue
-            if _is_folder(entry):
+            if _is(entry.is_dir):
                 folders.append(entry.name)
-            elif is_image(entry.name):
+            elif entry.name.lower().endswith(NOT_READ):
+                left_out[entry.name] = "images of this format are not read; convert it to PNG or JPEG"
+            elif is_image(entry.name) and not _is(entry.is_file) and os.path.exists(entry.path):
+                left_out[entry.name] = NO_FILE
+            elif is_image(entry.name):  # also a link that leads nowhere: opening it tells the reason
                 names.append(entry.name)
                 if len(names) == CHUNK:
                     chunks.append(pa.array(names, pa.large_binary()))
                     names = []
     if not chunks:
-        return iter(sorted(names)), folders
+        return iter(sorted(names)), left_out, folders
     listed = pa.concat_arrays([*chunks, pa.array(names, pa.large_binary())])
     listed = listed.take(pc.array_sort_indices(listed))
     starts = range(0, len(listed), CHUNK)
-    return (name for start in starts for name in listed[start : start + CHUNK].to_pylist()), folders
+    images = (name for start in starts for name in listed[start : start + CHUNK].to_pylist())
+    return images, left_out, folders
 
 
-def _is_folder(entry: os.DirEntry[bytes]) -> bool:
+def _is(kind: Callable[[], bool]) -> bool:
     try:
-        return entry.is_dir()
+        return kind()
     except OSError:  # a link that points to itself
         return False
 

@@ -8,6 +8,8 @@ from __future__ import annotations
 import functools
 import math
 import os
+import stat
+import warnings
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -32,10 +34,18 @@ from PIL import (  # noqa: F401 - the plugins register the decoders that FORMATS
 from byol.columns import Computed, Labels
 
 QUOTA = Path("/sys/fs/cgroup/cpu.max")
-SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm"})
+JPEG = {".jpg", ".jpeg", ".jpe", ".jfif"}
+SUFFIXES = frozenset({*JPEG, ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm"})
+NO_FILE = "not a regular file"
 
 # Only these decoders run, whatever a file is called: Pillow's list also holds formats that start other programs.
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM")
+
+# Images are taken up to twice Pillow's limit, and its warning does not say which one is large. Set once, as
+# `catch_warnings` is not safe in threads; appended, so that a program's own filter counts.
+warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning, append=True)
+
+STRIP = 1 << 20  # pixels that are scaled at a time
 
 T = TypeVar("T")
 C = TypeVar("C")
@@ -157,6 +167,8 @@ def read_image(path: str | bytes | os.PathLike[str] | IO[bytes]) -> Image.Image:
     EXIF orientation is applied; alpha is dropped; 16-bit grey is scaled to 8 bits. Raises `UnreadableImage`.
     """
     try:
+        if isinstance(path, str | bytes | os.PathLike) and not stat.S_ISREG(os.stat(path).st_mode):
+            raise UnreadableImage(NO_FILE)  # a pipe would be waited for until another program writes to it
         with Image.open(path, formats=FORMATS) as image:
             image.load()
             return to_rgb(image)
@@ -167,16 +179,32 @@ def read_image(path: str | bytes | os.PathLike[str] | IO[bytes]) -> Image.Image:
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
-    """Any Pillow image as upright RGB, 8 bits a channel. Raises `UnreadableImage` for floating-point pixels."""
-    image = ImageOps.exif_transpose(image)
+    """Any Pillow image, which is used up, as upright RGB, 8 bits a channel.
+
+    Raises `UnreadableImage` for pixels without a defined range: floating-point, or integers that 16 bits do not hold.
+    """
+    ImageOps.exif_transpose(image, in_place=True)
     if image.mode == "F":
         raise UnreadableImage("floating-point pixels have no defined range; convert them to 8 bits")
-    if image.mode.startswith("I"):  # 16-bit grey: Pillow's own conversion would clip, not scale
-        grey = np.asarray(image).astype(np.float64) / 257.0
-        image = Image.fromarray(np.clip(np.rint(grey), 0, 255).astype(np.uint8))
+    if image.mode == "I" or image.mode.startswith("I;16"):  # Pillow opens some 16-bit files as "I", 32-bit integers
+        image = _eight_bits(image)
     if image.mode == "P" and "transparency" in image.info:
         image = image.convert("RGBA")
-    return image.convert("RGB")
+    return image if image.mode == "RGB" else image.convert("RGB")
+
+
+def _eight_bits(image: Image.Image) -> Image.Image:
+    """16-bit grey scaled to 8 bits (Pillow's own conversion clips), in strips: a copy of a large image is large."""
+    grey = Image.new("L", image.size)
+    rows = max(1, STRIP // image.width)
+    for top in range(0, image.height, rows):
+        strip = np.asarray(image.crop((0, top, image.width, min(top + rows, image.height))))
+        if strip.dtype.itemsize > 2 and (strip.min() < 0 or strip.max() > 65_535):
+            raise UnreadableImage("32-bit pixels outside 0 to 65535 have no defined range; convert them to 8 bits")
+        scaled = (strip.astype(np.uint32) + 128) // 257  # v / 257, rounded
+        grey.paste(Image.fromarray(scaled.astype(np.uint8)), (0, top))
+    image.close()
+    return grey
 
 
 def reason_of(error: Exception) -> str:

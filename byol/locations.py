@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +25,12 @@ def location_of(text: str) -> Location:
 def last_part(location: Location) -> str:
     """The name that a file may carry of where data lie: nothing of the folders above."""
     return str(location).rstrip("/").rpartition("/")[2] if is_url(location) else Path(location).resolve().name
+
+
+def names_below(files: Sequence[Path], root: Path | None = None) -> list[str]:
+    """Files, local or remote, as paths below `root` with `/`, else below the folder that all of them share."""
+    start = str(root) if root is not None else os.path.commonpath([str(file.parent) for file in files])
+    return [os.path.relpath(str(file), start).replace(os.sep, "/") for file in files]
 
 
 class LocationType(click.ParamType[Location]):

@@ -27,11 +27,14 @@ from byol.stamps import file_stamp
 MOST_CLASS_BYTES = 1024  # of a `.cls` file
 
 
-def tar_source(name: str, files: Sequence[Path]) -> ImageSource:
-    """The images of some shards, in the order of the shards and of the files in them."""
+def tar_source(name: str, files: Sequence[Path], file_names: Sequence[str]) -> ImageSource:
+    """The images of some shards, in the order of the shards and of the files in them.
+
+    An id is the member's name, behind the shard's in `file_names` where there are several.
+    """
     index = _Index()
-    for number, file in enumerate(files):
-        index.add(number, file, file.name if len(files) > 1 else "")
+    for number, (file, file_name) in enumerate(zip(files, file_names, strict=True)):
+        index.add(number, file, file_name, f"{file_name}/" if len(files) > 1 else "")
     places = np.frombuffer(index.places, np.int64).reshape(-1, 3)  # (N, 3): shard, offset, size
     return ImageSource(
         name=name,
@@ -55,7 +58,7 @@ class _Index:
         self._key: tuple[int, str] = (-1, "")
         self._row = self._code = -1
 
-    def add(self, number: int, file: Path, prefix: str) -> None:
+    def add(self, number: int, file: Path, name: str, prefix: str) -> None:
         """Index one shard. What it holds up to damage counts; the damage is noted in `skipped`."""
         names: list[bytes] = []
         try:
@@ -63,7 +66,7 @@ class _Index:
             with file.open("rb") as stream, tarfile.open(fileobj=stream, mode="r:") as tar:
                 for key, extension, member in _members(tar):
                     if f".{extension}" in SUFFIXES:
-                        names.append(os.fsencode(f"{prefix}/{member.name}" if prefix else member.name))
+                        names.append(os.fsencode(prefix + member.name))
                         self.places.extend((number, member.offset_data, member.size))
                         self.codes.append(-1)
                         self._join((number, key), row=len(self.codes) - 1)
@@ -73,7 +76,7 @@ class _Index:
                         self._join((number, key), code=self.classes.setdefault(text, len(self.classes)))
         except (tarfile.TarError, OSError) as error:
             advice = "; unpack compressed shards first" if not names else ""
-            self.skipped.append(Skipped(printable(file.name), f"{reason_of(error)}{advice}"))
+            self.skipped.append(Skipped(printable(name), f"{reason_of(error)}{advice}"))
         self.chunks.append(pa.array(names, pa.large_binary()))
 
     def _join(self, key: tuple[int, str], row: int = -1, code: int = -1) -> None:

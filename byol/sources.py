@@ -5,9 +5,11 @@ A listing holds names and labels as arrays, so that ten million images are liste
 
 from __future__ import annotations
 
+import codecs
 import functools
 import glob
 import hashlib
+import os
 import re
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -18,13 +20,12 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 from PIL import Image
 
 from byol.columns import Computed, Labels, Names
 from byol.folders import LocalTree, Tree, folder_sections, folder_source
 from byol.images import SUFFIXES, ImageSource, Place, UnreadableImage, printable, read_image, reason_of
-from byol.locations import Location, is_url
+from byol.locations import Location, is_url, names_below
 from byol.named import SPLITS, is_named, named_file
 from byol.remote import RemoteTree, asked, guarded, matching, read_remote, remote_path
 from byol.shards import tar_source
@@ -65,7 +66,7 @@ def _source_at(path: Path, location: str) -> ImageSource:
     if path.is_dir():
         source = folder_source(_tree(path))
         shards = [] if len(source) else sorted(p for suffix in SHARDS for p in path.rglob(f"*{suffix}"))
-        return _shard_source(printable(path), shards) if shards else source
+        return _shard_source(printable(path), shards, path) if shards else source
     if path.exists():
         return _file_source(path)
     if is_named(location):
@@ -101,15 +102,22 @@ def _file_source(path: Path) -> ImageSource:
 
 
 def _list_source(name: str, content: bytes) -> ImageSource:
-    lines = pa.array((line.rstrip(b"\r") for line in content.split(b"\n")), pa.large_binary())
-    names = Names(lines.filter(pc.not_equal(lines, pa.scalar(b"", pa.large_binary()))))
+    if b"\0" in content:
+        raise ValueError(f"{name} is no UTF-8 text, it holds zero bytes; save it as UTF-8, one path or URL a line")
+    lines = (line.rstrip(b"\r") for line in content.removeprefix(codecs.BOM_UTF8).split(b"\n"))
+    listed = [line for line in lines if line.strip()]
+    if not listed:
+        raise ValueError(f"{name} holds no images: it is an empty list; write one path or URL a line")
+    # Of the folder in which relative paths start, also the stamp tells: there may be other images elsewhere.
+    here = b"" if all(os.path.isabs(line) or b"://" in line for line in listed) else os.getcwdb()
+    names = Names(pa.array(listed, pa.large_binary()))
     return ImageSource(
         name=name,
         ids=names,
         labels=Labels.none(len(names)),
         skipped=[],
-        open=lambda i: _read_listed(names.raw[i].as_py()),
-        stamp=lambda: hashlib.sha256(content).hexdigest(),
+        open=lambda i: _read_listed(names.raw[i].as_py(), here),
+        stamp=lambda: hashlib.sha256(content + here).hexdigest(),
     )
 
 
@@ -117,9 +125,9 @@ def _read_file(path: Any) -> Image.Image:
     return read_remote(path.fs, path.path) if is_url(path) else read_image(path)
 
 
-def _read_listed(line: bytes) -> Image.Image:
+def _read_listed(line: bytes, here: bytes) -> Image.Image:
     if b"://" not in line:
-        return read_image(line)
+        return read_image(os.path.join(here, line))
     try:
         return _read_file(remote_path(line.decode()))
     except UnreadableImage:
@@ -147,11 +155,11 @@ def _ranges(pattern: str) -> Iterator[str]:
         yield from _ranges(f"{pattern[: found.start()]}{number:0{len(first)}d}{pattern[found.end() :]}")
 
 
-def _shard_source(name: str, files: Sequence[Path]) -> ImageSource:
+def _shard_source(name: str, files: Sequence[Path], root: Path | None = None) -> ImageSource:
     kinds = {file.suffix.lower() for file in files}
     if len(kinds) > 1 or not kinds <= SHARDS.keys():
         raise ValueError(f"{name} holds files of {', '.join(sorted(kinds))}; give shards of one kind, .tar or .parquet")
-    return SHARDS[kinds.pop()](name, files)
+    return SHARDS[kinds.pop()](name, files, names_below(files, root))
 
 
 # --------------------------------------------------------------------------------------------------- sections

@@ -26,8 +26,8 @@ from byol.stamps import file_stamp
 GROUPS_HELD = 24  # row groups in memory: the streamed order visits 16 at a time
 
 
-def table_source(name: str, files: Sequence[Path]) -> ImageSource:
-    """The images of some Parquet files, in the order of the files and of their rows.
+def table_source(name: str, files: Sequence[Path], file_names: Sequence[str]) -> ImageSource:
+    """The images of some Parquet files, in the order of the files and of their rows; an id is `file name/row`.
 
     Raises `ValueError` for a file that is no Parquet file or has no image column.
     """
@@ -54,7 +54,7 @@ def table_source(name: str, files: Sequence[Path]) -> ImageSource:
 
     def identity(i: int) -> str:
         number = groups[locate(i)[0]][0]
-        return f"{printable(files[number].name)}/{i - first_rows[number]}"
+        return f"{printable(file_names[number])}/{i - first_rows[number]}"
 
     return ImageSource(
         name=name,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import subprocess
 import sys
 from pathlib import Path
 
@@ -12,8 +13,9 @@ from PIL import Image
 
 from byol import images
 from byol.columns import Labels
+from byol.folders import NOT_READ
 from byol.images import ImageSource, Preprocess, UnreadableImage, decode, printable, read_image, require_labels
-from byol.sources import open_source
+from byol.sources import open_sections, open_source
 from tests.odd_images import bad_images, encoded, odd_images, picture, write_files, write_unreadable
 from tests.tiny import write_images
 
@@ -59,6 +61,74 @@ def test_exif_orientation_turns_the_picture(odd: Path) -> None:
 def test_sixteen_bits_are_scaled_not_clipped(odd: Path) -> None:
     found = pixels(odd / "sixteen.png")
     np.testing.assert_array_equal(found[:, :, 1], picture()[:, :, 0])
+
+
+def every_level() -> np.ndarray:
+    return np.arange(65_536, dtype=np.uint16).reshape(256, 256)
+
+
+@pytest.mark.parametrize("strip", [1, 1000, images.STRIP])
+@pytest.mark.parametrize("kind", ["png", "big-endian", "int32", "pgm"])
+def test_sixteen_bits_are_divided_by_257_and_rounded(
+    kind: str, strip: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    level = every_level()
+    expected = np.clip(np.rint(level.astype(np.float64) / 257.0), 0, 255).astype(np.uint8)
+    monkeypatch.setattr(images, "STRIP", strip)
+    if kind == "pgm":  # opened as 32-bit integers
+        (tmp_path / "a").write_bytes(b"P5 256 256 65535\n" + level.astype(">u2").tobytes())
+    else:
+        image = Image.fromarray(level.astype({"png": "<u2", "big-endian": ">u2", "int32": "<i4"}[kind]))
+        image.save(tmp_path / "a", "PNG" if kind == "png" else "TIFF")
+    np.testing.assert_array_equal(pixels(tmp_path / "a"), np.repeat(expected[:, :, None], 3, axis=2))
+
+
+def test_sixteen_bits_are_turned_upright(tmp_path: Path) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.fromarray(every_level()[:, :100]).save(tmp_path / "a.png", exif=exif)
+    Image.fromarray(every_level()[:, :100]).save(tmp_path / "b.png")
+    np.testing.assert_array_equal(pixels(tmp_path / "a.png"), np.rot90(pixels(tmp_path / "b.png"), -1))
+
+
+@pytest.mark.parametrize("value", [-1, 65_536])
+def test_integers_beyond_sixteen_bits_are_refused(value: int, tmp_path: Path) -> None:
+    Image.fromarray(np.array([[0, value]], np.int32)).save(tmp_path / "a.tif")
+    with pytest.raises(UnreadableImage, match="outside 0 to 65535"):
+        read_image(tmp_path / "a.tif")
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the peak is read from /proc")
+@pytest.mark.parametrize("name", ["large.jpg", "sixteen.png"])
+def test_a_large_image_is_held_once(name: str, tmp_path: Path) -> None:
+    """RGB takes 4 bytes a pixel; 16-bit grey before that 2 and 1 of 8-bit grey, which is held beside RGB: 5."""
+    side = 4000
+    grey = np.zeros((side, side), np.uint16 if name == "sixteen.png" else np.uint8)
+    image = Image.fromarray(grey)
+    (image if name == "sixteen.png" else image.convert("RGB")).save(tmp_path / name)
+    program = (
+        "import sys\nfrom byol.images import read_image\n"
+        "def peak(): return int(open('/proc/self/status').read().split('VmHWM:')[1].split()[0])\n"
+        "read_image(sys.argv[2]); before = peak(); image = read_image(sys.argv[1]); print((peak() - before) * 1024)"
+    )
+    write_files(tmp_path, {"one.png": odd_images()["one.png"]})
+    found = int(run_python(program, str(tmp_path / name), str(tmp_path / "one.png")).stdout)
+    assert found < 6 * side * side
+
+
+def run_python(program: str, *arguments: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-c", program, *arguments]
+    return subprocess.run(command, capture_output=True, text=True, check=True, timeout=60)
+
+
+def test_a_large_image_is_taken_without_pillow_s_warning(tmp_path: Path) -> None:
+    Image.new("RGB", (12, 12)).save(tmp_path / "a.png")
+    program = (
+        "import sys\nfrom byol.images import read_image\nfrom PIL import Image\n"
+        "Image.MAX_IMAGE_PIXELS = 100; print(read_image(sys.argv[1]).size)"
+    )
+    done = run_python(program, str(tmp_path / "a.png"))
+    assert (done.stdout, done.stderr) == ("(12, 12)\n", "")
 
 
 def test_transparency_is_dropped_not_blended(odd: Path) -> None:
@@ -157,6 +227,53 @@ def test_symlink_loop_ends_and_is_reported(tmp_path: Path) -> None:
     source = open_source(tmp_path)
     assert list(source.ids) == ["cat/000.png", "cat/001.png"]
     assert [item.path for item in source.skipped] == ["again", "cat/up"]
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no named pipes here")
+def test_a_named_pipe_is_left_out(tmp_path: Path) -> None:
+    write_images(tmp_path, {"a": 2, "c": 1})
+    for pipe in ("b.jpg", "a/0000.png"):
+        os.mkfifo(tmp_path / pipe)
+    (tmp_path / "d.jpg").symlink_to("b.jpg")
+    source = open_source(tmp_path)
+    assert list(source.ids) == ["a/000.png", "a/001.png", "c/000.png"]
+    assert [(item.path, item.reason) for item in source.skipped] == [
+        (path, "not a regular file") for path in ("a/0000.png", "b.jpg", "d.jpg")
+    ]
+    with pytest.raises(UnreadableImage, match="not a regular file"):
+        read_image(tmp_path / "b.jpg")
+
+
+def test_formats_that_are_not_read_are_left_out_with_a_reason(tmp_path: Path) -> None:
+    one = odd_images()["one.png"]
+    names = ["a.jfif", "b.JPE", "c.HEIC", "d.svg", "e.avif", "f", ".g.heic", "h.txt"]
+    write_files(tmp_path / "x", dict.fromkeys(names, one))
+    source = open_source(tmp_path)
+    assert list(source.ids) == ["x/a.jfif", "x/b.JPE"]
+    assert [item.path for item in source.skipped] == ["x/c.HEIC", "x/d.svg", "x/e.avif"]
+    assert all("PNG or JPEG" in item.reason for item in source.skipped)
+    for file in ("a.jfif", "b.JPE"):
+        (tmp_path / "x" / file).unlink()
+    with pytest.raises(ValueError, match=r"(?s)holds no images.*x/c\.HEIC: .*PNG or JPEG"):
+        open_source(tmp_path)
+
+
+def test_the_page_names_every_suffix() -> None:
+    page = (Path(__file__).parent.parent / "docs" / "data.md").read_text()
+    assert all(f"`{suffix}`" in page for suffix in [*images.SUFFIXES, *map(os.fsdecode, NOT_READ)])
+
+
+@pytest.mark.parametrize("size", [1, 2, 3])
+def test_sections_name_what_is_left_out_in_its_place(size: int, tmp_path: Path) -> None:
+    one = odd_images()["one.png"]
+    write_files(tmp_path, dict.fromkeys(["a.png", "b.svg", "c.png", "d.heic", "e.png", "f.heic"], one))
+    sections = list(open_sections(tmp_path, size))
+    left_out = [item.path for section in sections for item in section.source.skipped]
+    assert left_out == ["b.svg", "d.heic", "f.heic"]
+    behind = [
+        item.path for section in open_sections(tmp_path, size, sections[0].end) for item in section.source.skipped
+    ]
+    assert [item.path for item in sections[0].source.skipped] + behind == left_out
 
 
 def test_empty_folder_is_refused_naming_what_was_looked_for(tmp_path: Path) -> None:

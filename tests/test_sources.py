@@ -7,7 +7,8 @@ import json
 import sys
 import tarfile
 import tracemalloc
-from pathlib import Path
+from pathlib import Path, PurePosixPath
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -17,8 +18,9 @@ from PIL import Image
 
 from byol.columns import Computed, Labels, Names
 from byol.images import UnreadableImage, decode
+from byol.locations import names_below
 from byol.named import fetch
-from byol.sources import open_source
+from byol.sources import open_sections, open_source
 from tests.odd_images import encoded, odd_images, picture
 
 PIXELS = np.asarray
@@ -155,9 +157,46 @@ def test_a_list_of_paths(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
         np.testing.assert_array_equal(PIXELS(source.open(1)), picture(seed=0))
         with pytest.raises(UnreadableImage, match="No such file"):
             source.open(2)
-    (tmp_path / "empty.txt").write_bytes(b"\n")
-    with pytest.raises(ValueError, match="holds no images"):
-        open_source("empty.txt")
+
+
+def test_relative_lines_of_a_list_start_at_the_folder_where_it_was_opened(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for seed, folder in enumerate(("a", "b")):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "0.png").write_bytes(png(seed))
+    (tmp_path / "relative.txt").write_text("0.png\n")
+    (tmp_path / "full.txt").write_text(f"{tmp_path}/a/0.png\ns3://bucket/1.png\n")
+    monkeypatch.chdir(tmp_path / "a")
+    source = open_source(tmp_path / "relative.txt")
+    stamps = [next(open_sections(tmp_path / name, 1)).stamp for name in ("relative.txt", "full.txt")]
+    monkeypatch.chdir(tmp_path / "b")
+    np.testing.assert_array_equal(PIXELS(source.open(0)), picture(seed=0))
+    again = [next(open_sections(tmp_path / name, 1)).stamp for name in ("relative.txt", "full.txt")]
+    assert stamps[0] != again[0]  # an extraction that was begun in the other folder is refused
+    assert stamps[1] == again[1]
+
+
+@pytest.mark.parametrize("content", [b"\xef\xbb\xbfa.png\r\nb.png\r\n", b"\n  \na.png\n\t\r\nb.png", b"a.png\nb.png"])
+def test_lists_as_editors_save_them(content: bytes, tmp_path: Path) -> None:
+    (tmp_path / "list.txt").write_bytes(content)
+    assert list(open_source(tmp_path / "list.txt").ids) == ["a.png", "b.png"]
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("a.png\n".encode("utf-16"), "save it as UTF-8"),
+        ("a.png\n".encode("utf-16-le"), "save it as UTF-8"),
+        (b"a.png\0b.png\0", "one path or URL a line"),
+        (b"", "empty list; write one path or URL a line"),
+        (b"\xef\xbb\xbf \r\n\n", "empty list; write one path or URL a line"),
+    ],
+)
+def test_lists_that_are_none_are_refused(content: bytes, message: str, tmp_path: Path) -> None:
+    (tmp_path / "list.txt").write_bytes(content)
+    with pytest.raises(ValueError, match=rf"list\.txt .*{message}"):
+        open_source(tmp_path / "list.txt")
 
 
 # ----------------------------------------------------------------------------------------------------- Parquet
@@ -195,6 +234,33 @@ def test_parquet_without_images_is_refused_with_its_columns(tmp_path: Path) -> N
     (tmp_path / "b.parquet").write_bytes(b"PAR1 no table PAR1")
     with pytest.raises(ValueError, match="cannot be read as a Parquet file"):
         open_source(tmp_path / "b.parquet")
+
+
+def test_shards_of_the_same_name_in_several_folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for seed, part in enumerate(("train", "val")):
+        for kind in ("tars", "tables"):
+            (tmp_path / kind / part).mkdir(parents=True)
+        write_tar(tmp_path / "tars" / part / "0.tar", {"a.png": png(seed)})
+        write_table(tmp_path / "tables" / part / "0.parquet", {"image": image_structs(1)})
+    (tmp_path / "tars" / "val" / "1.tar").write_bytes(b"no archive")
+    tars, tables = open_source(tmp_path / "tars"), open_source(tmp_path / "tables")
+    assert list(tars.ids) == ["train/0.tar/a.png", "val/0.tar/a.png"]
+    assert [item.path for item in tars.skipped] == ["val/1.tar"]
+    assert list(tables.ids) == ["train/0.parquet/0", "val/0.parquet/0"]
+    monkeypatch.chdir(tmp_path / "tars" / "val")
+    for pattern in (str(tmp_path / "tars" / "*" / "0.tar"), "../*/0.tar"):
+        assert list(open_source(pattern).ids) == list(tars.ids)
+    assert list(open_source(tmp_path / "tars" / "train").ids) == ["a.png"]
+    assert list(open_source(tmp_path / "tables" / "train" / "0.parquet").ids) == ["0.parquet/0"]
+    assert list(open_source("?.tar").ids) == ["0.tar/a.png"]
+
+
+def test_names_below_a_folder() -> None:
+    assert names_below([Path("x/a/0.tar"), Path("x/1.tar")]) == ["a/0.tar", "1.tar"]
+    assert names_below([Path("x/a/0.tar")], Path("x")) == ["a/0.tar"]
+    assert names_below([Path("0.tar"), Path("1.tar")]) == names_below([Path("0.tar"), Path("1.tar")], Path("."))
+    urls: list[Any] = [PurePosixPath("s3://bucket/x/0.tar"), PurePosixPath("s3://bucket/y/0.tar")]
+    assert names_below(urls) == ["x/0.tar", "y/0.tar"]
 
 
 def test_shards_of_two_kinds_are_refused(tmp_path: Path) -> None:
