@@ -57,10 +57,8 @@ ALL = Share()
 
 
 def _full_name(location: Location) -> str:
-    """The same for the same place, whatever the current folder is; of a list, also where its paths begin."""
+    """The same for the same place, whatever the current folder is."""
     path = Path(location)
-    if str(location) == "-" or (path.suffix.lower() == ".txt" and path.is_file()):
-        return f"{printable(path.resolve() if path.exists() else path)}, its paths from {printable(Path.cwd())}"
     return printable(path.resolve()) if not is_url(location) and path.exists() else printable(location)
 
 
@@ -198,4 +196,7 @@ def missing_sections(
 
 def _changed(task: Task) -> ValueError:
     name, out = printable(task.location), printable(task.out)
-    return ValueError(f"{name} has changed since {out} was begun; extract to a new folder")
+    return ValueError(
+        f"{name} has changed since {out} was begun (a list of relative paths also in another folder); "
+        "extract to a new folder"
+    )
