@@ -171,19 +171,22 @@ def read_image(path: str | bytes | os.PathLike[str] | IO[bytes]) -> Image.Image:
             raise UnreadableImage(NO_FILE)  # a pipe would be waited for until another program writes to it
         with Image.open(path, formats=FORMATS) as image:
             image.load()
-            return to_rgb(image)
+            return to_rgb(image, in_place=True)
     except UnreadableImage:
         raise
     except Exception as error:  # Pillow's decoders raise many kinds, SyntaxError and struct.error among them
         raise UnreadableImage(reason_of(error)) from error
 
 
-def to_rgb(image: Image.Image) -> Image.Image:
-    """Any Pillow image, which is used up, as upright RGB, 8 bits a channel.
+def to_rgb(image: Image.Image, in_place: bool = False) -> Image.Image:
+    """Any Pillow image as upright RGB, 8 bits a channel; `in_place` uses it up, which saves a copy.
 
     Raises `UnreadableImage` for pixels without a defined range: floating-point, or integers that 16 bits do not hold.
     """
-    ImageOps.exif_transpose(image, in_place=True)
+    if in_place:
+        ImageOps.exif_transpose(image, in_place=True)
+    else:
+        image = ImageOps.exif_transpose(image)
     if image.mode == "F":
         raise UnreadableImage("floating-point pixels have no defined range; convert them to 8 bits")
     if image.mode == "I" or image.mode.startswith("I;16"):  # Pillow opens some 16-bit files as "I", 32-bit integers

@@ -68,6 +68,14 @@ def test_pillow_images_are_turned_and_converted_like_files(tmp_path: Path, encod
             np.testing.assert_array_equal(encoder([image]), encoder([tmp_path / name]))
 
 
+def test_pillow_images_are_left_as_they_were(encoder: Encoder) -> None:
+    turned, deep = Image.fromarray(picture(30, 20)), Image.new("I;16", (20, 30), 40_000)
+    turned.getexif()[0x0112] = 6
+    first = encoder([turned, deep])
+    assert (turned.size, turned.getexif()[0x0112], deep.getpixel((3, 3))) == ((30, 20), 6, 40_000)
+    np.testing.assert_array_equal(encoder([turned, deep]), first)
+
+
 def test_stacked_array_and_empty_list(bundle: Path, encoder: Encoder) -> None:
     images = np.stack([picture(20, 20, seed=i) for i in range(6)])
     assert_same_features(encoder(images), expected_features(bundle, list(images)))
