@@ -173,6 +173,10 @@ def linear(
             _few_labels(data, amount, draws, lambda: LinearProbe(l2, device)) for amount in (*few_counts, *few_shares)
         ]
     values["seconds"] = round(time.perf_counter() - start, 3)
+    _show_linear(values, as_json)
+
+
+def _show_linear(values: dict[str, Any], as_json: bool) -> None:
     if as_json:
         show_json(values)
         return
@@ -181,9 +185,8 @@ def linear(
     for name, share in classes.items():
         click.echo(f"  {name}: {share:.2%}")
     for row in few:
-        click.echo(
-            "{labels} ({images} labelled images): {mean:.2%} +- {deviation:.2%} over {draws} draws".format(**row)
-        )
+        spread = " +- {deviation:.2%} over {draws} draws".format(**row) if row["draws"] > 1 else ""
+        click.echo("{labels} ({images} labelled images): {mean:.2%}".format(**row) + spread)
 
 
 def _few_labels(data: Evaluation, amount: int | float, draws: int, make: Callable[[], Classifier]) -> dict[str, object]:
