@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from byol.text import on_one_line
+
 if TYPE_CHECKING:
     from rich.progress import Progress
 
@@ -50,14 +52,9 @@ def note_skipped(skipped: Sequence[Skipped], listed_in: str = "") -> None:
         return
     note(f"skipped {len(skipped)}{f' (listed in {listed_in})' if listed_in else ''}:")
     for item in skipped[:LISTED]:
-        note(f"  {_on_one_line(item.path)}: {_on_one_line(item.reason)}")
+        note(f"  {on_one_line(item.path)}: {on_one_line(item.reason)}")
     if len(skipped) > LISTED:
         note(f"  and {len(skipped) - LISTED} more")
-
-
-def _on_one_line(text: str) -> str:
-    """File names may hold line ends and terminal codes."""
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
 @contextlib.contextmanager

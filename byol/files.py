@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
 import shutil
+import stat
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import BinaryIO
 
 if sys.platform != "win32":  # there two writers of one file are not told apart
     import fcntl
+
+
+NO_FILE = "not a regular file"
+A_LINK = "a symbolic link; put the file itself there"
 
 
 @contextmanager
@@ -119,6 +126,35 @@ def require_folder_place(path: Path) -> None:
     parent = next(folder for folder in final.parents if folder.exists())
     if not parent.is_dir() or not os.access(parent, os.W_OK | os.X_OK):
         raise ValueError(f"{path} cannot be made: {parent} is no folder that can be written to")
+
+
+def open_regular(path: str | bytes | os.PathLike[str], follow: bool = True) -> BinaryIO:
+    """Open a regular file for reading; nothing else is ever opened, as a pipe would be waited for.
+
+    `follow`: also behind a symbolic link, which is right for a path that the user gave and wrong for a file in a folder
+    that came from somebody else. Raises `OSError`.
+    """
+    seen = os.stat(path, follow_symlinks=follow)
+    if stat.S_ISLNK(seen.st_mode):
+        raise OSError(errno.ELOOP, A_LINK, path)
+    if not stat.S_ISREG(seen.st_mode):
+        raise OSError(errno.EINVAL, NO_FILE, path)
+    flags = os.O_RDONLY | sum(getattr(os, name, 0) for name in ("O_BINARY", "O_CLOEXEC", "O_NONBLOCK"))
+    descriptor = os.open(path, flags if follow else flags | getattr(os, "O_NOFOLLOW", 0))
+    stream = open(descriptor, "rb")  # noqa: SIM115 - closed by the caller
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):  # exchanged since it was looked at
+        stream.close()
+        raise OSError(errno.EINVAL, NO_FILE, path)
+    return stream
+
+
+def read_regular(path: str | bytes | os.PathLike[str], most: int, follow: bool = True) -> bytes:
+    """The content of a regular file of at most `most` bytes (see `open_regular`). Raises `OSError`."""
+    with open_regular(path, follow) as stream:
+        content = stream.read(most + 1)
+    if len(content) > most:
+        raise OSError(errno.EFBIG, f"larger than {most:,} bytes", path)
+    return content
 
 
 def remove(path: Path) -> None:

@@ -14,13 +14,13 @@ from byol.device import resolve_device, resolve_precision
 from byol.draws import describe, deviation
 from byol.files import atomic_file
 from byol.finetune import FinetuneConfig, Tuner
-from byol.images import printable
 from byol.locations import LOCATION, Location
 from byol.parameters import FiniteRange
 from byol.pretrained import read_pretrained, weights_digest
 from byol.run import RunFolder
 from byol.run_format import FINETUNE
 from byol.semi_supervised import Sets, Sweep, read_sets
+from byol.text import printable
 
 SCORES = ("top1", "top5", "mean_per_class")
 

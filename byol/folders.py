@@ -20,8 +20,10 @@ import pyarrow.compute as pc
 from PIL import Image
 
 from byol.columns import Computed, Labels, Names
-from byol.images import NO_FILE, SUFFIXES, ImageSource, Skipped, printable, read_image, reason_of
+from byol.files import NO_FILE
+from byol.images import SUFFIXES, ImageSource, Skipped, read_image
 from byol.stamps import content_stamp
+from byol.text import path_text, printable, reason_of
 
 ENDINGS = tuple(os.fsencode(suffix) for suffix in SUFFIXES)
 NOT_READ = (b".heic", b".heif", b".avif", b".jp2", b".jxl", b".svg", b".raw", b".cr2", b".nef", b".dng")
@@ -48,7 +50,7 @@ class Tree(Protocol):
 def folder_source(tree: Tree) -> ImageSource:
     """All images below a folder, in the order of their paths' bytes; the first folder of a path is the class."""
     skipped: list[Skipped] = []
-    paths = tree.walk(lambda path, reason: skipped.append(Skipped(printable(path), reason)))
+    paths = tree.walk(lambda path, reason: skipped.append(Skipped(path_text(path), reason)))
     return _section(tree, paths, skipped)
 
 
@@ -62,7 +64,7 @@ def folder_sections(tree: Tree, size: int, after: bytes = b"") -> Iterator[tuple
 
     def skip(path: bytes, reason: str) -> None:
         if path > after:
-            found.append(Skipped(printable(path), reason))
+            found.append(Skipped(path_text(path), reason))
 
     paths = (path for path in tree.walk(skip) if path > after)
     following = list(islice(paths, 1))
@@ -90,7 +92,7 @@ def _section(tree: Tree, paths: Iterator[bytes], skipped: list[Skipped]) -> Imag
     return ImageSource(
         name=tree.name,
         ids=names,
-        labels=Labels(np.frombuffer(codes, np.int32), [printable(name) for name in classes]),
+        labels=Labels(np.frombuffer(codes, np.int32), [path_text(name) for name in classes]),
         skipped=skipped,
         open=lambda i: tree.open(names.raw[i].as_py()),
         stamp=lambda: tree.stamp(names),

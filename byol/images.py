@@ -32,11 +32,12 @@ from PIL import (  # noqa: F401 - the plugins register the decoders that FORMATS
 )
 
 from byol.columns import Computed, Labels
+from byol.files import NO_FILE
+from byol.text import reason_of
 
 QUOTA = Path("/sys/fs/cgroup/cpu.max")
 JPEG = {".jpg", ".jpeg", ".jpe", ".jfif"}
 SUFFIXES = frozenset({*JPEG, ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm"})
-NO_FILE = "not a regular file"
 
 # Only these decoders run, whatever a file is called: Pillow's list also holds formats that start other programs.
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM")
@@ -54,6 +55,13 @@ Place = bytes | int
 
 class UnreadableImage(ValueError):
     """One image cannot be used. The message is a reason without the path: the caller knows which image it was."""
+
+
+class SourceUnavailable(ValueError):
+    """The place of the images cannot be read (any more): no image is at fault, and none may be left out for it.
+
+    The work stops; what is finished stays, and the same command goes on once the place is back.
+    """
 
 
 @dataclass(frozen=True)
@@ -152,12 +160,6 @@ def require_known(train: Labelled, test: Labelled) -> None:
         )
 
 
-def printable(path: str | bytes | os.PathLike[str]) -> str:
-    r"""The path as text that any file or terminal takes: bytes that are not UTF-8 become `\xNN`."""
-    raw = path if isinstance(path, bytes) else os.fsencode(str(path))  # str: a URL's path alone lacks its protocol
-    return raw.decode("utf-8", "backslashreplace")
-
-
 # ------------------------------------------------------------------------------------------- decode and resize
 
 
@@ -208,15 +210,6 @@ def _eight_bits(image: Image.Image) -> Image.Image:
         grey.paste(Image.fromarray(scaled.astype(np.uint8)), (0, top))
     image.close()
     return grey
-
-
-def reason_of(error: Exception) -> str:
-    """What went wrong, in one line without the path."""
-    if isinstance(error, OSError) and error.strerror:
-        return error.strerror
-    if type(error).__name__ == "UnidentifiedImageError":
-        return "not an image, or a format that is not supported"
-    return " ".join(str(error).split()) or type(error).__name__
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,8 @@ from PIL import Image
 
 from byol.columns import Names
 from byol.folders import Skip, is_image, merged
-from byol.images import UnreadableImage, read_image, reason_of
+from byol.images import UnreadableImage, read_image
+from byol.text import reason_of
 
 T = TypeVar("T")
 

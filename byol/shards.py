@@ -20,9 +20,10 @@ import pyarrow as pa
 from PIL import Image
 
 from byol.columns import Labels, Names
-from byol.images import SUFFIXES, ImageSource, Skipped, UnreadableImage, printable, read_image, reason_of
+from byol.images import SUFFIXES, ImageSource, Skipped, UnreadableImage, read_image
 from byol.remote import read_range
 from byol.stamps import file_stamp
+from byol.text import path_text, printable, reason_of
 
 MOST_CLASS_BYTES = 1024  # of a `.cls` file
 
@@ -76,7 +77,7 @@ class _Index:
                         self._join((number, key), code=self.classes.setdefault(text, len(self.classes)))
         except (tarfile.TarError, OSError) as error:
             advice = "; unpack compressed shards first" if not names else ""
-            self.skipped.append(Skipped(printable(name), f"{reason_of(error)}{advice}"))
+            self.skipped.append(Skipped(path_text(name), f"{reason_of(error)}{advice}"))
         self.chunks.append(pa.array(names, pa.large_binary()))
 
     def _join(self, key: tuple[int, str], row: int = -1, code: int = -1) -> None:

@@ -24,13 +24,14 @@ from PIL import Image
 
 from byol.columns import Computed, Labels, Names
 from byol.folders import LocalTree, Tree, folder_sections, folder_source
-from byol.images import SUFFIXES, ImageSource, Place, UnreadableImage, printable, read_image, reason_of
+from byol.images import SUFFIXES, ImageSource, Place, UnreadableImage, read_image
 from byol.locations import Location, is_url, names_below
 from byol.named import SPLITS, is_named, named_file
 from byol.remote import RemoteTree, asked, guarded, matching, read_remote, remote_path
 from byol.shards import tar_source
 from byol.stamps import file_stamp
 from byol.tables import table_source
+from byol.text import path_text, printable, reason_of
 
 SHARDS = {".tar": tar_source, ".parquet": table_source}
 
@@ -94,7 +95,7 @@ def _file_source(path: Path) -> ImageSource:
         return _list_source(printable(path), path.read_bytes())
     if suffix in SUFFIXES:
         name = printable(path)
-        return ImageSource(name, [printable(path.name)], Labels.none(1), [], lambda _: _read_file(path))
+        return ImageSource(name, [path_text(path.name)], Labels.none(1), [], lambda _: _read_file(path))
     raise ValueError(
         f"{printable(path)} is neither a folder of images, nor an .npz file, nor an image, nor a shard, "
         "nor a .txt file with one path a line"

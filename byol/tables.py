@@ -20,8 +20,9 @@ import pyarrow.parquet as pq
 from PIL import Image
 
 from byol.columns import Computed, Labels
-from byol.images import ImageSource, UnreadableImage, printable, read_image, reason_of
+from byol.images import ImageSource, UnreadableImage, read_image
 from byol.stamps import file_stamp
+from byol.text import printable, reason_of
 
 GROUPS_HELD = 24  # row groups in memory: the streamed order visits 16 at a time
 

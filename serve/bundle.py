@@ -13,7 +13,6 @@ from pathlib import Path
 import numpy as np
 
 from byol.files import require_folder_place, sha256_of
-from byol.images import printable
 from byol.serve.manifest import (
     ANY_SIZE,
     CLASSIFIER,
@@ -29,6 +28,7 @@ from byol.serve.manifest import (
 )
 from byol.serve.model import Model, weight_files
 from byol.serve.strict_json import read_object
+from byol.text import printable
 
 __all__ = ["Bundle", "BundleError", "Gate", "Manifest", "compare_features", "load_manifest"]
 

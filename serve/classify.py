@@ -16,12 +16,13 @@ import pyarrow.csv
 import pyarrow.parquet as pq
 
 from byol.files import atomic_file
-from byol.images import ImageSource, Skipped, printable
+from byol.images import ImageSource, Skipped
 from byol.serve.bundle import Bundle
 from byol.serve.extract import Advance, Extraction, Options, checked_batches, errors_of, folder, require_images
 from byol.serve.features import write_errors
 from byol.serve.manifest import CLASSIFIER
 from byol.serve.pipeline import Batch, Pipeline, open_graph
+from byol.text import printable
 
 
 class ImageClassifier(Pipeline):

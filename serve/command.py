@@ -36,10 +36,10 @@ def classify(
     bundle: Path, images: Location, out: Path, device: str, batch_size: int | None, as_json: bool, **options: Any
 ) -> None:
     """Classify IMAGES with the classifier in BUNDLE (see `byol linear --save-classifier` and `byol finetune`)."""
-    from byol.images import printable
     from byol.serve import classify as classification
     from byol.serve.extract import errors_of
     from byol.sources import open_source
+    from byol.text import printable
 
     if out.suffix.lower() not in (".parquet", ".csv"):
         raise click.BadParameter(f"{out.suffix!r} is not known: end in .parquet or .csv", param_hint="--out")

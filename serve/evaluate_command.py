@@ -147,8 +147,8 @@ def linear(
         require_place(new_bundle)  # before work that would be lost
     data = _load(bundle, train, test, device)
     from byol.draws import draw
-    from byol.images import printable
     from byol.serve.linear import LinearProbe
+    from byol.text import printable
 
     for amount in (*few_counts, *few_shares):
         draw(data.y_train, amount, seed=0)  # which says where a class has too few; before the fit
@@ -221,9 +221,9 @@ def _write_confusion(path: Path, classes: np.ndarray, counts: np.ndarray) -> Non
 
 
 def _load(bundle: Path | None, train: Location, test: Location, device: str) -> Evaluation:
-    from byol.images import printable
     from byol.serve.evaluate import load_evaluation, needs_bundle
     from byol.sources import open_source
+    from byol.text import printable
 
     images = needs_bundle(train, test)
     if bundle is None and images is not None:

@@ -88,10 +88,10 @@ def extract(
 
     Into a folder they are written in parts: the same command again goes on behind the finished parts.
     """
-    from byol.images import printable
     from byol.serve.extract import errors_of, output_file
     from byol.serve.features import ERRORS
     from byol.serve.parts import Task
+    from byol.text import printable
 
     try:
         file = output_file(out)

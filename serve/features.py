@@ -19,10 +19,11 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from byol.files import atomic_file
-from byol.images import Skipped, printable
+from byol.images import Skipped
 from byol.locations import Location, is_url
 from byol.serve.part_listing import complete_parts, is_begun, naming, part_files, row_count
 from byol.tables import image_column
+from byol.text import printable
 
 ERRORS = "errors.parquet"
 DIGEST_KEY = "bundle_sha256"

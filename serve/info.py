@@ -6,9 +6,9 @@ import json
 from pathlib import Path
 from typing import Any
 
-from byol.images import printable
 from byol.serve.bundle import Bundle
 from byol.serve.verify import verify as verify_bundle
+from byol.text import printable
 
 
 def info_json(folder: Path, verify: bool) -> tuple[Bundle, dict[str, Any]]:

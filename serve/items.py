@@ -10,8 +10,9 @@ import numpy as np
 from PIL import Image
 
 from byol.columns import Labels
-from byol.images import ImageSource, UnreadableImage, printable, read_image, to_rgb
+from byol.images import ImageSource, UnreadableImage, read_image, to_rgb
 from byol.sources import open_source
+from byol.text import printable
 
 ImageItem = str | os.PathLike[str] | Image.Image | np.ndarray
 

@@ -16,10 +16,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from byol.files import atomic_file
-from byol.images import Skipped, printable
+from byol.images import Skipped
 from byol.serve.features import DIGEST_KEY, ERRORS, write_errors
 from byol.serve.manifest import ENCODER, GRAPHS
 from byol.serve.part_listing import MANIFEST, part_files, part_number, read_manifest
+from byol.text import printable
 
 FORMAT = 1
 NOTES = "byol"  # the key of a part's notes in its metadata

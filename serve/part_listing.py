@@ -11,7 +11,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from byol.images import printable
+from byol.text import printable
 
 MANIFEST = "_manifest.json"
 AGAIN = "give its extract command again"

@@ -13,13 +13,14 @@ from pathlib import Path
 from typing import Any
 
 from byol.files import only_writer
-from byol.images import ImageSource, Skipped, printable
+from byol.images import ImageSource, Skipped
 from byol.locations import Location, is_url
 from byol.serve import PART_IMAGES
 from byol.serve.extract import Advance, Engine, Extraction, Options, checked_batches, folder
 from byol.serve.features import DIGEST_KEY, feature_file
 from byol.serve.part_files import Part, PartsFolder
 from byol.sources import Section, open_sections
+from byol.text import printable
 
 Manifest = dict[str, Any]
 

@@ -16,12 +16,13 @@ from typing import Any
 
 import numpy as np
 
-from byol.images import ImageSource, Preprocess, Skipped, UnreadableImage, reason_of
+from byol.images import ImageSource, Preprocess, Skipped, UnreadableImage
 from byol.locations import Location, is_url
 from byol.serve.bundle import Bundle
 from byol.serve.encoder import Encoder, encoder_digest
 from byol.serve.pipeline import Batch, require_finite
 from byol.sources import open_place
+from byol.text import reason_of
 
 CHUNK_IMAGES = 128  # of one decoding task: 19 MB at 224 px
 WAVE_IMAGES = 262_144  # of one pass through Ray Data: listed before it begins; the actors start anew for each

@@ -21,6 +21,7 @@ from byol.images import usable_cores
 from byol.serve import DEVICES
 from byol.serve.hardware import driver_problem
 from byol.serve.model import Model
+from byol.text import first_line
 
 Feeds = Mapping[str, np.ndarray | ort.OrtValue]
 WarmUp = Callable[[str], Feeds]  # device -> inputs of the size that will be run there
@@ -65,7 +66,7 @@ class Session:
             self.inference.run_with_iobinding(binding)
             return [value.numpy() for value in binding.get_outputs()]  # bound to the CPU, the default
         except Exception as error:  # ONNX Runtime's exceptions share no base class
-            raise SessionError(f"ONNX Runtime failed on {self.device}: {_first_line(error)}") from error
+            raise SessionError(f"ONNX Runtime failed on {self.device}: {first_line(error)}") from error
 
 
 def open_session(model: bytes | Model, device: str, warm_up: WarmUp, shares_cores: bool = False) -> Session:
@@ -94,7 +95,7 @@ def _cpu_session(model: Model, reason: str, warm_up: WarmUp, shares_cores: bool)
     try:
         inference = ort.InferenceSession(model.graph, _options(model, shares_cores), providers=[_CPU])
     except Exception as error:
-        raise SessionError(f"ONNX Runtime cannot load the graph: {_first_line(error)}") from error
+        raise SessionError(f"ONNX Runtime cannot load the graph: {first_line(error)}") from error
     session = Session(inference, "cpu", reason)
     session.run(warm_up("cpu"))
     return session
@@ -111,7 +112,7 @@ def _cuda_session(model: Model, warm_up: WarmUp, shares_cores: bool) -> Session:
             inference = ort.InferenceSession(model.graph, _options(model, shares_cores), providers=providers)
             inference.disable_fallback()
     except Exception as error:
-        raise _unusable(_library_problem() or [_first_line(error)]) from error
+        raise _unusable(_library_problem() or [first_line(error)]) from error
     if inference.get_providers()[0] != _CUDA:
         raise _unusable(_library_problem() or ["ONNX Runtime fell back to the CPU without saying why"])
     session = Session(inference, "cuda", "CUDA runs on this machine")
@@ -215,7 +216,3 @@ def _quiet() -> Iterator[None]:
         yield
     finally:
         ort.set_default_logger_severity(2)  # its default: warnings
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]

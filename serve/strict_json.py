@@ -5,11 +5,10 @@ from __future__ import annotations
 import json
 import math
 import types
-import unicodedata
 from dataclasses import fields, is_dataclass
 from typing import Any, Union, get_args, get_origin, get_type_hints
 
-_TURNS = {"LRE", "RLE", "LRO", "RLO", "PDF", "LRI", "RLI", "FSI", "PDI"}  # they can make a name look like another
+from byol.text import is_plain
 
 
 class BundleError(ValueError):
@@ -53,13 +52,8 @@ def _no_constant(name: str) -> None:
 
 
 def is_text(value: str) -> bool:
-    """Whether a name or a sentence is free of control characters, line ends and changes of the writing direction.
-
-    `str.isprintable` would also refuse what joins letters in Persian, the spaces of French and Japanese, and emoji.
-    """
-    kinds = {unicodedata.category(character) for character in value}
-    turns = {unicodedata.bidirectional(character) for character in value}
-    return not kinds & {"Cc", "Cs", "Zl", "Zp"} and not turns & _TURNS
+    """Whether a name or a sentence is free of control characters, line ends and changes of the writing direction."""
+    return all(map(is_plain, value))
 
 
 def _build(hint: Any, value: Any, where: str) -> Any:

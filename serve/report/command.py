@@ -10,9 +10,9 @@ import click
 
 from byol.console import note, note_device, note_skipped, progress, show_table, warnings_as_notes
 from byol.files import atomic_file
-from byol.images import printable
 from byol.locations import LOCATION, Location
 from byol.serve.options import BUNDLE, device_option
+from byol.text import printable
 
 if TYPE_CHECKING:
     from byol.serve.evaluate import Evaluation

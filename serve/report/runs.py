@@ -9,10 +9,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from byol.images import printable
 from byol.run_format import CONFIG, FINETUNE, METRICS, VIEWS
 from byol.serve.bundle import Bundle
 from byol.serve.manifest import MANIFEST
+from byol.text import printable
 
 Record = dict[str, float]
 
