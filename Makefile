@@ -2,31 +2,31 @@
 PYTHON ?= python3
 BIN := .venv/bin
 STAMP := .venv/installed
+# The strict editable install links file by file, so it is renewed whenever a file has come or gone.
+LINKS := .venv/links-$(shell find byol export serve -name '*.py' | LC_ALL=C sort | cksum | cut -d ' ' -f 1)
 
 .PHONY: demo test lint types wheel-check docs clean
 
-demo: $(STAMP)
+demo: $(LINKS)
 	rm -rf demo
 	$(BIN)/byol demo --out demo
 
-test: $(STAMP)
+test: $(LINKS)
 	$(BIN)/python -m pytest
 
-lint: $(STAMP)
+lint: $(LINKS)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 
-# The strict editable install links file by file, so it is renewed first: mypy must see new files.
-types: $(STAMP)
-	$(BIN)/python -m pip install --quiet --no-deps --editable . --config-settings editable_mode=strict
+types: $(LINKS)
 	$(BIN)/mypy byol export serve tests benchmarks
 
 # The built wheel, alone, in an environment without torch.
-wheel-check: $(STAMP)
+wheel-check: $(LINKS)
 	$(BIN)/python -m tests.wheel_check
 
 # The site, in docs/_build. A warning (a dead link, markup that does not parse) is an error.
-docs: $(STAMP)
+docs: $(LINKS)
 	$(BIN)/python -m sphinx --quiet --fail-on-warning --keep-going --conf-dir docs . docs/_build
 
 $(STAMP): pyproject.toml byol/__init__.py
@@ -34,6 +34,11 @@ $(STAMP): pyproject.toml byol/__init__.py
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --editable '.[dev]' --config-settings editable_mode=strict
 	touch $(STAMP)
+
+$(LINKS): $(STAMP)
+	$(BIN)/python -m pip install --quiet --no-deps --editable . --config-settings editable_mode=strict
+	rm -f .venv/links-*
+	touch $(LINKS)
 
 clean:
 	rm -rf .venv build demo dist docs/_build *.egg-info .pytest_cache .mypy_cache .ruff_cache
