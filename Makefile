@@ -5,7 +5,7 @@ STAMP := .venv/installed
 # The strict editable install links file by file, so it is renewed whenever a file has come or gone.
 LINKS := .venv/links-$(shell find byol export serve -name '*.py' | LC_ALL=C sort | cksum | cut -d ' ' -f 1)
 
-.PHONY: demo test lint types wheel-check docs clean
+.PHONY: demo test fuzz lint types wheel-check docs clean
 
 demo: $(LINKS)
 	rm -rf demo
@@ -28,6 +28,11 @@ wheel-check: $(LINKS)
 # The site, in docs/_build. A warning (a dead link, markup that does not parse) is an error.
 docs: $(LINKS)
 	$(BIN)/python -m sphinx --quiet --fail-on-warning --keep-going --conf-dir docs . docs/_build
+
+# Minutes of hostile input for every reader: FUZZ_SECONDS for each.
+FUZZ_SECONDS ?= 120
+fuzz: $(LINKS)
+	$(BIN)/python -m tests.fuzz --seconds $(FUZZ_SECONDS)
 
 $(STAMP): pyproject.toml byol/__init__.py
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed; set PYTHON=")'
