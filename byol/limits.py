@@ -28,6 +28,7 @@ LIMITS = {
     "BYOL_GRAPH_GIGAPRODUCTS": Limit(20_000, "billion products", "that a graph may compute for one image"),
     "BYOL_GRAPH_NODES": Limit(50_000, "nodes", "of one graph"),
     "BYOL_WEIGHTS_GB": Limit(64, "GB", "of weights in one file of a bundle"),
+    "BYOL_METRICS_MB": Limit(256, "MB", "of a run's metrics.jsonl"),
     "BYOL_URL_SECONDS": Limit(60, "seconds", "that a server may be silent"),
 }
 

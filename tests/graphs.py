@@ -36,6 +36,10 @@ def ints(*values: int) -> np.ndarray:
     return np.array(values, np.int64)
 
 
+def number(value: float) -> np.ndarray:
+    return np.array(value, np.float32)
+
+
 def graph(lines: str, width: int, **constants: np.ndarray) -> ModelProto:
     """A graph that makes `x` (B, ...) of `planes` float (B, 3, 16, 16); x has `width` elements per image."""
     model: ModelProto = onnx.parser.parse_model(_TEXT.format(size=SIZE, dim=DIM, lines=lines))
@@ -53,7 +57,6 @@ def bundle_of(model: ModelProto | bytes, path: Path) -> Path:
 
 
 _ONE = floats(3, 1, 1)
-_SCALE, _ZERO = np.float32(0.02), np.uint8(128)
 ALL = 3 * SIZE * SIZE
 GRAPHS: dict[str, ModelProto] = {
     "Add": graph("x = Add (planes, c)", ALL, c=_ONE),
@@ -62,7 +65,7 @@ GRAPHS: dict[str, ModelProto] = {
         " ceil_mode = 1> (planes)",
         3 * 81,
     ),
-    "Clip": graph("x = Clip (planes, low, high)", ALL, low=np.float32(0), high=np.float32(6)),
+    "Clip": graph("x = Clip (planes, low, high)", ALL, low=number(0), high=number(6)),
     "Concat": graph("x = Concat <axis = 1> (planes, planes)", 2 * ALL),
     "Conv": graph(
         "x = Conv <kernel_shape = [3, 3], strides = [2, 2], pads = [1, 1, 1, 1], dilations = [1, 1], group = 3>"
@@ -73,12 +76,12 @@ GRAPHS: dict[str, ModelProto] = {
     ),
     "Div": graph("x = Div (planes, c)", ALL, c=_ONE),
     "DequantizeLinear": graph(
-        "q = QuantizeLinear (planes, s, z)\n d = DequantizeLinear (q, s, z)\n v = DequantizeLinear <axis = 0> (w, t, y)\n"
-        " u = DequantizeLinear <axis = 0> (b, e, n)\n o = Conv (d, v, u)\n r = Relu (o)\n p = QuantizeLinear (o, s, z)\n"
-        " x = DequantizeLinear (p, s, z)",
+        "q = QuantizeLinear (planes, s, z)\n d = DequantizeLinear (q, s, z)\n"
+        " v = DequantizeLinear <axis = 0> (w, t, y)\n u = DequantizeLinear <axis = 0> (b, e, n)\n"
+        " o = Conv (d, v, u)\n r = Relu (o)\n p = QuantizeLinear (r, s, z)\n x = DequantizeLinear (p, s, z)",
         4 * 196,
-        s=np.array(_SCALE),
-        z=np.array(_ZERO),
+        s=number(0.02),
+        z=np.array(128, np.uint8),
         w=np.ones((4, 3, 3, 3), np.int8),
         t=floats(4),
         y=np.zeros(4, np.int8),
@@ -102,12 +105,12 @@ GRAPHS: dict[str, ModelProto] = {
         "t = Transpose <perm = [0, 1, 3, 2]> (planes)\n a = MatMul (planes, t)\n m = Mul (a, c)\n s = Softmax (m)\n"
         " x = MatMul (s, planes)",
         ALL,
-        c=np.float32(0.1),
+        c=number(0.1),
     ),
     "MaxPool": graph("x = MaxPool <kernel_shape = [3, 3], strides = [2, 2], pads = [1, 1, 1, 1]> (planes)", 3 * 64),
     "Mul": graph("x = Mul (planes, c)", ALL, c=_ONE),
     "Neg": graph("x = Neg (planes)", ALL),
-    "Pad": graph("x = Pad (planes, p, c, a)", 3 * 18 * 17, p=ints(1, 0, 1, 1), c=np.float32(0), a=ints(2, 3)),
+    "Pad": graph("x = Pad (planes, p, c, a)", 3 * 18 * 17, p=ints(1, 0, 1, 1), c=number(0), a=ints(2, 3)),
     "QuantizeLinear": graph(
         "q = QuantizeLinear <axis = 1> (planes, s, z)\n x = DequantizeLinear <axis = 1> (q, s, z)",
         ALL,
@@ -138,7 +141,7 @@ GRAPHS: dict[str, ModelProto] = {
         " n = LayerNormalization (t, g, b)\n q = MatMul (n, k)\n q1 = Add (q, v)\n q2 = Reshape (q1, h)\n"
         " q3 = Transpose <perm = [2, 0, 3, 1, 4]> (q2)\n i0, j0, l0 = Split <axis = 0, num_outputs = 3> (q3)\n"
         " i = Squeeze (i0, zero)\n j = Squeeze (j0, zero)\n l = Squeeze (l0, zero)\n"
-        " jt = Transpose <perm = [0, 1, 3, 2]> (j)\n i1 = Mul (i, c)\n o = MatMul (i1, jt)\n a = Softmax <axis = -1> (o)\n"
+        " jt = Transpose <perm = [0, 1, 3, 2]> (j)\n i1 = Mul (i, c)\n o = MatMul (i1, jt)\n a = Softmax (o)\n"
         " y = MatMul (a, l)\n y1 = Transpose <perm = [0, 2, 1, 3]> (y)\n y2 = Reshape (y1, m)\n y3 = Add (y2, t)\n"
         " u = Gelu (y3)\n x = ReduceMean <keepdims = 0> (u, one)",
         12,
@@ -150,7 +153,7 @@ GRAPHS: dict[str, ModelProto] = {
         v=floats(36),
         h=ints(-1, 16, 3, 3, 4),
         zero=ints(0),
-        c=np.float32(0.5),
+        c=number(0.5),
         m=ints(-1, 16, 12),
         one=ints(1),
     ),
