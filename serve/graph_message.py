@@ -8,9 +8,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from byol.serve.graph_operators import Attribute
-from byol.serve.graph_values import refuse_unless as require
-from byol.serve.strict_json import BundleError
+from byol.serve.graph_node import Attribute
+from byol.serve.strict_json import BundleError, check
 
 _FIELDS = {
     "ModelProto": {"ir_version", "opset_import", "producer_name", "producer_version", "model_version", "doc_string"}
@@ -52,9 +51,9 @@ def fields(message: Any) -> dict[str, Any]:
             raise BundleError(f"it holds {kind}.{descriptor.name}, which a graph may not have")
         if descriptor.type == descriptor.TYPE_STRING:  # protobuf gives bytes where it is not UTF-8
             texts = [value] if isinstance(value, str | bytes) else value
-            require(all(isinstance(text, str) for text in texts), f"it holds a {kind} with text that is not UTF-8")
+            check(all(isinstance(text, str) for text in texts), f"it holds a {kind} with text that is not UTF-8")
         found[descriptor.name] = value
-    require(len(UnknownFieldSet(message)) == 0, f"it holds a {kind} with fields that ONNX does not define")
+    check(len(UnknownFieldSet(message)) == 0, f"it holds a {kind} with fields that ONNX does not define")
     return found
 
 
@@ -64,8 +63,8 @@ def attribute(item: Any, legal: Attribute | None) -> Any:
     if legal is None:
         raise BundleError(f"has an attribute {item.name!r:.60}, which is not known")
     others = (found.keys() & _ATTRIBUTE_TYPES.keys()) - {legal.field}
-    require(item.type == _ATTRIBUTE_TYPES[legal.field] and not others, f"has an attribute {item.name} of another type")
+    check(item.type == _ATTRIBUTE_TYPES[legal.field] and not others, f"has an attribute {item.name} of another type")
     value = getattr(item, legal.field)
     value = list(value) if legal.field == "ints" else value
-    require(legal.legal(value), f"has {item.name} = {value!r:.60}; legal: {legal.words}")
+    check(legal.legal(value), f"has {item.name} = {value!r:.60}; legal: {legal.words}")
     return value

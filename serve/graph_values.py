@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from byol.serve.strict_json import BundleError
+from byol.serve.strict_json import check
 
 # ONNX's numbers of the types that a graph may use.
 FLOAT, UINT8, INT8, INT32, INT64, BOOL, FLOAT16 = 1, 2, 3, 6, 7, 9, 10
@@ -25,13 +25,8 @@ DTYPES: dict[int, np.dtype[Any]] = {
 # Where a tensor's content may lie beside `raw_data`; float16 and the short integers share ONNX's field for int32.
 _FIELDS = {FLOAT: "float_data", INT64: "int64_data"} | dict.fromkeys((UINT8, INT8, INT32, BOOL, FLOAT16), "int32_data")
 MAX_RANK = 8
+LARGEST = 65_535  # of a kernel, stride, padding
 MAX_KNOWN = 64  # elements of a tensor whose numbers are followed: shapes, axes, bounds
-
-
-def refuse_unless(ok: bool, reason: str) -> None:
-    """Raise `BundleError` unless ok."""
-    if not ok:
-        raise BundleError(reason)
 
 
 @dataclass(frozen=True)
@@ -47,8 +42,8 @@ class Value:
     work: int = 1
 
     def __post_init__(self) -> None:
-        refuse_unless(len(self.shape) <= MAX_RANK, f"has {len(self.shape)} axes, more than {MAX_RANK}")
-        refuse_unless(all(size >= 1 for size in self.shape), f"has the shape {list(self.shape)}, which holds nothing")
+        check(len(self.shape) <= MAX_RANK, f"has {len(self.shape)} axes, more than {MAX_RANK}")
+        check(all(size >= 1 for size in self.shape), f"has the shape {list(self.shape)}, which holds nothing")
 
     @property
     def size(self) -> int:
@@ -63,10 +58,10 @@ class Value:
 
 def known(value: Value | None, what: str) -> list[int]:
     """The integers of a small tensor that decides on shapes; it must not depend on pixels. Raises `BundleError`."""
-    refuse_unless(value is not None and value.numbers is not None, f"{what} is not known before it runs")
+    check(value is not None and value.numbers is not None, f"{what} is not known before it runs")
     assert value is not None
     assert value.numbers is not None
-    refuse_unless(value.dtype == DTYPES[INT64] and len(value.shape) <= 1, f"{what} is no list of 64-bit integers")
+    check(value.dtype == DTYPES[INT64] and len(value.shape) <= 1, f"{what} is no list of 64-bit integers")
     return [int(number) for number in value.numbers.reshape(-1)]
 
 
@@ -76,18 +71,16 @@ def stored(tensor: Any, fields: dict[str, Any], outside: int | None = None) -> V
     Raises `BundleError` unless type, shape and content agree.
     """
     kind, shape = tensor.data_type, tuple(tensor.dims)
-    refuse_unless(kind in DTYPES, f"has ONNX's type {kind}, which is not among those that a graph may use")
+    check(kind in DTYPES, f"has ONNX's type {kind}, which is not among those that a graph may use")
     value = Value(DTYPES[kind], shape)
     contents = [name for name in ("raw_data", "float_data", "int32_data", "int64_data") if name in fields]
     if outside is not None:
-        refuse_unless(
-            not contents and outside == value.bytes, f"needs {value.bytes} bytes of another file, not {outside}"
-        )
+        check(not contents and outside == value.bytes, f"needs {value.bytes} bytes of another file, not {outside}")
         return value
-    refuse_unless(contents in (["raw_data"], [_FIELDS[kind]]), "does not say its content in one of ONNX's two ways")
+    check(contents in (["raw_data"], [_FIELDS[kind]]), "does not say its content in one of ONNX's two ways")
     content = fields[contents[0]]
     found, wanted = len(content), value.bytes if contents == ["raw_data"] else value.size
-    refuse_unless(found == wanted, f"of shape {list(shape)} needs {wanted} bytes or numbers and has {found}")
+    check(found == wanted, f"of shape {list(shape)} needs {wanted} bytes or numbers and has {found}")
     if value.size > MAX_KNOWN:
         return value
     return Value(value.dtype, shape, _numbers(content, value))

@@ -8,10 +8,9 @@ from typing import Any
 
 from byol.limits import limit
 from byol.serve.graph_message import attribute, fields
-from byol.serve.graph_operators import Node, Operator
+from byol.serve.graph_node import Node, Operator
 from byol.serve.graph_values import DTYPES, UINT8, Value
-from byol.serve.graph_values import refuse_unless as require
-from byol.serve.strict_json import BundleError
+from byol.serve.strict_json import BundleError, check
 
 _IN_ALL = 32  # times the activations that may live at once: those of all nodes together, should none be given back
 _UNFOLDED = 4  # times the weights that constants made of them may take: int8 becomes float32
@@ -39,22 +38,22 @@ class Step:
             attributes = {item.name: attribute(item, operator.attributes.get(item.name)) for item in node.attribute}
         except BundleError as error:
             raise BundleError(f"{title} {error}") from error
-        require(len(attributes) == len(node.attribute), f"{title} has an attribute twice")
+        check(len(attributes) == len(node.attribute), f"{title} has an attribute twice")
         least, most = operator.inputs
-        require(least <= len(node.input) <= most, f"{title} has {len(node.input)} inputs, not {least} to {most}")
-        require(len(node.output) >= 1, f"{title} has no output")
+        check(least <= len(node.input) <= most, f"{title} has {len(node.input)} inputs, not {least} to {most}")
+        check(len(node.output) >= 1, f"{title} has no output")
         return cls(title, operator, attributes, list(node.input), list(node.output))
 
     def run(self, values: Mapping[str, Value]) -> list[Value]:
         """Its outputs. Raises `BundleError`."""
         for name in self.inputs:
-            require(name == "" or name in values, f"{self.title} needs {name!r:.60}, which does not come before it")
+            check(name == "" or name in values, f"{self.title} needs {name!r:.60}, which does not come before it")
         inputs = [values[name] if name else None for name in self.inputs]
         try:
             outputs = self.operator.rule(Node(inputs, self.attributes, len(self.outputs)))
         except BundleError as error:
             raise BundleError(f"{self.title} {error}") from error
-        require(len(outputs) == len(self.outputs), f"{self.title} has {len(self.outputs)} outputs, not {len(outputs)}")
+        check(len(outputs) == len(self.outputs), f"{self.title} has {len(self.outputs)} outputs, not {len(outputs)}")
         return outputs
 
 
@@ -79,7 +78,7 @@ class _Cost:
         self._check(title, "MB in all", self._total, _IN_ALL * self._most, "BYOL_GRAPH_MB", 10**6)
         self._check(title, "billion products", self._done, self._work, "BYOL_GRAPH_GIGAPRODUCTS", 10**9)
         over = f"{title} makes constants of {self._kept / 1e6:,.0f} MB (at most {self._most_kept / 1e6:,.0f})"
-        require(self._kept <= self._most_kept, over)
+        check(self._kept <= self._most_kept, over)
 
     def _check(self, title: str, what: str, found: int, most: int, name: str, unit: int) -> None:
         if found > most:
@@ -100,7 +99,7 @@ def walk(
     node that makes it to the last one that needs it. Raises `BundleError` where a rule is broken or a limit passed.
     """
     given, wanted = ends
-    require(given not in weights, "its input is also a weight")
+    check(given not in weights, "its input is also a weight")
     values = {**weights, given: Value(DTYPES[UINT8], images)}
     changing = {given}
     cost = _Cost(images[0], sum(value.bytes for value in weights.values()))
@@ -108,12 +107,12 @@ def walk(
     for step in steps:
         outputs, constant = step.run(values), changing.isdisjoint(step.inputs)
         for name, value in zip(step.outputs, outputs, strict=True):
-            require(name != "" and name not in values, f"{step.title} makes {name!r:.60}, which is there already")
+            check(name != "" and name not in values, f"{step.title} makes {name!r:.60}, which is there already")
             values[name] = value
             changing |= set() if constant else {name}
             cost.add(step.title, value, constant)
         for name in {name for name in step.inputs if last[name] is step and name in changing} - {*wanted, given}:
             cost.free(values[name])
     for name in wanted:
-        require(name in values, f"no node makes its output {name!r}")
+        check(name in values, f"no node makes its output {name!r}")
     return [values[name] for name in wanted]

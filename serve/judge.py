@@ -19,10 +19,9 @@ from byol.serve import MAX_BATCH_SIZE
 from byol.serve.graph_message import fields, parse
 from byol.serve.graph_operators import OPERATORS, RESIZING
 from byol.serve.graph_values import FLOAT, UINT8, Value, stored
-from byol.serve.graph_values import refuse_unless as require
 from byol.serve.graph_walk import Step, walk
 from byol.serve.manifest import ANY_SIZE, MANIFEST, Manifest, graph_interface
-from byol.serve.strict_json import BundleError, plain
+from byol.serve.strict_json import BundleError, check, plain
 from byol.text import on_one_line
 
 OPSET = 20  # the rules of `graph_operators` are this one's
@@ -54,16 +53,16 @@ def _check_versions(proto: Any, manifest: Manifest) -> None:
     contract = json.dumps(plain(manifest.preprocess), sort_keys=True)
     notes = {item.key: item.value for item in proto.metadata_props if fields(item)}
     noted = notes.get("preprocess", contract)
-    require(noted == contract, f"{MANIFEST} says preprocess {contract}, it has {noted:.300}")
+    check(noted == contract, f"{MANIFEST} says preprocess {contract}, it has {noted:.300}")
     imports = [(fields(item), item) for item in proto.opset_import]
-    require([item.domain in ("", "ai.onnx") for _, item in imports] == [True], "it uses other domains than ONNX's own")
+    check([item.domain in ("", "ai.onnx") for _, item in imports] == [True], "it uses other domains than ONNX's own")
     found = {"opset": proto.opset_import[0].version, "ir_version": proto.ir_version}
     for what, version in found.items():
         said = getattr(manifest.onnx, what)
-        require(version == said, f"{MANIFEST} says {what} {said}, it has {version}")
-    require(found["opset"] == OPSET, f"its opset is {found['opset']}; this byol knows {OPSET}")
+        check(version == said, f"{MANIFEST} says {what} {said}, it has {version}")
+    check(found["opset"] == OPSET, f"its opset is {found['opset']}; this byol knows {OPSET}")
     legal = f"{IR_VERSIONS[0]} to {IR_VERSIONS[-1]}"
-    require(found["ir_version"] in IR_VERSIONS, f"its IR version is {found['ir_version']}; this byol knows {legal}")
+    check(found["ir_version"] in IR_VERSIONS, f"its IR version is {found['ir_version']}; this byol knows {legal}")
 
 
 def _check_interface(graph: Any, name: str, manifest: Manifest) -> None:
@@ -71,8 +70,8 @@ def _check_interface(graph: Any, name: str, manifest: Manifest) -> None:
     fields(graph)
     ends = [_end(item) for item in (*graph.input, *graph.output)]
     found, wanted = [(end, kind, shape[1:]) for end, kind, shape in ends], graph_interface(manifest, name)
-    require(len(graph.input) == 1 and found == wanted, f"it has the interface {found}, the manifest says {wanted}")
-    require(all(isinstance(shape[0], str) for *_, shape in ends), "it takes a fixed number of images")
+    check(len(graph.input) == 1 and found == wanted, f"it has the interface {found}, the manifest says {wanted}")
+    check(all(isinstance(shape[0], str) for *_, shape in ends), "it takes a fixed number of images")
 
 
 def _end(item: Any) -> tuple[str, str, list[int | str]]:
@@ -90,7 +89,7 @@ def weights_of(graph: Any) -> tuple[dict[str, Value], dict[str, int]]:
     files: dict[str, int] = {}
     for tensor in graph.initializer:
         content = fields(tensor)
-        require(tensor.name not in weights and tensor.name != "", f"it has two weights {tensor.name!r:.60}, or no name")
+        check(tensor.name not in weights and tensor.name != "", f"it has two weights {tensor.name!r:.60}, or no name")
         try:
             weights[tensor.name] = stored(tensor, content, _outside(tensor, content, files))
         except BundleError as error:
@@ -101,12 +100,12 @@ def weights_of(graph: Any) -> tuple[dict[str, Value], dict[str, int]]:
 def _outside(tensor: Any, content: Mapping[str, Any], files: dict[str, int]) -> int | None:
     """The bytes of a tensor in another file, which is noted in `files`; None when it lies in the graph."""
     if tensor.data_location != _OUTSIDE:
-        require("external_data" not in content, "lies in the graph and in another file")
+        check("external_data" not in content, "lies in the graph and in another file")
         return None
     found = {item.key: item.value for item in tensor.external_data if fields(item)}
     start, length = found.get("offset", "0"), found.get("length", "")
     clear = all(text.isascii() and text.isdecimal() and len(text) < 16 for text in (start, length))
-    require(clear and found.get("location", "") != "", "does not say where it lies in another file")
+    check(clear and found.get("location", "") != "", "does not say where it lies in another file")
     files[found["location"]] = max(files.get(found["location"], 0), int(start) + int(length))
     return int(length)
 
@@ -115,7 +114,7 @@ def _check_nodes(
     graph: Any, name: str, weights: Mapping[str, Value], manifest: Manifest, pictures: Sequence[tuple[int, int]]
 ) -> None:
     most = limit("BYOL_GRAPH_NODES")
-    require(len(graph.node) <= most, f"it has {len(graph.node):,} nodes (at most {most:,}; BYOL_GRAPH_NODES)")
+    check(len(graph.node) <= most, f"it has {len(graph.node):,} nodes (at most {most:,}; BYOL_GRAPH_NODES)")
     operators = OPERATORS | (RESIZING if name == ANY_SIZE else {})
     steps = [Step.of(number, node, operators) for number, node in enumerate(graph.node)]
     size, ends = manifest.image_size, (graph.input[0].name, [item.name for item in graph.output])
@@ -126,4 +125,4 @@ def _check_nodes(
     for shape in shapes:
         for dims, value in zip(promised, walk(steps, weights, ends, (*shape, 3)), strict=True):
             fits = value.dtype == np.float32 and value.shape == (shape[0], *dims)
-            require(fits, f"for {shape[0]} images it gives {value.dtype} {list(value.shape)}, not {[shape[0], *dims]}")
+            check(fits, f"for {shape[0]} images it gives {value.dtype} {list(value.shape)}, not {[shape[0], *dims]}")

@@ -127,6 +127,14 @@ GRAPHS: dict[str, ModelProto] = {
     "Squeeze": graph("m = ReduceMean (planes, a)\n x = Squeeze (m, a)", ALL // SIZE, a=ints(2)),
     "Sub": graph("x = Sub (planes, c)", ALL, c=_ONE),
     "Unsqueeze": graph("x = Unsqueeze (planes, a)", ALL, a=ints(1, 3)),
+    **{name: graph(f"x = {name} (planes)", ALL) for name in ("Abs", "Erf", "Exp", "Log", "Mish", "Reciprocal")},
+    **{name: graph(f"x = {name} (planes)", ALL) for name in ("Softplus", "Sqrt", "Tanh")},
+    **{name: graph(f"x = {name} <alpha = 0.5> (planes)", ALL) for name in ("Elu", "LeakyRelu")},
+    **{name: graph(f"x = {name} (planes, c)", ALL, c=_ONE) for name in ("Max", "Min", "Pow", "PRelu")},
+    **{name: graph(f"x = {name} <keepdims = 0> (planes, a)", 3, a=ints(2, 3)) for name in ("ReduceL2", "ReduceMax")},
+    "ReduceSum": graph("x = ReduceSum <noop_with_empty_axes = 1> (planes)", ALL),
+    "GlobalAveragePool": graph("x = GlobalAveragePool (planes)", 3),
+    "InstanceNormalization": graph("x = InstanceNormalization (planes, c, c)", ALL, c=floats(3)),
     # Parts of real encoders, for what ONNX Runtime makes of several nodes at once.
     "residual block": graph(
         "a = Conv <pads = [1, 1, 1, 1]> (planes, w, b)\n r = Relu (a)\n c = Conv <pads = [1, 1, 1, 1]> (r, w, b)\n"

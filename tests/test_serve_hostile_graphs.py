@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -39,7 +40,7 @@ def with_node(node: NodeProto, *weights: TensorProto) -> ModelProto:
     return copy_of(RELU, change)
 
 
-def node(operator: str, inputs: list[str], **attributes: object) -> NodeProto:
+def node(operator: str, inputs: list[str], **attributes: Any) -> NodeProto:
     return helper.make_node(operator, inputs, ["new"], **attributes)
 
 
@@ -219,7 +220,7 @@ def other_field(model: ModelProto) -> None:
     model.graph.initializer[0].float_data.extend([0.0])
 
 
-def outside(model: ModelProto, **place: str) -> None:
+def outside(model: ModelProto, **place: Any) -> None:
     onnx.external_data_helper.set_external_data(model.graph.initializer[0], **place)
     model.graph.initializer[0].ClearField("raw_data")
 
@@ -247,7 +248,12 @@ WRONG: dict[str, tuple[ModelProto | bytes, str]] = {
     ),
     "weight stored twice": (copy_of(RELU, other_field), "does not say its content in one of ONNX's two ways"),
     "weight of text": (
-        copy_of(RELU, lambda m: m.graph.initializer[0].CopyFrom(helper.make_tensor("last", 8, [1], [b"a"]))),
+        copy_of(
+            RELU,
+            lambda m: m.graph.initializer[0].CopyFrom(
+                TensorProto(name="last", data_type=TensorProto.STRING, dims=[1], string_data=[b"a"])
+            ),
+        ),
         "TensorProto.string_data",
     ),
     "two weights of one name": (
