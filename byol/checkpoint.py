@@ -20,9 +20,11 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from byol.config import TrainConfig
-from byol.files import atomic_file
+from byol.files import atomic_file, open_regular
 from byol.run_format import FINETUNE as FINETUNE
+from byol.run_format import LAST
 from byol.run_format import TRAIN as TRAIN
+from byol.text import printable, reason_of
 
 FORMAT = "1"
 ENCODER = "online.encoder."
@@ -107,10 +109,24 @@ def task_of(path: Path) -> str:
         return _task(_metadata(path, file))
 
 
+def checkpoint_file(path: Path) -> Path:
+    """The checkpoint that a path names: itself, or the newest of a run folder, where a link is not followed.
+
+    Raises `ValueError`.
+    """
+    file = path / LAST if path.is_dir() else path
+    try:
+        open_regular(file, follow=file is path).close()  # a pipe would be waited for
+    except FileNotFoundError:
+        raise ValueError(f"{printable(file)} does not exist; a run writes it at its first checkpoint") from None
+    except OSError as error:
+        raise ValueError(f"{printable(file)}: {reason_of(error)}") from error
+    return file
+
+
 @contextmanager
 def _opened(path: Path) -> Iterator[Any]:
-    if not path.is_file():
-        raise ValueError(f"{path} does not exist; a run writes it at its first checkpoint")
+    path = checkpoint_file(path)
     try:
         with safe_open(path, framework="pt") as file:
             yield file

@@ -12,11 +12,12 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from byol.checkpoint import finite, read_tensors, write_tensors
 from byol.finetune import Classifier
-from byol.model import build_encoder, load_strict
+from byol.model import build_encoder, load_strict, require_fit
 from byol.pretrained import Pretrained
 from byol.run_format import FINETUNE
 
@@ -49,11 +50,14 @@ def read_finetuned(path: Path) -> FineTuned:
     tensors, metadata = read_tensors(path, FINETUNE)
     try:
         facts, head = (json.loads(metadata[name]) for name in ("source", "head"))
-        encoder = build_encoder(facts["arch"], facts["stem"], facts["image_size"])
-        source = Pretrained(encoder, **{**facts, "mean": tuple(facts["mean"]), "std": tuple(facts["std"])})
-        model = Classifier(encoder, len(head["classes"]))
+        parts, classes = (facts["arch"], facts["stem"], facts["image_size"]), len(head["classes"])
+        with torch.device("meta"):
+            expected = Classifier(build_encoder(*parts), classes).state_dict()
+        facts |= {"mean": tuple(facts["mean"]), "std": tuple(facts["std"])}
     except (KeyError, TypeError, ValueError) as error:
         raise ValueError(f"{path} has damaged metadata: {error}") from error
+    require_fit(expected, tensors, str(path))  # before memory is taken: a small file can name a large architecture
+    model = Classifier(build_encoder(*parts), classes)
     load_strict(model, tensors, str(path))
-    encoder.eval()
+    source = Pretrained(model.encoder.eval(), **facts)
     return FineTuned(source, tensors["classifier.weight"], tensors["classifier.bias"], head)

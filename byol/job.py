@@ -18,6 +18,7 @@ from byol.distributed import LostProcess, World, joined
 from byol.events import EventLog, require_tensorboard
 from byol.fit import Interrupted, fit
 from byol.locations import Location, last_part
+from byol.model import BYOL, require_fit
 from byol.monitor import KNNMonitor
 from byol.run import RunFolder
 from byol.run_format import TRAIN
@@ -82,6 +83,9 @@ def _train_in(
     checkpoint = run.checkpoint() if continuing else None
     if continuing:
         _require_same_images(run, checkpoint, facts)
+    if checkpoint:  # before memory is taken for what a small file may claim
+        with torch.device("meta"):
+            require_fit(BYOL(config).state_dict(), checkpoint.model(), str(run.last))
     trainer = Trainer(config, images, world)
     validation = open_source(val_data) if val_data else None
     knn = world.first_then_others(lambda: KNNMonitor(config, source, validation)) if validation else None

@@ -24,6 +24,11 @@ LIMITS = {
     "BYOL_MAX_PICTURE_MB": Limit(1024, "MB", "of one encoded picture"),
     "BYOL_MAX_SCANS": Limit(200, "scans", "of one JPEG"),
     "BYOL_MAX_RATIO": Limit(200, "times", "that a compressed file may grow when it is unpacked (64 MB always may)"),
+    "BYOL_GRAPH_MB": Limit(512, "MB", "that a graph's activations may take at once for one image"),
+    "BYOL_GRAPH_GIGAPRODUCTS": Limit(20_000, "billion products", "that a graph may compute for one image"),
+    "BYOL_GRAPH_NODES": Limit(50_000, "nodes", "of one graph"),
+    "BYOL_WEIGHTS_GB": Limit(64, "GB", "of weights in one file of a bundle"),
+    "BYOL_METRICS_MB": Limit(256, "MB", "of a run's metrics.jsonl"),
     "BYOL_URL_SECONDS": Limit(60, "seconds", "that a server may be silent"),
 }
 

@@ -6,6 +6,7 @@ Legend: B batch, C channels, S view pixels, D feature, P projection.
 from __future__ import annotations
 
 import copy
+from collections.abc import Mapping
 from typing import NamedTuple
 
 import torch
@@ -159,12 +160,32 @@ def byol_loss(prediction: Tensor, target: Tensor) -> Tensor:
     return (2 - 2 * (prediction * target).sum(dim=1)).mean()
 
 
-def load_strict(module: nn.Module, tensors: dict[str, Tensor], what: str) -> None:
-    """Load tensors into a module whose names and shapes they match exactly.
+def encoder_shapes(arch: str, stem: str, image_size: int) -> dict[str, Tensor]:
+    """An encoder's state dict on the meta device: names, shapes and types, without memory. Raises `ValueError`."""
+    with torch.device("meta"):
+        return build_encoder(arch, stem, image_size).state_dict()
 
-    Raises `ValueError` that lists missing, unexpected and misshapen names, sorted.
+
+def encoder_with(arch: str, stem: str, image_size: int, tensors: Mapping[str, Tensor], what: str) -> nn.Module:
+    """An encoder (see `build_encoder`) in eval mode with weights whose names and shapes match exactly.
+
+    Names and shapes are compared before memory is taken: a small file can name a large architecture. Raises
+    `ValueError`, as `build_encoder` and `require_fit`.
     """
-    expected = module.state_dict()
+    require_fit(encoder_shapes(arch, stem, image_size), tensors, what)
+    encoder = build_encoder(arch, stem, image_size)
+    encoder.load_state_dict(tensors, strict=True)
+    return encoder.eval()
+
+
+def load_strict(module: nn.Module, tensors: Mapping[str, Tensor], what: str) -> None:
+    """Load tensors into a module whose names and shapes they match exactly. Raises `ValueError`: see `require_fit`."""
+    require_fit(module.state_dict(), tensors, what)
+    module.load_state_dict(tensors, strict=True)
+
+
+def require_fit(expected: Mapping[str, Tensor], tensors: Mapping[str, Tensor], what: str) -> None:
+    """Raise `ValueError`, listing missing, unexpected and misshapen names, sorted, unless names and shapes agree."""
     problems = [f"missing: {name}" for name in sorted(expected.keys() - tensors.keys())]
     problems += [f"unexpected: {name}" for name in sorted(tensors.keys() - expected.keys())]
     for name in sorted(expected.keys() & tensors.keys()):
@@ -174,4 +195,3 @@ def load_strict(module: nn.Module, tensors: dict[str, Tensor], what: str) -> Non
     if problems:
         more = f"\n  and {len(problems) - 20} more" if len(problems) > 20 else ""
         raise ValueError(f"{what} does not fit this model:\n  " + "\n  ".join(problems[:20]) + more)
-    module.load_state_dict(tensors, strict=True)

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from byol.checkpoint import Checkpoint, read_checkpoint
 from byol.config import TIMM
-from byol.model import build_encoder, load_strict
+from byol.model import encoder_with
 
 
 @dataclass(frozen=True)
@@ -48,12 +48,11 @@ def read_pretrained(path: Path) -> Pretrained:
     """The online encoder of a run or a checkpoint, or the encoder of a bundle. Raises `ValueError`."""
     if (path / "manifest.json").is_file():
         return _of_bundle(path)
-    checkpoint = read_checkpoint(path / "last.safetensors" if path.is_dir() else path)
+    checkpoint = read_checkpoint(path)
     config = checkpoint.config
-    encoder = build_encoder(config.arch, config.resolved_stem, config.image_size)
-    load_strict(encoder, checkpoint.encoder(), str(path))
     stem, facts = config.resolved_stem, training_facts(checkpoint)
-    return Pretrained(encoder.eval(), config.arch, stem, config.image_size, config.mean, config.std, facts)
+    encoder = encoder_with(config.arch, stem, config.image_size, checkpoint.encoder(), str(path))
+    return Pretrained(encoder, config.arch, stem, config.image_size, config.mean, config.std, facts)
 
 
 def training_facts(checkpoint: Checkpoint) -> dict[str, Any]:
@@ -80,14 +79,13 @@ def _of_bundle(path: Path) -> Pretrained:
     arch = (TIMM if architecture.library == "timm" else "") + architecture.name
     size, mean, std = bundle.manifest.image_size, preprocess.mean, preprocess.std
     try:
-        encoder = build_encoder(arch, architecture.stem, size)
         tensors = load(bundle.read(WEIGHTS))
     except SafetensorError as error:
         raise ValueError(f"{path / WEIGHTS} is not a readable safetensors file: {error}") from error
-    load_strict(encoder, tensors, str(path))
+    encoder = encoder_with(arch, architecture.stem, size, tensors, str(path))
     manifest = plain(bundle.manifest)
     facts = (manifest.get(name) for name in ("training", "origin", "finetuning"))
-    return Pretrained(encoder.eval(), arch, architecture.stem, size, _three(mean), _three(std), *facts)
+    return Pretrained(encoder, arch, architecture.stem, size, _three(mean), _three(std), *facts)
 
 
 def _three(values: tuple[float, ...]) -> tuple[float, float, float]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import platform
 import subprocess
 from collections.abc import Iterator
@@ -19,8 +20,9 @@ from torch import Tensor
 from byol import __version__
 from byol.checkpoint import Checkpoint, read_checkpoint
 from byol.config import TIMM, TrainConfig
-from byol.files import atomic_file, only_writer
-from byol.run_format import CONFIG, LAST, METRICS, TRAIN, VIEWS
+from byol.files import atomic_file, only_writer, read_regular
+from byol.run_format import CONFIG, LAST, MAX_CONFIG_BYTES, METRICS, TRAIN, VIEWS, read_metrics
+from byol.text import printable, reason_of
 
 
 class RunFolder:
@@ -70,10 +72,10 @@ class RunFolder:
     def content(self, task: str) -> dict[str, Any]:
         """What `config.json` holds. Raises `ValueError` when it cannot be read, or belongs to another task."""
         try:
-            content = json.loads(self._config.read_text())
+            content = json.loads(read_regular(self._config, MAX_CONFIG_BYTES, follow=False))
             found = content.get("task", TRAIN)
-        except (OSError, AttributeError, ValueError) as error:
-            raise ValueError(f"{self._config} cannot be read: {error}") from error
+        except (OSError, AttributeError, ValueError, RecursionError) as error:
+            raise ValueError(f"{printable(self._config)} cannot be read: {reason_of(error)}") from error
         if found != task:
             raise ValueError(f"{self.path} was written by `byol {found}`; choose another --out")
         whole: dict[str, Any] = content
@@ -89,7 +91,7 @@ class RunFolder:
 
     def checkpoint(self) -> Checkpoint | None:
         """The newest checkpoint, None when the run was stopped before its first."""
-        return read_checkpoint(self.last) if self.last.exists() else None
+        return read_checkpoint(self.path) if os.path.lexists(self.last) else None
 
     def remove_leftovers(self) -> None:
         """Remove half-written files and locks of killed processes, safetensors' own (`.tmpXXXXXX`) among them."""
@@ -103,18 +105,20 @@ class RunFolder:
             file.write(json.dumps(record) + "\n")
 
     def metrics(self) -> list[dict[str, Any]]:
-        """All complete lines of `metrics.jsonl`."""
+        """All complete lines of `metrics.jsonl`. Raises `OSError` when that is no file, or too large."""
         records = []
-        for line in self._metrics.read_text().splitlines() if self._metrics.exists() else []:
+        for line in read_metrics(self._metrics).splitlines():
             try:
-                records.append(json.loads(line))
-            except json.JSONDecodeError:  # the half-written line of a killed process
+                record = json.loads(line)
+            except (ValueError, RecursionError):  # the half-written line of a killed process, or nothing of ours
                 continue
+            if isinstance(record, dict):
+                records.append(record)
         return records
 
     def drop_metrics_after(self, step: int) -> None:
         """Remove the lines past a step: the steps a resumed run does again."""
-        self._keep([record for record in self.metrics() if record["step"] <= step])
+        self._keep([record for record in self.metrics() if record.get("step", step) <= step])
 
     def mend_metrics(self) -> None:
         """Remove the half-written line of a killed process, so that the next one stands on a line of its own."""

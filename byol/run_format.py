@@ -2,8 +2,22 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
+from byol.files import read_regular
+from byol.limits import limit
+
 CONFIG, METRICS, LAST, VIEWS = "config.json", "metrics.jsonl", "last.safetensors", "views.png"
+MAX_CONFIG_BYTES = 1 << 20  # settings have a few kilobytes; anything huge is not one
 TRAIN, FINETUNE = "train", "finetune"  # the commands that write one: `task` in config.json and in checkpoints
 
 # Below the first and the third of these training is collapsing; a healthy std_ratio is between the second and 1.
 COLLAPSED_STD_RATIO, HEALTHY_STD_RATIO, COLLAPSED_RANK = 0.1, 0.5, 1.5
+
+
+def read_metrics(path: Path) -> bytes:
+    """The content of `metrics.jsonl`, nothing where there is no such file. Raises `OSError`."""
+    try:
+        return read_regular(path, limit("BYOL_METRICS_MB") * 10**6, follow=False)
+    except FileNotFoundError:
+        return b""

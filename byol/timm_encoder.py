@@ -56,14 +56,15 @@ def build_timm_encoder(name: str, image_size: int) -> nn.Module:
     for an unknown name, and for a model that makes no feature vector of an image of this size.
     """
     check_name(name)
-    where = f"timm:{name} at {image_size} px"
+    where, arguments = f"timm:{name} at {image_size} px", {"num_classes": 0, **size_argument(name, image_size)}
     try:
-        encoder: nn.Module = timm.create_model(name, pretrained=False, num_classes=0, **size_argument(name, image_size))
-        with torch.no_grad():
-            shape = tuple(encoder.eval()(torch.zeros(1, 3, image_size, image_size)).shape)
+        with torch.device("meta"), torch.no_grad():  # a trial that takes no memory, whatever the size
+            trial: nn.Module = timm.create_model(name, pretrained=False, **arguments)
+            shape = tuple(trial.eval()(torch.zeros(1, 3, image_size, image_size)).shape)
+        if shape != (1, trial.head_hidden_size):
+            raise ValueError(f"it returns {shape} for one image, not one feature vector")
+        encoder: nn.Module = timm.create_model(name, pretrained=False, **arguments)
     except Exception as error:  # whatever some model of timm's raises when the size or the call does not suit it
         reason = str(error).strip().partition("\n")[0] or type(error).__name__
         raise ValueError(f"{where} cannot be built: {reason}; choose another --image-size or --arch") from error
-    if shape != (1, encoder.head_hidden_size):
-        raise ValueError(f"{where} returns {shape} for one image, not one feature vector; choose another --arch")
     return encoder.train()

@@ -115,6 +115,7 @@ def any_size_graph(encoder: ModelProto, preprocess: Preprocess) -> ModelProto:
                 node.input[place] = image
     merged.graph.input[0].name = image
     merged.producer_name = encoder.producer_name
+    del merged.opset_import[1:], merged.graph.value_info[:]  # said twice, and not wanted
     helper.set_model_props(merged, {item.key: item.value for item in encoder.metadata_props})
     onnx.checker.check_model(merged, full_check=True)
     return merged

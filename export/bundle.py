@@ -80,8 +80,7 @@ def read_run(path: Path) -> Source:
         raise ValueError(f"{path} is a bundle; export the run or the checkpoint that it was made from")
     if path.is_file() and path.suffix != ".safetensors":
         raise ValueError(f"{path} is no checkpoint of byol's; for another toolkit's add --from auto --arch NAME")
-    file = path / "last.safetensors" if path.is_dir() else path
-    source = _finetuned(file) if task_of(file) == FINETUNE else _source(read_pretrained(file))
+    source = _finetuned(path) if task_of(path) == FINETUNE else _source(read_pretrained(path))
     if not finite(source.encoder.state_dict()):
         raise ValueError(f"{path}: the encoder's weights are not all finite; export an earlier checkpoint")
     return source

@@ -11,6 +11,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import torch
 from torch import Tensor, nn
 
 from byol.checkpoint import finite
@@ -18,7 +19,7 @@ from byol.config import TIMM
 from byol.export import haiku
 from byol.export.foreign_file import CONTAINERS, read_models, without_wrappers
 from byol.files import sha256_of
-from byol.model import build_encoder, load_strict
+from byol.model import encoder_shapes, encoder_with
 from byol.serve.manifest import Origin
 
 
@@ -187,15 +188,14 @@ def _fit(
 ) -> Weights:
     named, cut = _named({name: v.float() if v.is_floating_point() else v for name, v in own.items()})
     stem = "imagenet" if _is_timm(arch) else _stem(layout, named, cut)
-    encoder = build_encoder(arch, stem, image_size)
-    counters = {name: value for name, value in encoder.state_dict().items() if name.endswith("num_batches_tracked")}
-    if not counters.keys() & named.keys():  # torch before 0.4.1 had none, and some drop them; they say nothing here
-        named |= counters
-    load_strict(encoder, named, f"{path}, read as {layout},")
+    counters = {name for name in encoder_shapes(arch, stem, image_size) if name.endswith("num_batches_tracked")}
+    if not counters & named.keys():  # torch before 0.4.1 had none, and some drop them; they say nothing here
+        named |= {name: torch.zeros((), dtype=torch.int64) for name in counters}
+    encoder = encoder_with(arch, stem, image_size, named, f"{path}, read as {layout},")
     if not finite(named):
         raise ValueError(f"{path}: the encoder's weights are not all finite")
     origin = Origin(layout, path.name, sha256_of(path))
-    return Weights(encoder.eval(), stem, origin, _counts(own), _counts(left))
+    return Weights(encoder, stem, origin, _counts(own), _counts(left))
 
 
 def _stem(layout: str, named: dict[str, Tensor], cut: tuple[str, ...]) -> str:

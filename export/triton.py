@@ -6,8 +6,7 @@ from pathlib import Path
 
 from byol.files import atomic_folder, remove, require_folder_place
 from byol.serve.bundle import Bundle
-from byol.serve.manifest import GRAPHS
-from byol.serve.pipeline import graph_interface
+from byol.serve.manifest import GRAPHS, graph_interface
 
 MAX_BATCH_SIZE = 256
 QUEUE_DELAY = 2000  # microseconds that a request may wait for others to share its batch

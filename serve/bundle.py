@@ -7,28 +7,36 @@ from __future__ import annotations
 
 import hashlib
 import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 
-from byol.files import require_folder_place, sha256_of
+from byol.files import open_regular, read_regular, require_folder_place, sha256_of
+from byol.limits import limit
 from byol.serve.manifest import (
     ANY_SIZE,
     CLASSIFIER,
     ENCODER,
+    ENCODER_WEIGHTS,
     GOLDEN,
     MANIFEST,
     MAX_BYTES,
     VARIANTS,
+    WEIGHTS,
     BundleError,
     FileEntry,
     Manifest,
     Parity,
 )
-from byol.serve.model import Model, weight_files
+from byol.serve.model import Model
 from byol.serve.strict_json import read_object
-from byol.text import printable
+from byol.text import printable, reason_of
+
+_MOST_PADDING = 65_536  # bytes in a file of weights behind the last one
 
 __all__ = ["Bundle", "BundleError", "Gate", "Manifest", "compare_features", "load_manifest"]
 
@@ -74,42 +82,66 @@ class Bundle:
             raise BundleError(f"{printable(path)} is not a folder; expected a bundle written by `byol export`")
         file = path / MANIFEST
         try:
-            with open(file, "rb") as stream:
-                text = stream.read(MAX_BYTES + 1)
-            if len(text) > MAX_BYTES:
-                raise BundleError(f"larger than {MAX_BYTES} bytes")
+            text = read_regular(file, MAX_BYTES, follow=False)
             manifest = Manifest.from_json(text)
         except FileNotFoundError:
             raise BundleError(f"{printable(path)} is not a bundle: it holds no {MANIFEST}") from None
         except (OSError, BundleError) as error:
-            reason = error.strerror if isinstance(error, OSError) else error
-            raise BundleError(f"{printable(file)}: {reason}") from error
+            raise BundleError(f"{printable(file)}: {reason_of(error)}") from error
         return cls(path, manifest, hashlib.sha256(text).hexdigest())
 
     def read(self, name: str) -> bytes:
         """The bytes of one file of the manifest, verified. What is used is what was hashed. Raises `BundleError`."""
-        entry, path = self.manifest.files[name], self.folder / name
-        try:
-            size = path.stat().st_size
-            content = path.read_bytes() if size == entry.size else b""
-        except OSError as error:
-            raise BundleError(f"{printable(path)}: {error.strerror}; export the bundle again") from error
-        if size != entry.size:
-            raise BundleError(f"{printable(path)} has {size} bytes, the manifest says {entry.size}: damaged")
-        if hashlib.sha256(content).hexdigest() != entry.sha256:
-            raise BundleError(f"{printable(path)} does not have the manifest's sha256: damaged")
+        with self._opened(name) as stream:
+            content = stream.read(self.manifest.files[name].size)
+        self._compare(name, hashlib.sha256(content).hexdigest())
         return content
 
-    def model(self, name: str) -> Model:
-        """A graph with the files its weights lie in, all verified. Raises `BundleError`."""
+    def check(self, name: str) -> None:
+        """Verify one file of the manifest without holding it in memory. Raises `BundleError`."""
+        digest, left = hashlib.sha256(), self.manifest.files[name].size
+        with self._opened(name) as stream:
+            while left and (part := stream.read(min(left, 1 << 20))):
+                digest.update(part)
+                left -= len(part)
+        self._compare(name, digest.hexdigest())
+
+    @contextmanager
+    def _opened(self, name: str) -> Iterator[BinaryIO]:
+        """A file of the manifest, of the size that it states: what it grows by afterwards is not read."""
+        wanted, path = self.manifest.files[name].size, self.folder / name
+        most = limit("BYOL_WEIGHTS_GB") * 10**9 if name in (WEIGHTS, ENCODER_WEIGHTS) else 2**31  # as protobuf's
+        try:
+            with open_regular(path, follow=False) as stream:
+                size = os.fstat(stream.fileno()).st_size
+                if size != wanted:
+                    raise BundleError(f"{printable(path)} has {size} bytes, the manifest says {wanted}: damaged")
+                if size > most:  # BYOL_WEIGHTS_GB sets it for weights
+                    raise BundleError(f"{printable(path)} has {size:,} bytes, more than the {most:,} that it may")
+                yield stream
+        except OSError as error:
+            raise BundleError(f"{printable(path)}: {reason_of(error)}; export the bundle again") from error
+
+    def _compare(self, name: str, digest: str) -> None:
+        if digest != self.manifest.files[name].sha256:
+            raise BundleError(f"{printable(self.folder / name)} does not have the manifest's sha256: damaged")
+
+    def model(self, name: str, pictures: Sequence[tuple[int, int]] = ()) -> Model:
+        """A graph with the files its weights lie in, all verified, and judged (see `byol.serve.judge`).
+
+        No graph of a bundle reaches ONNX Runtime by another way. Raises `BundleError`.
+        """
+        from byol.serve.judge import judge
+
         graph = self.read(name)
         weights = {}
-        for file, size in weight_files(name, graph).items():
+        for file, size in judge(name, graph, self.manifest, pictures).items():
             if file not in self.manifest.files:
                 raise BundleError(f"{name} keeps weights in {printable(file)}, a file that the manifest does not list")
+            found = self.manifest.files[file].size
+            if not size <= found < size + _MOST_PADDING:  # before it is read
+                raise BundleError(f"{name} needs {size} bytes of {printable(file)}, which has {found}")
             weights[file] = self.read(file)
-            if len(weights[file]) < size:
-                raise BundleError(f"{name} needs {size} bytes of {printable(file)}, which has {len(weights[file])}")
         return Model(graph, weights)
 
     def golden(self, graph: str = ENCODER) -> tuple[np.ndarray, np.ndarray]:
@@ -163,7 +195,7 @@ def require_place(out: Path) -> None:
     if not found:
         return
     try:
-        manifest = read_object((out / MANIFEST).read_bytes())
+        manifest = read_object(read_regular(out / MANIFEST, MAX_BYTES, follow=False))
     except (OSError, BundleError):
         manifest = {}
     files = manifest.get("files")

@@ -269,6 +269,17 @@ class Manifest:
         return manifest
 
 
+def graph_interface(manifest: Manifest, name: str) -> list[tuple[str, str, list[int | str]]]:
+    """Name, type and shape without the batch axis of a graph's input and outputs, as ONNX Runtime spells them."""
+    size = manifest.image_size
+    picture: list[int | str] = ["height", "width", 3] if name == ANY_SIZE else [size, size, 3]
+    outputs = {manifest.onnx.output: manifest.feature_dim}
+    if name == CLASSIFIER and manifest.classifier:
+        outputs = dict.fromkeys(("logits", "probabilities"), len(manifest.classifier.classes))
+    ends: list[tuple[str, str, list[int | str]]] = [(manifest.onnx.input, "tensor(uint8)", picture)]
+    return ends + [(output, "tensor(float)", [dim]) for output, dim in outputs.items()]
+
+
 def _text(values: dict[str, Any]) -> str:
     return json.dumps(values, indent=2, sort_keys=True, allow_nan=False, ensure_ascii=False) + "\n"
 

@@ -17,7 +17,6 @@ from byol.images import ImageSource, Skipped, UnreadableImage, decode_all
 from byol.serve import MAX_BATCH_SIZE
 from byol.serve.bundle import Bundle
 from byol.serve.items import ImageItem, items_source
-from byol.serve.manifest import ANY_SIZE, CLASSIFIER, BundleError, Manifest
 from byol.serve.session import Feeds, Session, open_session
 
 T = TypeVar("T")
@@ -135,9 +134,18 @@ def require_finite(outputs: np.ndarray, source: ImageSource, indices: Sequence[i
 
 
 def open_graph(
-    bundle: Bundle, name: str, device: str, batch_size: int | None = None, shares_cores: bool = False
+    bundle: Bundle,
+    name: str,
+    device: str,
+    batch_size: int | None = None,
+    shares_cores: bool = False,
+    pictures: Sequence[tuple[int, int]] = (),
 ) -> Session:
-    """A session on one graph of a bundle, its hash and its interface checked. Raises `BundleError`, `DeviceError`."""
+    """A session on one graph of a bundle, its hash checked and the graph judged.
+
+    `pictures`: heights and widths that the graph for any size will be given, besides its own S. Raises `BundleError`,
+    `DeviceError`, `SessionError`.
+    """
     if batch_size is not None and not 1 <= batch_size <= MAX_BATCH_SIZE:
         raise ValueError(f"batch_size is {batch_size}; expected 1 to {MAX_BATCH_SIZE}")
     manifest, size = bundle.manifest, bundle.manifest.image_size
@@ -146,27 +154,7 @@ def open_graph(
         batch = 1 if device == "cpu" else batch_size or BATCH_SIZES[device]  # CUDA prepares itself for each shape
         return {manifest.onnx.input: np.zeros((batch, size, size, 3), np.uint8)}
 
-    session = open_session(bundle.model(name), device, warm_up, shares_cores)
-    found = [_interface(end) for end in (*session.inference.get_inputs(), *session.inference.get_outputs())]
-    wanted = graph_interface(manifest, name)
-    if found != wanted:
-        raise BundleError(f"{name} has the interface {found}, the manifest says {wanted}")
-    return session
-
-
-def graph_interface(manifest: Manifest, name: str) -> list[tuple[str, str, list[int | str]]]:
-    """Name, type and shape without the batch axis of a graph's input and outputs, as ONNX Runtime spells them."""
-    size = manifest.image_size
-    picture: list[int | str] = ["height", "width", 3] if name == ANY_SIZE else [size, size, 3]
-    outputs = {manifest.onnx.output: manifest.feature_dim}
-    if name == CLASSIFIER and manifest.classifier:
-        outputs = dict.fromkeys(("logits", "probabilities"), len(manifest.classifier.classes))
-    ends: list[tuple[str, str, list[int | str]]] = [(manifest.onnx.input, "tensor(uint8)", picture)]
-    return ends + [(output, "tensor(float)", [dim]) for output, dim in outputs.items()]
-
-
-def _interface(end: Any) -> tuple[str, str, list[int | str]]:
-    return end.name, end.type, list(end.shape[1:])
+    return open_session(bundle.model(name, pictures), device, warm_up, shares_cores)
 
 
 def run_ahead(items: Generator[T, None, None], most: int = 2) -> Iterator[T]:

@@ -93,7 +93,9 @@ def open_session(model: bytes | Model, device: str, warm_up: WarmUp, shares_core
 
 def _cpu_session(model: Model, reason: str, warm_up: WarmUp, shares_cores: bool) -> Session:
     try:
-        inference = ort.InferenceSession(model.graph, _options(model, shares_cores), providers=[_CPU])
+        inference = ort.InferenceSession(
+            model.graph, _options(model, shares_cores), providers=[_CPU], enable_fallback=0
+        )
     except Exception as error:
         raise SessionError(f"ONNX Runtime cannot load the graph: {first_line(error)}") from error
     session = Session(inference, "cpu", reason)
@@ -109,8 +111,8 @@ def _cuda_session(model: Model, warm_up: WarmUp, shares_cores: bool) -> Session:
     try:
         with _quiet():
             providers = [(_CUDA, _CUDA_OPTIONS), _CPU]
-            inference = ort.InferenceSession(model.graph, _options(model, shares_cores), providers=providers)
-            inference.disable_fallback()
+            options = _options(model, shares_cores)
+            inference = ort.InferenceSession(model.graph, options, providers=providers, enable_fallback=0)
     except Exception as error:
         raise _unusable(_library_problem() or [first_line(error)]) from error
     if inference.get_providers()[0] != _CUDA:
@@ -131,6 +133,7 @@ def _options(model: Model, shares_cores: bool) -> ort.SessionOptions:
     options = ort.SessionOptions()
     options.intra_op_num_threads = usable_cores()
     options.log_severity_level = _QUIET
+    options.add_session_config_entry("session.load_model_format", "ONNX")  # not its own format, which is not judged
     if shares_cores:
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     if model.weights:

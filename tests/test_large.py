@@ -19,7 +19,6 @@ from byol.serve.bundle import Bundle, describe_file
 from byol.serve.fuse import save_classifier
 from byol.serve.linear import LinearProbe
 from byol.serve.manifest import BundleError, Head, Manifest
-from byol.serve.model import weight_files
 from byol.serve.verify import verify
 
 DATA = "encoder.onnx.data"
@@ -103,16 +102,6 @@ def test_weights_at_any_other_place_are_refused_before_a_session(bundle, change,
     finally:
         (bundle / "encoder.onnx").write_bytes(graph)
         (bundle / "manifest.json").write_text(manifest)
-
-
-def test_an_attribute_in_another_file_is_refused():
-    value = onnx.helper.make_tensor("v", onnx.TensorProto.FLOAT, [1], b"\0\0\0\0", raw=True)
-    onnx.external_data_helper.set_external_data(value, "v.bin", 0, 4)
-    node = onnx.helper.make_node("Constant", [], ["y"], value=value)
-    y = onnx.helper.make_tensor_value_info("y", onnx.TensorProto.FLOAT, [1])
-    model = onnx.helper.make_model(onnx.helper.make_graph([node], "g", [], [y]))
-    with pytest.raises(BundleError, match="something in another file"):
-        weight_files("encoder.onnx", model.SerializeToString())
 
 
 def test_classifier_and_triton_share_or_copy_the_file(bundle, tmp_path):

@@ -9,10 +9,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from byol.run_format import CONFIG, FINETUNE, METRICS, VIEWS
+from byol.files import read_regular
+from byol.run_format import CONFIG, FINETUNE, MAX_CONFIG_BYTES, METRICS, VIEWS, read_metrics
 from byol.serve.bundle import Bundle
 from byol.serve.manifest import MANIFEST
-from byol.text import printable
+from byol.text import printable, reason_of
 
 Record = dict[str, float]
 
@@ -56,7 +57,7 @@ class Run:
     def views(self) -> Path | None:
         """The picture of the first batch's views, if there is one."""
         path = self.folder / VIEWS
-        return path if path.is_file() else None
+        return path if path.is_file() and not path.is_symlink() else None
 
     def trained(self, bundle: Bundle) -> bool:
         """Whether the bundle holds what this run ended with: settings, data, number of images and of steps agree.
@@ -135,9 +136,9 @@ def read_run(path: Path) -> Run:
     """Read settings and metrics of a run folder. Raises `ValueError`: damaged files, no metrics yet."""
     name = printable(path / CONFIG)
     try:
-        facts = json.loads((path / CONFIG).read_bytes())
-    except (OSError, ValueError) as error:
-        raise ValueError(f"{name} cannot be read: {error}") from error
+        facts = json.loads(read_regular(path / CONFIG, MAX_CONFIG_BYTES, follow=False))
+    except (OSError, ValueError, RecursionError) as error:
+        raise ValueError(f"{name} cannot be read: {reason_of(error)}") from error
     if isinstance(facts, dict) and facts.get("task") == FINETUNE:
         raise ValueError(
             f"{printable(path)} was written by `byol finetune`; export it and give the bundle: "
@@ -156,9 +157,10 @@ def read_run(path: Path) -> Run:
 
 def _read_metrics(path: Path) -> tuple[list[Record], bool]:
     """The lines, and whether the last one was cut off: a run that goes on, or was killed, may leave it half written."""
-    if not path.is_file():
-        return [], False
-    lines = path.read_bytes().splitlines(keepends=True)
+    try:
+        lines = read_metrics(path).splitlines(keepends=True)
+    except OSError as error:
+        raise ValueError(f"{printable(path)} cannot be read: {reason_of(error)}") from error
     cut_off = bool(lines) and not lines[-1].endswith(b"\n")
     whole = lines[:-1] if cut_off else lines
     return [_record(line, f"{printable(path)}, line {i}") for i, line in enumerate(whole, 1)], cut_off
@@ -167,8 +169,8 @@ def _read_metrics(path: Path) -> tuple[list[Record], bool]:
 def _record(line: bytes, place: str) -> Record:
     try:
         record = json.loads(line)
-    except ValueError as error:
-        raise ValueError(f"{place}, is not JSON: {error}") from error
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{place}, is not JSON: {reason_of(error)}") from error
     if not isinstance(record, dict) or not {"step", "epoch"} <= record.keys():
         raise ValueError(f"{place}: expected an object with `step` and `epoch`")
     wrong = [key for key, value in record.items() if isinstance(value, bool) or not isinstance(value, int | float)]
