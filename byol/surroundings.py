@@ -52,7 +52,7 @@ class Anchors:
     """
 
     def __init__(self, *folders: bytes) -> None:
-        self._seen: dict[bytes, tuple[int, int]] = {}
+        self._seen: dict[bytes, tuple[int, int] | None] = {}  # None: it was not there
         for folder in folders:
             self.note(folder)
 
@@ -60,6 +60,13 @@ class Anchors:
         """Remember a folder as it is now. Raises `SourceUnavailable` when it cannot be asked."""
         if folder not in self._seen:
             self._seen[folder] = _identity(folder)
+
+    def expect(self, folder: bytes) -> None:
+        """The same for a folder that may be missing now: then it must be there when something in it is not found."""
+        try:
+            self.note(folder)
+        except SourceUnavailable:
+            self._seen[folder] = None
 
     def note_parents(self, path: bytes) -> None:
         """Remember all folders above a file that was read."""
@@ -74,10 +81,10 @@ class Anchors:
         Empty is what a mount point is before its disk is mounted.
         """
         for folder in (path, *_above(path)):
-            identity = self._seen.get(folder)
-            if identity is None:
+            if folder not in self._seen:
                 continue
-            if _identity(folder) != identity:
+            before, now = self._seen[folder], _identity(folder)
+            if before not in (None, now):
                 raise SourceUnavailable(f"{printable(folder)} is another folder than before; {GO_ON}")
             if not _has_entries(folder):
                 raise SourceUnavailable(f"{printable(folder)} is empty: is its disk mounted? {GO_ON}")
