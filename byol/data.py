@@ -19,6 +19,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from byol.budget import PIXELS
 from byol.cache import META, DecodedCache
 from byol.images import ImageSource, Preprocess, Skipped, UnreadableImage, decode, usable_cores
 
@@ -74,7 +75,7 @@ class StreamedImages:
         """Canvases uint8 (B, M, M, 3) and aspects (B,) of some rows.
 
         In the place of an unreadable image stands the next readable one of the batch, so that every batch is full.
-        Raises `ValueError` when there is none.
+        Raises `ValueError` when there is none, and `SourceUnavailable`.
         """
         pixels = np.empty((len(rows), self.canvas, self.canvas, 3), np.uint8)
         aspect = np.empty(len(rows), np.float32)
@@ -82,7 +83,8 @@ class StreamedImages:
 
         def one(place: int, row: int) -> bool:
             try:
-                pixels[place], aspect[place] = transform(self.source.open(row))
+                with PIXELS:
+                    pixels[place], aspect[place] = transform(self.source.open(row))
             except UnreadableImage as error:
                 self._unreadable[row] = str(error)
                 return False

@@ -151,7 +151,8 @@ def open_regular(path: str | bytes | os.PathLike[str], follow: bool = True) -> B
 def read_regular(path: str | bytes | os.PathLike[str], most: int, follow: bool = True) -> bytes:
     """The content of a regular file of at most `most` bytes (see `open_regular`). Raises `OSError`."""
     with open_regular(path, follow) as stream:
-        content = stream.read(most + 1)
+        size = os.fstat(stream.fileno()).st_size
+        content = stream.read(min(size, most) + 1)  # as much memory is taken at once
     if len(content) > most:
         raise OSError(errno.EFBIG, f"larger than {most:,} bytes", path)
     return content

@@ -15,6 +15,7 @@ from torch import Tensor
 from byol.checkpoint import finite, save_checkpoint
 from byol.config import TrainConfig
 from byol.device import peak_memory
+from byol.images import SourceUnavailable
 from byol.model import Observation
 from byol.monitor import KNNMonitor, collapse_statistics, collapse_warning
 from byol.optim import learning_rate
@@ -38,8 +39,8 @@ def fit(
     """Train from step `start` to the end of the plan, writing metrics and checkpoints into the run folder.
 
     `report` gets each line of metrics, `warn` plain sentences. Every process of a job runs this; the first one writes
-    and reports. Raises `ValueError` when the loss is not finite, and `Interrupted` after SIGINT or SIGTERM, once the
-    current step is saved.
+    and reports. Raises `ValueError` when the loss is not finite, `SourceUnavailable` when the images are gone and
+    `Interrupted` after SIGINT or SIGTERM, both once the last step is saved.
     """
     config, plan, world = trainer.config, trainer.plan, trainer.world
     if start == 0 and world.first:
@@ -51,7 +52,14 @@ def fit(
     warned = False
     with StopSignals(patient=world.size > 1) as stop:
         for step in range(start, plan.total):
-            loss, seen = trainer.step(step)
+            try:
+                loss, seen = trainer.step(step)
+            except SourceUnavailable as error:  # raised by the feed, before the step has changed anything
+                if step == start:
+                    raise
+                if world.first:
+                    _save(trainer, run, data, step, kept=False)
+                raise SourceUnavailable(f"{error}, with --resume: step {step} is saved") from error
             meter.add(loss)
             done, last = step + 1, step + 1 == plan.total
             epoch_end = done % plan.steps_per_epoch == 0 or last

@@ -9,8 +9,9 @@ import hashlib
 import heapq
 import os
 from array import array
-from collections.abc import Callable, Iterable, Iterator
-from itertools import islice
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -21,13 +22,16 @@ from PIL import Image
 
 from byol.columns import Computed, Labels, Names
 from byol.files import NO_FILE
-from byol.images import SUFFIXES, ImageSource, Skipped, read_image
+from byol.images import SUFFIXES, Anchors, ImageSource, Skipped, SourceUnavailable, read_image
 from byol.stamps import content_stamp
+from byol.surroundings import GO_ON, ITS_OWN, unavailable
 from byol.text import path_text, printable, reason_of
 
 ENDINGS = tuple(os.fsencode(suffix) for suffix in SUFFIXES)
 NOT_READ = (b".heic", b".heif", b".avif", b".jp2", b".jxl", b".svg", b".raw", b".cr2", b".nef", b".dng")
 CHUNK = 65_536  # names of a folder held as Python objects at a time
+OF_THE_SYSTEM = (b"lost+found", b"System Volume Information", b"$RECYCLE.BIN")  # of a disk's root; hold no images
+TWICE = "symbolic link to a folder that is already listed"
 
 Skip = Callable[[bytes, str], None]  # called with a path and why it is left out
 
@@ -54,30 +58,56 @@ def folder_source(tree: Tree) -> ImageSource:
     return _section(tree, paths, skipped)
 
 
-def folder_sections(tree: Tree, size: int, after: bytes = b"") -> Iterator[tuple[ImageSource, bytes]]:
+def folder_sections(
+    tree: Tree, size: int, after: bytes = b"", ends: Sequence[bytes] = ()
+) -> Iterator[tuple[ImageSource, bytes]]:
     """The same as consecutive sources of `size` images, each made when it is asked for; with the last path of each.
 
     What the listing leaves out is `skipped` of the section in whose place it is. Only what comes behind the path
-    `after` is given: a walk can be taken up where another one ended.
+    `after` is given: a walk can be taken up where another one ended. `ends` are the last paths of the first sections,
+    where these are known: they hold whatever there is now up to them. Raises `SourceUnavailable` when nothing is left
+    of what came up to `after`: the disk of the images is missing, and not the images.
     """
     found: list[Skipped] = []
+    inside = 0  # of `found`: those in the place of the current section
+    met = not after
 
     def skip(path: bytes, reason: str) -> None:
         if path > after:
             found.append(Skipped(path_text(path), reason))
 
-    paths = (path for path in tree.walk(skip) if path > after)
+    def behind() -> Iterator[bytes]:
+        nonlocal met
+        for path in tree.walk(skip):
+            met = met or path <= after
+            if path > after:
+                yield path
+
+    paths = behind()
+    following: list[bytes] = []
+
+    def section(end: bytes | None) -> Iterator[bytes]:
+        nonlocal following, inside
+        given = 0
+        for path in chain(following, paths):
+            if path > end if end is not None else given == size:
+                following = [path]
+                return
+            given, inside = given + 1, len(found)
+            yield path
+        following, inside = [], len(found)
+
     following = list(islice(paths, 1))
-    while following:
-        skipped = found.copy()
-        found.clear()
-        source = _section(tree, iter([*following, *islice(paths, size - 1)]), skipped)
-        skipped += found
-        found.clear()
-        last: bytes = source.ids.raw[-1].as_py()  # type: ignore[attr-defined]
-        following = list(islice(paths, 1))
-        if not following:
-            skipped += found
+    if not met:
+        raise SourceUnavailable(f"{tree.name} holds none of the images any more that the work began with; {GO_ON}")
+    known = deque(ends)
+    while following or known:
+        end = known.popleft() if known else None
+        skipped: list[Skipped] = []
+        source = _section(tree, section(end), skipped)
+        skipped += found[:inside]
+        del found[:inside]
+        last: bytes = end or source.ids.raw[-1].as_py()  # type: ignore[attr-defined]
         yield source, last
 
 
@@ -117,71 +147,124 @@ def merged(images: Iterable[bytes], folders: Iterable[bytes]) -> Iterator[bytes]
 
 
 class LocalTree:
-    """A folder of this machine."""
+    """A folder of this machine. Its methods raise `SourceUnavailable` when it is gone, or another one in its place."""
 
     def __init__(self, root: Path) -> None:
         self.name, self._root = printable(root), os.fsencode(root)
+        self._anchors = Anchors(self._root)
 
     def walk(self, skip: Skip) -> Iterator[bytes]:
         """Yield the images as paths relative to the folder, sorted by their bytes."""
-        return _walk(self._root, skip)
+        return _Walk(self._root, self._anchors, skip).paths()
 
     def open(self, path: bytes) -> Image.Image:
         """Decode one of them. Raises `UnreadableImage`."""
-        return read_image(os.path.join(self._root, path))
+        return read_image(os.path.join(self._root, path), self._anchors)
 
     def stamp(self, names: Names) -> str:
         """Size and time of every file, and some content: names and sizes alone may be the same for other images."""
         digest = hashlib.sha256()
         for start in range(0, len(names), CHUNK):
             chunk = names.raw[start : start + CHUNK].to_pylist()
-            digest.update(np.array([_size_and_time(os.path.join(self._root, raw)) for raw in chunk], "<i8").tobytes())
+            digest.update(np.array([self._size_and_time(raw) for raw in chunk], "<i8").tobytes())
         for i in np.linspace(0, len(names) - 1, min(64, len(names)), dtype=int):
-            digest.update(content_stamp(Path(os.fsdecode(os.path.join(self._root, names.raw[i].as_py())))))
+            digest.update(self._content(names.raw[i].as_py()))
         return digest.hexdigest()
 
+    def _size_and_time(self, path: bytes) -> tuple[int, int]:
+        whole = os.path.join(self._root, path)
+        try:
+            status = os.stat(whole)
+        except OSError as error:
+            self._anchors.blame(error, whole)
+            return (-1, -1)
+        return status.st_size, status.st_mtime_ns
 
-def _walk(root: bytes, skip: Skip) -> Iterator[bytes]:
-    """Yield the images below a folder as paths relative to it, sorted by their bytes.
+    def _content(self, path: bytes) -> bytes:
+        whole = os.path.join(self._root, path)
+        try:
+            return content_stamp(Path(os.fsdecode(whole)))
+        except OSError as error:
+            self._anchors.blame(error, whole)
+            return b""
+
+
+class _Walk:
+    """The images below a folder as paths relative to it, sorted by their bytes.
 
     A link to a folder is followed where it leads out of everything that is walked; a folder reached twice counts once.
-    Hidden files and folders do not count.
+    Hidden files and folders do not count. A folder that cannot be listed ends the walk: nobody knows what it holds.
     """
-    walked = [os.path.realpath(root)]
-    seen: set[tuple[int, int]] = set()
 
-    def is_listed(path: bytes) -> bool:
-        target = os.path.realpath(path)
-        below = (os.path.relpath(target, start) for start in walked if _is_below(target, start))
-        return any(b"/." not in b"/" + way or way == b"." for way in below)
+    def __init__(self, root: bytes, anchors: Anchors, skip: Skip) -> None:
+        self._root, self._anchors, self._skip = root, anchors, skip
+        self._walked = [os.path.realpath(root)]
+        self._seen: set[tuple[int, int]] = set()
+        self._device: int | None = None
 
-    def walk(folder: bytes) -> Iterator[bytes]:
-        path = os.path.join(root, folder)
+    def paths(self) -> Iterator[bytes]:
+        """Walk, without a call for each level: folders may lie deeper than Python calls."""
+        open_folders = [self._contents(b"")]
+        while open_folders:
+            for path in open_folders[-1]:
+                if path.endswith(b"/"):
+                    open_folders.append(self._contents(path[:-1]))
+                    break
+                yield path
+            else:
+                open_folders.pop()
+
+    def _contents(self, folder: bytes) -> Iterator[bytes]:
+        """What is right in a folder, sorted, folders with a slash behind them. Names what it leaves out."""
+        path = os.path.join(self._root, folder) if folder else self._root
         try:
-            if os.path.islink(path) and folder:
-                if is_listed(path):
-                    skip(folder, "symbolic link to a folder that is already listed")
-                    return
-                walked.append(os.path.realpath(path))
-            status = os.stat(path)
-            if (status.st_dev, status.st_ino) in seen:
-                skip(folder, "symbolic link to a folder that is already listed")
+            if (folder and os.path.islink(path) and self._is_listed(path)) or not self._enter(path, folder):
+                self._skip(folder, TWICE)
                 return
-            seen.add((status.st_dev, status.st_ino))
             images, left_out, folders = _entries(path)
         except OSError as error:
-            skip(folder, reason_of(error))
+            self._require_gone(path, folder, error)
+            self._skip(folder, reason_of(error))
             return
         prefix = folder + b"/" if folder else b""
         for name in merged(heapq.merge(images, sorted(left_out)), folders):
-            if name.endswith(b"/"):
-                yield from walk(prefix + name[:-1])
-            elif name in left_out:
-                skip(prefix + name, left_out[name])
+            if name in left_out:
+                self._skip(prefix + name, left_out[name])
             else:
                 yield prefix + name
 
-    return walk(b"")
+    def _enter(self, path: bytes, folder: bytes) -> bool:
+        """Note a folder; False when it was met before."""
+        status = os.stat(path)
+        if (status.st_dev, status.st_ino) in self._seen:
+            return False
+        self._seen.add((status.st_dev, status.st_ino))
+        self._device = status.st_dev if self._device is None else self._device
+        if os.path.islink(path) and folder:
+            self._walked.append(os.path.realpath(path))
+        if status.st_dev != self._device:  # a disk of its own may vanish alone
+            self._anchors.note(path)
+        return True
+
+    def _is_listed(self, path: bytes) -> bool:
+        target = os.path.realpath(path)
+        below = (os.path.relpath(target, start) for start in self._walked if _is_below(target, start))
+        return any(b"/." not in b"/" + way or way == b"." for way in below)
+
+    def _require_gone(self, path: bytes, folder: bytes, error: OSError) -> None:
+        """Raise `SourceUnavailable` unless a folder has just vanished, or is the system's own."""
+        refused = isinstance(error, PermissionError)
+        if refused and folder in OF_THE_SYSTEM:
+            return
+        if refused:
+            raise SourceUnavailable(
+                f"{printable(path)} cannot be listed: {reason_of(error)}; make it readable, move it away, or give a "
+                "list of files"
+            ) from error
+        if folder and isinstance(error, FileNotFoundError | NotADirectoryError):
+            self._anchors.require_same(path)
+        else:
+            raise unavailable(path, error) from error
 
 
 def _is_below(path: bytes, folder: bytes) -> bool:
@@ -198,17 +281,19 @@ def _entries(path: bytes) -> tuple[Iterator[bytes], dict[bytes, str], list[bytes
         for entry in entries:
             if entry.name.startswith(b"."):
                 continue
-            if _is(entry.is_dir):
+            if _is_folder(entry):
                 folders.append(entry.name)
             elif entry.name.lower().endswith(NOT_READ):
                 left_out[entry.name] = "images of this format are not read; convert it to PNG or JPEG"
-            elif is_image(entry.name) and not _is(entry.is_file) and os.path.exists(entry.path):
+            elif is_image(entry.name) and _is_something_else(entry):
                 left_out[entry.name] = NO_FILE
             elif is_image(entry.name):  # also a link that leads nowhere: opening it tells the reason
                 names.append(entry.name)
                 if len(names) == CHUNK:
                     chunks.append(pa.array(names, pa.large_binary()))
                     names = []
+            elif entry.is_symlink() and (reason := _lost(entry)):
+                left_out[entry.name] = reason
     if not chunks:
         return iter(sorted(names)), left_out, folders
     listed = pa.concat_arrays([*chunks, pa.array(names, pa.large_binary())])
@@ -218,16 +303,34 @@ def _entries(path: bytes) -> tuple[Iterator[bytes], dict[bytes, str], list[bytes
     return images, left_out, folders
 
 
-def _is(kind: Callable[[], bool]) -> bool:
+def _is_folder(entry: os.DirEntry[bytes]) -> bool:
+    """Also what may not be asked: entering it will tell. Raises `OSError` for what is not the entry's own fault."""
     try:
-        return kind()
-    except OSError:  # a link that points to itself
-        return False
+        return entry.is_dir()
+    except PermissionError:
+        return b"." not in entry.name
+    except OSError as error:
+        if error.errno not in ITS_OWN:
+            raise
+        return False  # a link that points to itself
 
 
-def _size_and_time(path: bytes) -> tuple[int, int]:
+def _is_something_else(entry: os.DirEntry[bytes]) -> bool:
+    """Whether there is something that is no regular file. Raises `OSError` as `_is_folder` does."""
     try:
-        status = os.stat(path)
-    except OSError:
-        return (-1, -1)
-    return status.st_size, status.st_mtime_ns
+        return not entry.is_file() and os.path.exists(entry.path)
+    except OSError as error:
+        if error.errno not in ITS_OWN:
+            raise
+        return False  # opening it tells the reason
+
+
+def _lost(entry: os.DirEntry[bytes]) -> str | None:
+    """Why nobody knows what a link leads to, where that may be a folder of images."""
+    try:
+        os.stat(entry.path)
+    except FileNotFoundError:
+        return None if b"." in entry.name else "a symbolic link that leads nowhere"
+    except OSError as error:
+        return reason_of(error)
+    return None

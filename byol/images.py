@@ -1,6 +1,7 @@
 """What an image source is, and how its images are decoded and resized. Torch-free; training and serving share it.
 
-Images are decoded on demand; one that cannot be read raises `UnreadableImage` and nothing else.
+Images are decoded on demand. One that cannot be read raises `UnreadableImage`; `SourceUnavailable` is no image's fault
+and stops the work.
 """
 
 from __future__ import annotations
@@ -8,60 +9,47 @@ from __future__ import annotations
 import functools
 import math
 import os
-import stat
-import warnings
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import IO, Protocol, TypeVar
+from typing import Protocol, TypeVar
 
 import numpy as np
-from PIL import (  # noqa: F401 - the plugins register the decoders that FORMATS names
-    BmpImagePlugin,
-    GifImagePlugin,
-    Image,
-    ImageOps,
-    JpegImagePlugin,
-    PngImagePlugin,
-    PpmImagePlugin,
-    TiffImagePlugin,
-    WebPImagePlugin,
-)
+from PIL import Image
 
+from byol.budget import PIXELS
 from byol.columns import Computed, Labels
-from byol.files import NO_FILE
-from byol.text import reason_of
+from byol.decode import read_image, to_rgb
+from byol.surroundings import Anchors, SourceUnavailable, UnreadableImage
+
+__all__ = [  # what lies in modules of its own belongs to this one for its users
+    "Anchors",
+    "ImageSource",
+    "Labelled",
+    "Place",
+    "Preprocess",
+    "Skipped",
+    "SourceUnavailable",
+    "UnreadableImage",
+    "decode",
+    "decode_all",
+    "read_image",
+    "require_known",
+    "require_labels",
+    "to_rgb",
+    "usable_cores",
+]
 
 QUOTA = Path("/sys/fs/cgroup/cpu.max")
 JPEG = {".jpg", ".jpeg", ".jpe", ".jfif"}
 SUFFIXES = frozenset({*JPEG, ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm"})
 
-# Only these decoders run, whatever a file is called: Pillow's list also holds formats that start other programs.
-FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM")
-
-# Images are taken up to twice Pillow's limit, and its warning does not say which one is large. Set once, as
-# `catch_warnings` is not safe in threads; appended, so that a program's own filter counts.
-warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning, append=True)
-
-STRIP = 1 << 20  # pixels that are scaled at a time
-
 T = TypeVar("T")
 C = TypeVar("C")
 Place = bytes | int
-
-
-class UnreadableImage(ValueError):
-    """One image cannot be used. The message is a reason without the path: the caller knows which image it was."""
-
-
-class SourceUnavailable(ValueError):
-    """The place of the images cannot be read (any more): no image is at fault, and none may be left out for it.
-
-    The work stops; what is finished stays, and the same command goes on once the place is back.
-    """
 
 
 @dataclass(frozen=True)
@@ -160,56 +148,7 @@ def require_known(train: Labelled, test: Labelled) -> None:
         )
 
 
-# ------------------------------------------------------------------------------------------- decode and resize
-
-
-def read_image(path: str | bytes | os.PathLike[str] | IO[bytes]) -> Image.Image:
-    """Decode one file to an upright RGB image (8 bits a channel).
-
-    EXIF orientation is applied; alpha is dropped; 16-bit grey is scaled to 8 bits. Raises `UnreadableImage`.
-    """
-    try:
-        if isinstance(path, str | bytes | os.PathLike) and not stat.S_ISREG(os.stat(path).st_mode):
-            raise UnreadableImage(NO_FILE)  # a pipe would be waited for until another program writes to it
-        with Image.open(path, formats=FORMATS) as image:
-            image.load()
-            return to_rgb(image, in_place=True)
-    except UnreadableImage:
-        raise
-    except Exception as error:  # Pillow's decoders raise many kinds, SyntaxError and struct.error among them
-        raise UnreadableImage(reason_of(error)) from error
-
-
-def to_rgb(image: Image.Image, in_place: bool = False) -> Image.Image:
-    """Any Pillow image as upright RGB, 8 bits a channel; `in_place` uses it up, which saves a copy.
-
-    Raises `UnreadableImage` for pixels without a defined range: floating-point, or integers that 16 bits do not hold.
-    """
-    if in_place:
-        ImageOps.exif_transpose(image, in_place=True)
-    else:
-        image = ImageOps.exif_transpose(image)
-    if image.mode == "F":
-        raise UnreadableImage("floating-point pixels have no defined range; convert them to 8 bits")
-    if image.mode == "I" or image.mode.startswith("I;16"):  # Pillow opens some 16-bit files as "I", 32-bit integers
-        image = _eight_bits(image)
-    if image.mode == "P" and "transparency" in image.info:
-        image = image.convert("RGBA")
-    return image if image.mode == "RGB" else image.convert("RGB")
-
-
-def _eight_bits(image: Image.Image) -> Image.Image:
-    """16-bit grey scaled to 8 bits (Pillow's own conversion clips), in strips: a copy of a large image is large."""
-    grey = Image.new("L", image.size)
-    rows = max(1, STRIP // image.width)
-    for top in range(0, image.height, rows):
-        strip = np.asarray(image.crop((0, top, image.width, min(top + rows, image.height))))
-        if strip.dtype.itemsize > 2 and (strip.min() < 0 or strip.max() > 65_535):
-            raise UnreadableImage("32-bit pixels outside 0 to 65535 have no defined range; convert them to 8 bits")
-        scaled = (strip.astype(np.uint32) + 128) // 257  # v / 257, rounded
-        grey.paste(Image.fromarray(scaled.astype(np.uint8)), (0, top))
-    image.close()
-    return grey
+# ------------------------------------------------------------------------------------------- resize, decode all
 
 
 @dataclass(frozen=True)
@@ -272,7 +211,8 @@ def decode_all(
 
 def _attempt(source: ImageSource, transform: Callable[[Image.Image], T], index: int) -> T | UnreadableImage:
     try:
-        return transform(source.open(index))
+        with PIXELS:  # until nothing but the transform's result is left
+            return transform(source.open(index))
     except UnreadableImage as error:
         return error
 

@@ -33,11 +33,15 @@ LIMITS = {
 }
 
 
+class BadLimit(ValueError):
+    """An environment variable that is no limit: the user's fault, and no picture's or file's."""
+
+
 def limit(name: str) -> int:
-    """The limit of a name in its unit: the environment's, else the default. Raises `ValueError`."""
+    """The limit of a name in its unit: the environment's, else the default. Raises `BadLimit`."""
     text = os.environ.get(name, "").strip()
     if not text:
         return LIMITS[name].default
     if not text.isascii() or not text.isdigit() or int(text) < 1 or len(text) > 18:
-        raise ValueError(f"{name} is {text!r:.40}; expected a whole number of {LIMITS[name].unit}, 1 or more")
+        raise BadLimit(f"{name} is {text!r:.40}; expected a whole number of {LIMITS[name].unit}, 1 or more")
     return int(text)

@@ -24,7 +24,7 @@ from PIL import Image
 
 from byol.columns import Computed, Labels, Names
 from byol.folders import LocalTree, Tree, folder_sections, folder_source
-from byol.images import SUFFIXES, ImageSource, Place, UnreadableImage, read_image
+from byol.images import SUFFIXES, Anchors, ImageSource, Place, SourceUnavailable, UnreadableImage, read_image
 from byol.locations import Location, is_url, names_below
 from byol.named import SPLITS, is_named, named_file
 from byol.remote import RemoteTree, asked, guarded, matching, read_remote, remote_path
@@ -36,24 +36,24 @@ from byol.text import path_text, printable, reason_of
 SHARDS = {".tar": tar_source, ".parquet": table_source}
 
 
-def open_source(location: Location) -> ImageSource:
+def open_source(location: Location, here: bytes | None = None) -> ImageSource:
     """Open a location as a source of images.
 
     A folder (searched to every depth; a folder without images may hold `.tar` or `.parquet` shards), an image, an
     `.npz` (`images` uint8 (N, H, W, 3), optional `labels` (N,)), a shard, a pattern of shards (`train-*.parquet`,
-    `{000..099}.tar`), a text file with one path or URL a line (relative paths start at the current folder), `-` for
-    such lines from standard input, the URL of any of these (`s3://bucket/images`), or a named data set (`cifar10`,
+    `{000..099}.tar`), a text file with one path or URL a line (relative paths start at `here`, the current folder), `-`
+    for such lines from standard input, the URL of any of these (`s3://bucket/images`), or a named data set (`cifar10`,
     `cifar10:test`).
     Raises `ValueError` when there is nothing there, no image in it, or the file is none of these.
     """
     if str(location) == "-":
-        source = _list_source("standard input", sys.stdin.buffer.read())
+        source = _list_source("standard input", sys.stdin.buffer.read(), here)
     elif is_url(location):
         root = remote_path(str(location))
-        source = asked(str(location), lambda: _source_at(root, str(location)))
+        source = asked(str(location), lambda: _source_at(root, str(location), here))
         source = replace(source, open=guarded(source.open, root))
     else:
-        source = _source_at(Path(location), str(location))
+        source = _source_at(Path(location), str(location), here)
     if len(source) == 0:
         reasons = "".join(f"\n  {item.path}: {item.reason}" for item in source.skipped[:5])
         raise ValueError(
@@ -62,14 +62,14 @@ def open_source(location: Location) -> ImageSource:
     return source
 
 
-def _source_at(path: Path, location: str) -> ImageSource:
+def _source_at(path: Path, location: str, here: bytes | None) -> ImageSource:
     """What lies at a path, local or remote, or is meant by a location that is no path."""
     if path.is_dir():
         source = folder_source(_tree(path))
         shards = [] if len(source) else sorted(p for suffix in SHARDS for p in path.rglob(f"*{suffix}"))
         return _shard_source(printable(path), shards, path) if shards else source
     if path.exists():
-        return _file_source(path)
+        return _file_source(path, here)
     if is_named(location):
         return _npz_source(named_file(location), location)
     shards = _matching(location)
@@ -85,24 +85,25 @@ def _tree(folder: Path) -> Tree:
     return RemoteTree(folder) if is_url(folder) else LocalTree(folder)
 
 
-def _file_source(path: Path) -> ImageSource:
+def _file_source(path: Path, here: bytes | None) -> ImageSource:
     suffix = path.suffix.lower()
     if suffix == ".npz":
         return _npz_source(path, printable(path))
     if suffix in SHARDS:
         return _shard_source(printable(path), [path])
     if suffix == ".txt":
-        return _list_source(printable(path), path.read_bytes())
+        return _list_source(printable(path), path.read_bytes(), here)
     if suffix in SUFFIXES:
         name = printable(path)
-        return ImageSource(name, [path_text(path.name)], Labels.none(1), [], lambda _: _read_file(path))
+        anchors = Anchors() if is_url(path) else Anchors(os.fsencode(path.parent))
+        return ImageSource(name, [path_text(path.name)], Labels.none(1), [], lambda _: _read_file(path, anchors))
     raise ValueError(
         f"{printable(path)} is neither a folder of images, nor an .npz file, nor an image, nor a shard, "
         "nor a .txt file with one path a line"
     )
 
 
-def _list_source(name: str, content: bytes) -> ImageSource:
+def _list_source(name: str, content: bytes, start: bytes | None) -> ImageSource:
     if b"\0" in content:
         raise ValueError(f"{name} is no UTF-8 text, it holds zero bytes; save it as UTF-8, one path or URL a line")
     lines = (line.rstrip(b"\r") for line in content.removeprefix(codecs.BOM_UTF8).split(b"\n"))
@@ -110,28 +111,43 @@ def _list_source(name: str, content: bytes) -> ImageSource:
     if not listed:
         raise ValueError(f"{name} holds no images: it is an empty list; write one path or URL a line")
     # Of the folder in which relative paths start, also the stamp tells: there may be other images elsewhere.
-    here = b"" if all(os.path.isabs(line) or b"://" in line for line in listed) else os.getcwdb()
-    names = Names(pa.array(listed, pa.large_binary()))
+    here = b"" if all(os.path.isabs(line) or b"://" in line for line in listed) else start or os.getcwdb()
+    names, anchors = Names(pa.array(listed, pa.large_binary())), _common_folder(listed, here)
     return ImageSource(
         name=name,
         ids=names,
         labels=Labels.none(len(names)),
         skipped=[],
-        open=lambda i: _read_listed(names.raw[i].as_py(), here),
+        open=lambda i: _read_listed(names.raw[i].as_py(), here, anchors),
         stamp=lambda: hashlib.sha256(content + here).hexdigest(),
     )
 
 
-def _read_file(path: Any) -> Image.Image:
-    return read_remote(path.fs, path.path) if is_url(path) else read_image(path)
+def _read_file(path: Any, anchors: Anchors) -> Image.Image:
+    return read_remote(path.fs, path.path) if is_url(path) else read_image(path, anchors)
 
 
-def _read_listed(line: bytes, here: bytes) -> Image.Image:
+def _common_folder(listed: Sequence[bytes], here: bytes) -> Anchors:
+    """The deepest folder that holds all local files of a list, as it is now; it tells a lost disk from lost files."""
+    local = [os.path.join(here, line) for line in listed if b"://" not in line]
+    if not local:
+        return Anchors()
+    first, last = min(local), max(local)  # what these two share, all share
+    same = next((i for i, (a, b) in enumerate(zip(first, last, strict=False)) if a != b), len(first))
+    anchors = Anchors()
+    anchors.expect(first[:same].rpartition(b"/")[0].rstrip(b"/") or b"/")
+    return anchors
+
+
+def _read_listed(line: bytes, here: bytes, anchors: Anchors) -> Image.Image:
     if b"://" not in line:
-        return read_image(os.path.join(here, line))
+        path = os.path.join(here, line)
+        image = read_image(path, anchors)
+        anchors.note_parents(path)
+        return image
     try:
-        return _read_file(remote_path(line.decode()))
-    except UnreadableImage:
+        return _read_file(remote_path(line.decode()), anchors)
+    except (UnreadableImage, SourceUnavailable):
         raise
     except Exception as error:  # protocols raise kinds of their own; the other lines may lead elsewhere
         raise UnreadableImage(reason_of(error)) from error
@@ -179,17 +195,18 @@ class Section:
     stamp: str | None
 
 
-def open_sections(location: Location, size: int, after: str = "") -> Iterator[Section]:
-    """The images of a location in sections of `size`, behind the one that ended at `after`.
+def open_sections(location: Location, size: int, after: str = "", ends: Sequence[str] = ()) -> Iterator[Section]:
+    """The images of a location in sections of `size`, behind the one that ended at `after`; `ends` of the first ones.
 
     A folder of images is listed while its sections are used, so that work begins before the listing ends; files that
-    come or go meanwhile move no other image. Raises `ValueError` as `open_source` does, at the first section.
+    come or go meanwhile move no other image. Raises `ValueError` as `open_source` does, at the first section, and
+    `SourceUnavailable` when a folder holds nothing any more of what came before.
     """
     kind, _, place = after.partition(":")
     remote = is_url(location)
     path = remote_path(str(location)) if remote else Path(location)
     if kind != "row" and asked(str(location), path.is_dir):
-        sections = folder_sections(_tree(path), size, bytes.fromhex(place))
+        sections = folder_sections(_tree(path), size, _path_of(after), [_path_of(end) for end in ends])
         first = next(sections, None)
         if first or after:
             for source, last in chain([first] if first else [], sections):
@@ -205,17 +222,22 @@ def open_sections(location: Location, size: int, after: str = "") -> Iterator[Se
         yield Section(source, f"row:{rows.stop}", stamp)
 
 
-def open_place(location: Location, place: Place) -> Image.Image:
+def _path_of(end: str) -> bytes:
+    return bytes.fromhex(end.removeprefix("path:"))
+
+
+def open_place(location: Location, place: Place, here: bytes | None = None) -> Image.Image:
     """Decode the image of a place that a section of `location` named, in any process that sees the location.
 
-    Raises `UnreadableImage`, and `ValueError` when the location is gone.
+    `here` is the folder in which relative paths of a list start. Raises `UnreadableImage`, and `ValueError` when the
+    location is gone.
     """
-    return _rows_of(location).open(place) if isinstance(place, int) else _opener_below(location)(place)
+    return _rows_of(location, here).open(place) if isinstance(place, int) else _opener_below(location)(place)
 
 
 @functools.lru_cache(1)
-def _rows_of(location: Location) -> ImageSource:
-    return open_source(location)
+def _rows_of(location: Location, here: bytes | None) -> ImageSource:
+    return open_source(location, here)
 
 
 @functools.lru_cache(1)

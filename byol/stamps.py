@@ -11,16 +11,13 @@ PROBE = 65_536  # bytes read at the start and at the end of a file
 
 
 def content_stamp(path: Path) -> bytes:
-    """A digest of the first and the last 64 KiB of a file; empty when it cannot be read."""
+    """A digest of the first and the last 64 KiB of a file. Raises `OSError`."""
     digest = hashlib.sha256()
-    try:
-        with path.open("rb") as file:
-            digest.update(file.read(PROBE))
-            size = file.seek(0, os.SEEK_END)
-            file.seek(max(0, size - PROBE))
-            digest.update(file.read(PROBE))
-    except OSError:
-        return b""
+    with path.open("rb") as file:
+        digest.update(file.read(PROBE))
+        size = file.seek(0, os.SEEK_END)
+        file.seek(max(0, size - PROBE))
+        digest.update(file.read(PROBE))
     return digest.digest()
 
 

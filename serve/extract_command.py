@@ -57,6 +57,11 @@ if TYPE_CHECKING:
     show_default=True,
     help="Images of each part, where --out is a folder.",
 )
+@click.option(
+    "--retry-skipped",
+    is_flag=True,
+    help="Make the finished parts again that left something out, where --out is a folder.",
+)
 @click.option("--processes", type=click.IntRange(1, 256), help="Processes that encode  [default: one per GPU].")
 @click.option(
     "--engine",
@@ -75,6 +80,7 @@ def extract(
     out: str,
     dtype: str,
     part_images: int,
+    retry_skipped: bool,
     processes: int | None,
     engine: str,
     ray_address: str | None,
@@ -105,7 +111,10 @@ def extract(
         raise click.UsageError("standard input can be read by one process only; write the list to a file, as list.txt")
     if ray_address and engine != "ray":
         raise click.UsageError("--ray-address needs --engine ray")
-    task = Task(images, Path(out), extraction_options(on_error, max_errors, decode_threads, dtype), part_images)
+    if file and retry_skipped:
+        raise click.UsageError("--retry-skipped is for a folder of parts; a file is written as a whole, leave it out")
+    chosen = extraction_options(on_error, max_errors, decode_threads, dtype)
+    task = Task(images, Path(out), chosen, part_images, retry_skipped)
     if engine == "ray":
         result, facts = _by_ray(bundle, task, ray_address, encoder)
     else:

@@ -10,7 +10,7 @@ import numpy as np
 from PIL import Image
 
 from byol.columns import Labels
-from byol.images import ImageSource, UnreadableImage, read_image, to_rgb
+from byol.images import Anchors, ImageSource, SourceUnavailable, UnreadableImage, read_image, to_rgb
 from byol.sources import open_source
 from byol.text import printable
 
@@ -34,16 +34,19 @@ def items_source(items: Sequence[ImageItem] | np.ndarray) -> ImageSource:
         raise ValueError(f"expected a list of images, found one {type(items).__name__}; put it into a list")
     items = list(items)
     names = [_item_name(i, item) for i, item in enumerate(items)]
-    return ImageSource("images", names, Labels.none(len(items)), [], lambda i: _open_item(items[i]))
+    anchors = Anchors()
+    return ImageSource("images", names, Labels.none(len(items)), [], lambda i: _open_item(items[i], anchors))
 
 
 def _item_name(index: int, item: ImageItem) -> str:
     return printable(item) if isinstance(item, str | os.PathLike) else f"image {index}"
 
 
-def _open_item(item: ImageItem) -> Image.Image:
+def _open_item(item: ImageItem, anchors: Anchors) -> Image.Image:
     if isinstance(item, str | os.PathLike):
-        return read_image(item)
+        image = read_image(item, anchors)
+        anchors.note_parents(os.fsencode(item))
+        return image
     if isinstance(item, np.ndarray):
         if item.dtype != np.uint8 or item.ndim != 3 or item.shape[2] != 3 or 0 in item.shape:
             raise UnreadableImage(f"expected a uint8 array (H, W, 3), found {item.dtype} {item.shape}")
@@ -56,5 +59,7 @@ def _open_item(item: ImageItem) -> Image.Image:
         return to_rgb(item)
     except UnreadableImage:
         raise
+    except MemoryError as error:
+        raise SourceUnavailable("no memory is left to decode an image") from error
     except Exception as error:  # Pillow's decoders raise many kinds
         raise UnreadableImage(str(error) or type(error).__name__) from error

@@ -129,11 +129,19 @@ def read_part(file: Path, digest: str) -> Part:
         metadata = found.metadata or {}
         notes = json.loads(metadata[NOTES.encode()])
         part = Part(found.num_rows, str(notes["end"]), _items(notes["listed"]), _items(notes["decoded"]))
-    except (pa.ArrowException, OSError, ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"{printable(file)} is not a part that can be gone on from ({error}); remove it") from error
+    except OSError as error:
+        if error.errno is not None:  # the disk's, or of too many open files: the part may be whole
+            raise
+        raise _damaged(file, error) from error
+    except (pa.ArrowException, ValueError, KeyError, TypeError) as error:
+        raise _damaged(file, error) from error
     if metadata.get(DIGEST_KEY.encode()) != digest.encode():
         raise ValueError(f"{printable(file)} was extracted with another bundle; give an empty folder")
     return part
+
+
+def _damaged(file: Path, error: Exception) -> ValueError:
+    return ValueError(f"{printable(file)} is not a part that can be gone on from ({error}); remove it")
 
 
 def _number(file: Path) -> int:

@@ -8,7 +8,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from itertools import groupby
+from itertools import count, groupby, takewhile
 from pathlib import Path
 from typing import Any
 
@@ -27,12 +27,24 @@ Manifest = dict[str, Any]
 
 @dataclass(frozen=True)
 class Task:
-    """What is to be extracted: the images of `location`, in parts of `part_images`, to the folder `out`."""
+    """What is to be extracted: the images of `location`, in parts of `part_images`, to the folder `out`.
+
+    `retry_skipped`: finished parts that left something out are made again.
+    """
 
     location: Location
     out: Path
     options: Options
     part_images: int = PART_IMAGES
+    retry_skipped: bool = False
+
+    def is_done(self, number: int, finished: dict[int, Part]) -> bool:
+        """Whether a part is there to stay."""
+        return number in finished and not (self.retry_skipped and finished[number].skipped)
+
+    def kept(self, finished: dict[int, Part]) -> dict[int, Part]:
+        """The finished parts without those that are made again."""
+        return {number: part for number, part in finished.items() if self.is_done(number, finished)}
 
     def folder(self, digest: str, dim: int) -> PartsFolder:
         """Its folder, for the encoder that is called `digest` and has `dim` features."""
@@ -87,6 +99,8 @@ def complete(
     """
     start = time.perf_counter()
     finished = parts.whole()
+    if finished is not None and len(task.kept(finished)) < len(finished):
+        finished = None  # there is something to retry
     was_complete, known = finished is not None, 0
     if finished is not None:
         known = _count_known(finished, advance)
@@ -96,7 +110,9 @@ def complete(
             parts.sweep()
             stored = parts.manifest()
             found = parts.finished() if stored else {}
-            known = _count_known(found, advance)
+            known = _count_known(task.kept(found), advance)
+            if stored and stored["complete"]:
+                parts.begin(stored["stamp"])
             try:
                 compute(stored, found)
                 finished = parts.finished()
@@ -121,11 +137,11 @@ def _count_known(finished: dict[int, Part], advance: Advance) -> int:
 
 def _leave(parts: PartsFolder, begun_here: bool) -> None:
     """After a failure: what can be gone on from stays, with the list of what it leaves out."""
-    finished = parts.finished()
-    if begun_here and not any(part.rows for part in finished.values()):
-        parts.clear()
-    else:
-        with contextlib.suppress(OSError):  # a full disk: the reason is told anyway
+    with contextlib.suppress(OSError, ValueError):  # a full disk, no more files: the first reason is told anyway
+        finished = parts.finished()
+        if begun_here and not any(part.rows for part in finished.values()):
+            parts.clear()
+        else:
             parts.list_errors(finished)
 
 
@@ -159,7 +175,7 @@ def fill(
                 begun.append((number, section))
                 yield section.source
 
-    errors = sum(len(part.skipped) for part in finished.values())
+    errors = sum(len(part.skipped) for part in task.kept(finished).values())
     batches = checked_batches(engine, sources(), task.options, advance, errors)
     for _, group in groupby(batches, key=lambda pair: id(pair[0])):
         number, section = begun.popleft()  # batches come in the order of their sources
@@ -177,19 +193,22 @@ def fill(
 def missing_sections(
     task: Task, parts: PartsFolder, stored: Manifest | None, finished: dict[int, Part]
 ) -> Iterator[tuple[int, Section]]:
-    """The sections of the location that have no part, with their numbers; the manifest is begun when there is none.
+    """The sections of the location whose part is missing or made again, with their numbers; begins the manifest.
 
     Raises `ValueError` when the location is not what the finished parts were made of.
     """
-    start = next(number for number in range(len(finished) + 1) if number not in finished)
+    start = next(number for number in range(len(finished) + 1) if not task.is_done(number, finished))
     after = finished[start - 1].end if start else ""
-    for number, section in enumerate(open_sections(task.location, task.part_images, after), start):
+    ends = [finished[number].end for number in takewhile(finished.__contains__, count(start))]
+    for number, section in enumerate(open_sections(task.location, task.part_images, after, ends), start):
         if number == start:
             if stored is None:
                 parts.begin(section.stamp)
             elif stored["stamp"] != section.stamp:
                 raise _changed(task)
-        if number not in finished:
+        if not task.is_done(number, finished):
+            if not len(section.source):  # all of its images are gone since
+                raise _changed(task)
             yield number, section
         elif finished[number].end != section.end:
             raise _changed(task)

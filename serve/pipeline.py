@@ -13,6 +13,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 
+from byol.budget import PIXELS
 from byol.images import ImageSource, Skipped, UnreadableImage, decode_all
 from byol.serve import MAX_BATCH_SIZE
 from byol.serve.bundle import Bundle
@@ -67,7 +68,8 @@ class Pipeline:
     def _one(self, source: ImageSource) -> np.ndarray:
         """In the caller's own thread: on a busy server, waking another one takes longer than decoding."""
         try:
-            pixels = self._transform(source.open(0))  # (S, S, 3)
+            with PIXELS:
+                pixels = self._transform(source.open(0))  # (S, S, 3)
         except UnreadableImage as error:
             raise ValueError(f"{source.ids[0]}: {error}") from error
         return self._checked(pixels[None], source, [0])

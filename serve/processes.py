@@ -13,6 +13,7 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
+from byol.images import SourceUnavailable
 from byol.serve.encoder import Encoder
 from byol.serve.extract import Advance, Extraction
 from byol.serve.part_files import Part
@@ -98,6 +99,8 @@ def _work(crew: Crew, task: Task, share: Share, messages: Any) -> None:
         messages.put((share.index, "done", None))
     except OSError as error:
         messages.put((share.index, "failed", OSError(error.errno, str(error))))
+    except SourceUnavailable as error:
+        messages.put((share.index, "failed", SourceUnavailable(str(error))))
     except Exception as error:  # as text: not every error can be sent to another process
         messages.put((share.index, "failed", ValueError(str(error) or type(error).__name__)))
 

@@ -16,7 +16,8 @@ from typing import Any
 
 import numpy as np
 
-from byol.images import ImageSource, Preprocess, Skipped, UnreadableImage
+from byol.budget import PIXELS
+from byol.images import ImageSource, Preprocess, Skipped, SourceUnavailable, UnreadableImage
 from byol.locations import Location, is_url
 from byol.serve.bundle import Bundle
 from byol.serve.encoder import Encoder, encoder_digest
@@ -57,6 +58,7 @@ class RayEngine:
             variant,
         )
         self._location = location if is_url(location) or not Path(location).exists() else Path(location).resolve()
+        self._here = os.getcwdb()  # the workers have other ones
         self._transform = opened.manifest.preprocess.transform()
         self._arguments = (Path(bundle).resolve(), self.device, batch_size, variant)
         self._actors = gpus if self.device == "cuda" else nodes
@@ -77,7 +79,7 @@ class RayEngine:
         chunks = ray.data.from_items(
             [chunk for number, source in enumerate(sources) for chunk in _chunks(number, source)]
         )
-        decoded = chunks.map_batches(partial(_decode, self._location, self._transform), batch_size=1)
+        decoded = chunks.map_batches(partial(_decode, self._location, self._here, self._transform), batch_size=1)
         encoded = decoded.map_batches(
             _EncodeActor,
             fn_constructor_args=self._arguments,
@@ -119,12 +121,14 @@ def _batch(source: ImageSource, rows: Columns) -> Batch:
 # ------------------------------------------------------------------------------------------------- in workers
 
 
-def _decode(location: Location, transform: Preprocess, chunk: Columns) -> Columns:
+def _decode(location: Location, here: bytes, transform: Preprocess, chunk: Columns) -> Columns:
     """A chunk as rows: `pixels` uint8 (B, S, S, 3), and the `reason` where an image cannot be read, else ""."""
     places, pixels, reasons = chunk["places"][0], [], []
     for place in places:
         try:
-            pixels.append(transform(open_place(location, place if isinstance(place, bytes) else int(place))))
+            with PIXELS:
+                image = open_place(location, place if isinstance(place, bytes) else int(place), here)
+                pixels.append(transform(image))
             reasons.append("")
         except UnreadableImage as error:
             pixels.append(np.zeros((transform.crop, transform.crop, 3), np.uint8))
@@ -189,4 +193,6 @@ def _readable(error: Exception) -> Exception:
     cause: BaseException | None = error
     while cause is not None and not (isinstance(cause, ValueError) and not hasattr(cause, "cause")):
         cause = getattr(cause, "cause", None) or cause.__cause__
+    if isinstance(cause, SourceUnavailable):
+        return SourceUnavailable(reason_of(cause))
     return ValueError(reason_of(cause)) if isinstance(cause, ValueError) else error

@@ -110,10 +110,12 @@ def test_what_could_not_be_read_and_now_can_is_read(images: Path, cache: Decoded
     from byol import folders
     from byol.images import UnreadableImage, read_image
 
-    def refuse(path: object) -> None:
-        raise UnreadableImage("Permission denied")
+    def refuse(path: bytes, anchors: object) -> object:
+        if b"001" in path:
+            raise UnreadableImage("Permission denied")
+        return read_image(path)
 
-    monkeypatch.setattr(folders, "read_image", lambda path: refuse(path) if b"001" in path else read_image(path))
+    monkeypatch.setattr(folders, "read_image", refuse)
     assert len(load_canvases(open_source(images), 16, cache=cache)) == 18
     monkeypatch.setattr(folders, "read_image", read_image)
     assert len(load_canvases(open_source(images), 16, cache=cache)) == 20

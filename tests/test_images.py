@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from byol import decode as decoding
 from byol import images
 from byol.columns import Labels
 from byol.folders import NOT_READ
@@ -68,14 +69,14 @@ def every_level() -> np.ndarray:
     return np.arange(65_536, dtype=np.uint16).reshape(256, 256)
 
 
-@pytest.mark.parametrize("strip", [1, 1000, images.STRIP])
+@pytest.mark.parametrize("strip", [1, 1000, decoding.STRIP])
 @pytest.mark.parametrize("kind", ["png", "big-endian", "int32", "pgm"])
 def test_sixteen_bits_are_divided_by_257_and_rounded(
     kind: str, strip: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     level = every_level()
     expected = np.clip(np.rint(level.astype(np.float64) / 257.0), 0, 255).astype(np.uint8)
-    monkeypatch.setattr(images, "STRIP", strip)
+    monkeypatch.setattr(decoding, "STRIP", strip)
     if kind == "pgm":  # opened as 32-bit integers
         (tmp_path / "a").write_bytes(b"P5 256 256 65535\n" + level.astype(">u2").tobytes())
     else:
