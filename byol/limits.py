@@ -25,6 +25,8 @@ LIMITS = {
     "BYOL_MAX_SCANS": Limit(200, "scans", "of one JPEG"),
     "BYOL_MAX_RATIO": Limit(200, "times", "that a compressed file may grow when it is unpacked (64 MB always may)"),
     "BYOL_URL_SECONDS": Limit(60, "seconds", "that a server may be silent"),
+    "BYOL_FETCH_SECONDS": Limit(600, "seconds", "that a server may take over one picture, or one piece of a file"),
+    "BYOL_MAX_PATTERNS": Limit(1_000_000, "files", "that the ranges of a pattern may stand for"),
 }
 
 

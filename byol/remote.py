@@ -1,146 +1,336 @@
 """Images behind URLs (`s3://bucket/images`), through fsspec and the package of their protocol. Torch-free.
 
-`universal_pathlib` gives URLs the interface of `pathlib.Path`, so that shards, `.npz` files and lists are read by the
-same code as local ones; a folder of images is walked here. Credentials, endpoints and other settings of a protocol come
-from its own environment variables or fsspec's configuration files.
+`RemotePath` has the methods of `pathlib.Path` that shards, `.npz` files and lists are read by; a folder of images is
+walked here. Every request goes through `byol.faults.patiently`: it is tried again while its failure may pass, and then
+the work stops. Credentials, endpoints and other settings of a protocol come from its own environment variables or
+fsspec's configuration files.
 """
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import io
 import os
 from collections.abc import Callable, Iterator
-from pathlib import Path
-from typing import Any, TypeVar, cast
+from dataclasses import dataclass, field
+from datetime import datetime
+from types import SimpleNamespace
+from typing import Any, BinaryIO, TypeVar, cast
 
 from PIL import Image
 
 from byol.columns import Names
+from byol.faults import AGAIN, Fault, Refusal, patiently, words_for
 from byol.folders import Skip, is_image, merged
-from byol.images import UnreadableImage, read_image
-from byol.text import reason_of
+from byol.images import SourceUnavailable, UnreadableImage, read_image
+from byol.limits import limit
+from byol.locations import NotAllowed, allowed_protocol, without_query
+from byol.text import printable, reason_of
 
 T = TypeVar("T")
 
+WEB = ("http", "https")
+BLOCK = 5 << 20  # bytes of a file that one request asks for, where less is needed
+DEEPEST = 256  # folders; a server may list itself without end
+OF_A_LIST = f"{AGAIN}, or take it out of the list"
 
-def remote_path(url: str) -> Path:
-    """A URL as an object with the methods of `Path`. Raises `ValueError` when a package for it is missing."""
+
+@dataclass(frozen=True)
+class RemotePath:
+    """A file or folder of a server, with methods of `pathlib.Path`.
+
+    They raise `Refusal`, an `OSError`, when the server answers that it does not give this one, and `SourceUnavailable`
+    when nothing can be had of it. `advice` says in the latter what to do.
+    """
+
+    url: str
+    fs: Any = field(compare=False, repr=False)
+    path: str = field(compare=False)
+    advice: str = field(default=AGAIN, compare=False, repr=False)
+
+    def __str__(self) -> str:
+        return self.url
+
+    @property
+    def name(self) -> str:
+        """The last part, without a URL's query."""
+        plain = without_query(self.path) if self.url.lower().startswith(WEB) else self.path
+        return plain.rstrip("/").rpartition("/")[2]
+
+    @property
+    def suffix(self) -> str:
+        """The end of the name from its last dot on."""
+        return os.path.splitext(self.name)[1]
+
+    @functools.cached_property
+    def facts(self) -> dict[str, Any]:
+        """What the server said of it when it was first asked."""
+        return dict(self._asked(lambda: self.fs.info(self.path)))
+
+    def exists(self) -> bool:
+        """Whether there is such a file or folder."""
+        try:
+            return bool(self.facts)
+        except Refusal as refusal:
+            if refusal.fault is Fault.ITS_OWN:
+                return False
+            raise
+
+    def is_dir(self) -> bool:
+        """Whether it is a folder; of web pages, whether it links to anything below itself."""
+        if self.url.lower().startswith(WEB):
+            return bool(self._asked(lambda: self.fs.isdir(self.path)))
+        return self.exists() and self.facts["type"] == "directory"
+
+    def stat(self) -> Any:
+        """Its size in bytes and, where the server tells it, its time of modification."""
+        time = next((v for v in self.facts.values() if isinstance(v, datetime)), None) or self.facts.get("mtime")
+        seconds = time.timestamp() if isinstance(time, datetime) else float(time or 0)
+        return SimpleNamespace(st_size=self.facts["size"], st_mtime_ns=int(seconds * 1e9))
+
+    def open(self, mode: str = "rb") -> BinaryIO:
+        """A reader of its bytes, at any place."""
+        if mode != "rb":
+            raise ValueError(f"mode {mode!r}: remote files are read only")
+        if self.facts["size"] is None or not self.facts.get("partial", True):
+            return io.BytesIO(self.read_bytes())
+        return cast(BinaryIO, io.BufferedReader(_RemoteFile(self), BLOCK))
+
+    def read_bytes(self) -> bytes:
+        """All of it, by one request. Raises `Refusal` also when it is larger than one encoded picture may be."""
+        most = limit("BYOL_MAX_PICTURE_MB") << 20
+        content = self._asked(lambda: self._fetch(0, most + 1))
+        if len(content) > most:
+            raise Refusal(f"it is larger than {most >> 20:,} MB (BYOL_MAX_PICTURE_MB)")
+        return content
+
+    def read_range(self, offset: int, size: int) -> bytes:
+        """`size` bytes from `offset`, fewer where the file ends.
+
+        Raises `SourceUnavailable` for whatever fails, and when the file has changed.
+        """
+        end = min(offset + size, self.facts["size"])
+        if end <= offset:
+            return b""
+        versions = {"version": self.facts["version"]} if getattr(self.fs, "knows_versions", False) else {}
+        try:
+            content = self._asked(lambda: self._fetch(offset, end, **versions))
+        except Refusal as refusal:  # it was there a moment ago: none of the images in it is at fault
+            raise SourceUnavailable(
+                f"{printable(self.url)} cannot be read any more: {refusal}; {self.advice}"
+            ) from refusal
+        if len(content) != end - offset:
+            raise SourceUnavailable(f"{printable(self.url)} has changed while it was read; {self.advice}")
+        return content
+
+    def files_below(self, endings: tuple[str, ...]) -> list[RemotePath]:
+        """The files below this folder, at every depth, that end so, sorted."""
+        found = self._asked(lambda: self.fs.find(self.path))
+        return sorted((self._beside(path) for path in found if path.endswith(endings)), key=str)
+
+    def matching(self) -> list[RemotePath]:
+        """The files that this path, a pattern with `*`, `?` or `[...]`, stands for."""
+        if not set(self.path) & set("*[" if self.url.lower().startswith(WEB) else "*?["):
+            return [self] if self.exists() else []
+        try:
+            return [self._beside(path) for path in self._asked(lambda: self.fs.glob(self.path))]
+        except Refusal as refusal:
+            if refusal.fault is Fault.ITS_OWN:
+                return []
+            raise
+
+    def picture(self) -> Image.Image:
+        """Fetch and decode an image. Raises `UnreadableImage`, and as `read_bytes` does."""
+        return read_image(io.BytesIO(self.read_bytes()))
+
+    def _beside(self, path: str) -> RemotePath:
+        return RemotePath(self.fs.unstrip_protocol(path), self.fs, path, self.advice)
+
+    def _asked(self, call: Callable[[], T]) -> T:
+        return patiently(self.url, call, self.advice)
+
+    def _fetch(self, start: int, end: int, **options: Any) -> bytes:
+        """Bytes by one request that ends in time, however little comes of it at once."""
+        if not getattr(self.fs, "async_impl", False):
+            return bytes(self.fs.cat_file(self.path, start=start, end=end))
+        from fsspec.asyn import sync
+
+        call = functools.partial(self.fs._cat_file, self.path, start=start, end=end, **options)
+        return bytes(sync(self.fs.loop, call, timeout=limit("BYOL_FETCH_SECONDS")))
+
+
+class _RemoteFile(io.RawIOBase):
+    """A remote file as a stream."""
+
+    def __init__(self, path: RemotePath):
+        self._path, self._place = path, 0
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def tell(self) -> int:
+        return self._place
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
+        start = {os.SEEK_SET: 0, os.SEEK_CUR: self._place, os.SEEK_END: self._path.facts["size"]}[whence]
+        self._place = max(0, start + offset)
+        return self._place
+
+    def readinto(self, buffer: Any) -> int:
+        content = self._path.read_range(self._place, len(buffer))
+        buffer[: len(content)] = content
+        self._place += len(content)
+        return len(content)
+
+
+# ------------------------------------------------------------------------------------------------ opening
+
+
+def remote_path(url: str, in_list: bool = False) -> RemotePath:
+    """A URL as an object with methods of `Path`; `in_list`: a stranger wrote it.
+
+    Raises `NotAllowed` for a URL that is not read, `ValueError` when a package is missing, and `SourceUnavailable`.
+    """
+    protocol = allowed_protocol(url, in_list)
     try:
-        from upath import UPath
+        kind, options = _files_of(protocol, in_list)
     except ImportError as error:
-        raise ValueError(f"{url} needs fsspec: pip install 'byol[remote]'") from error
+        advice = str(error) if str(error).startswith("Install") else "pip install 'byol[remote]'"
+        raise ValueError(f"{printable(url)} needs a package that is not installed: {advice}") from error
+    except ValueError as error:
+        raise ValueError(f"{printable(url)} cannot be used: {reason_of(error)}") from error
+    url = protocol + url[len(protocol) :]
+    try:
+        path, named = kind._strip_protocol(url), kind._get_kwargs_from_urls(url)
+    except Exception as error:
+        raise NotAllowed(f"it is no URL of {protocol}: {reason_of(error)}") from error
+    advice = OF_A_LIST if in_list else AGAIN
     # Listings are not kept: they would hold every name, and an old one hides what has changed.
-    path: Any = asked(url, lambda: UPath(url, use_listings_cache=False))
-    return cast(Path, path)  # it has its methods
+    files = patiently(url, lambda: kind(use_listings_cache=False, **named, **options), advice)
+    return RemotePath(url, files, path, advice)
 
 
-def matching(pattern: str) -> list[Path]:
-    """The files of a URL with `*`, `?` or `[...]`. Raises `ValueError` when the place cannot be asked."""
-    place: Any = remote_path(pattern)
-    found: list[str] = asked(pattern, lambda: place.fs.glob(place.path))
-    return [remote_path(place.fs.unstrip_protocol(path)) for path in found]
+def _files_of(protocol: str, in_list: bool) -> tuple[Any, dict[str, Any]]:
+    """The class of a protocol's file systems, and options for it. fsspec's own way from a URL would follow chains."""
+    import fsspec
+
+    if protocol not in WEB:
+        return fsspec.get_filesystem_class(protocol), {}
+    from byol.http_files import HttpFiles
+
+    seconds = {"silence": limit("BYOL_URL_SECONDS"), "seconds": limit("BYOL_FETCH_SECONDS")}
+    return HttpFiles, {**seconds, "public_only": in_list and _public_only()}
 
 
-def read_remote(fs: Any, path: str) -> Image.Image:
-    """Fetch and decode one image of a file system. Raises whatever the protocol does, and `UnreadableImage`."""
-    return read_image(io.BytesIO(fs.cat_file(path)))
+def _public_only() -> bool:
+    chosen = os.environ.get("BYOL_LIST_ADDRESSES", "").strip() or "any"
+    if chosen not in ("any", "public"):
+        raise ValueError(f"BYOL_LIST_ADDRESSES is {chosen!r:.40}; expected any or public")
+    return chosen == "public"
 
 
 def read_range(file: Any, offset: int, size: int) -> bytes:
-    """Some bytes of a file, local or remote; fewer where it ends. A remote one is asked for these only."""
-    if hasattr(file, "fs"):
-        return bytes(file.fs.cat_file(file.path, start=offset, end=offset + size))
+    """Some bytes of a file, local or remote; fewer where it ends. A remote one is asked for these only.
+
+    Raises `SourceUnavailable` for a remote file that cannot be read, `OSError` for a local one.
+    """
+    if isinstance(file, RemotePath):
+        return file.read_range(offset, size)
     with file.open("rb") as stream:
         stream.seek(offset)
         return bytes(stream.read(size))
 
 
 def asked(url: str, call: Callable[[], T]) -> T:
-    """What `call` gives. Raises `ValueError` for whatever it raises: each protocol has exceptions of its own."""
+    """What `call` gives. Raises `ValueError` naming the URL for whatever it raises: each protocol has its own."""
     try:
         return call()
+    except (SourceUnavailable, UnreadableImage):
+        raise
     except Exception as error:
-        if isinstance(error, ValueError) and url in str(error):
+        if isinstance(error, ValueError) and printable(url) in str(error):
             raise
-        raise ValueError(f"{url} cannot be used: {type(error).__name__}: {reason_of(error)}") from error
+        raise ValueError(f"{printable(url)} cannot be used: {words_for(error)}") from error
 
 
-def guarded(open_image: Callable[[T], Image.Image], root: Any) -> Callable[[T], Image.Image]:
-    """The same function, which stops the work when its place is gone: then it is not the image that is bad.
-
-    It raises `UnreadableImage` while `root` can still be asked, and `ValueError` when it cannot.
-    """
-
-    def guarded_open(item: T) -> Image.Image:
-        try:
-            return open_image(item)
-        except Exception as error:  # protocols raise kinds of their own
-            if not isinstance(error, FileNotFoundError | PermissionError):
-                _require_reachable(root, error)
-            if isinstance(error, UnreadableImage):
-                raise
-            raise UnreadableImage(reason_of(error)) from error
-
-    return guarded_open
-
-
-def _require_reachable(root: Any, error: Exception) -> None:
-    try:
-        root.fs.info(root.path)
-    except Exception as lost:
-        reason = reason_of(error)
-        raise ValueError(f"{root} cannot be reached any more ({reason}); give the same command again later") from lost
+# ------------------------------------------------------------------------------------------------ folders
 
 
 class RemoteTree:
     """A folder behind a URL, as `byol.folders.Tree`. Its listing is held one sub-folder at a time."""
 
-    def __init__(self, root: Any) -> None:
-        self.name, self._fs, self._root = str(root), root.fs, str(root.path).rstrip("/")
+    def __init__(self, root: RemotePath) -> None:
+        self.name, self._root, self._start = printable(root.url), root, root.path.rstrip("/")
 
     def walk(self, skip: Skip) -> Iterator[bytes]:
-        """Yield the images below as relative paths, sorted by their bytes. Hidden files and folders do not count."""
+        """Yield the images below as relative paths, sorted by their bytes. Hidden files and folders do not count.
+
+        Raises `SourceUnavailable` when a folder cannot be listed.
+        """
         return self._walk(b"", skip)
 
     def _walk(self, folder: bytes, skip: Skip) -> Iterator[bytes]:
         try:
-            entries = self._fs.ls(self._place(folder), detail=True)
-        except FileNotFoundError as error:  # gone since its parent was listed
-            skip(folder, reason_of(error))
+            entries = patiently(self._url(folder), lambda: self._root.fs.ls(self._place(folder), detail=True))
+        except Refusal as refusal:
+            self._require_reachable(refusal)
+            if not folder or refusal.fault is not Fault.ITS_OWN:
+                raise SourceUnavailable(
+                    f"{printable(self._url(folder))} cannot be listed: {refusal}; {AGAIN}"
+                ) from refusal
+            skip(folder, refusal.reason)  # gone since its parent was listed
             return
-        except Exception as error:
-            raise ValueError(f"{self.name} cannot be listed: {reason_of(error)}") from error
+        images, folders = self._sorted_out(folder, entries)
+        prefix = folder + b"/" if folder else b""
+        for name in merged(sorted(images), folders):
+            if not name.endswith(b"/"):
+                yield prefix + name
+            elif prefix.count(b"/") < DEEPEST:
+                yield from self._walk(prefix + name[:-1], skip)
+            else:
+                skip(prefix + name[:-1], f"it lies deeper than {DEEPEST} folders")
+
+    def _sorted_out(self, folder: bytes, entries: list[dict[str, Any]]) -> tuple[list[bytes], list[bytes]]:
+        """The names of the images and of the folders in a listing."""
         images, folders = [], []
         for entry in entries:
-            name = _last_part(entry["name"])
+            name = os.fsencode(entry["name"].rstrip("/").rpartition("/")[2])
             if entry["name"].rstrip("/") == self._place(folder) or name.startswith(b"."):  # itself, or hidden
                 continue
             if entry["type"] == "directory":
                 folders.append(name)
             elif is_image(name):
                 images.append(name)
-        prefix = folder + b"/" if folder else b""
-        for name in merged(sorted(images), folders):
-            if name.endswith(b"/"):
-                yield from self._walk(prefix + name[:-1], skip)
-            else:
-                yield prefix + name
+        return images, folders
 
     def open(self, path: bytes) -> Image.Image:
-        """Fetch and decode an image. Raises whatever the protocol does, and `UnreadableImage`."""
-        return read_remote(self._fs, self._place(path))
+        """Fetch and decode an image. Raises `UnreadableImage`; `SourceUnavailable` when the folder is gone, too."""
+        try:
+            return RemotePath(self._url(path), self._root.fs, self._place(path)).picture()
+        except Refusal as refusal:
+            self._require_reachable(refusal)
+            raise UnreadableImage(refusal.reason) from refusal
 
     def stamp(self, names: Names) -> str:
         """What the server says of every file: size, time, and where it has one, a digest of the content."""
+        found = patiently(self._root.url, lambda: self._root.fs.find(self._root.path, detail=True))
         digest = hashlib.sha256()
-        for path, facts in sorted(self._fs.find(self._root, detail=True).items()):
+        for path, facts in sorted(found.items()):
             digest.update(f"{path} {sorted((key, str(value)) for key, value in facts.items())}\n".encode())
         return digest.hexdigest()
 
+    def _require_reachable(self, error: Refusal) -> None:
+        try:
+            patiently(self._root.url, lambda: self._root.fs.info(self._root.path))
+        except Refusal as lost:
+            raise SourceUnavailable(f"{self.name} cannot be reached any more ({error.reason}); {AGAIN}") from lost
+
     def _place(self, path: bytes) -> str:
-        return f"{self._root}/{os.fsdecode(path)}".rstrip("/")
+        return f"{self._start}/{os.fsdecode(path)}".rstrip("/")
 
-
-def _last_part(path: str) -> bytes:
-    return os.fsencode(path.rstrip("/").rpartition("/")[2])
+    def _url(self, path: bytes) -> str:
+        return f"{self._root.url.rstrip('/')}/{os.fsdecode(path)}".rstrip("/")

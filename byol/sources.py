@@ -10,29 +10,30 @@ import functools
 import glob
 import hashlib
 import os
-import re
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import chain
 from pathlib import Path
-from typing import Any
+from typing import cast
 
 import numpy as np
 import pyarrow as pa
 from PIL import Image
 
 from byol.columns import Computed, Labels, Names
+from byol.faults import Refusal
 from byol.folders import LocalTree, Tree, folder_sections, folder_source
 from byol.images import SUFFIXES, ImageSource, Place, UnreadableImage, read_image
-from byol.locations import Location, is_url, names_below
+from byol.locations import Location, NotAllowed, is_url, names_below, written_out
 from byol.named import SPLITS, is_named, named_file
-from byol.remote import RemoteTree, asked, guarded, matching, read_remote, remote_path
+from byol.remote import RemotePath, RemoteTree, asked, remote_path
 from byol.shards import tar_source
 from byol.stamps import file_stamp
 from byol.tables import table_source
-from byol.text import path_text, printable, reason_of
+from byol.text import path_text, printable, reason_of, without_secrets
 
+AnyPath = Path | RemotePath
 SHARDS = {".tar": tar_source, ".parquet": table_source}
 
 
@@ -49,9 +50,7 @@ def open_source(location: Location) -> ImageSource:
     if str(location) == "-":
         source = _list_source("standard input", sys.stdin.buffer.read())
     elif is_url(location):
-        root = remote_path(str(location))
-        source = asked(str(location), lambda: _source_at(root, str(location)))
-        source = replace(source, open=guarded(source.open, root))
+        source = asked(str(location), lambda: _source_at(_path_of(location), str(location)))
     else:
         source = _source_at(Path(location), str(location))
     if len(source) == 0:
@@ -62,12 +61,12 @@ def open_source(location: Location) -> ImageSource:
     return source
 
 
-def _source_at(path: Path, location: str) -> ImageSource:
+def _source_at(path: AnyPath, location: str) -> ImageSource:
     """What lies at a path, local or remote, or is meant by a location that is no path."""
     if path.is_dir():
         source = folder_source(_tree(path))
-        shards = [] if len(source) else sorted(p for suffix in SHARDS for p in path.rglob(f"*{suffix}"))
-        return _shard_source(printable(path), shards, path) if shards else source
+        shards = [] if len(source) else _shards_below(path)
+        return _shard_source(printable(str(path)), shards, path) if shards else source
     if path.exists():
         return _file_source(path)
     if is_named(location):
@@ -75,29 +74,39 @@ def _source_at(path: Path, location: str) -> ImageSource:
     shards = _matching(location)
     if not shards:
         raise ValueError(
-            f"{printable(path)} does not exist; expected a folder of images, an .npz file, .tar or .parquet "
+            f"{printable(str(path))} does not exist; expected a folder of images, an .npz file, .tar or .parquet "
             f"shards, or a data set's name ({', '.join(SPLITS)})"
         )
-    return _shard_source(printable(path), shards)
+    return _shard_source(printable(str(path)), shards)
 
 
-def _tree(folder: Path) -> Tree:
-    return RemoteTree(folder) if is_url(folder) else LocalTree(folder)
+def _path_of(location: Location) -> AnyPath:
+    return remote_path(str(location)) if is_url(location) else Path(location)
 
 
-def _file_source(path: Path) -> ImageSource:
+def _tree(folder: AnyPath) -> Tree:
+    return RemoteTree(folder) if isinstance(folder, RemotePath) else LocalTree(folder)
+
+
+def _shards_below(folder: AnyPath) -> Sequence[AnyPath]:
+    if isinstance(folder, RemotePath):
+        return folder.files_below(tuple(SHARDS))
+    return sorted(p for suffix in SHARDS for p in folder.rglob(f"*{suffix}"))
+
+
+def _file_source(path: AnyPath) -> ImageSource:
     suffix = path.suffix.lower()
     if suffix == ".npz":
-        return _npz_source(path, printable(path))
+        return _npz_source(path, printable(str(path)))
     if suffix in SHARDS:
-        return _shard_source(printable(path), [path])
+        return _shard_source(printable(str(path)), [path])
     if suffix == ".txt":
-        return _list_source(printable(path), path.read_bytes())
+        return _list_source(printable(str(path)), path.read_bytes())
     if suffix in SUFFIXES:
-        name = printable(path)
+        name = printable(str(path))
         return ImageSource(name, [path_text(path.name)], Labels.none(1), [], lambda _: _read_file(path))
     raise ValueError(
-        f"{printable(path)} is neither a folder of images, nor an .npz file, nor an image, nor a shard, "
+        f"{printable(str(path))} is neither a folder of images, nor an .npz file, nor an image, nor a shard, "
         "nor a .txt file with one path a line"
     )
 
@@ -105,8 +114,8 @@ def _file_source(path: Path) -> ImageSource:
 def _list_source(name: str, content: bytes) -> ImageSource:
     if b"\0" in content:
         raise ValueError(f"{name} is no UTF-8 text, it holds zero bytes; save it as UTF-8, one path or URL a line")
-    lines = (line.rstrip(b"\r") for line in content.removeprefix(codecs.BOM_UTF8).split(b"\n"))
-    listed = [line for line in lines if line.strip()]
+    lines = map(_unquoted, content.removeprefix(codecs.BOM_UTF8).split(b"\n"))
+    listed = [line for line in lines if line]
     if not listed:
         raise ValueError(f"{name} holds no images: it is an empty list; write one path or URL a line")
     # Of the folder in which relative paths start, also the stamp tells: there may be other images elsewhere.
@@ -114,7 +123,7 @@ def _list_source(name: str, content: bytes) -> ImageSource:
     names = Names(pa.array(listed, pa.large_binary()))
     return ImageSource(
         name=name,
-        ids=names,
+        ids=Computed(len(names), lambda i: without_secrets(names[i])),
         labels=Labels.none(len(names)),
         skipped=[],
         open=lambda i: _read_listed(names.raw[i].as_py(), here),
@@ -122,45 +131,45 @@ def _list_source(name: str, content: bytes) -> ImageSource:
     )
 
 
-def _read_file(path: Any) -> Image.Image:
-    return read_remote(path.fs, path.path) if is_url(path) else read_image(path)
+def _unquoted(line: bytes) -> bytes:
+    """A line without blanks and a pair of quotes around it, as other programs write paths; inside, blanks count."""
+    line = line.strip()
+    return line[1:-1] if len(line) > 2 and line[:1] == line[-1:] and line[:1] in (b'"', b"'") else line
+
+
+def _read_file(path: AnyPath) -> Image.Image:
+    if not isinstance(path, RemotePath):
+        return read_image(path)
+    try:
+        return path.picture()
+    except Refusal as refusal:
+        raise UnreadableImage(refusal.reason) from refusal
 
 
 def _read_listed(line: bytes, here: bytes) -> Image.Image:
     if b"://" not in line:
         return read_image(os.path.join(here, line))
     try:
-        return _read_file(remote_path(line.decode()))
-    except UnreadableImage:
-        raise
-    except Exception as error:  # protocols raise kinds of their own; the other lines may lead elsewhere
+        path = remote_path(line.decode(), in_list=True)
+    except (NotAllowed, UnicodeDecodeError, Refusal) as error:
         raise UnreadableImage(reason_of(error)) from error
+    return _read_file(path)
 
 
-def _matching(pattern: str) -> list[Path]:
+def _matching(pattern: str) -> Sequence[AnyPath]:
     """The files of a pattern with `*`, `?`, `[...]` and number ranges `{000..099}`, sorted."""
-    plain = list(_ranges(pattern))
     if is_url(pattern):
-        return sorted({file for one in plain for file in matching(one)}, key=str)
-    return sorted({Path(found) for one in plain for found in glob.glob(one)})
+        remote = {file for one in written_out(pattern) for file in remote_path(one).matching()}
+        return sorted(remote, key=str)
+    return sorted({Path(found) for one in written_out(pattern) for found in glob.glob(one)})
 
 
-def _ranges(pattern: str) -> Iterator[str]:
-    """Patterns with the ranges `{first..last}` written out, zero-padded as `first` is."""
-    found = re.search(r"\{(\d+)\.\.(\d+)\}", pattern)
-    if found is None:
-        yield pattern
-        return
-    first, last = found.groups()
-    for number in range(int(first), int(last) + 1):
-        yield from _ranges(f"{pattern[: found.start()]}{number:0{len(first)}d}{pattern[found.end() :]}")
-
-
-def _shard_source(name: str, files: Sequence[Path], root: Path | None = None) -> ImageSource:
+def _shard_source(name: str, files: Sequence[AnyPath], root: AnyPath | None = None) -> ImageSource:
     kinds = {file.suffix.lower() for file in files}
     if len(kinds) > 1 or not kinds <= SHARDS.keys():
         raise ValueError(f"{name} holds files of {', '.join(sorted(kinds))}; give shards of one kind, .tar or .parquet")
-    return SHARDS[kinds.pop()](name, files, names_below(files, root))
+    # The methods of `Path` that shards are read by, a `RemotePath` has, too.
+    return SHARDS[kinds.pop()](name, cast(Sequence[Path], files), names_below(files, root))
 
 
 # --------------------------------------------------------------------------------------------------- sections
@@ -186,15 +195,12 @@ def open_sections(location: Location, size: int, after: str = "") -> Iterator[Se
     come or go meanwhile move no other image. Raises `ValueError` as `open_source` does, at the first section.
     """
     kind, _, place = after.partition(":")
-    remote = is_url(location)
-    path = remote_path(str(location)) if remote else Path(location)
+    path = asked(str(location), lambda: _path_of(location))
     if kind != "row" and asked(str(location), path.is_dir):
         sections = folder_sections(_tree(path), size, bytes.fromhex(place))
         first = next(sections, None)
         if first or after:
             for source, last in chain([first] if first else [], sections):
-                if remote:
-                    source = replace(source, open=guarded(source.open, path))
                 yield Section(source, f"path:{last.hex()}", None)
             return
     whole = open_source(location)
@@ -208,7 +214,7 @@ def open_sections(location: Location, size: int, after: str = "") -> Iterator[Se
 def open_place(location: Location, place: Place) -> Image.Image:
     """Decode the image of a place that a section of `location` named, in any process that sees the location.
 
-    Raises `UnreadableImage`, and `ValueError` when the location is gone.
+    Raises `UnreadableImage`, and `SourceUnavailable` when the location is gone.
     """
     return _rows_of(location).open(place) if isinstance(place, int) else _opener_below(location)(place)
 
@@ -220,16 +226,13 @@ def _rows_of(location: Location) -> ImageSource:
 
 @functools.lru_cache(1)
 def _opener_below(location: Location) -> Callable[[bytes], Image.Image]:
-    if not is_url(location):
-        return LocalTree(Path(location)).open
-    root = remote_path(str(location))
-    return guarded(RemoteTree(root).open, root)
+    return _tree(_path_of(location)).open
 
 
 # ------------------------------------------------------------------------------------------------------- .npz
 
 
-def _npz_source(path: Path, name: str) -> ImageSource:
+def _npz_source(path: AnyPath, name: str) -> ImageSource:
     try:
         with path.open("rb") as stream, np.load(stream, allow_pickle=False) as archive:
             images = archive.get("images")
@@ -251,5 +254,5 @@ def _npz_source(path: Path, name: str) -> ImageSource:
         labels=Labels.none(len(images)) if labels is None else Labels.of_array(labels),
         skipped=[],
         open=lambda i: Image.fromarray(images[i]),
-        stamp=lambda: file_stamp([path]),
+        stamp=lambda: file_stamp([cast(Path, path)]),
     )
