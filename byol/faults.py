@@ -20,6 +20,7 @@ T = TypeVar("T")
 
 PAUSES = (1.0, 4.0, 15.0)  # seconds before the second, third and fourth try
 MOST_PAUSE = 60.0  # seconds, whatever a server asks for
+NO_BYTES = "it is empty, or shorter than it was"
 AGAIN = "give the same command again later"
 
 # S3's words for what is wrong with the one who asks: every further image would be refused, too.
@@ -85,7 +86,7 @@ def fault_of(error: BaseException) -> Fault:
 
 def fault_of_status(status: int) -> Fault:
     """Whose fault an HTTP status is. Unknown ones stop the work."""
-    if status in (404, 410):
+    if status in (404, 410, 416):
         return Fault.ITS_OWN
     if status == 403:
         return Fault.DENIED
@@ -105,11 +106,11 @@ def words_for(error: BaseException) -> str:
     for link in _chain(error):
         if isinstance(link, Refusal):
             return link.reason
-        if code := _code(link):
-            return on_one_line(
-                without_secrets(f"{code}: {reason_of(error)}" if not code.isdigit() else _phrase(int(code)))
-            )
-        if status := _status(link):
+        if (status := _status(link)) == 416:
+            return NO_BYTES
+        if (code := _code(link)) and not code.isdigit():
+            return on_one_line(without_secrets(f"{code}: {reason_of(error)}"))
+        if status:
             return _phrase(status)
     if isinstance(error, FileNotFoundError) and not error.strerror:
         return "no such file"

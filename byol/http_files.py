@@ -18,7 +18,7 @@ from urllib.parse import urljoin
 import aiohttp
 from fsspec.implementations.http import HTTPFileSystem
 
-from byol.faults import WRONG_ASKER, Fault, Refusal, fault_of_status, seconds_of
+from byol.faults import NO_BYTES, WRONG_ASKER, Fault, Refusal, fault_of_status, seconds_of
 from byol.locations import without_query
 from byol.text import on_one_line, reason_of
 
@@ -54,13 +54,14 @@ class HttpFiles(HTTPFileSystem):  # type: ignore[misc]  # fsspec has no annotati
         """With a `version` the bytes from `start` to `end`; else the whole file, of less than `end` bytes."""
         if version is None:
             async with self._answered(url) as answer:
-                return await _body(answer, end - 1)
+                too_large = f"it is larger than {end - 1 >> 20:,} MB (BYOL_MAX_PICTURE_MB)"
+                return await _body(answer, end - 1, Refusal(too_large))
         async with self._answered(url, {"Range": f"bytes={start}-{end - 1}"}) as answer:
             if version != _version(answer):
                 raise Refusal("it has changed since it was opened", Fault.FINAL)
             if answer.status != 206 or not answer.headers.get("Content-Range", "").startswith(f"bytes {start}-"):
                 raise Refusal("its server gives whole files only; download it first", Fault.FINAL)
-            return await _body(answer, end - start)
+            return await _body(answer, end - start, Refusal("its server sends more than was asked for", Fault.FINAL))
 
     async def _info(self, url: str, **_: Any) -> dict[str, Any]:
         """Size, type and version, by the request of one byte: not all servers, and not all signatures, allow HEAD."""
@@ -69,7 +70,7 @@ class HttpFiles(HTTPFileSystem):  # type: ignore[misc]  # fsspec has no annotati
                 facts = {"size": _whole_size(answer), "version": _version(answer), "partial": answer.status == 206}
                 return {"name": url, "type": "file", **facts}
         except Refusal as refusal:
-            if refusal.reason == _EMPTY:
+            if refusal.reason == NO_BYTES:
                 return {"name": url, "type": "file", "size": 0, "version": None, "partial": False}
             raise
 
@@ -101,7 +102,8 @@ class HttpFiles(HTTPFileSystem):  # type: ignore[misc]  # fsspec has no annotati
             kind = answer.headers.get("Content-Type", "text/html").partition(";")[0].strip().lower()
             if kind not in ("text/html", "application/xhtml+xml"):
                 return []
-            page = (await _body(answer, MOST_PAGE)).decode("utf-8", "replace")
+            too_large = Refusal(f"its page is larger than {MOST_PAGE >> 20} MB", Fault.FINAL)
+            page = (await _body(answer, MOST_PAGE, too_large)).decode("utf-8", "replace")
             listed = without_query(str(answer.url)).rstrip("/") + "/"
         place = without_query(url).rstrip("/") + "/"
         links = (html.unescape(double or single) for double, single in _LINK.findall(page))
@@ -125,9 +127,6 @@ class HttpFiles(HTTPFileSystem):  # type: ignore[misc]  # fsspec has no annotati
         except aiohttp.ClientError as error:
             inner = error.__cause__
             raise (inner if isinstance(inner, Refusal) else Refusal(reason_of(error), Fault.PASSING)) from error
-
-
-_EMPTY = "it is empty"
 
 
 def _client(timeout: aiohttp.ClientTimeout, public_only: bool, given: dict[str, Any]) -> aiohttp.ClientSession:
@@ -171,7 +170,7 @@ async def _require_good(answer: Any) -> None:
             raise Refusal(f"its server sends it packed ({on_one_line(encoding[:20])}), which is not unpacked")
         return
     if status == 416:
-        raise Refusal(_EMPTY if answer.headers.get("Content-Range", "").endswith("*/0") else "it ends before")
+        raise Refusal(NO_BYTES)
     fault, after = fault_of_status(status), seconds_of(answer.headers.get("Retry-After", ""))
     if status in (400, 403):  # S3 says in the body whether a signature is no longer good
         found = _CODE.search(await answer.content.read(4096))
@@ -182,9 +181,8 @@ async def _require_good(answer: Any) -> None:
     raise Refusal(f"HTTP {status} ({on_one_line((answer.reason or '')[:60])})", fault, after)
 
 
-async def _body(answer: Any, most: int) -> bytes:
-    """A body. Raises `Refusal` when it is larger than `most`; aiohttp raises when it ends before it should."""
-    too_large = Refusal(f"it is larger than {most >> 20:,} MB (BYOL_MAX_PICTURE_MB)")
+async def _body(answer: Any, most: int, too_large: Refusal) -> bytes:
+    """A body. Raises `too_large` when it is of more than `most` bytes; aiohttp raises when it ends before it should."""
     if (answer.content_length or 0) > most:
         raise too_large
     pieces, size = [], 0

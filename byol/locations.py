@@ -95,7 +95,9 @@ def written_out(pattern: str) -> Iterator[str]:
         wide = max(len(first), len(last)) > 18  # more than any limit; such numbers are slow to read
         count = most + 1 if wide else count * max(0, int(last) - int(first) + 1)
         if count > most:
-            raise ValueError(f"{printable(pattern)} stands for more than {most:,} files; BYOL_MAX_PATTERNS allows more")
+            raise ValueError(
+                f"{printable(pattern):.200} stands for more than {most:,} files; BYOL_MAX_PATTERNS allows more"
+            )
     return _written_out(pattern)
 
 

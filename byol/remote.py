@@ -53,9 +53,14 @@ class RemotePath:
         return self.url
 
     @property
+    def is_web(self) -> bool:
+        """Whether it is one of a web server, whose paths are URLs, with a query where they have one."""
+        return self.url.startswith(("http://", "https://"))
+
+    @property
     def name(self) -> str:
         """The last part, without a URL's query."""
-        plain = without_query(self.path) if self.url.lower().startswith(WEB) else self.path
+        plain = without_query(self.path) if self.is_web else self.path
         return plain.rstrip("/").rpartition("/")[2]
 
     @property
@@ -79,7 +84,7 @@ class RemotePath:
 
     def is_dir(self) -> bool:
         """Whether it is a folder; of web pages, whether it links to anything below itself."""
-        if self.url.lower().startswith(WEB):
+        if self.is_web:
             return bool(self._asked(lambda: self.fs.isdir(self.path)))
         return self.exists() and self.facts["type"] == "directory"
 
@@ -131,7 +136,7 @@ class RemotePath:
 
     def matching(self) -> list[RemotePath]:
         """The files that this path, a pattern with `*`, `?` or `[...]`, stands for."""
-        if not set(self.path) & set("*[" if self.url.lower().startswith(WEB) else "*?["):
+        if not set(self.path) & set("*[" if self.is_web else "*?["):
             return [self] if self.exists() else []
         try:
             return [self._beside(path) for path in self._asked(lambda: self.fs.glob(self.path))]
@@ -199,7 +204,7 @@ def remote_path(url: str, in_list: bool = False) -> RemotePath:
     try:
         kind, options = _files_of(protocol, in_list)
     except ImportError as error:
-        advice = str(error) if str(error).startswith("Install") else "pip install 'byol[remote]'"
+        advice = str(error) if "nstall" in str(error) else "pip install 'byol[remote]'"  # fsspec names the package
         raise ValueError(f"{printable(url)} needs a package that is not installed: {advice}") from error
     except ValueError as error:
         raise ValueError(f"{printable(url)} cannot be used: {reason_of(error)}") from error
@@ -264,7 +269,9 @@ class RemoteTree:
     """A folder behind a URL, as `byol.folders.Tree`. Its listing is held one sub-folder at a time."""
 
     def __init__(self, root: RemotePath) -> None:
-        self.name, self._root, self._start = printable(root.url), root, root.path.rstrip("/")
+        self.name, self._root = printable(root.url), root
+        self._start = without_query(root.path).rstrip("/") if root.is_web else root.path.rstrip("/")
+        self._query = root.path[len(without_query(root.path)) :] if root.is_web else ""  # a signature is for all below
 
     def walk(self, skip: Skip) -> Iterator[bytes]:
         """Yield the images below as relative paths, sorted by their bytes. Hidden files and folders do not count.
@@ -275,7 +282,8 @@ class RemoteTree:
 
     def _walk(self, folder: bytes, skip: Skip) -> Iterator[bytes]:
         try:
-            entries = patiently(self._url(folder), lambda: self._root.fs.ls(self._place(folder), detail=True))
+            place = self._place(folder) if folder else self._root.path
+            entries = patiently(self._url(folder), lambda: self._root.fs.ls(place, detail=True))
         except Refusal as refusal:
             self._require_reachable(refusal)
             if not folder or refusal.fault is not Fault.ITS_OWN:
@@ -299,7 +307,7 @@ class RemoteTree:
         images, folders = [], []
         for entry in entries:
             name = os.fsencode(entry["name"].rstrip("/").rpartition("/")[2])
-            if entry["name"].rstrip("/") == self._place(folder) or name.startswith(b"."):  # itself, or hidden
+            if entry["name"].rstrip("/") == self._below(folder) or name.startswith(b"."):  # itself, or hidden
                 continue
             if entry["type"] == "directory":
                 folders.append(name)
@@ -329,8 +337,11 @@ class RemoteTree:
         except Refusal as lost:
             raise SourceUnavailable(f"{self.name} cannot be reached any more ({error.reason}); {AGAIN}") from lost
 
-    def _place(self, path: bytes) -> str:
+    def _below(self, path: bytes) -> str:
         return f"{self._start}/{os.fsdecode(path)}".rstrip("/")
 
+    def _place(self, path: bytes) -> str:
+        return self._below(path) + self._query
+
     def _url(self, path: bytes) -> str:
-        return f"{self._root.url.rstrip('/')}/{os.fsdecode(path)}".rstrip("/")
+        return self._place(path) if self._root.is_web else str(self._root.fs.unstrip_protocol(self._place(path)))

@@ -15,12 +15,12 @@ import pyarrow.parquet as pq
 import pytest
 
 from byol import faults
-from byol.images import ImageSource, SourceUnavailable, UnreadableImage
+from byol.images import SourceUnavailable
 from byol.sources import open_source
 from tests.command_line import Outcome, byol
 from tests.test_sources import write_tar
 from tests.tiny import write_images, write_tiny_bundle
-from tests.web import Web, always, once, say
+from tests.web import Web, always, listed, once, reason, say
 
 CPU = ("--device", "cpu", "--part-images", 5, "--batch-size", 4)
 
@@ -54,24 +54,12 @@ def web(place: Path) -> Iterator[Web]:
         yield running
 
 
-def listed(folder: Path, *lines: str) -> Path:
-    path = folder / "list.txt"
-    path.write_text("\n".join(lines) + "\n")
-    return path
-
-
 def extract(place: Path, images: object, out: Path, *more: object) -> Outcome:
     return byol("extract", place / "bundle", images, "--out", f"{out}/", *CPU, *more)
 
 
 def contents(folder: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in sorted(folder.iterdir())}
-
-
-def reason(source: ImageSource, row: int = 0) -> str:
-    with pytest.raises(UnreadableImage) as caught:
-        source.open(row)
-    return str(caught.value)
 
 
 # ------------------------------------------------------------------------------------------------ a server goes

@@ -6,8 +6,13 @@ import re
 import threading
 from collections.abc import Callable
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from types import TracebackType
 from urllib.parse import unquote, urlsplit
+
+import pytest
+
+from byol.images import ImageSource, UnreadableImage
 
 Answer = Callable[[BaseHTTPRequestHandler], None]
 
@@ -115,3 +120,17 @@ def once(status: int, content: bytes, times: int = 1, headers: dict[str, str] | 
 def always(status: int, body: bytes = b"", headers: dict[str, str] | None = None) -> Answer:
     """The same answer to every request."""
     return lambda handler: say(handler, status, body, headers)
+
+
+def listed(folder: Path, *lines: str) -> Path:
+    """A list of images in a folder."""
+    path = folder / "list.txt"
+    path.write_text("\n".join(lines) + "\n")
+    return path
+
+
+def reason(source: ImageSource, row: int = 0) -> str:
+    """Why an image is left out."""
+    with pytest.raises(UnreadableImage) as caught:
+        source.open(row)
+    return str(caught.value)
