@@ -11,7 +11,7 @@ from typing import Any
 import click
 
 from byol.limits import limit
-from byol.text import printable, without_secrets
+from byol.text import printable, url_without_secrets
 
 Location = str | Path  # `str` for URLs, whose slashes `Path` would fold
 
@@ -71,7 +71,7 @@ def without_query(url: str) -> str:
 def last_part(location: Location) -> str:
     """The name that a file may carry of where data lie: nothing of the folders above, no secrets of a URL."""
     if is_url(location):
-        return without_secrets(str(location)).rstrip("/").rpartition("/")[2]
+        return url_without_secrets(str(location)).rstrip("/").rpartition("/")[2]
     return Path(location).resolve().name
 
 
@@ -80,8 +80,9 @@ def names_below(files: Sequence[object], root: object = None) -> list[str]:
 
     URLs lose their secrets.
     """
-    names = [without_secrets(str(file)) for file in files]
-    start = without_secrets(str(root)) if root is not None else os.path.commonpath([os.path.dirname(n) for n in names])
+    names = [url_without_secrets(str(file)) for file in files]
+    shared = (os.path.dirname(name) for name in names)
+    start = os.path.commonpath(list(shared)) if root is None else url_without_secrets(str(root))
     return [os.path.relpath(name, start).replace(os.sep, "/") for name in names]
 
 

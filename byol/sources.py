@@ -27,11 +27,12 @@ from byol.folders import LocalTree, Tree, folder_sections, folder_source
 from byol.images import SUFFIXES, ImageSource, Place, UnreadableImage, read_image
 from byol.locations import Location, NotAllowed, is_url, names_below, written_out
 from byol.named import SPLITS, is_named, named_file
-from byol.remote import RemotePath, RemoteTree, asked, remote_path
+from byol.remote import RemoteTree, asked
+from byol.remote_path import RemotePath, remote_path
 from byol.shards import tar_source
 from byol.stamps import file_stamp
 from byol.tables import table_source
-from byol.text import path_text, printable, reason_of, without_secrets
+from byol.text import path_text, printable, reason_of, url_without_secrets
 
 AnyPath = Path | RemotePath
 SHARDS = {".tar": tar_source, ".parquet": table_source}
@@ -123,7 +124,7 @@ def _list_source(name: str, content: bytes) -> ImageSource:
     names = Names(pa.array(listed, pa.large_binary()))
     return ImageSource(
         name=name,
-        ids=Computed(len(names), lambda i: without_secrets(names[i])),
+        ids=Computed(len(names), lambda i: url_without_secrets(names[i])),
         labels=Labels.none(len(names)),
         skipped=[],
         open=lambda i: _read_listed(names.raw[i].as_py(), here),

@@ -11,14 +11,12 @@ import pytest
 ROOT = Path(__file__).parent.parent
 SERVING = {"numpy", "PIL", "onnx", "onnxruntime", "safetensors", "click", "rich", "pyarrow", "scipy", "threadpoolctl"}
 OPTIONAL = {"ray", "fsspec"}  # of extras, inside functions only
-REMOTE = {
-    "aiohttp",
-    "fsspec",
-}  # of the extra `remote`, for `http_files`, which is imported inside a function
+REMOTE = {"aiohttp", "fsspec"}  # of the extra `remote`, for `http_files`, which is imported inside a function
 REPORT = SERVING | {"bokeh", "jinja2", "markupsafe", "umap"}  # of the extras `report` and `report-umap`
 SHARED = (
     *("cache", "columns", "console", "draws", "faults", "files", "folders", "http_files", "images", "limits"),
-    *("locations", "named", "parameters", "remote", "run_format", "shards", "sources", "stamps", "tables", "text"),
+    *("locations", "named", "parameters", "remote", "remote_path", "run_format", "shards", "sources", "stamps"),
+    *("tables", "text"),
 )
 SERVE_MAY_USE = ("byol.serve", *(f"byol.{name}" for name in SHARED))
 # The first two start the commands, the third has bundles read by serving's strict reader; inside functions only.

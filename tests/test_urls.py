@@ -328,6 +328,8 @@ def test_ids_without_secrets_stay_apart(tmp_path: Path) -> None:
     assert {name.partition("?")[0] for name in ids} == {"https://host/a.png"}
     assert last_part(lines[0]) == ids[0].rpartition("/")[2]
     assert last_part(f"https://{USER}@host/images/") == "images"
+    blanks = source_of(tmp_path, f"https://me:p w@host/a b.png?x y={SECRET}", "/no url?/a b.png").ids
+    assert (blanks[0].partition("?")[0], blanks[1]) == ("https://host/a b.png", "/no url?/a b.png")
 
 
 def test_nothing_tells_a_secret(place: Path, web: Web, tmp_path: Path) -> None:
