@@ -19,6 +19,7 @@ from byol.text import on_one_line, printable, reason_of, without_secrets
 T = TypeVar("T")
 
 PAUSES = (1.0, 4.0, 15.0)  # seconds before the second, third and fourth try
+MOST_WORDS = 300  # characters of a reason: a server may write what it likes
 MOST_PAUSE = 60.0  # seconds, whatever a server asks for
 NO_BYTES = "it is empty, or shorter than it was"
 AGAIN = "give the same command again later"
@@ -45,8 +46,8 @@ class Refusal(OSError):
     """A server's answer instead of a file, in words without the URL. `after` seconds it asks to be left alone."""
 
     def __init__(self, reason: str, fault: Fault = Fault.ITS_OWN, after: float = 0.0):
-        super().__init__(reason)
-        self.reason, self.fault, self.after = reason, fault, after
+        self.reason, self.fault, self.after = reason[:MOST_WORDS], fault, after
+        super().__init__(self.reason)
 
 
 def patiently(place: object, call: Callable[[], T], advice: str = AGAIN) -> T:
@@ -60,7 +61,7 @@ def patiently(place: object, call: Callable[[], T], advice: str = AGAIN) -> T:
         except SourceUnavailable:
             raise
         except Exception as error:
-            fault, reason = fault_of(error), words_for(error)
+            fault, reason = fault_of(error), words_for(error)[:MOST_WORDS]
             if fault in (Fault.ITS_OWN, Fault.DENIED):
                 raise Refusal(reason, fault) from error
             if fault is Fault.FINAL or pause is None:
