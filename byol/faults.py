@@ -24,11 +24,12 @@ MOST_PAUSE = 60.0  # seconds, whatever a server asks for
 NO_BYTES = "it is empty, or shorter than it was"
 AGAIN = "give the same command again later"
 
-# S3's words for what is wrong with the one who asks: every further image would be refused, too.
+# S3's and Azure's words for what is wrong with the one who asks: every further image would be refused, too.
 WRONG_ASKER = {
     *("ExpiredToken", "InvalidToken", "TokenRefreshRequired", "RequestExpired", "RequestTimeTooSkewed"),
     *("InvalidAccessKeyId", "InvalidClientTokenId", "SignatureDoesNotMatch", "AuthorizationHeaderMalformed"),
     *("AuthFailure", "InvalidSecurity", "AccountProblem", "NotSignedUp"),
+    *("AuthenticationFailed", "InvalidAuthenticationInfo", "NoAuthenticationInformation"),
 }
 _WRONG_NAME = {"KeyTooLongError", "InvalidURI", "ParamValidationError"}  # no such file can exist
 
@@ -50,12 +51,13 @@ class Refusal(OSError):
         super().__init__(self.reason)
 
 
-def patiently(place: object, call: Callable[[], T], advice: str = AGAIN) -> T:
+def patiently(place: str, call: Callable[[], T], advice: str = AGAIN) -> T:
     """What `call` gives, tried again after pauses while its failure may pass.
 
     Raises `Refusal` when the file itself is at fault, `SourceUnavailable` naming `place` for all else.
     """
-    for pause in (*PAUSES, None):
+    pauses = iter(PAUSES)
+    while True:
         try:
             return call()
         except SourceUnavailable:
@@ -64,10 +66,10 @@ def patiently(place: object, call: Callable[[], T], advice: str = AGAIN) -> T:
             fault, reason = fault_of(error), words_for(error)[:MOST_WORDS]
             if fault in (Fault.ITS_OWN, Fault.DENIED):
                 raise Refusal(reason, fault) from error
+            pause = next(pauses, None)
             if fault is Fault.FINAL or pause is None:
-                raise SourceUnavailable(f"{printable(str(place))} cannot be read now: {reason}; {advice}") from error
+                raise SourceUnavailable(f"{printable(place)} cannot be read now: {reason}; {advice}") from error
             time.sleep(min(max(pause, _asked_pause(error)), MOST_PAUSE))
-    raise AssertionError("the last try returns or raises")
 
 
 def fault_of(error: BaseException) -> Fault:
@@ -95,9 +97,9 @@ def fault_of_status(status: int) -> Fault:
 
 
 def _fault_of_kind(error: BaseException) -> Fault:
-    if isinstance(error, FileNotFoundError | IsADirectoryError | NotADirectoryError) or type(error) is ValueError:
+    if isinstance(error, FileNotFoundError | IsADirectoryError | NotADirectoryError):
         return Fault.ITS_OWN
-    if isinstance(error, PermissionError):
+    if isinstance(error, PermissionError) or str(error).startswith("Forbidden: "):  # so gcsfs says 403
         return Fault.DENIED
     return Fault.FINAL if isinstance(error, ImportError) else Fault.PASSING
 
@@ -135,7 +137,9 @@ def _chain(error: BaseException) -> Iterator[BaseException]:
 
 
 def _code(error: BaseException) -> str:
-    """The code of an S3 error."""
+    """The code of an error of S3 or Azure."""
+    if isinstance(code := getattr(error, "error_code", None), str):
+        return str(getattr(code, "value", code))
     response = getattr(error, "response", None)
     details = response.get("Error") if isinstance(response, dict) else None
     return str(details.get("Code") or "") if isinstance(details, dict) else ""

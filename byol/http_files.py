@@ -172,9 +172,10 @@ async def _require_good(answer: Any) -> None:
     if status == 416:
         raise Refusal(NO_BYTES)
     fault, after = fault_of_status(status), seconds_of(answer.headers.get("Retry-After", ""))
-    if status in (400, 403):  # S3 says in the body whether a signature is no longer good
-        found = _CODE.search(await answer.content.read(4096))
-        if found and found[1].decode() in WRONG_ASKER:
+    if status in (400, 403):  # S3 and Azure say in the body whether a signature is no longer good
+        said = await answer.content.read(4096)
+        found = _CODE.search(said)
+        if found and (found[1].decode() in WRONG_ASKER or b"Request has expired" in said):
             raise Refusal(f"HTTP {status} ({found[1].decode()})", Fault.FINAL)
     if fault is Fault.FINAL and status not in (401, 407):
         fault = Fault.ITS_OWN  # the server understood, and does not give this file

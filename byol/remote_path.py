@@ -207,6 +207,8 @@ def remote_path(url: str, in_list: bool = False) -> RemotePath:
         path, named = kind._strip_protocol(url), kind._get_kwargs_from_urls(url)
     except Exception as error:
         raise NotAllowed(f"it is no URL of {protocol}: {reason_of(error)}") from error
+    if in_list and "/" not in path.strip("/"):
+        raise NotAllowed("it names no file")
     advice = OF_A_LIST if in_list else AGAIN
     # Listings are not kept: they would hold every name, and an old one hides what has changed.
     files = patiently(url, lambda: kind(use_listings_cache=False, **named, **options), advice)

@@ -27,9 +27,9 @@ class GcsError(Exception):
 class AzureError(Exception):
     """As azure.core.exceptions.HttpResponseError."""
 
-    def __init__(self, status_code: int | None):
+    def __init__(self, status_code: int | None, error_code: str | None = None):
         super().__init__("it says so")
-        self.status_code = status_code
+        self.status_code, self.error_code = status_code, error_code
 
 
 class BotoError(Exception):
@@ -52,7 +52,7 @@ def caused(error: Exception, cause: Exception) -> Exception:
     ("error", "fault"),
     [
         *((FileNotFoundError("x"), Fault.ITS_OWN), (PermissionError("x"), Fault.DENIED)),
-        *((IsADirectoryError(), Fault.ITS_OWN), (ImportError("x"), Fault.FINAL), (ValueError("x"), Fault.ITS_OWN)),
+        *((IsADirectoryError(), Fault.ITS_OWN), (ImportError("x"), Fault.FINAL), (ValueError("x"), Fault.PASSING)),
         *((TimeoutError(), Fault.PASSING), (ConnectionResetError(), Fault.PASSING), (OSError("x"), Fault.PASSING)),
         *((RuntimeError("x"), Fault.PASSING), (KeyError("x"), Fault.PASSING), (UnicodeError(), Fault.PASSING)),
         (caused(FileNotFoundError("x"), ConnectionRefusedError()), Fault.PASSING),
@@ -66,6 +66,9 @@ def caused(error: Exception, cause: Exception) -> Exception:
         *((GcsError(404), Fault.ITS_OWN), (GcsError(401), Fault.FINAL), (GcsError(429), Fault.PASSING)),
         *((AzureError(404), Fault.ITS_OWN), (AzureError(403), Fault.DENIED), (AzureError(503), Fault.PASSING)),
         (AzureError(None), Fault.PASSING),  # no connection
+        (AzureError(403, "AuthenticationFailed"), Fault.FINAL),
+        (OSError("Forbidden: bucket/a.png"), Fault.DENIED),  # gcsfs
+        (ValueError("Bad Request: bucket/a.png\ninvalid_grant"), Fault.PASSING),  # gcsfs
     ],
 )
 def test_whose_fault_it_is(error: Exception, fault: Fault) -> None:

@@ -185,6 +185,19 @@ def test_a_package_that_is_missing_stops_the_work(monkeypatch: pytest.MonkeyPatc
     assert not isinstance(caught.value, UnreadableImage)
 
 
+@pytest.mark.parametrize(
+    "line",
+    [
+        *("http://", "http:///a.png", "http://[bad/a.png", "http://host:99999/a.png", "http://host:x/a.png"),
+        *("http://a..b/a.png", f"http://{'a' * 70}.com/a.png", "http://2130706433/a.png"),
+        *("s3://", "s3://bucket", "s3:///a.png", "s3://a/", "http://\udcff/a.png"),
+    ],
+)
+def test_a_line_that_is_no_url_is_left_out(line: str, tmp_path: Path) -> None:
+    (tmp_path / "list.txt").write_bytes(line.encode("utf-8", "surrogateescape"))
+    assert reason(open_source(tmp_path / "list.txt"))
+
+
 # ------------------------------------------------------------------------------------------------ addresses
 
 

@@ -165,6 +165,8 @@ def test_what_the_server_says_of_one_url_is_that_images_own(
         (400, b"<Error><Code>ExpiredToken</Code></Error>"),
         (403, b"<Error><Code>SignatureDoesNotMatch</Code></Error>"),
         (403, b"<Error><Code>InvalidAccessKeyId</Code></Error>"),
+        (403, b"<Error><Code>AccessDenied</Code><Message>Request has expired</Message></Error>"),
+        (403, b"\xef\xbb\xbf<?xml version='1.0'?><Error><Code>AuthenticationFailed</Code></Error>"),
     ],
 )
 def test_a_server_that_refuses_the_one_who_asks_stops_the_work(
