@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import importlib
 import sys
+from typing import Any
 
 import click
 
 from byol import __version__
 from byol.memory import keep_freed_memory
+from byol.text import for_terminal
 
 # name: (module, one line for `byol --help`). The command is the module's attribute of the same name.
 COMMANDS = {
@@ -70,6 +72,16 @@ class LazyGroup(click.Group):
             return None
         command: click.Command = getattr(importlib.import_module(COMMANDS[cmd_name][0]), cmd_name)
         return command
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Run a command. What is wrong with it is told without the secrets of URLs in it."""
+        try:
+            return super().invoke(ctx)
+        except click.UsageError as error:
+            said = error.format_message()
+            if (clean := for_terminal(said)) == said:
+                raise
+            raise click.UsageError(clean, error.ctx) from None
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """List the commands without importing them."""

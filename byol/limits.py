@@ -30,6 +30,8 @@ LIMITS = {
     "BYOL_WEIGHTS_GB": Limit(64, "GB", "of weights in one file of a bundle"),
     "BYOL_METRICS_MB": Limit(256, "MB", "of a run's metrics.jsonl"),
     "BYOL_URL_SECONDS": Limit(60, "seconds", "that a server may be silent"),
+    "BYOL_FETCH_SECONDS": Limit(600, "seconds", "that a server may take over one picture, or one piece of a file"),
+    "BYOL_MAX_PATTERNS": Limit(1_000_000, "files", "that the ranges of a pattern may stand for"),
 }
 
 

@@ -1,146 +1,133 @@
 """Images behind URLs (`s3://bucket/images`), through fsspec and the package of their protocol. Torch-free.
 
-`universal_pathlib` gives URLs the interface of `pathlib.Path`, so that shards, `.npz` files and lists are read by the
-same code as local ones; a folder of images is walked here. Credentials, endpoints and other settings of a protocol come
-from its own environment variables or fsspec's configuration files.
+Shards, `.npz` files and lists are read through `RemotePath` by the same code as local ones; a folder of images is
+walked here. Credentials, endpoints and other settings of a protocol come from its own environment variables or fsspec's
+configuration files.
 """
 
 from __future__ import annotations
 
 import hashlib
-import io
 import os
 from collections.abc import Callable, Iterator
-from pathlib import Path
-from typing import Any, TypeVar, cast
+from typing import Any, TypeVar
 
 from PIL import Image
 
 from byol.columns import Names
+from byol.faults import AGAIN, Fault, Refusal, patiently, words_for
 from byol.folders import Skip, is_image, merged
-from byol.images import UnreadableImage, read_image
-from byol.text import reason_of
+from byol.images import SourceUnavailable, UnreadableImage
+from byol.locations import without_query
+from byol.remote_path import RemotePath
+from byol.text import printable
 
 T = TypeVar("T")
 
-
-def remote_path(url: str) -> Path:
-    """A URL as an object with the methods of `Path`. Raises `ValueError` when a package for it is missing."""
-    try:
-        from upath import UPath
-    except ImportError as error:
-        raise ValueError(f"{url} needs fsspec: pip install 'byol[remote]'") from error
-    # Listings are not kept: they would hold every name, and an old one hides what has changed.
-    path: Any = asked(url, lambda: UPath(url, use_listings_cache=False))
-    return cast(Path, path)  # it has its methods
-
-
-def matching(pattern: str) -> list[Path]:
-    """The files of a URL with `*`, `?` or `[...]`. Raises `ValueError` when the place cannot be asked."""
-    place: Any = remote_path(pattern)
-    found: list[str] = asked(pattern, lambda: place.fs.glob(place.path))
-    return [remote_path(place.fs.unstrip_protocol(path)) for path in found]
-
-
-def read_remote(fs: Any, path: str) -> Image.Image:
-    """Fetch and decode one image of a file system. Raises whatever the protocol does, and `UnreadableImage`."""
-    return read_image(io.BytesIO(fs.cat_file(path)))
+DEEPEST = 256  # folders; a server may list itself without end
 
 
 def read_range(file: Any, offset: int, size: int) -> bytes:
-    """Some bytes of a file, local or remote; fewer where it ends. A remote one is asked for these only."""
-    if hasattr(file, "fs"):
-        return bytes(file.fs.cat_file(file.path, start=offset, end=offset + size))
+    """Some bytes of a file, local or remote; fewer where it ends. A remote one is asked for these only.
+
+    Raises `SourceUnavailable` for a remote file that cannot be read, `OSError` for a local one.
+    """
+    if isinstance(file, RemotePath):
+        return file.read_range(offset, size)
     with file.open("rb") as stream:
         stream.seek(offset)
         return bytes(stream.read(size))
 
 
 def asked(url: str, call: Callable[[], T]) -> T:
-    """What `call` gives. Raises `ValueError` for whatever it raises: each protocol has exceptions of its own."""
+    """What `call` gives. Raises `ValueError` naming the URL for whatever it raises: each protocol has its own."""
     try:
         return call()
+    except (SourceUnavailable, UnreadableImage):
+        raise
     except Exception as error:
-        if isinstance(error, ValueError) and url in str(error):
+        if isinstance(error, ValueError) and printable(url) in str(error):
             raise
-        raise ValueError(f"{url} cannot be used: {type(error).__name__}: {reason_of(error)}") from error
-
-
-def guarded(open_image: Callable[[T], Image.Image], root: Any) -> Callable[[T], Image.Image]:
-    """The same function, which stops the work when its place is gone: then it is not the image that is bad.
-
-    It raises `UnreadableImage` while `root` can still be asked, and `ValueError` when it cannot.
-    """
-
-    def guarded_open(item: T) -> Image.Image:
-        try:
-            return open_image(item)
-        except Exception as error:  # protocols raise kinds of their own
-            if not isinstance(error, FileNotFoundError | PermissionError):
-                _require_reachable(root, error)
-            if isinstance(error, UnreadableImage):
-                raise
-            raise UnreadableImage(reason_of(error)) from error
-
-    return guarded_open
-
-
-def _require_reachable(root: Any, error: Exception) -> None:
-    try:
-        root.fs.info(root.path)
-    except Exception as lost:
-        reason = reason_of(error)
-        raise ValueError(f"{root} cannot be reached any more ({reason}); give the same command again later") from lost
+        raise ValueError(f"{printable(url)} cannot be used: {words_for(error)}") from error
 
 
 class RemoteTree:
     """A folder behind a URL, as `byol.folders.Tree`. Its listing is held one sub-folder at a time."""
 
-    def __init__(self, root: Any) -> None:
-        self.name, self._fs, self._root = str(root), root.fs, str(root.path).rstrip("/")
+    def __init__(self, root: RemotePath) -> None:
+        self.name, self._root = printable(root.url), root
+        self._start = without_query(root.path).rstrip("/") if root.is_web else root.path.rstrip("/")
+        self._query = root.path[len(without_query(root.path)) :] if root.is_web else ""  # a signature is for all below
 
     def walk(self, skip: Skip) -> Iterator[bytes]:
-        """Yield the images below as relative paths, sorted by their bytes. Hidden files and folders do not count."""
+        """Yield the images below as relative paths, sorted by their bytes. Hidden files and folders do not count.
+
+        Raises `SourceUnavailable` when a folder cannot be listed.
+        """
         return self._walk(b"", skip)
 
     def _walk(self, folder: bytes, skip: Skip) -> Iterator[bytes]:
         try:
-            entries = self._fs.ls(self._place(folder), detail=True)
-        except FileNotFoundError as error:  # gone since its parent was listed
-            skip(folder, reason_of(error))
+            place = self._place(folder) if folder else self._root.path
+            entries = patiently(self._url(folder), lambda: self._root.fs.ls(place, detail=True))
+        except Refusal as refusal:
+            self._require_reachable(refusal)
+            if not folder or refusal.fault is not Fault.ITS_OWN:
+                raise SourceUnavailable(
+                    f"{printable(self._url(folder))} cannot be listed: {refusal}; {AGAIN}"
+                ) from refusal
+            skip(folder, refusal.reason)  # gone since its parent was listed
             return
-        except Exception as error:
-            raise ValueError(f"{self.name} cannot be listed: {reason_of(error)}") from error
+        images, folders = self._sorted_out(folder, entries)
+        prefix = folder + b"/" if folder else b""
+        for name in merged(sorted(images), folders):
+            if not name.endswith(b"/"):
+                yield prefix + name
+            elif prefix.count(b"/") < DEEPEST:
+                yield from self._walk(prefix + name[:-1], skip)
+            else:
+                skip(prefix + name[:-1], f"it lies deeper than {DEEPEST} folders")
+
+    def _sorted_out(self, folder: bytes, entries: list[dict[str, Any]]) -> tuple[list[bytes], list[bytes]]:
+        """The names of the images and of the folders in a listing."""
         images, folders = [], []
         for entry in entries:
-            name = _last_part(entry["name"])
-            if entry["name"].rstrip("/") == self._place(folder) or name.startswith(b"."):  # itself, or hidden
+            name = os.fsencode(entry["name"].rstrip("/").rpartition("/")[2])
+            if entry["name"].rstrip("/") == self._below(folder) or name.startswith(b"."):  # itself, or hidden
                 continue
             if entry["type"] == "directory":
                 folders.append(name)
             elif is_image(name):
                 images.append(name)
-        prefix = folder + b"/" if folder else b""
-        for name in merged(sorted(images), folders):
-            if name.endswith(b"/"):
-                yield from self._walk(prefix + name[:-1], skip)
-            else:
-                yield prefix + name
+        return images, folders
 
     def open(self, path: bytes) -> Image.Image:
-        """Fetch and decode an image. Raises whatever the protocol does, and `UnreadableImage`."""
-        return read_remote(self._fs, self._place(path))
+        """Fetch and decode an image. Raises `UnreadableImage`; `SourceUnavailable` when the folder is gone, too."""
+        try:
+            return RemotePath(self._url(path), self._root.fs, self._place(path)).picture()
+        except Refusal as refusal:
+            self._require_reachable(refusal)
+            raise UnreadableImage(refusal.reason) from refusal
 
     def stamp(self, names: Names) -> str:
         """What the server says of every file: size, time, and where it has one, a digest of the content."""
+        found = patiently(self._root.url, lambda: self._root.fs.find(self._root.path, detail=True))
         digest = hashlib.sha256()
-        for path, facts in sorted(self._fs.find(self._root, detail=True).items()):
+        for path, facts in sorted(found.items()):
             digest.update(f"{path} {sorted((key, str(value)) for key, value in facts.items())}\n".encode())
         return digest.hexdigest()
 
+    def _require_reachable(self, error: Refusal) -> None:
+        try:
+            patiently(self._root.url, lambda: self._root.fs.info(self._root.path))
+        except Refusal as lost:
+            raise SourceUnavailable(f"{self.name} cannot be reached any more ({error.reason}); {AGAIN}") from lost
+
+    def _below(self, path: bytes) -> str:
+        return f"{self._start}/{os.fsdecode(path)}".rstrip("/")
+
     def _place(self, path: bytes) -> str:
-        return f"{self._root}/{os.fsdecode(path)}".rstrip("/")
+        return self._below(path) + self._query
 
-
-def _last_part(path: str) -> bytes:
-    return os.fsencode(path.rstrip("/").rpartition("/")[2])
+    def _url(self, path: bytes) -> str:
+        return self._place(path) if self._root.is_web else str(self._root.fs.unstrip_protocol(self._place(path)))

@@ -10,29 +10,31 @@ import functools
 import glob
 import hashlib
 import os
-import re
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import chain
 from pathlib import Path
-from typing import Any
+from typing import cast
 
 import numpy as np
 import pyarrow as pa
 from PIL import Image
 
 from byol.columns import Computed, Labels, Names
+from byol.faults import Refusal
 from byol.folders import LocalTree, Tree, folder_sections, folder_source
-from byol.images import SUFFIXES, Anchors, ImageSource, Place, SourceUnavailable, UnreadableImage, read_image
-from byol.locations import Location, is_url, names_below
+from byol.images import SUFFIXES, Anchors, ImageSource, Place, UnreadableImage, read_image
+from byol.locations import Location, NotAllowed, is_url, names_below, written_out
 from byol.named import SPLITS, is_named, named_file
-from byol.remote import RemoteTree, asked, guarded, matching, read_remote, remote_path
+from byol.remote import RemoteTree, asked
+from byol.remote_path import RemotePath, remote_path
 from byol.shards import tar_source
 from byol.stamps import file_stamp
 from byol.tables import table_source
-from byol.text import path_text, printable, reason_of
+from byol.text import path_text, printable, reason_of, url_without_secrets
 
+AnyPath = Path | RemotePath
 SHARDS = {".tar": tar_source, ".parquet": table_source}
 
 
@@ -49,9 +51,7 @@ def open_source(location: Location, here: bytes | None = None) -> ImageSource:
     if str(location) == "-":
         source = _list_source("standard input", sys.stdin.buffer.read(), here)
     elif is_url(location):
-        root = remote_path(str(location))
-        source = asked(str(location), lambda: _source_at(root, str(location), here))
-        source = replace(source, open=guarded(source.open, root))
+        source = asked(str(location), lambda: _source_at(_path_of(location), str(location), here))
     else:
         source = _source_at(Path(location), str(location), here)
     if len(source) == 0:
@@ -62,12 +62,12 @@ def open_source(location: Location, here: bytes | None = None) -> ImageSource:
     return source
 
 
-def _source_at(path: Path, location: str, here: bytes | None) -> ImageSource:
+def _source_at(path: AnyPath, location: str, here: bytes | None) -> ImageSource:
     """What lies at a path, local or remote, or is meant by a location that is no path."""
     if path.is_dir():
         source = folder_source(_tree(path))
-        shards = [] if len(source) else sorted(p for suffix in SHARDS for p in path.rglob(f"*{suffix}"))
-        return _shard_source(printable(path), shards, path) if shards else source
+        shards = [] if len(source) else _shards_below(path)
+        return _shard_source(printable(str(path)), shards, path) if shards else source
     if path.exists():
         return _file_source(path, here)
     if is_named(location):
@@ -75,30 +75,40 @@ def _source_at(path: Path, location: str, here: bytes | None) -> ImageSource:
     shards = _matching(location)
     if not shards:
         raise ValueError(
-            f"{printable(path)} does not exist; expected a folder of images, an .npz file, .tar or .parquet "
+            f"{printable(str(path))} does not exist; expected a folder of images, an .npz file, .tar or .parquet "
             f"shards, or a data set's name ({', '.join(SPLITS)})"
         )
-    return _shard_source(printable(path), shards)
+    return _shard_source(printable(str(path)), shards)
 
 
-def _tree(folder: Path) -> Tree:
-    return RemoteTree(folder) if is_url(folder) else LocalTree(folder)
+def _path_of(location: Location) -> AnyPath:
+    return remote_path(str(location)) if is_url(location) else Path(location)
 
 
-def _file_source(path: Path, here: bytes | None) -> ImageSource:
+def _tree(folder: AnyPath) -> Tree:
+    return RemoteTree(folder) if isinstance(folder, RemotePath) else LocalTree(folder)
+
+
+def _shards_below(folder: AnyPath) -> Sequence[AnyPath]:
+    if isinstance(folder, RemotePath):
+        return folder.files_below(tuple(SHARDS))
+    return sorted(p for suffix in SHARDS for p in folder.rglob(f"*{suffix}"))
+
+
+def _file_source(path: AnyPath, here: bytes | None) -> ImageSource:
     suffix = path.suffix.lower()
     if suffix == ".npz":
-        return _npz_source(path, printable(path))
+        return _npz_source(path, printable(str(path)))
     if suffix in SHARDS:
-        return _shard_source(printable(path), [path])
+        return _shard_source(printable(str(path)), [path])
     if suffix == ".txt":
-        return _list_source(printable(path), path.read_bytes(), here)
+        return _list_source(printable(str(path)), path.read_bytes(), here)
     if suffix in SUFFIXES:
-        name = printable(path)
-        anchors = Anchors() if is_url(path) else Anchors(os.fsencode(path.parent))
+        name = printable(str(path))
+        anchors = Anchors() if isinstance(path, RemotePath) else Anchors(os.fsencode(path.parent))
         return ImageSource(name, [path_text(path.name)], Labels.none(1), [], lambda _: _read_file(path, anchors))
     raise ValueError(
-        f"{printable(path)} is neither a folder of images, nor an .npz file, nor an image, nor a shard, "
+        f"{printable(str(path))} is neither a folder of images, nor an .npz file, nor an image, nor a shard, "
         "nor a .txt file with one path a line"
     )
 
@@ -106,8 +116,8 @@ def _file_source(path: Path, here: bytes | None) -> ImageSource:
 def _list_source(name: str, content: bytes, start: bytes | None) -> ImageSource:
     if b"\0" in content:
         raise ValueError(f"{name} is no UTF-8 text, it holds zero bytes; save it as UTF-8, one path or URL a line")
-    lines = (line.rstrip(b"\r") for line in content.removeprefix(codecs.BOM_UTF8).split(b"\n"))
-    listed = [line for line in lines if line.strip()]
+    lines = map(_unquoted, content.removeprefix(codecs.BOM_UTF8).split(b"\n"))
+    listed = [line for line in lines if line]
     if not listed:
         raise ValueError(f"{name} holds no images: it is an empty list; write one path or URL a line")
     # Of the folder in which relative paths start, also the stamp tells: there may be other images elsewhere.
@@ -115,7 +125,7 @@ def _list_source(name: str, content: bytes, start: bytes | None) -> ImageSource:
     names, anchors = Names(pa.array(listed, pa.large_binary())), _common_folder(listed, here)
     return ImageSource(
         name=name,
-        ids=names,
+        ids=Computed(len(names), lambda i: url_without_secrets(names[i])),
         labels=Labels.none(len(names)),
         skipped=[],
         open=lambda i: _read_listed(names.raw[i].as_py(), here, anchors),
@@ -123,8 +133,19 @@ def _list_source(name: str, content: bytes, start: bytes | None) -> ImageSource:
     )
 
 
-def _read_file(path: Any, anchors: Anchors) -> Image.Image:
-    return read_remote(path.fs, path.path) if is_url(path) else read_image(path, anchors)
+def _unquoted(line: bytes) -> bytes:
+    """A line without blanks and a pair of quotes around it, as other programs write paths; inside, blanks count."""
+    line = line.strip()
+    return line[1:-1] if len(line) > 2 and line[:1] == line[-1:] and line[:1] in (b'"', b"'") else line
+
+
+def _read_file(path: AnyPath, anchors: Anchors) -> Image.Image:
+    if not isinstance(path, RemotePath):
+        return read_image(path, anchors)
+    try:
+        return path.picture()
+    except Refusal as refusal:
+        raise UnreadableImage(refusal.reason) from refusal
 
 
 def _common_folder(listed: Sequence[bytes], here: bytes) -> Anchors:
@@ -146,37 +167,26 @@ def _read_listed(line: bytes, here: bytes, anchors: Anchors) -> Image.Image:
         anchors.note_parents(path)
         return image
     try:
-        return _read_file(remote_path(line.decode()), anchors)
-    except (UnreadableImage, SourceUnavailable):
-        raise
-    except Exception as error:  # protocols raise kinds of their own; the other lines may lead elsewhere
+        remote = remote_path(line.decode(), in_list=True)
+    except (NotAllowed, UnicodeDecodeError, Refusal) as error:
         raise UnreadableImage(reason_of(error)) from error
+    return _read_file(remote, anchors)
 
 
-def _matching(pattern: str) -> list[Path]:
+def _matching(pattern: str) -> Sequence[AnyPath]:
     """The files of a pattern with `*`, `?`, `[...]` and number ranges `{000..099}`, sorted."""
-    plain = list(_ranges(pattern))
     if is_url(pattern):
-        return sorted({file for one in plain for file in matching(one)}, key=str)
-    return sorted({Path(found) for one in plain for found in glob.glob(one)})
+        remote = {file for one in written_out(pattern) for file in remote_path(one).matching()}
+        return sorted(remote, key=str)
+    return sorted({Path(found) for one in written_out(pattern) for found in glob.glob(one)})
 
 
-def _ranges(pattern: str) -> Iterator[str]:
-    """Patterns with the ranges `{first..last}` written out, zero-padded as `first` is."""
-    found = re.search(r"\{(\d+)\.\.(\d+)\}", pattern)
-    if found is None:
-        yield pattern
-        return
-    first, last = found.groups()
-    for number in range(int(first), int(last) + 1):
-        yield from _ranges(f"{pattern[: found.start()]}{number:0{len(first)}d}{pattern[found.end() :]}")
-
-
-def _shard_source(name: str, files: Sequence[Path], root: Path | None = None) -> ImageSource:
+def _shard_source(name: str, files: Sequence[AnyPath], root: AnyPath | None = None) -> ImageSource:
     kinds = {file.suffix.lower() for file in files}
     if len(kinds) > 1 or not kinds <= SHARDS.keys():
         raise ValueError(f"{name} holds files of {', '.join(sorted(kinds))}; give shards of one kind, .tar or .parquet")
-    return SHARDS[kinds.pop()](name, files, names_below(files, root))
+    # The methods of `Path` that shards are read by, a `RemotePath` has, too.
+    return SHARDS[kinds.pop()](name, cast(Sequence[Path], files), names_below(files, root))
 
 
 # --------------------------------------------------------------------------------------------------- sections
@@ -203,15 +213,12 @@ def open_sections(location: Location, size: int, after: str = "", ends: Sequence
     `SourceUnavailable` when a folder holds nothing any more of what came before.
     """
     kind, _, place = after.partition(":")
-    remote = is_url(location)
-    path = remote_path(str(location)) if remote else Path(location)
+    path = asked(str(location), lambda: _path_of(location))
     if kind != "row" and asked(str(location), path.is_dir):
-        sections = folder_sections(_tree(path), size, _path_of(after), [_path_of(end) for end in ends])
+        sections = folder_sections(_tree(path), size, _last_of(after), [_last_of(end) for end in ends])
         first = next(sections, None)
         if first or after:
             for source, last in chain([first] if first else [], sections):
-                if remote:
-                    source = replace(source, open=guarded(source.open, path))
                 yield Section(source, f"path:{last.hex()}", None)
             return
     whole = open_source(location)
@@ -222,15 +229,15 @@ def open_sections(location: Location, size: int, after: str = "", ends: Sequence
         yield Section(source, f"row:{rows.stop}", stamp)
 
 
-def _path_of(end: str) -> bytes:
+def _last_of(end: str) -> bytes:
     return bytes.fromhex(end.removeprefix("path:"))
 
 
 def open_place(location: Location, place: Place, here: bytes | None = None) -> Image.Image:
     """Decode the image of a place that a section of `location` named, in any process that sees the location.
 
-    `here` is the folder in which relative paths of a list start. Raises `UnreadableImage`, and `ValueError` when the
-    location is gone.
+    `here` is the folder in which relative paths of a list start. Raises `UnreadableImage`, and `SourceUnavailable` when
+    the location is gone.
     """
     return _rows_of(location, here).open(place) if isinstance(place, int) else _opener_below(location)(place)
 
@@ -242,16 +249,13 @@ def _rows_of(location: Location, here: bytes | None) -> ImageSource:
 
 @functools.lru_cache(1)
 def _opener_below(location: Location) -> Callable[[bytes], Image.Image]:
-    if not is_url(location):
-        return LocalTree(Path(location)).open
-    root = remote_path(str(location))
-    return guarded(RemoteTree(root).open, root)
+    return _tree(_path_of(location)).open
 
 
 # ------------------------------------------------------------------------------------------------------- .npz
 
 
-def _npz_source(path: Path, name: str) -> ImageSource:
+def _npz_source(path: AnyPath, name: str) -> ImageSource:
     try:
         with path.open("rb") as stream, np.load(stream, allow_pickle=False) as archive:
             images = archive.get("images")
@@ -273,5 +277,5 @@ def _npz_source(path: Path, name: str) -> ImageSource:
         labels=Labels.none(len(images)) if labels is None else Labels.of_array(labels),
         skipped=[],
         open=lambda i: Image.fromarray(images[i]),
-        stamp=lambda: file_stamp([path]),
+        stamp=lambda: file_stamp([cast(Path, path)]),
     )

@@ -15,6 +15,7 @@ import unicodedata
 TURNS = {"LRE", "RLE", "LRO", "RLO", "PDF", "LRI", "RLI", "FSI", "PDI"}  # they can make a name look like another
 _CONTROLS = {"Cc", "Cs", "Zl", "Zp"}
 _USER = re.compile(r"(?<=://)[^/?#\s]*@")
+_URL = re.compile(r"([^?#]*?://)(?:[^/?#]*@)?([^?#]*)(?:[?#](.*))?", re.DOTALL)
 _QUERY = re.compile(r"(?<=://)([^\s?#'\"<>]*)[?#]([^\s'\"<>]*)")
 
 
@@ -26,7 +27,7 @@ def path_text(path: str | bytes | os.PathLike[str]) -> str:
 
 def printable(path: str | bytes | os.PathLike[str]) -> str:
     """A path or URL for a message: one line, no terminal codes, no password and no query of a URL."""
-    return on_one_line(without_secrets(path_text(path)))
+    return url_without_secrets(on_one_line(path_text(path)))
 
 
 def is_plain(character: str) -> bool:
@@ -57,6 +58,15 @@ def without_secrets(text: str) -> str:
     if "://" not in text:
         return text
     return _QUERY.sub(lambda found: f"{found[1]}?{_short(found[2])}", _USER.sub("", text))
+
+
+def url_without_secrets(url: str) -> str:
+    """The same for what is one URL as a whole, also with blanks in it, and for a local path, which is left as it is."""
+    found = _URL.fullmatch(url)
+    if found is None:
+        return url
+    protocol, place, query = found.groups()
+    return f"{protocol}{place}?{_short(query)}" if query else f"{protocol}{place}"
 
 
 def _short(query: str) -> str:

@@ -19,7 +19,8 @@ import pytest
 from moto.server import ThreadedMotoServer
 from s3fs import S3FileSystem
 
-from byol.images import UnreadableImage
+from byol import faults
+from byol.images import SourceUnavailable, UnreadableImage
 from byol.serve.features import read_features
 from byol.sources import open_sections, open_source
 from tests.command_line import byol
@@ -27,6 +28,11 @@ from tests.test_sources import write_tar
 from tests.tiny import write_images, write_tiny_bundle
 
 BUCKET = "pictures"
+
+
+@pytest.fixture(autouse=True)
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(faults, "PAUSES", (0.01,))
 
 
 @pytest.fixture(scope="module")
@@ -101,7 +107,10 @@ LOCATIONS = ["images", "shards/*.tar", "shards/{000..001}.parquet", "shards/001.
 
 
 @pytest.mark.parametrize("what", LOCATIONS)
-def test_the_same_rows_from_s3_a_file_url_and_the_disk(place: Path, bucket: str, what: str) -> None:
+def test_the_same_rows_from_s3_a_file_url_and_the_disk(
+    place: Path, bucket: str, what: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("BYOL_PROTOCOLS", "file")
     local = rows(place / what)
     assert len(local) > 0
     assert rows(f"{bucket}/{what}") == local
@@ -160,8 +169,9 @@ def test_extraction_from_s3_is_that_from_the_disk(place: Path, bucket: str, tmp_
     [
         (f"s3://{BUCKET}/nothing", "does not exist"),
         ("s3://no-such-bucket-here/x", "no-such-bucket-here"),
-        ("nothing://x/y", "nothing://x/y cannot be used"),
-        ("http://127.0.0.1:9/x.png", "http://127.0.0.1:9/x.png cannot be used"),
+        ("nothing://x/y", "nothing://x/y cannot be used: the protocol nothing is not allowed (s3, "),
+        ("file:///etc", "BYOL_PROTOCOLS adds others"),
+        ("http://127.0.0.1:9/x.png", "http://127.0.0.1:9/x.png cannot be read now"),
     ],
 )
 def test_a_url_that_leads_nowhere(place: Path, bucket: str, url: str, says: str) -> None:
@@ -179,7 +189,7 @@ def test_features_are_not_written_to_a_url(place: Path) -> None:
 
 
 def test_without_fsspec_the_extra_is_named(place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "upath", None)  # importing it fails, as where it is not installed
+    monkeypatch.setitem(sys.modules, "fsspec", None)  # importing it fails, as where it is not installed
     done = byol("extract", place / "bundle", "s3://a/b", "--out", tmp_path / "x.parquet")
     assert done.code == 1
     assert "pip install 'byol[remote]'" in done.err
@@ -206,7 +216,7 @@ def test_a_server_that_is_gone_stops_the_work(place: Path, server: object, monke
             source.open(1)
         finally:
             running.kill()
-    with pytest.raises(ValueError, match="cannot be reached any more"):
+    with pytest.raises(SourceUnavailable, match=r"s3://passing/b\.png cannot be read now"):
         source.open(1)
 
 
