@@ -22,6 +22,8 @@ Teacher, projector and predictor are not in here.
 ## Use
 
 ```python
+import os
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")  # before the import: ONNX Runtime else reports its use
 import numpy as np, onnxruntime
 from PIL import Image, ImageOps
 
