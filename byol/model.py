@@ -172,6 +172,6 @@ def load_strict(module: nn.Module, tensors: dict[str, Tensor], what: str) -> Non
             shapes = f"{tuple(tensors[name].shape)}, expected {tuple(expected[name].shape)}"
             problems.append(f"shape: {name} is {shapes}")
     if problems:
-        more = f"\n  and {len(problems) - 20} more" if len(problems) > 20 else ""
-        raise ValueError(f"{what} does not fit this model:\n  " + "\n  ".join(problems[:20]) + more)
+        more = f"; and {len(problems) - 20} more" if len(problems) > 20 else ""
+        raise ValueError(f"{what} does not fit this model: {'; '.join(problems[:20])}{more}")
     module.load_state_dict(tensors, strict=True)
