@@ -14,11 +14,15 @@ from typing import Any
 
 from torch import Tensor
 
-from byol.checkpoint import finite, read_tensors, write_tensors
+from byol.checkpoint import damaged_metadata, finite, read_tensors, write_tensors
+from byol.config import LARGEST
+from byol.field_types import check_fields
 from byol.finetune import Classifier
 from byol.model import build_encoder, load_strict
 from byol.pretrained import Pretrained
 from byol.run_format import FINETUNE
+from byol.strict_json import read_object
+from byol.text import printable
 
 
 @dataclass(frozen=True)
@@ -34,6 +38,31 @@ class FineTuned:
     head: dict[str, Any]
 
 
+@dataclass(frozen=True)
+class _Rebuilt:
+    """How to rebuild and feed an encoder, as a file says it. Raises `ValueError` for what is of another type."""
+
+    arch: str
+    stem: str
+    image_size: int
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+
+    def __post_init__(self) -> None:
+        check_fields(self)
+        for name in ("mean", "std"):
+            object.__setattr__(self, name, tuple(getattr(self, name)))
+        if not 1 <= self.image_size <= LARGEST["image_size"]:
+            raise ValueError(f"image_size is {self.image_size}; legal: 1 to {LARGEST['image_size']:,}")
+
+
+def _classes(head: dict[str, Any]) -> list[str]:
+    classes = head["classes"]
+    if not (isinstance(classes, list) and all(isinstance(name, str) for name in classes)):
+        raise ValueError(f"head.classes is {classes!r:.40}; expected a list of names")
+    return classes
+
+
 def save_finetuned(path: Path, model: Classifier, source: Pretrained, head: dict[str, Any]) -> None:
     """Write a classifier whose encoder was `source`'s. Raises `ValueError` when a weight is not finite."""
     tensors = model.state_dict()
@@ -47,13 +76,13 @@ def save_finetuned(path: Path, model: Classifier, source: Pretrained, head: dict
 def read_finetuned(path: Path) -> FineTuned:
     """The inverse. Raises `ValueError` when the file is missing, damaged, or of another task."""
     tensors, metadata = read_tensors(path, FINETUNE)
-    try:
-        facts, head = (json.loads(metadata[name]) for name in ("source", "head"))
-        encoder = build_encoder(facts["arch"], facts["stem"], facts["image_size"])
-        source = Pretrained(encoder, **{**facts, "mean": tuple(facts["mean"]), "std": tuple(facts["std"])})
-        model = Classifier(encoder, len(head["classes"]))
-    except (KeyError, TypeError, ValueError) as error:
-        raise ValueError(f"{path} has damaged metadata: {error}") from error
-    load_strict(model, tensors, str(path))
+    with damaged_metadata(path):
+        facts, head = (read_object(metadata[name]) for name in ("source", "head"))
+        classes = _classes(head)
+        rebuilt = _Rebuilt(**{name: facts.pop(name) for name in ("arch", "stem", "image_size", "mean", "std")})
+        encoder = build_encoder(rebuilt.arch, rebuilt.stem, rebuilt.image_size)
+        source = Pretrained(encoder, **vars(rebuilt), **facts)
+        model = Classifier(encoder, len(classes))
+    load_strict(model, tensors, printable(path))
     encoder.eval()
     return FineTuned(source, tensors["classifier.weight"], tensors["classifier.bias"], head)

@@ -159,18 +159,23 @@ def byol_loss(prediction: Tensor, target: Tensor) -> Tensor:
     return (2 - 2 * (prediction * target).sum(dim=1)).mean()
 
 
-def load_strict(module: nn.Module, tensors: dict[str, Tensor], what: str) -> None:
-    """Load tensors into a module whose names and shapes they match exactly.
+_FLOATS = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 
-    Raises `ValueError` that lists missing, unexpected and misshapen names, sorted.
+
+def load_strict(module: nn.Module, tensors: dict[str, Tensor], what: str) -> None:
+    """Load tensors into a module whose names and shapes they match exactly; floating point stays floating point.
+
+    Raises `ValueError` that lists what is missing, unexpected, or of another shape or type, sorted.
     """
     expected = module.state_dict()
     problems = [f"missing: {name}" for name in sorted(expected.keys() - tensors.keys())]
     problems += [f"unexpected: {name}" for name in sorted(tensors.keys() - expected.keys())]
     for name in sorted(expected.keys() & tensors.keys()):
-        if expected[name].shape != tensors[name].shape:
-            shapes = f"{tuple(tensors[name].shape)}, expected {tuple(expected[name].shape)}"
-            problems.append(f"shape: {name} is {shapes}")
+        wanted, found = expected[name], tensors[name]
+        if wanted.shape != found.shape:
+            problems.append(f"shape: {name} is {tuple(found.shape)}, expected {tuple(wanted.shape)}")
+        elif wanted.is_floating_point() and found.dtype not in _FLOATS:
+            problems.append(f"type: {name} is {found.dtype}, expected {wanted.dtype}")
     if problems:
         more = f"; and {len(problems) - 20} more" if len(problems) > 20 else ""
         raise ValueError(f"{what} does not fit this model: {'; '.join(problems[:20])}{more}")

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from byol.checkpoint import Checkpoint, read_checkpoint
 from byol.config import TIMM
 from byol.model import build_encoder, load_strict
+from byol.text import on_one_line, printable, reason_of
 
 
 @dataclass(frozen=True)
@@ -51,7 +52,7 @@ def read_pretrained(path: Path) -> Pretrained:
     checkpoint = read_checkpoint(path / "last.safetensors" if path.is_dir() else path)
     config = checkpoint.config
     encoder = build_encoder(config.arch, config.resolved_stem, config.image_size)
-    load_strict(encoder, checkpoint.encoder(), str(path))
+    load_strict(encoder, checkpoint.encoder(), printable(path))
     stem, facts = config.resolved_stem, training_facts(checkpoint)
     return Pretrained(encoder.eval(), config.arch, stem, config.image_size, config.mean, config.std, facts)
 
@@ -59,9 +60,9 @@ def read_pretrained(path: Path) -> Pretrained:
 def training_facts(checkpoint: Checkpoint) -> dict[str, Any]:
     """What a manifest says of the training: data, images, steps, epochs, and the digest of the settings."""
     settings = json.dumps(checkpoint.config.to_dict(), sort_keys=True)
-    images = int(checkpoint.data["images"])
+    images: int = checkpoint.data["images"]
     return {
-        "data": str(checkpoint.data["name"]),
+        "data": on_one_line(checkpoint.data["name"]),  # a manifest takes no control characters
         "images": images,
         "steps": checkpoint.step,
         "epochs": round(checkpoint.step * checkpoint.config.batch_size / images, 3),
@@ -83,8 +84,9 @@ def _of_bundle(path: Path) -> Pretrained:
         encoder = build_encoder(arch, architecture.stem, size)
         tensors = load(bundle.read(WEIGHTS))
     except SafetensorError as error:
-        raise ValueError(f"{path / WEIGHTS} is not a readable safetensors file: {error}") from error
-    load_strict(encoder, tensors, str(path))
+        where = printable(path / WEIGHTS)
+        raise ValueError(f"{where} is not a readable safetensors file: {reason_of(error)}") from error
+    load_strict(encoder, tensors, printable(path))
     manifest = plain(bundle.manifest)
     facts = (manifest.get(name) for name in ("training", "origin", "finetuning"))
     return Pretrained(encoder.eval(), arch, architecture.stem, size, _three(mean), _three(std), *facts)

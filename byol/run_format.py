@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 CONFIG, METRICS, LAST, VIEWS = "config.json", "metrics.jsonl", "last.safetensors", "views.png"
+MOST_CONFIG, MOST_METRICS = 16 << 20, 1 << 30  # bytes of the first two: far more than any run writes
 TRAIN, FINETUNE = "train", "finetune"  # the commands that write one: `task` in config.json and in checkpoints
 
 # Below the first and the third of these training is collapsing; a healthy std_ratio is between the second and 1.

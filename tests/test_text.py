@@ -15,7 +15,19 @@ from byol import text
 from byol.text import as_message, cell, code_span, for_terminal, on_one_line, path_text, printable, without_secrets
 
 # Whole Unicode with halves of surrogate pairs, and what does harm more often than chance would have it.
-HARMFUL = ("\x1b]0;x\x07", "\u202e", "\n", "\r", "\t", "`", "|", "](http://x)", "<img src=x onerror=1>", "=1+1", "\ud800")
+HARMFUL = (
+    "\x1b]0;x\x07",
+    "\u202e",
+    "\n",
+    "\r",
+    "\t",
+    "`",
+    "|",
+    "](http://x)",
+    "<img src=x onerror=1>",
+    "=1+1",
+    "\ud800",
+)
 URLISH = ("://", "https://", "user:pa@ss:word@", "@", "?", "#", "/", "token=secret", "0a1b2c3d")
 TEXTS = st.lists(st.text(st.characters(), max_size=5) | st.sampled_from((*HARMFUL, *URLISH)), max_size=8).map("".join)
 READABLE = (
@@ -58,10 +70,19 @@ def test_names_of_all_languages_stay_as_they_are(name: str) -> None:
 
 @pytest.mark.parametrize(
     "secret",
-    ["https://user:pass@host/a", "s3://key:p@ss:w@rd@host/a?X-Amz-Signature=abc#part", "http://tok@h:8080/?a=http://u:p@x"],
+    [
+        "https://user:pass@host/a",
+        "s3://key:p@ss:w@rd@host/a?X-Amz-Signature=abc#part",
+        "http://tok@h:8080/?a=http://u:p@x",
+    ],
 )
 def test_secrets_of_urls_are_left_out(secret: str) -> None:
-    for shown in (as_message(f"cannot read {secret}: refused"), printable(secret), for_terminal(secret), code_span(secret)):
+    for shown in (
+        as_message(f"cannot read {secret}: refused"),
+        printable(secret),
+        for_terminal(secret),
+        code_span(secret),
+    ):
         assert not re.search("pass|p@ss|w@rd|Signature|abc|tok|u:p|part", shown.replace("partial", "")), shown
         assert "host" in shown or "h:8080" in shown
 

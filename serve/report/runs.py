@@ -9,12 +9,15 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from byol.run_format import CONFIG, FINETUNE, METRICS, VIEWS
+from byol.files import read_regular
+from byol.run_format import CONFIG, FINETUNE, METRICS, MOST_CONFIG, MOST_METRICS, VIEWS
 from byol.serve.bundle import Bundle
 from byol.serve.manifest import MANIFEST
-from byol.text import printable
+from byol.strict_json import read_object
+from byol.text import on_one_line, printable, reason_of
 
 Record = dict[str, float]
+LARGEST = 1e15  # of a number in a run's files: beyond it drawing overflows, and nothing counts so far
 
 
 @dataclass(frozen=True)
@@ -135,16 +138,17 @@ def read_run(path: Path) -> Run:
     """Read settings and metrics of a run folder. Raises `ValueError`: damaged files, no metrics yet."""
     name = printable(path / CONFIG)
     try:
-        facts = json.loads((path / CONFIG).read_bytes())
+        facts = read_object(read_regular(path / CONFIG, MOST_CONFIG))
     except (OSError, ValueError) as error:
-        raise ValueError(f"{name} cannot be read: {error}") from error
-    if isinstance(facts, dict) and facts.get("task") == FINETUNE:
+        raise ValueError(f"{name} cannot be read: {reason_of(error)}") from error
+    if facts.get("task") == FINETUNE:
         raise ValueError(
             f"{printable(path)} was written by `byol finetune`; export it and give the bundle: "
             f"byol export {printable(path)} --out BUNDLE"
         )
-    if not isinstance(facts, dict) or not isinstance(facts.get("config"), dict):
+    if not isinstance(facts.get("config"), dict):
         raise ValueError(f"{name} holds no `config`; expected what `byol train` writes")
+    _require_kinds(facts, name)
     records, cut_off = _read_metrics(path / METRICS)
     if not records:
         raise ValueError(
@@ -154,11 +158,30 @@ def read_run(path: Path) -> Run:
     return Run(path, facts, records, cut_off)
 
 
+def _require_kinds(facts: dict[str, Any], file: str) -> None:
+    """Raise `ValueError` unless what a page shows of a run is of the kind that `byol train` writes."""
+    for part in ("data", "versions"):
+        if not isinstance(facts.get(part, {}), dict):
+            raise ValueError(f"{file}: {part} is {facts[part]!r:.40}; expected an object")
+    data = facts.get("data", {})
+    if data and not {"name", "images", "digest"} <= data.keys():
+        raise ValueError(f"{file}: data lacks one of name, images and digest")
+    _require_count(data, "images", 1, file)
+    for name, least in {"epochs": 1, "batch_size": 1, "max_steps": 0}.items():
+        _require_count(facts["config"], name, least, file)
+
+
+def _require_count(values: dict[str, Any], name: str, least: int, file: str) -> None:
+    value = values.get(name, least)
+    if type(value) is not int or not least <= value < LARGEST:
+        raise ValueError(f"{file}: {name} is {value!r:.40}; expected a whole number, {least} or more")
+
+
 def _read_metrics(path: Path) -> tuple[list[Record], bool]:
     """The lines, and whether the last one was cut off: a run that goes on, or was killed, may leave it half written."""
     if not path.is_file():
         return [], False
-    lines = path.read_bytes().splitlines(keepends=True)
+    lines = read_regular(path, MOST_METRICS).splitlines(keepends=True)
     cut_off = bool(lines) and not lines[-1].endswith(b"\n")
     whole = lines[:-1] if cut_off else lines
     return [_record(line, f"{printable(path)}, line {i}") for i, line in enumerate(whole, 1)], cut_off
@@ -166,12 +189,12 @@ def _read_metrics(path: Path) -> tuple[list[Record], bool]:
 
 def _record(line: bytes, place: str) -> Record:
     try:
-        record = json.loads(line)
+        record = read_object(line)
     except ValueError as error:
-        raise ValueError(f"{place}, is not JSON: {error}") from error
-    if not isinstance(record, dict) or not {"step", "epoch"} <= record.keys():
+        raise ValueError(f"{place}: {error}") from error
+    if not {"step", "epoch"} <= record.keys():
         raise ValueError(f"{place}: expected an object with `step` and `epoch`")
-    wrong = [key for key, value in record.items() if isinstance(value, bool) or not isinstance(value, int | float)]
+    wrong = [key for key, value in record.items() if type(value) not in (int, float) or not abs(value) < LARGEST]
     if wrong:
-        raise ValueError(f"{place}: {wrong[0]} is not a number")
+        raise ValueError(f"{place}: {on_one_line(wrong[0])} is not a number, or too large for one")
     return record
