@@ -1,4 +1,4 @@
-"""The lowest versions that pyproject.toml allows for serving, in an environment of their own: the torch-free tests there.
+"""The torch-free tests in an environment of their own, with the lowest versions that pyproject.toml allows.
 
     make floors
 
@@ -20,23 +20,10 @@ from packaging.requirements import Requirement
 from tests.small import REPOSITORY
 
 NEEDED = ("pytest", "hypothesis", "markdown-it-py", "scikit-learn")  # by the tests, at any version
-SERVE = (
-    "bad_input",
-    "bench",
-    "bundle",
-    "commands",
-    "encoder",
-    "features",
-    "knn",
-    "linear",
-    "manifest",
-    "parts",
-    "session",
-)
 TESTS = (
     *("config", "console", "files", "images", "imports", "memory", "part_listing", "processes", "sources", "text"),
-    *(f"serve_{name}" for name in SERVE),
-    "transfer",
+    *("serve_bad_input", "serve_bench", "serve_bundle", "serve_commands", "serve_encoder", "serve_features"),
+    *("serve_knn", "serve_linear", "serve_manifest", "serve_parts", "serve_session", "transfer"),
 )
 
 
@@ -52,7 +39,7 @@ def main() -> int:
     """Make the environment, run the tests; the status of pytest."""
     with tempfile.TemporaryDirectory() as folder:
         venv.create(folder, with_pip=True)
-        python = Path(folder) / ("Scripts" if os.name == "nt" else "bin") / "python"
+        python = str(Path(folder) / ("Scripts" if os.name == "nt" else "bin") / "python")
         print(f"floors on Python {sys.version.split()[0]}: {', '.join(floors())}", flush=True)
         subprocess.run([python, "-m", "pip", "install", "--quiet", *floors(), *NEEDED], check=True)
         files = [f"tests/test_{name}.py" for name in TESTS]

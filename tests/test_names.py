@@ -168,8 +168,12 @@ def test_errors_about_bundles(here: Path, tmp_path: Path) -> None:
         quiet(byol("info", folder), 1)
         quiet(byol("extract", folder, here / "images", "--out", tmp_path / "f.parquet"), 1)
     manifest = json.loads((here / "bundle" / "manifest.json").read_text())
-    changes: dict[str, object]
-    for changes in ({ALL: 1}, {"onnx": {**manifest["onnx"], "input": ALL}}, {"files": {ALL: {}}}):
+    variants: list[dict[str, object]] = [
+        {ALL: 1},
+        {"onnx": {**manifest["onnx"], "input": ALL}},
+        {"files": {ALL: {}}},
+    ]
+    for changes in variants:
         (folder / "manifest.json").write_text(json.dumps({**manifest, **changes}))
         quiet(byol("info", folder), 1)
 
