@@ -5,7 +5,7 @@ STAMP := .venv/installed
 # The strict editable install links file by file, so it is renewed whenever a file has come or gone.
 LINKS := .venv/links-$(shell find byol export serve -name '*.py' | LC_ALL=C sort | cksum | cut -d ' ' -f 1)
 
-.PHONY: demo test fuzz lint types wheel-check docs clean
+.PHONY: demo test fuzz lint types wheel-check docs floors constraints clean
 
 demo: $(LINKS)
 	rm -rf demo
@@ -24,6 +24,18 @@ types: $(LINKS)
 # The built wheel, alone, in an environment without torch.
 wheel-check: $(LINKS)
 	$(BIN)/python -m tests.wheel_check
+
+# The torch-free tests with the lowest versions that pyproject.toml allows.
+floors: $(STAMP)
+	$(BIN)/python -m tests.floors
+
+# What a release was made with, each file with its hashes: to serve, and to train with all extras. For the Python and the
+# platform that this runs on.
+COMPILE := $(BIN)/uv pip compile --quiet --upgrade --generate-hashes --custom-compile-command 'make constraints'
+EXTRAS := $(foreach extra,train timm demo report remote tensorboard ray,--extra $(extra))
+constraints: $(STAMP)
+	$(COMPILE) pyproject.toml --output-file constraints/serve.txt
+	$(COMPILE) pyproject.toml $(EXTRAS) --constraints constraints/serve.txt --output-file constraints/train.txt
 
 # The site, in docs/_build. A warning (a dead link, markup that does not parse) is an error.
 docs: $(LINKS)

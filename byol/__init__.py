@@ -6,7 +6,11 @@ Importing this package imports neither torch nor onnxruntime.
 from pathlib import Path
 from typing import Any
 
+from byol.telemetry import turn_off
+
 __version__ = "0.1.0"
+
+turn_off()  # before anything here imports onnxruntime
 
 # In a checkout, `byol.export` and `byol.serve` lie beside this folder, not inside it (see pyproject.toml).
 _root = Path(__file__).resolve().parent.parent

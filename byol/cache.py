@@ -7,7 +7,6 @@ what the disk has free) is kept; the entry used longest ago goes first.
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 import socket
@@ -18,10 +17,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from byol.files import sync
+from byol.files import read_regular, sync
+from byol.strict_json import read_object
 
 DEFAULT_GB = 100.0
-META = "meta.json"
+META, MOST_META = "meta.json", 256 << 20  # bytes: it lists the images that could not be read
 _TEMPORARY = ".tmp-"
 
 
@@ -143,7 +143,7 @@ class DecodedCache:
 
 def _entry(path: Path) -> Entry | None:
     try:
-        meta = json.loads((path / META).read_text())
+        meta = read_object(read_regular(path / META, MOST_META))
         size = sum(file.stat().st_size for file in path.iterdir())
         return Entry(path, size, path.stat().st_mtime, meta)
     except (OSError, ValueError):

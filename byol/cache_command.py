@@ -8,7 +8,7 @@ from pathlib import Path
 import click
 
 from byol.cache import DecodedCache
-from byol.console import note, show_json, show_table
+from byol.console import note, show_json, show_line, show_table
 from byol.named import SPLITS
 from byol.named import fetch as fetch_named
 
@@ -38,7 +38,7 @@ def cache(context: click.Context, as_json: bool) -> None:
         days = (time.time() - entry.used) / 86_400
         side = entry.meta.get("shape", [0, 0])[1]
         what = f"{entry.meta.get('name')}: {entry.meta.get('images')} images at {side} px"
-        click.echo(f"  {what}, {entry.size / 1e6:.0f} MB, used {days:.0f} days ago")
+        show_line(f"  {what}, {entry.size / 1e6:.0f} MB, used {days:.0f} days ago")
 
 
 @cache.command()
@@ -57,4 +57,4 @@ def fetch(name: str, root: Path | None) -> None:
     With --root nothing is downloaded: the files lie there as torchvision unpacks them (cifar-10-batches-py, say).
     """
     for path in fetch_named(name, root):
-        click.echo(path)
+        show_line(str(path))

@@ -24,6 +24,7 @@ from byol.files import atomic_file, open_regular
 from byol.run_format import FINETUNE as FINETUNE
 from byol.run_format import LAST
 from byol.run_format import TRAIN as TRAIN
+from byol.strict_json import read_object
 from byol.text import printable, reason_of
 
 FORMAT = "1"
@@ -80,18 +81,43 @@ def write_tensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, st
         try:
             save_file(plain, temporary, {"format": FORMAT, **metadata})
         except SafetensorError as error:
-            raise OSError(f"cannot write {path}: {error}") from error
+            raise OSError(f"cannot write {printable(path)}: {error}") from error
 
 
 def read_checkpoint(path: Path) -> Checkpoint:
     """Read a checkpoint. Raises `ValueError` when it is missing, damaged, of another format version or task."""
     tensors, metadata = read_tensors(path, TRAIN)
+    with damaged_metadata(path):
+        config = TrainConfig.from_dict(read_object(metadata["config"]))
+        data = _data(read_object(metadata["data"]))
+        return Checkpoint(config, _count(metadata, "step"), _count(metadata, "epoch"), data, tensors)
+
+
+@contextmanager
+def damaged_metadata(path: Path) -> Iterator[None]:
+    """Say of a file that its metadata is not what we write. Raises `ValueError`."""
     try:
-        config = TrainConfig.from_dict(json.loads(metadata["config"]))
-        data = json.loads(metadata["data"])
-        return Checkpoint(config, int(metadata["step"]), int(metadata["epoch"]), data, tensors)
-    except (KeyError, ValueError) as error:
-        raise ValueError(f"{path} has damaged metadata: {error}") from error
+        yield
+    except KeyError as error:
+        raise ValueError(f"{printable(path)} has damaged metadata: {error} is missing") from error
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{printable(path)} has damaged metadata: {error}") from error
+
+
+def _count(metadata: dict[str, str], name: str) -> int:
+    text = metadata[name]
+    if not (text.isascii() and text.isdigit() and len(text) <= 15):
+        raise ValueError(f"{name} is {text!r:.40}; expected a whole number, 0 or more")
+    return int(text)
+
+
+def _data(facts: dict[str, Any]) -> dict[str, Any]:
+    """What was trained on. Raises `ValueError` or `KeyError` unless it is a name, images and a digest."""
+    for name, kind in {"name": str, "images": int, "digest": str}.items():
+        if type(facts[name]) is not kind or (kind is int and not 0 < facts[name] < 1 << 60):
+            expected = "text" if kind is str else "a whole number, 1 or more"
+            raise ValueError(f"data.{name} is {facts[name]!r:.40}; expected {expected}")
+    return facts
 
 
 def read_tensors(path: Path, task: str) -> tuple[dict[str, Tensor], dict[str, str]]:
@@ -99,7 +125,9 @@ def read_tensors(path: Path, task: str) -> tuple[dict[str, Tensor], dict[str, st
     with _opened(path) as file:
         metadata = _metadata(path, file)
         if _task(metadata) != task:
-            raise ValueError(f"{path} was written by `byol {_task(metadata)}`; one of `byol {task}` is needed here")
+            raise ValueError(
+                f"{printable(path)} was written by `byol {_task(metadata)}`; one of `byol {task}` is needed here"
+            )
         return {name: file.get_tensor(name) for name in file.keys()}, metadata  # noqa: SIM118
 
 
@@ -131,14 +159,14 @@ def _opened(path: Path) -> Iterator[Any]:
         with safe_open(path, framework="pt") as file:
             yield file
     except (SafetensorError, OSError) as error:
-        raise ValueError(f"{path} is not a readable safetensors file: {error}") from error
+        raise ValueError(f"{printable(path)} is not a readable safetensors file: {reason_of(error)}") from error
 
 
 def _metadata(path: Path, file: Any) -> dict[str, str]:
     metadata: dict[str, str] = file.metadata() or {}
     if metadata.get("format") != FORMAT:
         found = metadata.get("format", "none")
-        raise ValueError(f"{path} is not a byol checkpoint of format {FORMAT} (its format: {found})")
+        raise ValueError(f"{printable(path)} is not a byol checkpoint of format {FORMAT} (its format: {found})")
     return metadata
 
 

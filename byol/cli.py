@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import importlib
 import sys
+import traceback
+from types import TracebackType
 from typing import Any
 
 import click
 
 from byol import __version__
+from byol.console import note
 from byol.memory import keep_freed_memory
-from byol.text import for_terminal
+from byol.text import as_message, for_terminal
 
 # name: (module, one line for `byol --help`). The command is the module's attribute of the same name.
 COMMANDS = {
@@ -96,24 +99,41 @@ def byol() -> None:
 
 
 def main() -> None:
-    """Run the command line. Exit 0: success, 1: the work failed, 2: the command was wrong."""
+    """Run the command line. Exit 0: success, 1: the work failed, 2: the command was wrong.
+
+    Every message passes through `byol.text` here at the latest, whoever composed it.
+    """
     keep_freed_memory()
+    sys.excepthook = _show_defect
     try:
-        byol(prog_name="byol", standalone_mode=True)
+        sys.exit(byol(prog_name="byol", standalone_mode=False) or 0)
+    except click.ClickException as error:
+        if not isinstance(error, click.exceptions.NoArgsIsHelpError):  # its message is the help, many lines of our own
+            error.message = as_message(error.message)  # type: ignore[misc]
+        error.show()
+        sys.exit(error.exit_code)
+    except click.Abort:
+        note("Aborted!")
+        sys.exit(1)
     except ModuleNotFoundError as error:  # raised when a command is loaded, or by what it loads when it runs
         extra = EXTRAS.get((error.name or "").partition(".")[0])
         if extra is None:
             raise
-        click.echo(f"Error: {error.name} is needed and not installed; run: pip install 'byol[{extra}]'", err=True)
+        note(f"Error: {error.name} is needed and not installed; run: pip install 'byol[{extra}]'")
         sys.exit(1)
     except (ValueError, OSError) as error:  # what a user can cause; anything else is a defect and shows its traceback
-        click.echo(f"Error: {error}", err=True)
+        note(f"Error: {error}")
         sys.exit(1)
     except (MemoryError, RuntimeError) as error:
         if not isinstance(error, MemoryError) and "allocate memory" not in str(error):  # how torch says it on a CPU
             raise
-        click.echo(f"Error: not enough memory: {error}; take smaller images or batches", err=True)
+        note(f"Error: not enough memory: {error}; take smaller images or batches")
         sys.exit(1)
+
+
+def _show_defect(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+    """A traceback, which quotes messages and lines as they are, without what a terminal would obey."""
+    click.echo(for_terminal("".join(traceback.format_exception(kind, error, trace))), err=True, nl=False)
 
 
 if __name__ == "__main__":

@@ -14,6 +14,7 @@ from byol.config import ARCHITECTURES, OPTIMIZERS, STEMS, TIMM, TrainConfig, Vie
 from byol.console import note
 from byol.locations import LOCATION, Location
 from byol.presets import PRESETS
+from byol.text import printable
 
 
 @click.command()
@@ -64,8 +65,9 @@ def train(
     from byol.run import RunFolder
 
     run = RunFolder(out)
+    stored = run.config() if resume and run.exists() else None
     try:
-        config = chosen_config(run.config() if resume and run.exists() else None, options)
+        config = chosen_config(stored, options)
         if config.timm_name:
             from byol.timm_encoder import check_name, require_any_size  # without timm `main` names the extra
 
@@ -80,7 +82,7 @@ def train(
         return
     run_training(config, data, out, val_data, resume, tensorboard)
     if os.environ.get("RANK", "0") == "0":
-        note(f"Done. Next: byol export {out} --out BUNDLE")
+        note(f"Done. Next: byol export {printable(out)} --out BUNDLE")
 
 
 def chosen_config(stored: TrainConfig | None, options: dict[str, Any]) -> TrainConfig:

@@ -19,6 +19,14 @@ STEMS = ("auto", "imagenet", "cifar")
 OPTIMIZERS = ("lars", "sgd", "adamw")
 COMPILE = ("auto", "all", "augmentation", "none")
 
+# What no run needs more of; beyond it arithmetic on sizes overflows, and a slip of the keyboard takes all memory.
+LARGEST = {
+    **dict.fromkeys(("projector_hidden", "projector_out", "predictor_hidden", "batch_size"), 1 << 20),
+    **dict.fromkeys(("image_size", "start_size", "canvas_size"), 1 << 14),
+    **dict.fromkeys(("epochs", "max_steps", "keep_every", "checkpoint_every", "knn_every", "log_every"), 1 << 40),
+    **dict.fromkeys(("knn_k", "knn_bank", "knn_queries"), 1 << 40),
+}
+
 # A base rate above this is one meant for LARS: with another optimizer it diverges or collapses within a few steps.
 HIGHEST_LR = {"lars": 20.0, "sgd": 1.0, "adamw": 0.02}
 
@@ -195,6 +203,8 @@ class TrainConfig:
             _require(getattr(self, name) >= 0, name, getattr(self, name), "0 or more")
         for name in ("knn_k", "knn_bank", "knn_queries", "log_every"):
             _require(getattr(self, name) >= 1, name, getattr(self, name), "1 or more")
+        for name, most in LARGEST.items():
+            _require(getattr(self, name) <= most, name, getattr(self, name), f"at most {most:,}")
         _require(self.image_size >= 8, "image_size", self.image_size, "8 or more")
         _require(not 0 < self.start_size < 8, "start_size", self.start_size, "0, or 8 or more")
         _require(0 <= self.start_share <= 1, "start_share", self.start_share, "0 to 1")
@@ -282,20 +292,22 @@ class TrainConfig:
         return values
 
     @classmethod
-    def from_dict(cls, values: dict[str, Any]) -> TrainConfig:
-        """The inverse of `to_dict`. Raises `ValueError` for unknown settings.
+    def from_dict(cls, values: object) -> TrainConfig:
+        """The inverse of `to_dict`, of what JSON may hold. Raises `ValueError` for anything that is no configuration.
 
-        One that is missing is newer than the values and takes its default, which means what was done before it.
+        A setting that is missing is newer than the values and takes its default, which means what was done before it.
         """
+        if not isinstance(values, dict):
+            raise ValueError("the configuration is not an object")
         names = {f.name for f in dataclasses.fields(cls)}
         unknown = sorted(set(values) - names)
         if unknown:
-            raise ValueError(f"the configuration does not fit this version: unknown {', '.join(unknown)}")
+            raise ValueError(f"the configuration does not fit this version: unknown {', '.join(unknown[:5])}")
         plain: dict[str, Any] = _tuples(values)
         for view in {"view1", "view2"} & set(values):
             try:
                 plain[view] = ViewConfig(**_tuples(values[view]))
-            except (TypeError, AttributeError) as error:
+            except (TypeError, AttributeError, ValueError) as error:
                 raise ValueError(f"the configuration's {view} does not fit this version: {error}") from error
         return cls(**plain)
 
@@ -307,4 +319,4 @@ def _tuples(values: dict[str, Any]) -> dict[str, Any]:
 
 def _require(condition: bool, name: str, value: object, legal: str) -> None:
     if not condition:
-        raise ValueError(f"{name} is {value!r}; legal: {legal}")
+        raise ValueError(f"{name} is {value!r:.100}; legal: {legal}")

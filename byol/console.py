@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from byol.text import on_one_line
+from byol.text import as_message
 
 if TYPE_CHECKING:
     from rich.progress import Progress
@@ -28,16 +28,22 @@ def show_json(values: dict[str, Any]) -> None:
     click.echo(json.dumps(values, sort_keys=False, allow_nan=False))
 
 
+def show_line(line: str) -> None:
+    """One line on stdout."""
+    click.echo(as_message(line))
+
+
 def show_table(rows: Sequence[tuple[str, object]]) -> None:
     """Two aligned columns on stdout."""
-    width = max(len(name) for name, _ in rows)
-    for name, value in rows:
-        click.echo(f"{name:<{width}}  {value}")
+    names = [as_message(name) for name, _ in rows]
+    width = max(map(len, names))
+    for name, (_, value) in zip(names, rows, strict=True):
+        show_line(f"{name:<{width}}  {value}")
 
 
 def note(message: str) -> None:
     """One line on stderr."""
-    click.echo(message, err=True)
+    click.echo(as_message(message), err=True)
 
 
 def note_device(asked: str, device: str, reason: str) -> None:
@@ -52,7 +58,7 @@ def note_skipped(skipped: Sequence[Skipped], listed_in: str = "") -> None:
         return
     note(f"skipped {len(skipped)}{f' (listed in {listed_in})' if listed_in else ''}:")
     for item in skipped[:LISTED]:
-        note(f"  {on_one_line(item.path)}: {on_one_line(item.reason)}")
+        note(f"  {item.path}: {item.reason}")
     if len(skipped) > LISTED:
         note(f"  and {len(skipped) - LISTED} more")
 
@@ -97,5 +103,5 @@ def progress_bar(title: str, total: int | None, start: int = 0, transient: bool 
 
     columns = (TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     bar = Progress(*columns, console=Console(stderr=True, highlight=False), transient=transient)
-    bar.add_task(title, total=total, completed=start)
+    bar.add_task(as_message(title), total=total, completed=start)
     return bar

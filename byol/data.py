@@ -20,8 +20,11 @@ from PIL import Image
 from torch import Tensor
 
 from byol.budget import PIXELS
-from byol.cache import META, DecodedCache
+from byol.cache import META, MOST_META, DecodedCache
+from byol.files import read_regular
 from byol.images import ImageSource, Preprocess, Skipped, UnreadableImage, decode, usable_cores
+from byol.strict_json import read_object
+from byol.text import printable
 
 SMALL = 16 << 20  # bytes: fewer decoded images are held in memory and not cached, decoding them takes no time
 CHUNK = 65_536  # names hashed at a time
@@ -188,8 +191,8 @@ def _decode_into(
 
 
 def _none_readable(source: ImageSource, count: int, skipped: list[Skipped]) -> str:
-    reasons = "".join(f"\n  {item.path}: {item.reason}" for item in skipped[:5])
-    return f"{source.name}: none of {count} images can be read{reasons}"
+    reasons = "; ".join(f"{printable(item.path)}: {item.reason}" for item in skipped[:5])
+    return f"{source.name}: none of {count} images can be read ({reasons})"
 
 
 def _image_tensor(pixels: np.ndarray, aspect: np.ndarray, indices: np.ndarray, skipped: list[Skipped]) -> ImageTensor:
@@ -222,15 +225,15 @@ def _write_entry(
 def _read_entry(folder: Path) -> ImageTensor | None:
     """An entry's images, mapped; None when its files are damaged."""
     try:
-        meta = json.loads((folder / META).read_text())
+        meta = read_object(read_regular(folder / META, MOST_META))
         # Copy on write: nobody writes, and torch wants arrays it could write to.
         pixels = np.load(folder / "pixels.npy", mmap_mode="c", allow_pickle=False)
         aspect = np.load(folder / "aspect.npy", allow_pickle=False)
         indices = np.load(folder / "indices.npy", allow_pickle=False)
         skipped = [Skipped(**item) for item in [*meta["listed"], *meta["unreadable"]]]
-    except (OSError, ValueError, KeyError, TypeError):
-        return None
-    if list(pixels.shape) != meta["shape"] or not len(aspect) == len(indices) == meta["images"]:
+        if list(pixels.shape) != meta["shape"] or not len(aspect) == len(indices) == meta["images"]:
+            return None
+    except (OSError, ValueError, KeyError, TypeError, EOFError):
         return None
     return _image_tensor(pixels, aspect, indices, skipped)
 

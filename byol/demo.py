@@ -17,6 +17,7 @@ from PIL import Image
 from byol.config import TrainConfig
 from byol.files import atomic_file
 from byol.presets import PRESETS
+from byol.text import printable
 
 TRAIN_IMAGES = 1297  # the other 500 are the test set: digits of other writers
 FEW_LABELS, DRAWS = (1, 5), 10  # labels per class, and how often they are drawn
@@ -28,7 +29,7 @@ GRID_QUERIES, GRID_NEIGHBOURS = 10, 8
 def demo(out: Path) -> None:
     """Train, export, extract and evaluate on real handwritten digits (offline; under 3 minutes on 2 CPU cores)."""
     if out.exists() and any(out.iterdir()):
-        raise click.UsageError(f"{out} is not empty; choose another --out, or remove it")
+        raise click.UsageError(f"{printable(out)} is not empty; choose another --out, or remove it")
     run_demo(PRESETS["demo"](), out)
 
 
@@ -50,13 +51,14 @@ def run_demo(config: TrainConfig, out: Path) -> None:
     rows = evaluate(out)
     with atomic_file(out / "results.json") as temporary:
         temporary.write_text(json.dumps(rows, indent=2) + "\n")
+    place = printable(out)
     click.echo(table(rows))
     click.echo(
         f"\nTest accuracy in percent on 500 digits by other writers. 1 and 5 labels per class: mean and deviation of\n"
         f"{DRAWS} random draws of 10 and 50 labelled images; all: {TRAIN_IMAGES:,} labelled images.\n\n"
-        f"{out}/bundle          the trained encoder: try `byol info --verify {out}/bundle`\n"
-        f"{out}/neighbours.png  test digits, each beside its nearest training digits\n"
-        f"{out}/run/views.png   what the encoder was trained on\n\n"
+        f"{place}/bundle          the trained encoder: try `byol info --verify {place}/bundle`\n"
+        f"{place}/neighbours.png  test digits, each beside its nearest training digits\n"
+        f"{place}/run/views.png   what the encoder was trained on\n\n"
         f"{time.perf_counter() - started:.0f} seconds."
     )
 

@@ -18,7 +18,7 @@ def check_fields(settings: Any) -> None:
     for field in dataclasses.fields(settings):
         value, kind = getattr(settings, field.name), str(field.type)
         if not _fits(value, kind):
-            raise ValueError(f"{field.name} is {value!r}; legal: {_legal(kind)}")
+            raise ValueError(f"{field.name} is {value!r:.100}; legal: {_legal(kind)}")
 
 
 def _fits(value: object, kind: str) -> bool:
@@ -28,7 +28,7 @@ def _fits(value: object, kind: str) -> bool:
     if kind == "float":
         return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= sys.float_info.max
     if kind == "int":
-        return isinstance(value, int) and not isinstance(value, bool)
+        return isinstance(value, int) and not isinstance(value, bool) and abs(value) < 2**64
     if kind in ("bool", "str"):
         return type(value).__name__ == kind
     return dataclasses.is_dataclass(value) and type(value).__name__ == kind
@@ -38,7 +38,12 @@ def _legal(kind: str) -> str:
     numbers = _numbers(kind)
     if numbers:
         return f"{_COUNTS[numbers]} finite numbers"
-    words = {"bool": "true or false", "int": "a whole number", "float": "a finite number", "str": "text"}
+    words = {
+        "bool": "true or false",
+        "int": "a whole number of at most 64 bits",
+        "float": "a finite number",
+        "str": "text",
+    }
     return words.get(kind, f"a {kind}")
 
 

@@ -19,7 +19,7 @@ from byol.parameters import FiniteRange
 from byol.pretrained import read_pretrained, weights_digest
 from byol.run import RunFolder
 from byol.run_format import FINETUNE
-from byol.semi_supervised import Sets, Sweep, read_sets
+from byol.semi_supervised import Sets, Sweep, is_whole, read_sets
 from byol.text import printable
 
 SCORES = ("top1", "top5", "mean_per_class")
@@ -126,7 +126,7 @@ def run_finetuning(
     tuner = Tuner(config, source.image_size, source.mean, source.std, device, precision)
     finals = Sweep(tuner, source, sets, run, lambda record: note(_line(record, config.draws))).fit()
     values = {**_summary(config, sets, finals), "device": device.type, "out": printable(out)}
-    values["seconds"] = round(sum(record["seconds"] for record in run.metrics()), 3)
+    values["seconds"] = round(sum(record["seconds"] for record in run.metrics() if is_whole(record)), 3)
     with atomic_file(out / "result.json") as temporary:
         temporary.write_text(json.dumps(values, indent=2) + "\n")
     return values
@@ -149,7 +149,7 @@ def _require_same(stored: dict[str, Any], content: dict[str, Any]) -> None:
 
 
 def _settings(content: dict[str, Any]) -> dict[str, Any]:
-    return {**content["config"], **{name: content.get(name) for name in ("encoder", "data", "test")}}
+    return {**content.get("config", {}), **{name: content.get(name) for name in ("encoder", "data", "test")}}
 
 
 def _line(record: dict[str, Any], draws: int) -> str:

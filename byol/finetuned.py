@@ -15,11 +15,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from byol.checkpoint import finite, read_tensors, write_tensors
+from byol.checkpoint import damaged_metadata, finite, read_tensors, write_tensors
+from byol.config import LARGEST
+from byol.field_types import check_fields
 from byol.finetune import Classifier
 from byol.model import build_encoder, load_strict, require_fit
 from byol.pretrained import Pretrained
 from byol.run_format import FINETUNE
+from byol.strict_json import read_object
+from byol.text import printable
 
 
 @dataclass(frozen=True)
@@ -35,6 +39,35 @@ class FineTuned:
     head: dict[str, Any]
 
 
+@dataclass(frozen=True)
+class _Rebuilt:
+    """How to rebuild and feed an encoder, as a file says it. Raises `ValueError` for what is of another type."""
+
+    arch: str
+    stem: str
+    image_size: int
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+
+    def __post_init__(self) -> None:
+        check_fields(self)
+        for name in ("mean", "std"):
+            object.__setattr__(self, name, tuple(getattr(self, name)))
+        if not 1 <= self.image_size <= LARGEST["image_size"]:
+            raise ValueError(f"image_size is {self.image_size}; legal: 1 to {LARGEST['image_size']:,}")
+
+    def classifier(self, classes: int) -> Classifier:
+        """The encoder and a layer behind it."""
+        return Classifier(build_encoder(self.arch, self.stem, self.image_size), classes)
+
+
+def _classes(head: dict[str, Any]) -> list[str]:
+    classes = head["classes"]
+    if not (isinstance(classes, list) and all(isinstance(name, str) for name in classes)):
+        raise ValueError(f"head.classes is {classes!r:.40}; expected a list of names")
+    return classes
+
+
 def save_finetuned(path: Path, model: Classifier, source: Pretrained, head: dict[str, Any]) -> None:
     """Write a classifier whose encoder was `source`'s. Raises `ValueError` when a weight is not finite."""
     tensors = model.state_dict()
@@ -48,16 +81,15 @@ def save_finetuned(path: Path, model: Classifier, source: Pretrained, head: dict
 def read_finetuned(path: Path) -> FineTuned:
     """The inverse. Raises `ValueError` when the file is missing, damaged, or of another task."""
     tensors, metadata = read_tensors(path, FINETUNE)
-    try:
-        facts, head = (json.loads(metadata[name]) for name in ("source", "head"))
-        parts, classes = (facts["arch"], facts["stem"], facts["image_size"]), len(head["classes"])
+    with damaged_metadata(path):
+        facts, head = (read_object(metadata[name]) for name in ("source", "head"))
+        count = len(_classes(head))
+        rebuilt = _Rebuilt(**{name: facts.pop(name) for name in ("arch", "stem", "image_size", "mean", "std")})
         with torch.device("meta"):
-            expected = Classifier(build_encoder(*parts), classes).state_dict()
-        facts |= {"mean": tuple(facts["mean"]), "std": tuple(facts["std"])}
-    except (KeyError, TypeError, ValueError) as error:
-        raise ValueError(f"{path} has damaged metadata: {error}") from error
-    require_fit(expected, tensors, str(path))  # before memory is taken: a small file can name a large architecture
-    model = Classifier(build_encoder(*parts), classes)
-    load_strict(model, tensors, str(path))
-    source = Pretrained(model.encoder.eval(), **facts)
+            expected = rebuilt.classifier(count).state_dict()
+    require_fit(expected, tensors, printable(path))  # before memory is taken: a small file can name a large model
+    model = rebuilt.classifier(count)
+    load_strict(model, tensors, printable(path))
+    with damaged_metadata(path):
+        source = Pretrained(model.encoder.eval(), **vars(rebuilt), **facts)
     return FineTuned(source, tensors["classifier.weight"], tensors["classifier.bias"], head)

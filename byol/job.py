@@ -23,6 +23,7 @@ from byol.monitor import KNNMonitor
 from byol.run import RunFolder
 from byol.run_format import TRAIN
 from byol.sources import open_source
+from byol.text import printable
 from byol.train import Trainer
 
 
@@ -124,7 +125,7 @@ def _require_same_images(run: RunFolder, checkpoint: Checkpoint | None, facts: d
     stored = checkpoint.data if checkpoint else run.content(TRAIN).get("data", facts)
     if stored != facts:
         raise ValueError(
-            f"{run.path} was trained on {_described(stored)}, but the images now are {_described(facts)}; "
+            f"{printable(run.path)} was trained on {_described(stored)}, but the images now are {_described(facts)}; "
             "give the images that it began with, or start a new run with another --out"
         )
 

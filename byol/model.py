@@ -160,6 +160,9 @@ def byol_loss(prediction: Tensor, target: Tensor) -> Tensor:
     return (2 - 2 * (prediction * target).sum(dim=1)).mean()
 
 
+_FLOATS = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
+
+
 def encoder_shapes(arch: str, stem: str, image_size: int) -> dict[str, Tensor]:
     """An encoder's state dict on the meta device: names, shapes and types, without memory. Raises `ValueError`."""
     with torch.device("meta"):
@@ -179,19 +182,24 @@ def encoder_with(arch: str, stem: str, image_size: int, tensors: Mapping[str, Te
 
 
 def load_strict(module: nn.Module, tensors: Mapping[str, Tensor], what: str) -> None:
-    """Load tensors into a module whose names and shapes they match exactly. Raises `ValueError`: see `require_fit`."""
+    """Load tensors into a module that they match exactly. Raises `ValueError`: see `require_fit`."""
     require_fit(module.state_dict(), tensors, what)
     module.load_state_dict(tensors, strict=True)
 
 
 def require_fit(expected: Mapping[str, Tensor], tensors: Mapping[str, Tensor], what: str) -> None:
-    """Raise `ValueError`, listing missing, unexpected and misshapen names, sorted, unless names and shapes agree."""
+    """Raise `ValueError`, listing what is missing, unexpected, or of another shape or type, sorted, unless all agree.
+
+    Floating point may be of another precision, and nothing else.
+    """
     problems = [f"missing: {name}" for name in sorted(expected.keys() - tensors.keys())]
     problems += [f"unexpected: {name}" for name in sorted(tensors.keys() - expected.keys())]
     for name in sorted(expected.keys() & tensors.keys()):
-        if expected[name].shape != tensors[name].shape:
-            shapes = f"{tuple(tensors[name].shape)}, expected {tuple(expected[name].shape)}"
-            problems.append(f"shape: {name} is {shapes}")
+        wanted, found = expected[name], tensors[name]
+        if wanted.shape != found.shape:
+            problems.append(f"shape: {name} is {tuple(found.shape)}, expected {tuple(wanted.shape)}")
+        elif wanted.is_floating_point() and found.dtype not in _FLOATS:
+            problems.append(f"type: {name} is {found.dtype}, expected {wanted.dtype}")
     if problems:
-        more = f"\n  and {len(problems) - 20} more" if len(problems) > 20 else ""
-        raise ValueError(f"{what} does not fit this model:\n  " + "\n  ".join(problems[:20]) + more)
+        more = f"; and {len(problems) - 20} more" if len(problems) > 20 else ""
+        raise ValueError(f"{what} does not fit this model: {'; '.join(problems[:20])}{more}")

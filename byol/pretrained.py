@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from byol.checkpoint import Checkpoint, read_checkpoint
 from byol.config import TIMM
 from byol.model import encoder_with
+from byol.text import on_one_line, printable, reason_of
 
 
 @dataclass(frozen=True)
@@ -51,16 +52,16 @@ def read_pretrained(path: Path) -> Pretrained:
     checkpoint = read_checkpoint(path)
     config = checkpoint.config
     stem, facts = config.resolved_stem, training_facts(checkpoint)
-    encoder = encoder_with(config.arch, stem, config.image_size, checkpoint.encoder(), str(path))
+    encoder = encoder_with(config.arch, stem, config.image_size, checkpoint.encoder(), printable(path))
     return Pretrained(encoder, config.arch, stem, config.image_size, config.mean, config.std, facts)
 
 
 def training_facts(checkpoint: Checkpoint) -> dict[str, Any]:
     """What a manifest says of the training: data, images, steps, epochs, and the digest of the settings."""
     settings = json.dumps(checkpoint.config.to_dict(), sort_keys=True)
-    images = int(checkpoint.data["images"])
+    images: int = checkpoint.data["images"]
     return {
-        "data": str(checkpoint.data["name"]),
+        "data": on_one_line(checkpoint.data["name"]),  # a manifest takes no control characters
         "images": images,
         "steps": checkpoint.step,
         "epochs": round(checkpoint.step * checkpoint.config.batch_size / images, 3),
@@ -81,8 +82,9 @@ def _of_bundle(path: Path) -> Pretrained:
     try:
         tensors = load(bundle.read(WEIGHTS))
     except SafetensorError as error:
-        raise ValueError(f"{path / WEIGHTS} is not a readable safetensors file: {error}") from error
-    encoder = encoder_with(arch, architecture.stem, size, tensors, str(path))
+        where = printable(path / WEIGHTS)
+        raise ValueError(f"{where} is not a readable safetensors file: {reason_of(error)}") from error
+    encoder = encoder_with(arch, architecture.stem, size, tensors, printable(path))
     manifest = plain(bundle.manifest)
     facts = (manifest.get(name) for name in ("training", "origin", "finetuning"))
     return Pretrained(encoder, arch, architecture.stem, size, _three(mean), _three(std), *facts)

@@ -21,7 +21,8 @@ from byol import __version__
 from byol.checkpoint import Checkpoint, read_checkpoint
 from byol.config import TIMM, TrainConfig
 from byol.files import atomic_file, only_writer, read_regular
-from byol.run_format import CONFIG, LAST, MAX_CONFIG_BYTES, METRICS, TRAIN, VIEWS, read_metrics
+from byol.run_format import CONFIG, LAST, METRICS, MOST_CONFIG, TRAIN, VIEWS, read_metrics
+from byol.strict_json import read_object
 from byol.text import printable, reason_of
 
 
@@ -55,7 +56,7 @@ class RunFolder:
         """Raises `ValueError` when the folder holds other files."""
         if self.path.exists() and (not self.path.is_dir() or any(_visible(self.path))):
             remedy = "add --resume to continue it" if self.exists() else "it holds no run"
-            raise ValueError(f"{self.path} is not empty ({remedy}); choose another --out")
+            raise ValueError(f"{printable(self.path)} is not empty ({remedy}); choose another --out")
 
     def create(self, config: TrainConfig, facts: dict[str, Any]) -> None:
         """Start a run: the folder and `config.json`. Raises `ValueError` when the folder holds other files."""
@@ -72,22 +73,24 @@ class RunFolder:
     def content(self, task: str) -> dict[str, Any]:
         """What `config.json` holds. Raises `ValueError` when it cannot be read, or belongs to another task."""
         try:
-            content = json.loads(read_regular(self._config, MAX_CONFIG_BYTES, follow=False))
+            content = read_object(read_regular(self._config, MOST_CONFIG, follow=False))
             found = content.get("task", TRAIN)
-        except (OSError, AttributeError, ValueError, RecursionError) as error:
+            for part in ("config", "data"):
+                if not isinstance(content.get(part, {}), dict):
+                    raise ValueError(f"{part} is {content[part]!r:.40}; expected an object")
+        except (OSError, ValueError) as error:
             raise ValueError(f"{printable(self._config)} cannot be read: {reason_of(error)}") from error
         if found != task:
-            raise ValueError(f"{self.path} was written by `byol {found}`; choose another --out")
-        whole: dict[str, Any] = content
-        return whole
+            raise ValueError(f"{printable(self.path)} was written by `byol {found}`; choose another --out")
+        return content
 
     def config(self) -> TrainConfig:
         """The configuration the run was started with. Raises `ValueError` when it cannot be read."""
         content = self.content(TRAIN)
         try:
-            return TrainConfig.from_dict(content["config"])
-        except (KeyError, TypeError, ValueError) as error:
-            raise ValueError(f"{self._config} cannot be read: {error}") from error
+            return TrainConfig.from_dict(content.get("config"))
+        except ValueError as error:
+            raise ValueError(f"{printable(self._config)} cannot be read: {error}") from error
 
     def checkpoint(self) -> Checkpoint | None:
         """The newest checkpoint, None when the run was stopped before its first."""
@@ -105,20 +108,18 @@ class RunFolder:
             file.write(json.dumps(record) + "\n")
 
     def metrics(self) -> list[dict[str, Any]]:
-        """All complete lines of `metrics.jsonl`. Raises `OSError` when that is no file, or too large."""
+        """All complete lines of `metrics.jsonl`. Raises `OSError` when it is no regular file, or too large."""
         records = []
         for line in read_metrics(self._metrics).splitlines():
             try:
-                record = json.loads(line)
-            except (ValueError, RecursionError):  # the half-written line of a killed process, or nothing of ours
+                records.append(read_object(line))
+            except ValueError:  # the half-written line of a killed process, or nothing of ours
                 continue
-            if isinstance(record, dict):
-                records.append(record)
         return records
 
     def drop_metrics_after(self, step: int) -> None:
-        """Remove the lines past a step: the steps a resumed run does again."""
-        self._keep([record for record in self.metrics() if record.get("step", step) <= step])
+        """Remove the lines past a step, the steps a resumed run does again, and lines that are none of a run's."""
+        self._keep([r for r in self.metrics() if type(r.get("step")) in (int, float) and r["step"] <= step])
 
     def mend_metrics(self) -> None:
         """Remove the half-written line of a killed process, so that the next one stands on a line of its own."""

@@ -8,7 +8,7 @@ from byol.files import read_regular
 from byol.limits import limit
 
 CONFIG, METRICS, LAST, VIEWS = "config.json", "metrics.jsonl", "last.safetensors", "views.png"
-MAX_CONFIG_BYTES = 1 << 20  # settings have a few kilobytes; anything huge is not one
+MOST_CONFIG = 16 << 20  # bytes: far more than any run writes
 TRAIN, FINETUNE = "train", "finetune"  # the commands that write one: `task` in config.json and in checkpoints
 
 # Below the first and the third of these training is collapsing; a healthy std_ratio is between the second and 1.

@@ -111,7 +111,7 @@ class Sweep:
         self.tuner, self.source, self.sets, self.run, self.report = tuner, source, sets, run, report
         self.config = tuner.config
         self.trials = [Trial(*pair) for pair in product(sorted(self.config.lr), sorted(self.config.epochs))]
-        self._records = {_key(record): record for record in run.metrics()}
+        self._records = {_key(record): record for record in run.metrics() if is_whole(record)}
 
     def fit(self) -> list[dict[str, Any]]:
         """The final line of every draw; the classifier of the first draw is saved as `last.safetensors`."""
@@ -141,7 +141,7 @@ class Sweep:
     def _final(self, number: int, trial: Trial) -> dict[str, Any]:
         """Fit on all labelled images of a draw and score on the test set, where there is one."""
         known = self._records.get((number, "final", trial))
-        if known:
+        if known and bool(known["scored"]) == bool(self.sets.test):
             return known
         record, model = self._fitted(number, "final", self.sets.draws[number], trial)
         scores = self.tuner.score(model, *self.sets.test) if self.sets.test else None
@@ -182,6 +182,14 @@ class Sweep:
             head |= {"test": test["name"], "n_test": len(self.sets.test[1]), "top1": scores.top1}
         source = replace(self.source, training=None, origin=None) if scratch else self.source
         save_finetuned(self.run.last, model, replace(source, finetuning={**tuning, "from_scratch": scratch}), head)
+
+
+def is_whole(record: dict[str, Any]) -> bool:
+    """Whether a line is one of a fine-tuning's, with numbers where numbers belong."""
+    numbers = [record.get(name) for name in ("draw", "lr", "epochs", "images", "seconds", "scored")]
+    numbers += [record.get(name) for name in ("top1", "top5", "mean_per_class")] if record.get("scored") else []
+    known = record.get("part") in ("trial", "final") and "loss" in record
+    return known and all(type(number) in (int, float) for number in numbers)
 
 
 def _key(record: dict[str, Any]) -> tuple[int, str, Trial]:

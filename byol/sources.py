@@ -55,7 +55,7 @@ def open_source(location: Location, here: bytes | None = None) -> ImageSource:
     else:
         source = _source_at(Path(location), str(location), here)
     if len(source) == 0:
-        reasons = "".join(f"\n  {item.path}: {item.reason}" for item in source.skipped[:5])
+        reasons = "".join(f"; {printable(item.path)}: {item.reason}" for item in source.skipped[:5])
         raise ValueError(
             f"{source.name} holds no images (looked for {', '.join(sorted(SUFFIXES))} at every depth){reasons}"
         )

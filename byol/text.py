@@ -1,8 +1,9 @@
-"""Words for people: names, reasons and messages that any terminal, table or log takes. Torch-free.
+"""Words for people: names, reasons and messages that any terminal, table, page or log takes. Torch-free.
 
-What a stranger wrote (a file's name, a URL, an error's text) may hold terminal codes, changes of the writing direction,
-line ends and secrets. Data files keep names as they are (`path_text`); what a person reads goes through `printable`,
-`on_one_line` or `for_terminal`.
+What a stranger wrote (a file's name, a class, a URL, an error's text) may hold terminal codes, changes of the writing
+direction, line ends, secrets, markup and formulas. Data files keep names as they are (`path_text`); what a person reads
+goes through `printable` or `on_one_line` where a message is composed, through `as_message` or `for_terminal` where it
+leaves, into a spreadsheet through `cell`, into Markdown through `code_span`.
 """
 
 from __future__ import annotations
@@ -16,12 +17,20 @@ TURNS = {"LRE", "RLE", "LRO", "RLO", "PDF", "LRI", "RLI", "FSI", "PDI"}  # they 
 _CONTROLS = {"Cc", "Cs", "Zl", "Zp"}
 _USER = re.compile(r"(?<=://)[^/?#\s]*@")
 _URL = re.compile(r"([^?#]*?://)(?:[^/?#]*@)?([^?#]*)(?:[?#](.*))?", re.DOTALL)
+_FORMULA = re.compile(r"\s*[=+\-@\uff1d\uff0b\uff0d\uff20]")  # also in the wide forms that spreadsheets take
+_NUMBER = re.compile(r"\s*[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?\s*", re.ASCII)
 _QUERY = re.compile(r"(?<=://)([^\s?#'\"<>]*)[?#]([^\s'\"<>]*)")
 
 
 def path_text(path: str | bytes | os.PathLike[str]) -> str:
     r"""A path as text for data: bytes that are not UTF-8 become `\xNN`, all else stays as it is."""
-    raw = path if isinstance(path, bytes) else os.fsencode(str(path))  # str: a URL's path alone lacks its protocol
+    if isinstance(path, bytes):
+        return path.decode("utf-8", "backslashreplace")
+    text = str(path)  # not os.fspath: a URL's path alone lacks its protocol
+    try:
+        raw = os.fsencode(text)
+    except UnicodeEncodeError:  # half of a surrogate pair, as JSON can spell one
+        raw = text.encode("utf-8", "surrogatepass")
     return raw.decode("utf-8", "backslashreplace")
 
 
@@ -45,9 +54,29 @@ def on_one_line(text: str) -> str:
     return "".join(c if is_plain(c) else c.encode("unicode_escape").decode() for c in text)
 
 
+def as_message(text: object) -> str:
+    """A message for a terminal or a log: one line, no terminal codes, no secrets of URLs."""
+    return without_secrets(on_one_line(str(text)))
+
+
 def for_terminal(text: str) -> str:
     """A whole message, its lines kept, without terminal codes, changes of direction and secrets of URLs."""
-    return "\n".join(on_one_line(line) for line in without_secrets(text).split("\n"))
+    return without_secrets("\n".join(map(on_one_line, text.split("\n"))))
+
+
+def cell(text: str) -> str:
+    """A text for a file that spreadsheets open: on one line, and after an apostrophe where one would compute it."""
+    plain = on_one_line(text)
+    return f"'{plain}" if _FORMULA.match(plain) and not _NUMBER.fullmatch(plain) else plain
+
+
+def code_span(text: str, in_table: bool = False) -> str:
+    """A text as a code span of Markdown: nothing in it is a link, an image, HTML or the end of a table's cell."""
+    plain = as_message(text) or " "
+    fence = "`" * (1 + max(map(len, re.findall("`+", plain)), default=0))
+    space = " " if plain[0] in " `" or plain[-1] in " `" else ""  # one at each end is not shown
+    span = f"{fence}{space}{plain}{space}{fence}"
+    return span.replace("|", "\\|") if in_table else span
 
 
 def without_secrets(text: str) -> str:
@@ -72,19 +101,19 @@ def url_without_secrets(url: str) -> str:
 def _short(query: str) -> str:
     if re.fullmatch("[0-9a-f]{8}", query):  # done before
         return query
-    return hashlib.sha256(query.encode("utf-8", "surrogateescape")).hexdigest()[:8]
+    return hashlib.sha256(query.encode("utf-8", "surrogatepass")).hexdigest()[:8]
 
 
 def reason_of(error: BaseException) -> str:
     """What went wrong, in one line without the path."""
     if isinstance(error, OSError) and error.strerror:
-        return on_one_line(error.strerror)
+        return as_message(error.strerror)
     if type(error).__name__ == "UnidentifiedImageError":
         return "not an image, or a format that is not supported"
-    return on_one_line(without_secrets(" ".join(str(error).split()))) or type(error).__name__
+    return without_secrets(on_one_line(" ".join(str(error).split()))) or type(error).__name__
 
 
 def first_line(error: BaseException) -> str:
     """The first line of what an error says, for libraries that add a page of advice."""
     lines = str(error).strip().splitlines()
-    return on_one_line(without_secrets(lines[0])) if lines else type(error).__name__
+    return without_secrets(on_one_line(lines[0])) if lines else type(error).__name__

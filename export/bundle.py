@@ -47,6 +47,8 @@ from byol.serve.manifest import (
     Training,
 )
 from byol.serve.model import Model
+from byol.serve.strict_json import BundleError, build
+from byol.text import printable
 
 ONLY_FP32 = Additions()
 
@@ -77,25 +79,30 @@ def read_run(path: Path) -> Source:
     Raises `ValueError` when the file is damaged, does not fit, or holds numbers that are not finite.
     """
     if (path / MANIFEST).is_file():
-        raise ValueError(f"{path} is a bundle; export the run or the checkpoint that it was made from")
+        raise ValueError(f"{printable(path)} is a bundle; export the run or the checkpoint that it was made from")
     if path.is_file() and path.suffix != ".safetensors":
-        raise ValueError(f"{path} is no checkpoint of byol's; for another toolkit's add --from auto --arch NAME")
+        raise ValueError(
+            f"{printable(path)} is no checkpoint of byol's; for another toolkit's add --from auto --arch NAME"
+        )
     source = _finetuned(path) if task_of(path) == FINETUNE else _source(read_pretrained(path))
     if not finite(source.encoder.state_dict()):
-        raise ValueError(f"{path}: the encoder's weights are not all finite; export an earlier checkpoint")
+        raise ValueError(f"{printable(path)}: the encoder's weights are not all finite; export an earlier checkpoint")
     return source
 
 
 def _source(trained: Pretrained) -> Source:
     known = {field.name: getattr(trained, field.name) for field in fields(trained)}
     facts = {"training": Training, "origin": Origin, "finetuning": Finetuning}
-    return Source(**{**known, **{name: kind(**known[name]) for name, kind in facts.items() if known[name]}})
+    return Source(**{**known, **{name: build(kind, known[name]) for name, kind in facts.items() if known[name]}})
 
 
 def _finetuned(file: Path) -> Source:
     tuned = read_finetuned(file)
-    head = Head(**{"l2": None, **tuned.head, "classes": tuple(tuned.head["classes"])})
-    return replace(_source(tuned.source), layer=Layer(tuned.weight.numpy(), tuned.bias.numpy()), head=head)
+    try:
+        head, source = build(Head, tuned.head), _source(tuned.source)
+    except BundleError as error:
+        raise ValueError(f"{printable(file)} has damaged metadata: {error}") from error
+    return replace(source, layer=Layer(tuned.weight.numpy(), tuned.bias.numpy()), head=head)
 
 
 def export_bundle(source: Path | Source, out: Path, additions: Additions = ONLY_FP32) -> Manifest:

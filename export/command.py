@@ -10,7 +10,7 @@ import onnxscript  # noqa: F401 - torch.onnx needs it; missing, it is reported b
 import torch  # noqa: F401
 
 from byol.config import TIMM, TrainConfig
-from byol.console import note
+from byol.console import note, show_line
 from byol.export.additions import Additions
 from byol.export.bundle import Source, export_bundle
 from byol.export.foreign import TOOLKITS, foreign_encoder
@@ -19,6 +19,7 @@ from byol.locations import LOCATION
 from byol.parameters import FiniteRange
 from byol.serve.bundle import require_place
 from byol.serve.manifest import LARGEST_SIZE, Manifest
+from byol.text import printable
 
 IMAGENET_MEAN, IMAGENET_STD = TrainConfig.mean, TrainConfig.std
 
@@ -73,14 +74,14 @@ def export(source: Path, out: Path, triton: Path | None, **options: Any) -> None
         require_repository(triton)
     manifest = export_bundle(_foreign_source(source, **foreign) if foreign else source, out, additions)
     size = sum(entry.size for entry in manifest.files.values()) / 1e6
-    click.echo(
-        f"{out}: {manifest.architecture.name}, "
+    show_line(
+        f"{printable(out)}: {manifest.architecture.name}, "
         f"{manifest.image_size} px to {manifest.feature_dim} features, {size:.0f} MB"
     )
     for name in manifest.graphs:
-        click.echo(f"verified: {_proof(manifest, name)}")
+        show_line(f"verified: {_proof(manifest, name)}")
     if triton:
-        click.echo(f"{triton}: model repository with {', '.join(write_repository(out, triton))}")
+        show_line(f"{printable(triton)}: model repository with {', '.join(write_repository(out, triton))}")
 
 
 def _foreign_source(
@@ -96,7 +97,7 @@ def _foreign_source(
     if toolkit == "timm" and not arch.startswith(TIMM):
         arch = TIMM + arch
     weights = foreign_encoder(path, toolkit, arch, image_size, prefix)
-    note(f"{path.name} read as {weights.origin.toolkit}: {arch}, {weights.stem} stem")
+    note(f"{printable(path.name)} read as {weights.origin.toolkit}: {arch}, {weights.stem} stem")
     for what, counts in (("took", weights.taken), ("left", weights.left)):
         note(f"{what}: {', '.join(f'{name} ({count})' for name, count in counts.items()) or 'nothing'}")
     return Source(weights.encoder, arch, weights.stem, image_size, mean, std, origin=weights.origin)

@@ -1,12 +1,18 @@
-"""The model card: the README.md of a bundle, for whoever meets it without this project at hand."""
+"""The model card: the README.md of a bundle, for whoever meets it without this project at hand.
+
+A manifest's words may be a stranger's (names of folders, classes, files; those of a bundle that got a classifier), so
+every one of them stands in a code span, where it is no link, picture or HTML.
+"""
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from pathlib import Path
 
 from byol.serve.bundle import describe_file
-from byol.serve.manifest import ANY_SIZE, CARD, ENCODER, Architecture, Manifest
+from byol.serve.manifest import ANY_SIZE, CARD, ENCODER, Architecture, Manifest, Origin
+from byol.text import code_span
 
 _CARD = """---
 library_name: onnxruntime
@@ -22,6 +28,8 @@ Teacher, projector and predictor are not in here.
 ## Use
 
 ```python
+import os
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")  # before the import: ONNX Runtime else reports its use
 import numpy as np, onnxruntime
 from PIL import Image, ImageOps
 
@@ -43,7 +51,7 @@ Or `pip install byol` and `byol extract BUNDLE IMAGES --out features.parquet`.
 | output | `features` float32 [batch, {dim}], pooled, not L2-normalised |
 | preprocessing | EXIF orientation applied, shorter side to {resize}, central {crop} x {crop}, bicubic, antialiased |
 | graph | ONNX opset {opset}, IR version {ir}; no batch-norm left |
-| weights | `encoder.safetensors`, {library} names: {rebuild} |
+| weights | `encoder.safetensors`, {rebuild} |
 
 ## Proof
 
@@ -51,7 +59,7 @@ Or `pip install byol` and `byol extract BUNDLE IMAGES --out features.parquet`.
 |---|---|---|---|---|{top1_rule}
 {graphs}
 
-Measured with ONNX Runtime {ort} ({provider}). {evaluation}`golden.safetensors` holds inputs and expected outputs;
+Measured with ONNX Runtime {ort}. {evaluation}`golden.safetensors` holds inputs and expected outputs;
 `byol info --verify BUNDLE` checks every file's hash and repeats the comparison.
 """
 
@@ -85,9 +93,8 @@ def model_card(manifest: Manifest) -> str:
     assert parity is not None  # the manifest's own check
     measured = manifest.evaluation
     return _CARD.format(
-        name=manifest.architecture.name,
+        name=code_span(manifest.architecture.name),
         by_byol=", trained by BYOL" if manifest.training else "",
-        library=manifest.architecture.library,
         rebuild=_rebuild(manifest.architecture),
         dim=manifest.feature_dim,
         training=_provenance(manifest),
@@ -97,13 +104,12 @@ def model_card(manifest: Manifest) -> str:
         resize=manifest.preprocess.resize,
         opset=manifest.onnx.opset,
         ir=manifest.onnx.ir_version,
-        ort=parity.onnxruntime,
-        provider=parity.provider,
+        ort=code_span(f"{parity.onnxruntime} ({parity.provider})"),
         top1_title=" kNN top-1 |" if measured else "",
         top1_rule="---|" if measured else "",
         graphs="\n".join(_graph_row(manifest, name) for name in manifest.graphs),
         evaluation=f"kNN (k {measured.k}, temperature {measured.temperature:g}): {measured.n_test} images of "
-        f"{measured.test}, bank of {measured.n_train} of {measured.train}. "
+        f"{code_span(measured.test)}, bank of {measured.n_train} of {code_span(measured.train)}. "
         if measured
         else "",
     )
@@ -112,15 +118,19 @@ def model_card(manifest: Manifest) -> str:
 def _provenance(manifest: Manifest) -> str:
     training, origin, tuning = manifest.training, manifest.origin, manifest.finetuning
     if tuning and tuning.from_scratch:
-        return f"Trained with labels, from random weights, on {tuning.images} images of {tuning.data}."
-    with_labels = f" Then fine-tuned on {tuning.images} labelled images of {tuning.data}." if tuning else ""
+        return f"Trained with labels, from random weights, on {tuning.images} images of {code_span(tuning.data)}."
+    with_labels = f" Then fine-tuned on {tuning.images} labelled images of {code_span(tuning.data)}." if tuning else ""
     if training is None:
-        read_as = f" They were read from `{origin.file}` ({origin.toolkit}, SHA-256 {origin.sha256})." if origin else ""
-        return f"Its weights were trained elsewhere.{read_as}{with_labels}"
+        return f"Its weights were trained elsewhere.{_read_from(origin) if origin else ''}{with_labels}"
     return (
         f"Trained without labels by BYOL (arXiv 2006.07733) on {training.images} images, {training.epochs:g} epochs."
         + with_labels
     )
+
+
+def _read_from(origin: Origin) -> str:
+    digest = f"SHA-256 {code_span(origin.sha256)}"
+    return f" They were read from {code_span(origin.file)} ({code_span(origin.toolkit)}, {digest})."
 
 
 def _classifier(manifest: Manifest) -> str:
@@ -128,8 +138,11 @@ def _classifier(manifest: Manifest) -> str:
     if head is None:
         return ""
     how = "together with the encoder" if head.l2 is None else f"l2 {head.l2:g}"
-    score = "" if head.top1 is None else f", it\nis right for {head.top1:.2%} of {head.n_test} images of {head.test}"
-    return _CLASSIFIER.format(count=len(head.classes), how=how, score=score, n_train=head.n_train, train=head.train)
+    score = ""
+    if head.top1 is not None and head.test is not None:
+        score = f", it\nis right for {head.top1:.2%} of {head.n_test} images of {code_span(head.test)}"
+    train = code_span(head.train)
+    return _CLASSIFIER.format(count=len(head.classes), how=how, score=score, n_train=head.n_train, train=train)
 
 
 def _graph_row(manifest: Manifest, name: str) -> str:
@@ -137,7 +150,7 @@ def _graph_row(manifest: Manifest, name: str) -> str:
     assert parity is not None
     reference = f"torch {parity.torch}" if parity.torch else parity.reference
     figures = f"{parity.images} | {parity.max_relative_error:.1e} | {parity.min_cosine:.7f}"
-    row = f"| `{name}` | {reference} | {figures} |"
+    row = f"| `{name}` | {code_span(reference, in_table=True)} | {figures} |"
     if manifest.evaluation is None:
         return row
     top1 = manifest.evaluation.top1.get(name)
@@ -145,10 +158,11 @@ def _graph_row(manifest: Manifest, name: str) -> str:
 
 
 def _rebuild(architecture: Architecture) -> str:
-    """The module that takes the weights with strict=True, in words and code."""
+    """Whose names the weights have, and the module that takes them with strict=True, in words and code."""
     if architecture.library == "timm":
         size = f", img_size={architecture.img_size}" if architecture.img_size else ""
-        return f'`timm.create_model("{architecture.name}", num_classes=0{size})`'
+        call = f"timm.create_model({json.dumps(architecture.name)}, num_classes=0{size})"
+        return f"timm names: {code_span(call, in_table=True)}"
     cifar = ", with the CIFAR stem (3x3 convolution, no max-pool)"
     stems = {
         "cifar": cifar,
@@ -156,4 +170,5 @@ def _rebuild(architecture: Architecture) -> str:
         "imagenet-same": ", with strided layers padded at the end as TensorFlow does",
     }
     stem = stems.get(architecture.stem, "")
-    return f"`{architecture.library}.models.{architecture.name}` without `fc`{stem}"
+    library, model = architecture.library, f"{architecture.library}.models.{architecture.name}"
+    return f"{code_span(library, True)} names: {code_span(model, True)} without `fc`{stem}"

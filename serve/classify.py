@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import os
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -22,7 +23,7 @@ from byol.serve.extract import Advance, Extraction, Options, checked_batches, er
 from byol.serve.features import write_errors
 from byol.serve.manifest import CLASSIFIER
 from byol.serve.pipeline import Batch, Pipeline, open_graph
-from byol.text import printable
+from byol.text import cell, printable
 
 
 class ImageClassifier(Pipeline):
@@ -49,9 +50,10 @@ def classify(
 ) -> Extraction:
     """Write one row per readable image to `out`: Parquet (with all probabilities) or CSV.
 
-    Columns `id`, `label` (the source's own, or null), `predicted`, `probability`. What was left out is listed in
-    `NAME.errors.parquet` beside it. Raises `ValueError` when that is more than `options` allow, and when no image can
-    be read; what stood under the names stays as it was.
+    Columns `id`, `label` (the source's own, or null), `predicted`, `probability`; Parquet holds names as they are, CSV
+    as a spreadsheet may read them (`byol.text.cell`). What was left out is listed in `NAME.errors.parquet` beside it.
+    Raises `ValueError` when that is more than `options` allow, and when no image can be read; what stood under the
+    names stays as it was.
     """
     start = time.perf_counter()
     images = 0
@@ -61,7 +63,8 @@ def classify(
     with folder(out.parent), atomic_file(out) as temporary, open(temporary, "wb") as stream:
         with (pyarrow.csv.CSVWriter if is_csv else pq.ParquetWriter)(stream, schema) as writer:
             for _, batch in checked_batches(classifier, [source], options, advance):
-                writer.write_table(_table(source, batch, classifier.classes).select(schema.names).cast(schema))
+                table = _table(source, batch, classifier.classes, cell if is_csv else str)
+                writer.write_table(table.select(schema.names).cast(schema))
                 images += len(batch.indices)
                 skipped += batch.skipped
         require_images(images, source, skipped)
@@ -77,13 +80,14 @@ def _schema(classes: tuple[str, ...], with_all: bool) -> pa.Schema:
     return pa.schema(fields, metadata={"classes": json.dumps(classes, ensure_ascii=False)})
 
 
-def _table(source: ImageSource, batch: Batch, classes: tuple[str, ...]) -> pa.Table:
+def _table(source: ImageSource, batch: Batch, classes: tuple[str, ...], text: Callable[[str], str]) -> pa.Table:
     best = batch.outputs.argmax(1)  # (B,)
+    labels = [source.labels[i] for i in batch.indices]
     values = pa.array(np.ascontiguousarray(batch.outputs).reshape(-1))
     columns = {
-        "id": pa.array([source.ids[i] for i in batch.indices], pa.string()),
-        "label": pa.array([source.labels[i] for i in batch.indices], pa.string()),
-        "predicted": pa.array([classes[i] for i in best], pa.string()),
+        "id": pa.array([text(source.ids[i]) for i in batch.indices], pa.string()),
+        "label": pa.array([None if label is None else text(label) for label in labels], pa.string()),
+        "predicted": pa.array([text(classes[i]) for i in best], pa.string()),
         "probability": pa.array(batch.outputs[np.arange(len(best)), best], pa.float32()),
         "probabilities": pa.FixedSizeListArray.from_arrays(values, len(classes)),
     }

@@ -10,7 +10,7 @@ from typing import Any
 
 import click
 
-from byol import __version__
+from byol import __version__, telemetry
 from byol.console import show_json, show_table
 from byol.serve import hardware
 
@@ -57,6 +57,7 @@ def examine() -> dict[str, Any]:
         "driver": hardware.driver_problem() or "ok",
         "driver_version": hardware.driver_version(),
         "driver_cuda": hardware.driver_cuda_version(),
+        "telemetry": telemetry.state(),
     }
     problems = []
     if len(wheels) > 1:
@@ -151,6 +152,7 @@ def _runtime_rows(report: dict[str, Any]) -> list[tuple[str, object]]:
     cuda = report["onnxruntime_cuda"]
     return [
         ("onnxruntime", f"{report['onnxruntime']}{f', built for CUDA {cuda}' if cuda else ''}"),
+        ("telemetry", report["telemetry"]),
         ("providers built in", ", ".join(report["providers"])),
         *report["libraries"].items(),
         ("cpu session", report["cpu"]),

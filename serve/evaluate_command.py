@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from byol.console import note_device, note_skipped, progress, show_json, warnings_as_notes
+from byol.console import note_device, note_skipped, progress, show_json, show_line, warnings_as_notes
 from byol.locations import LOCATION, Location
 from byol.parameters import FiniteRange, OutputFile
 from byol.serve.options import BUNDLE, Positive, device_option, json_option, show
@@ -183,7 +183,7 @@ def _show_linear(values: dict[str, Any], as_json: bool) -> None:
     classes, few = values.pop("per_class", {}), values.pop("few_labels", [])
     show(values, as_json)
     for name, share in classes.items():
-        click.echo(f"  {name}: {share:.2%}")
+        show_line(f"  {name}: {share:.2%}")
     for row in few:
         spread = " +- {deviation:.2%} over {draws} draws".format(**row) if row["draws"] > 1 else ""
         click.echo("{labels} ({images} labelled images): {mean:.2%}".format(**row) + spread)
@@ -213,11 +213,13 @@ def _write_confusion(path: Path, classes: np.ndarray, counts: np.ndarray) -> Non
     import csv
 
     from byol.files import atomic_file
+    from byol.text import cell
 
     with atomic_file(path) as temporary, open(temporary, "w", newline="", encoding="utf-8") as stream:
         writer = csv.writer(stream)
-        writer.writerow(["class", *classes])
-        writer.writerows([name, *row] for name, row in zip(classes, counts.tolist(), strict=True))
+        names = [cell(str(name)) for name in classes]
+        writer.writerow(["class", *names])
+        writer.writerows([name, *row] for name, row in zip(names, counts.tolist(), strict=True))
 
 
 def _load(bundle: Path | None, train: Location, test: Location, device: str) -> Evaluation:

@@ -161,11 +161,13 @@ class _EncodeActor:
 
 @contextlib.contextmanager
 def cluster(address: str | None) -> Iterator[None]:
-    """Connect to a Ray cluster, or start one of this machine's cores and GPUs for the block.
+    """Connect to a Ray cluster, or start one of this machine's cores and GPUs for the block, reachable from here only.
 
     Raises `ValueError` when Ray is missing or the address does not answer.
     """
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # nothing is sent anywhere
+    if not address:  # all of Ray's ports on the loopback address; its own way on macOS and Windows
+        os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"
     try:
         import ray
         import ray.data
@@ -173,7 +175,7 @@ def cluster(address: str | None) -> Iterator[None]:
         raise ValueError("--engine ray needs Ray: pip install 'byol[ray]'") from error
     quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
     try:
-        ray.init(address, **quiet) if address else ray.init(include_dashboard=False, **quiet)
+        ray.init(address, **quiet) if address else ray.init("local", include_dashboard=False, **quiet)
     except Exception as error:  # Ray raises a bare one when its processes do not come up in time
         trouble = f"no Ray cluster answers at {address}" if address else "Ray cannot start a cluster here"
         raise ValueError(f"{trouble}: {reason_of(error)}") from error

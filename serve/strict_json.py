@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import math
 import types
 from dataclasses import fields, is_dataclass
 from typing import Any, Union, get_args, get_origin, get_type_hints
 
+from byol import strict_json
 from byol.text import is_plain
 
 
@@ -24,31 +24,14 @@ def check(ok: bool, message: str) -> None:
 def read_object(text: str | bytes) -> dict[str, Any]:
     """The JSON object in a text. Raises `BundleError`."""
     try:
-        data = json.loads(text, object_pairs_hook=_unique, parse_constant=_no_constant)
-    except BundleError:
-        raise
-    except (ValueError, RecursionError) as error:
-        raise BundleError(f"not valid JSON ({error})") from error
-    check(isinstance(data, dict), "not a JSON object")
-    found: dict[str, Any] = data
-    return found
+        return strict_json.read_object(text)
+    except ValueError as error:
+        raise BundleError(str(error)) from error
 
 
 def build(cls: Any, value: dict[str, Any]) -> Any:
     """An instance of a dataclass from a JSON object. Raises `BundleError` naming the place."""
     return _build_dataclass(cls, value, "")
-
-
-def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    unique: dict[str, Any] = {}
-    for key, value in pairs:
-        check(key not in unique, f"the key {key!r} stands twice in one object")
-        unique[key] = value
-    return unique
-
-
-def _no_constant(name: str) -> None:
-    raise BundleError(f"{name} is not a number that a manifest may hold")
 
 
 def is_text(value: str) -> bool:

@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from byol.console import note, note_device, note_skipped, progress, show_json, warnings_as_notes
+from byol.console import note, note_device, note_skipped, progress, show_json, show_line, warnings_as_notes
 from byol.locations import Location, location_of
 from byol.serve.options import BUNDLE, Positive, device_option, json_option
+from byol.text import as_message, printable
 
 if TYPE_CHECKING:
     from byol.serve.classifier import Classifier
@@ -46,7 +47,7 @@ def transfer(bundle: Path, data: tuple[str, ...], k: int, temperature: float, de
         locations[name] = train, test
     opened = {name: open_labelled(*pair) for name, pair in locations.items()}  # all, before any work
     Bundle.open(bundle)
-    width = max(len("data set"), *map(len, locations))
+    width = max(len("data set"), *(len(as_message(name)) for name in locations))
     if not as_json:
         click.echo(head(width))
     results, failed = list[dict[str, Any]](), dict[str, str]()
@@ -58,11 +59,11 @@ def transfer(bundle: Path, data: tuple[str, ...], k: int, temperature: float, de
             note_skipped(loaded.skipped)
             results.append({"name": name, **evaluate(loaded, k, temperature, device)})
         except (ValueError, OSError) as error:
-            failed[name] = str(error)
+            failed[name] = as_message(error)
             note(f"{name}: {error}")
             continue
         if not as_json:
-            click.echo(row(results[-1], width))
+            show_line(row(results[-1], width))
     if as_json:
         show_json({"results": results, "failed": failed, "seconds": round(time.perf_counter() - start, 3)})
     if failed:
@@ -86,8 +87,8 @@ def data_set(text: str) -> tuple[str, Location, Location]:
     if text in SPLITS and not folder.exists():
         return text, Path(f"{text}:train"), Path(f"{text}:test")
     raise click.UsageError(
-        f"{text} is neither a folder that holds train/ and {'/ or '.join(TEST_FOLDERS)}/, nor a named data set "
-        f"({', '.join(SPLITS)}); give NAME=TRAIN,TEST"
+        f"{printable(text)} is neither a folder that holds train/ and {'/ or '.join(TEST_FOLDERS)}/, nor a named data "
+        f"set ({', '.join(SPLITS)}); give NAME=TRAIN,TEST"
     )
 
 
@@ -126,4 +127,4 @@ def row(result: dict[str, Any], width: int) -> str:
     """One data set, accuracies in percent."""
     counts = [f"{result[key]:,}" for key in ("n_train", "n_test", "classes")]
     shares = [f"{100 * result[kind][key]:.2f}" for kind in ("linear", "knn") for key in COLUMNS]
-    return f"{result['name']:<{width}}" + "".join(f"{cell:>11}" for cell in (*counts, *shares))
+    return f"{as_message(result['name']):<{width}}" + "".join(f"{cell:>11}" for cell in (*counts, *shares))

@@ -4,6 +4,8 @@ import json
 
 import pytest
 
+from byol import telemetry  # noqa: F401 - before any test imports onnxruntime, which it keeps from reporting
+
 
 @pytest.fixture(autouse=True, scope="session")
 def own_home(tmp_path_factory):

@@ -47,7 +47,7 @@ def test_every_graph_is_there_proven_and_listed(place):
     said = (place / "said").read_text()
     assert all(f"verified: {name}: " in said for name in manifest.graphs)
     card = (place / "bundle" / "README.md").read_text()
-    assert "kNN (k 20, temperature 0.07): 16 images of test, bank of 32 of train." in card
+    assert "kNN (k 20, temperature 0.07): 16 images of `test`, bank of 32 of `train`." in card
     assert all(f"| `{name}` |" in card for name in manifest.graphs)
 
 

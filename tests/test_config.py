@@ -47,7 +47,7 @@ def test_paper_presets_hold_the_papers_numbers():
         ({"std": (0.2, 0.2)}, "std is .*; legal: three finite numbers"),
         ({"mean": (0.5, 0.5, float("nan"))}, "mean is .*; legal: three finite numbers"),
         ({"lars_eta": -1.0}, "lars_eta is -1.0; legal: above 0"),
-        ({"seed": 10**23}, "seed is 1000.*; legal: a number of at most 64 bits"),
+        ({"seed": 10**23}, "seed is 1000.*; legal: a whole number of at most 64 bits"),
         ({"warmup_epochs": 10**400}, "warmup_epochs is .*; legal: a finite number"),
         ({"knn_temperature": 0.0}, "knn_temperature is 0.0; legal: above 0"),
     ],

@@ -246,7 +246,7 @@ def test_the_bundle_classifies_as_was_reported(quick, result, tmp_path):
     assert head.top1 == first["top1"]
     assert manifest.training == load_manifest(quick / "bundle").training
     card = (tmp_path / "bundle" / "README.md").read_text()
-    assert "Then fine-tuned on 12 labelled images of train." in card
+    assert "Then fine-tuned on 12 labelled images of `train`." in card
     assert "(together with the encoder), it\nis right for" in card
     assert "train, 12 labelled images, 10 epochs" in byol("info", tmp_path / "bundle").out
     encoder, stored = load_encoder(tmp_path / "bundle"), load_file(out / "last.safetensors")
@@ -267,7 +267,7 @@ def test_from_a_bundle_without_a_test_set(quick, tmp_path):
     assert manifest.finetuning is not None
     assert (manifest.training, manifest.classifier.top1, manifest.finetuning.from_scratch) == (None, None, True)
     card = (tmp_path / "bundle" / "README.md").read_text()
-    assert "Trained with labels, from random weights, on 32 images of train." in card
+    assert "Trained with labels, from random weights, on 32 images of `train`." in card
     assert "(together with the encoder).\n" in card
 
 

@@ -273,7 +273,7 @@ def test_the_command_says_what_it_took_and_writes_a_bundle(tmp_path):
     assert manifest.training is None
     assert manifest.origin is not None
     assert (manifest.origin.toolkit, manifest.origin.file) == ("torchvision", "model.pth")
-    assert "read from `model.pth` (torchvision, SHA-256" in (tmp_path / "bundle" / "README.md").read_text()
+    assert "read from `model.pth` (`torchvision`, SHA-256" in (tmp_path / "bundle" / "README.md").read_text()
     pixels = np.random.default_rng(0).integers(0, 256, (3, SIZE, SIZE, 3), dtype=np.uint8)
     mean, std = (torch.tensor(v)[:, None, None] for v in (manifest.preprocess.mean, manifest.preprocess.std))
     model.fc = nn.Identity()

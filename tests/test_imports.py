@@ -17,7 +17,7 @@ REPORT = SERVING | {"bokeh", "jinja2", "markupsafe", "umap"}  # of the extras `r
 SHARED = (
     *("cache", "columns", "console", "draws", "faults", "files", "folders", "http_files", "images", "limits"),
     *("locations", "named", "parameters", "remote", "remote_path", "run_format", "shards", "sources", "stamps"),
-    *("tables", "text"),
+    *("strict_json", "tables", "telemetry", "text"),
 )
 SERVE_MAY_USE = ("byol.serve", *(f"byol.{name}" for name in SHARED))
 # The first two start the commands, the third has bundles read by serving's strict reader; inside functions only.

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -78,6 +80,40 @@ def ray_workers(kind: str) -> list[int]:
             if title.startswith(b"ray::") and kind.encode() in title:
                 found.append(int(entry.name))
     return found
+
+
+LISTENERS = """
+import json, os, re
+from pathlib import Path
+from byol.serve.ray_engine import cluster
+
+def parent(process):
+    return int(re.search(r"PPid:\\s*(\\d+)", (process / "status").read_text())[1])
+
+def mine(process):
+    while process.exists() and int(process.name) not in (1, os.getpid()):
+        process = Path("/proc", str(parent(process)))
+    return process.name == str(os.getpid())
+
+if __name__ == "__main__":
+    with cluster(None):
+        import ray
+        ray.get(ray.remote(lambda: 1).remote())
+        family = [process for process in Path("/proc").glob("[0-9]*") if mine(process)]
+        sockets = {os.readlink(file) for process in family for file in (process / "fd").iterdir() if file.is_symlink()}
+        rows = [line.split() for table in ("tcp", "tcp6") for line in Path("/proc/net", table).read_text().splitlines()]
+        print(json.dumps([row[1] for row in rows if row[3] == "0A" and f"socket:[{row[9]}]" in sockets]))
+"""
+LOOPBACK = re.compile("(?:0000000000000000FFFF0000|)[0-9A-F]{6}7F:|0{24}01000000:")  # 127.x, also as IPv6, and ::1
+
+
+def test_a_cluster_of_this_machine_listens_on_loopback_only(tmp_path: Path) -> None:
+    (tmp_path / "listeners.py").write_text(LISTENERS)
+    done = subprocess.run([sys.executable, tmp_path / "listeners.py"], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    addresses = json.loads(done.stdout)
+    assert len(addresses) > 4  # the head, the node, its agents, the workers
+    assert [address for address in addresses if not LOOPBACK.match(address)] == []
 
 
 def test_rows_of_an_npz_and_an_address_that_does_not_answer(place: Path, tmp_path: Path) -> None:

@@ -182,8 +182,8 @@ def test_a_line_that_is_still_written_is_left_out(tmp_path):
     [
         ("", "has no metrics yet"),
         ('{"step": 1, "epo', "has no metrics yet"),
-        ("nonsense\n", "line 1, is not JSON"),
-        ('{"step": 1, "epoch": 1}\n[1]\n', "line 2: expected an object with `step` and `epoch`"),
+        ("nonsense\n", "line 1: not valid JSON"),
+        ('{"step": 1, "epoch": 1}\n[1]\n', "line 2: not a JSON object"),
         ('{"step": 1, "epoch": 1, "loss": "low"}\n', "line 1: loss is not a number"),
     ],
 )

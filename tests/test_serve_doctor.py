@@ -159,3 +159,25 @@ def test_gpus_and_driver_as_the_driver_says(tmp_path: Path) -> None:
     )
     done = python("-c", code, path=tmp_path, LD_LIBRARY_PATH=str(tmp_path))
     assert done.stdout == "[None, '570.124.06', '12.8', ['NVIDIA H100 80GB HBM3', 'NVIDIA L4'], 2]\n", done.stderr
+
+
+@pytest.mark.parametrize(
+    ("first", "value", "says"),
+    [
+        ("import byol", None, "off"),
+        ("import byol", "TRUE", "off"),
+        ("import byol", "0", "on: ORT_DISABLE_TELEMETRY is '0' in the environment"),
+        ("import byol", "", "on: ORT_DISABLE_TELEMETRY is '' in the environment"),
+        ("import onnxruntime", None, "on: onnxruntime was imported before byol"),
+        ("import onnxruntime", "1", "off"),
+    ],
+)
+def test_it_says_whether_onnx_runtime_reports_its_use(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, first: str, value: str | None, says: str
+) -> None:
+    monkeypatch.delenv("ORT_DISABLE_TELEMETRY", raising=False)
+    (tmp_path / "onnxruntime.py").write_text("")  # imported, and nothing is sent from a test
+    code = f"{first}; from byol.telemetry import state; print(state())"
+    done = python("-c", code, path=tmp_path, **({} if value is None else {"ORT_DISABLE_TELEMETRY": value}))
+    assert done.stdout.startswith(says), done.stderr
+    assert byol("doctor").out.count("telemetry") == 1

@@ -99,7 +99,7 @@ def test_plain_onnxruntime_gives_the_same_features(bundle: Path, tmp_path: Path)
     (block,) = code("serving.md", "Plain onnxruntime")
     imported = {node.module for node in ast.walk(ast.parse(block)) if isinstance(node, ast.ImportFrom)}
     imported |= {a.name for node in ast.walk(ast.parse(block)) if isinstance(node, ast.Import) for a in node.names}
-    assert imported == {"json", "sys", "pathlib", "numpy", "onnxruntime", "PIL"}
+    assert imported == {"json", "os", "sys", "pathlib", "numpy", "onnxruntime", "PIL"}
     write_files(tmp_path / "photos", odd_images())
     paths = sorted((tmp_path / "photos").iterdir())
     (tmp_path / "bundle").symlink_to(bundle)

@@ -20,6 +20,7 @@ from byol.serve.knn import KNNClassifier, Neighbours, unit_rows
 from byol.serve.report.measure import TEMPERATURE, K
 from byol.serve.report.pictures import thumbnails
 from byol.sources import open_source
+from byol.text import on_one_line
 
 SEED = 0
 SHOWN, QUERIES, NEIGHBOURS = 400, 96, 6  # at most 400 + 96 * 6 = 976 pictures
@@ -81,7 +82,7 @@ def explore(data: Evaluation, train: Location, test: Location, device: str) -> E
     no queries.
     """
     shown = _chosen(data.test)
-    labels = [data.test.labels[row] for row in shown]
+    labels = [_shown(data.test.labels[row]) for row in shown]
     pictures: list[str] = []
     queries: list[Query] = []
     if not (is_features(train) or is_features(test)):
@@ -93,13 +94,18 @@ def explore(data: Evaluation, train: Location, test: Location, device: str) -> E
         predicted = _predicted(data, shown[asked], device)
         for i, number in enumerate(asked.tolist()):
             found = [
-                Found(place[row], data.train.ids[row], data.train.labels[row], float(value))
+                Found(place[row], on_one_line(data.train.ids[row]), _shown(data.train.labels[row]), float(value))
                 for row, value in zip(rows[i].tolist(), similarity[i], strict=True)
             ]
-            queries.append(Query(number, data.test.ids[shown[number]], labels[number], predicted[i], found))
-    ids = [data.test.ids[row] for row in shown]
+            name = on_one_line(data.test.ids[shown[number]])
+            queries.append(Query(number, name, labels[number], _shown(predicted[i]), found))
+    ids = [on_one_line(data.test.ids[row]) for row in shown]
     maps = projections(data.test.x[shown])
     return Exploration(ids, labels, maps, queries, pictures, len(data.train), len(data.test))
+
+
+def _shown(label: str | None) -> str | None:
+    return None if label is None else on_one_line(label)
 
 
 def _chosen(features: Features) -> np.ndarray:

@@ -13,6 +13,7 @@ from byol.serve.evaluate import Evaluation
 from byol.serve.few_labels import FewLabels, few_label_accuracy
 from byol.serve.knn import KNNClassifier
 from byol.serve.linear import LinearProbe
+from byol.text import on_one_line
 
 KS, K, TEMPERATURE = (1, 2, 5, 10, 20, 50, 100, 200), 20, 0.07  # K and TEMPERATURE are those of `byol knn`
 LABELS_PER_CLASS, DRAWS = (1, 2, 5, 10, 20, 50, 100), 5
@@ -57,7 +58,7 @@ def measure(data: Evaluation, device: str) -> Scores:
         knn={k: top1 for k, _, top1, _ in swept},
         linear=float(np.trace(confusion) / confusion.sum()),
         few=few,
-        classes=[str(name) for name in probe.classes_],
+        classes=[on_one_line(str(name)) for name in probe.classes_],
         confusion=confusion,
     )
 

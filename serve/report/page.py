@@ -14,6 +14,7 @@ from byol.serve.report import sections, summary
 from byol.serve.report.pictures import views_picture
 from byol.serve.report.provenance import provenance
 from byol.serve.report.style import THEME
+from byol.text import for_terminal
 
 MAX_BYTES = 5_000_000
 VIEWS = 4  # runs whose views are shown
@@ -62,5 +63,12 @@ def _asset(name: str) -> str:
 
 
 def _template(name: str) -> Template:
-    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    environment = Environment(
+        autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True, finalize=_for_people
+    )
     return environment.from_string(_asset(name))
+
+
+def _for_people(value: object) -> object:
+    """What a template writes; text of ours is markup, all other may come from a stranger."""
+    return for_terminal(value) if isinstance(value, str) and not isinstance(value, Markup) else value

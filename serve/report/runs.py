@@ -10,12 +10,14 @@ from pathlib import Path
 from typing import Any
 
 from byol.files import read_regular
-from byol.run_format import CONFIG, FINETUNE, MAX_CONFIG_BYTES, METRICS, VIEWS, read_metrics
+from byol.run_format import CONFIG, FINETUNE, METRICS, MOST_CONFIG, VIEWS, read_metrics
 from byol.serve.bundle import Bundle
 from byol.serve.manifest import MANIFEST
-from byol.text import printable, reason_of
+from byol.strict_json import read_object
+from byol.text import on_one_line, printable, reason_of
 
 Record = dict[str, float]
+LARGEST = 1e15  # of a number in a run's files: beyond it drawing overflows, and nothing counts so far
 
 
 @dataclass(frozen=True)
@@ -136,16 +138,17 @@ def read_run(path: Path) -> Run:
     """Read settings and metrics of a run folder. Raises `ValueError`: damaged files, no metrics yet."""
     name = printable(path / CONFIG)
     try:
-        facts = json.loads(read_regular(path / CONFIG, MAX_CONFIG_BYTES, follow=False))
-    except (OSError, ValueError, RecursionError) as error:
+        facts = read_object(read_regular(path / CONFIG, MOST_CONFIG, follow=False))
+    except (OSError, ValueError) as error:
         raise ValueError(f"{name} cannot be read: {reason_of(error)}") from error
-    if isinstance(facts, dict) and facts.get("task") == FINETUNE:
+    if facts.get("task") == FINETUNE:
         raise ValueError(
             f"{printable(path)} was written by `byol finetune`; export it and give the bundle: "
             f"byol export {printable(path)} --out BUNDLE"
         )
-    if not isinstance(facts, dict) or not isinstance(facts.get("config"), dict):
+    if not isinstance(facts.get("config"), dict):
         raise ValueError(f"{name} holds no `config`; expected what `byol train` writes")
+    _require_kinds(facts, name)
     records, cut_off = _read_metrics(path / METRICS)
     if not records:
         raise ValueError(
@@ -153,6 +156,25 @@ def read_run(path: Path) -> Run:
             "a run logs its first line after an epoch at the latest"
         )
     return Run(path, facts, records, cut_off)
+
+
+def _require_kinds(facts: dict[str, Any], file: str) -> None:
+    """Raise `ValueError` unless what a page shows of a run is of the kind that `byol train` writes."""
+    for part in ("data", "versions"):
+        if not isinstance(facts.get(part, {}), dict):
+            raise ValueError(f"{file}: {part} is {facts[part]!r:.40}; expected an object")
+    data = facts.get("data", {})
+    if data and not {"name", "images", "digest"} <= data.keys():
+        raise ValueError(f"{file}: data lacks one of name, images and digest")
+    _require_count(data, "images", 1, file)
+    for name, least in {"epochs": 1, "batch_size": 1, "max_steps": 0}.items():
+        _require_count(facts["config"], name, least, file)
+
+
+def _require_count(values: dict[str, Any], name: str, least: int, file: str) -> None:
+    value = values.get(name, least)
+    if type(value) is not int or not least <= value < LARGEST:
+        raise ValueError(f"{file}: {name} is {value!r:.40}; expected a whole number, {least} or more")
 
 
 def _read_metrics(path: Path) -> tuple[list[Record], bool]:
@@ -168,12 +190,12 @@ def _read_metrics(path: Path) -> tuple[list[Record], bool]:
 
 def _record(line: bytes, place: str) -> Record:
     try:
-        record = json.loads(line)
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"{place}, is not JSON: {reason_of(error)}") from error
-    if not isinstance(record, dict) or not {"step", "epoch"} <= record.keys():
+        record = read_object(line)
+    except ValueError as error:
+        raise ValueError(f"{place}: {error}") from error
+    if not {"step", "epoch"} <= record.keys():
         raise ValueError(f"{place}: expected an object with `step` and `epoch`")
-    wrong = [key for key, value in record.items() if isinstance(value, bool) or not isinstance(value, int | float)]
+    wrong = [key for key, value in record.items() if type(value) not in (int, float) or not abs(value) < LARGEST]
     if wrong:
-        raise ValueError(f"{place}: {wrong[0]} is not a number")
+        raise ValueError(f"{place}: {on_one_line(wrong[0])} is not a number, or too large for one")
     return record
