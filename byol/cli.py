@@ -9,6 +9,8 @@ import click
 
 from byol import __version__
 from byol.memory import keep_freed_memory
+from byol.signals import Stopped, stopping
+from byol.streams import prepare
 
 # name: (module, one line for `byol --help`). The command is the module's attribute of the same name.
 COMMANDS = {
@@ -85,7 +87,13 @@ def byol() -> None:
 
 def main() -> None:
     """Run the command line. Exit 0: success, 1: the work failed, 2: the command was wrong."""
+    prepare()
     keep_freed_memory()
+    with stopping():
+        _run()
+
+
+def _run() -> None:
     try:
         byol(prog_name="byol", standalone_mode=True)
     except ModuleNotFoundError as error:  # raised when a command is loaded, or by what it loads when it runs
@@ -93,6 +101,9 @@ def main() -> None:
         if extra is None:
             raise
         click.echo(f"Error: {error.name} is needed and not installed; run: pip install 'byol[{extra}]'", err=True)
+        sys.exit(1)
+    except Stopped as error:
+        click.echo(f"Error: {error}", err=True)
         sys.exit(1)
     except (ValueError, OSError) as error:  # what a user can cause; anything else is a defect and shows its traceback
         click.echo(f"Error: {error}", err=True)

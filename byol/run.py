@@ -19,8 +19,12 @@ from torch import Tensor
 from byol import __version__
 from byol.checkpoint import Checkpoint, read_checkpoint
 from byol.config import TIMM, TrainConfig
-from byol.files import atomic_file, only_writer
-from byol.run_format import CONFIG, LAST, METRICS, TRAIN, VIEWS
+from byol.files import atomic_file
+from byol.locks import only_writer
+from byol.names import leftovers_in
+from byol.run_format import CONFIG, LAST, METRICS, RESULT, TRAIN, VIEWS
+
+FILES = (CONFIG, LAST, METRICS, RESULT, VIEWS, "step-*.safetensors")
 
 
 class RunFolder:
@@ -62,7 +66,7 @@ class RunFolder:
     def start(self, content: dict[str, Any], arch: str) -> None:
         """The same with the content of `config.json`, to which versions and commit are added."""
         self.require_new()
-        self.path.mkdir(parents=True, exist_ok=True)
+        self.path.resolve().mkdir(parents=True, exist_ok=True)  # a link may lead to a folder that is yet to be
         whole = {**content, "versions": _versions(arch), "git_commit": _git_commit()}
         with atomic_file(self._config) as temporary:
             temporary.write_text(json.dumps(whole, indent=2, sort_keys=True) + "\n")
@@ -93,8 +97,8 @@ class RunFolder:
 
     def remove_leftovers(self) -> None:
         """Remove half-written files and locks of killed processes, safetensors' own (`.tmpXXXXXX`) among them."""
-        for path in self.path.glob(".*"):
-            if ("tmp" in path.name or path.suffix == ".lock") and path.is_file():
+        for path in (*leftovers_in(self.path, FILES), *self.path.glob(".tmp" + "[0-9A-Za-z]" * 6)):
+            if path.is_file() or path.is_symlink():
                 path.unlink(missing_ok=True)
 
     def log(self, record: dict[str, Any]) -> None:

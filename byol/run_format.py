@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 CONFIG, METRICS, LAST, VIEWS = "config.json", "metrics.jsonl", "last.safetensors", "views.png"
+RESULT = "result.json"  # of a fine-tuning
 TRAIN, FINETUNE = "train", "finetune"  # the commands that write one: `task` in config.json and in checkpoints
 
 # Below the first and the third of these training is collapsing; a healthy std_ratio is between the second and 1.

@@ -16,7 +16,7 @@ from byol.export.bundle import Source, export_bundle
 from byol.export.foreign import TOOLKITS, foreign_encoder
 from byol.export.triton import require_repository, write_repository
 from byol.locations import LOCATION
-from byol.parameters import FiniteRange
+from byol.parameters import FiniteRange, Output
 from byol.serve.bundle import require_place
 from byol.serve.manifest import LARGEST_SIZE, Manifest
 
@@ -25,7 +25,7 @@ IMAGENET_MEAN, IMAGENET_STD = TrainConfig.mean, TrainConfig.std
 
 @click.command()
 @click.argument("source", metavar="RUN|CHECKPOINT", type=click.Path(exists=True, path_type=Path))
-@click.option("--out", type=click.Path(path_type=Path), required=True, help="Folder of the bundle.")
+@click.option("--out", type=Output(), required=True, help="Folder of the bundle.")
 @click.option(
     "--from",
     "toolkit",
@@ -54,7 +54,7 @@ IMAGENET_MEAN, IMAGENET_STD = TrainConfig.mean, TrainConfig.std
 @click.option("--any-size", is_flag=True, help="Add an encoder that resizes and crops pictures itself.")
 @click.option("--eval-train", type=LOCATION, help="Labelled images: the bank for the kNN accuracy of every variant.")
 @click.option("--eval-test", type=LOCATION, help="Labelled images: the queries.")
-@click.option("--triton", type=click.Path(path_type=Path), help="Also write a model repository for Triton here.")
+@click.option("--triton", type=Output(), help="Also write a model repository for Triton here.")
 def export(source: Path, out: Path, triton: Path | None, **options: Any) -> None:
     """Write the online encoder of a run folder, or of one checkpoint file, as a verified bundle.
 

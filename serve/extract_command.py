@@ -9,6 +9,7 @@ import click
 
 from byol.console import note, note_device, note_skipped, progress
 from byol.locations import LOCATION, Location
+from byol.parameters import of_option
 from byol.serve import PART_IMAGES, VARIANT_NAMES
 from byol.serve.options import (
     BUNDLE,
@@ -88,15 +89,19 @@ def extract(
 
     Into a folder they are written in parts: the same command again goes on behind the finished parts.
     """
-    from byol.serve.extract import errors_of, output_file
+    from byol.outputs import require_output_folder
+    from byol.serve import kinds
+    from byol.serve.extract import errors_of, output_file, require_table
     from byol.serve.features import ERRORS
     from byol.serve.parts import Task
     from byol.text import printable
 
-    try:
+    with of_option("--out"):
         file = output_file(out)
-    except ValueError as error:
-        raise click.BadParameter(str(error), param_hint="--out") from error
+        if file:
+            require_table(file, kinds.FEATURES, [images, bundle])
+        else:
+            require_output_folder(Path(out), [images, bundle])
     if file and (engine == "ray" or (processes or 1) > 1):
         raise click.UsageError("several processes, and Ray, write a folder of parts: let --out end in /")
     if engine == "ray" and (processes or decode_threads):

@@ -13,8 +13,9 @@ SERVING = {"numpy", "PIL", "onnx", "onnxruntime", "safetensors", "click", "rich"
 OPTIONAL = {"ray", "upath"}  # of extras, inside functions only
 REPORT = SERVING | {"bokeh", "jinja2", "markupsafe", "umap"}  # of the extras `report` and `report-umap`
 SHARED = (
-    *("cache", "columns", "console", "draws", "files", "folders", "images", "limits", "locations", "parameters"),
-    *("named", "remote", "run_format", "shards", "sources", "stamps", "tables", "text"),
+    *("cache", "columns", "console", "draws", "files", "folders", "images", "limits", "locations", "locks"),
+    *("named", "names", "outputs", "parameters", "remote", "run_format", "shards", "signals", "sources", "stamps"),
+    *("streams", "tables", "text"),
 )
 SERVE_MAY_USE = ("byol.serve", *(f"byol.{name}" for name in SHARED))
 # The first two start the commands, the third has bundles read by serving's strict reader; inside functions only.
