@@ -16,7 +16,8 @@ from byol.export.bundle import Source, export_bundle
 from byol.export.foreign import TOOLKITS, foreign_encoder
 from byol.export.triton import require_repository, write_repository
 from byol.locations import LOCATION
-from byol.parameters import FiniteRange, Output
+from byol.outputs import require_output_folder
+from byol.parameters import FiniteRange, Output, of_option
 from byol.serve.bundle import require_place
 from byol.serve.manifest import LARGEST_SIZE, Manifest
 
@@ -70,8 +71,13 @@ def export(source: Path, out: Path, triton: Path | None, **options: Any) -> None
         raise click.UsageError("weights of another toolkit do not say what they are weights of; add --arch NAME")
     require_place(out)  # before work that would be lost
     if triton:
+        with of_option("--triton"):
+            require_output_folder(triton, [source, out])
+            if triton.resolve() == out.resolve():
+                raise ValueError(f"{triton} is to be the bundle; choose another folder")
         require_repository(triton)
     manifest = export_bundle(_foreign_source(source, **foreign) if foreign else source, out, additions)
+    models = write_repository(out, triton) if triton else []  # before the lines, which may find no reader
     size = sum(entry.size for entry in manifest.files.values()) / 1e6
     click.echo(
         f"{out}: {manifest.architecture.name}, "
@@ -80,7 +86,7 @@ def export(source: Path, out: Path, triton: Path | None, **options: Any) -> None
     for name in manifest.graphs:
         click.echo(f"verified: {_proof(manifest, name)}")
     if triton:
-        click.echo(f"{triton}: model repository with {', '.join(write_repository(out, triton))}")
+        click.echo(f"{triton}: model repository with {', '.join(models)}")
 
 
 def _foreign_source(

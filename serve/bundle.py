@@ -17,6 +17,7 @@ from byol.serve.manifest import (
     ANY_SIZE,
     CLASSIFIER,
     ENCODER,
+    FILES,
     GOLDEN,
     MANIFEST,
     MAX_BYTES,
@@ -167,7 +168,7 @@ def require_place(out: Path) -> None:
     except (OSError, BundleError):
         manifest = {}
     files = manifest.get("files")
-    if "schema_version" not in manifest or not isinstance(files, dict):
+    if "schema_version" not in manifest or not isinstance(files, dict) or not files.keys() <= FILES:
         raise ValueError(f"{printable(out)} exists and is no bundle; choose another folder for the bundle")
     others = sorted(found - {MANIFEST, *files})
     if others:

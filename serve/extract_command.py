@@ -94,6 +94,7 @@ def extract(
     from byol.serve.extract import errors_of, output_file, require_table
     from byol.serve.features import ERRORS
     from byol.serve.parts import Task
+    from byol.signals import Stopped
     from byol.text import printable
 
     with of_option("--out"):
@@ -111,10 +112,14 @@ def extract(
     if ray_address and engine != "ray":
         raise click.UsageError("--ray-address needs --engine ray")
     task = Task(images, Path(out), extraction_options(on_error, max_errors, decode_threads, dtype), part_images)
-    if engine == "ray":
-        result, facts = _by_ray(bundle, task, ray_address, encoder)
-    else:
-        result, facts = _here(bundle, task, file, processes, encoder)
+    try:
+        if engine == "ray":
+            result, facts = _by_ray(bundle, task, ray_address, encoder)
+        else:
+            result, facts = _here(bundle, task, file, processes, encoder)
+    except Stopped as error:
+        kept = "" if file else "; finished parts are kept, give the same command again to go on"
+        raise click.ClickException(f"{error}{kept}") from None
     if result.was_complete:
         note(f"{printable(out)} was complete already; for other images give an empty folder")
     errors = errors_of(file) if file else Path(out) / ERRORS
