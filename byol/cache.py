@@ -7,29 +7,41 @@ what the disk has free) is kept; the entry used longest ago goes first.
 
 from __future__ import annotations
 
+import errno
 import os
+import secrets
 import shutil
-import socket
+import stat
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
-from byol.files import read_regular, sync
+from byol.files import read_regular, remove, sync, writable_above
+from byol.locks import only_writer
 from byol.strict_json import read_object
+from byol.text import printable, reason_of
 
 DEFAULT_GB = 100.0
-META, MOST_META = "meta.json", 256 << 20  # bytes: it lists the images that could not be read
+META = "meta.json"
+ARRAYS = ("pixels.npy", "aspect.npy", "indices.npy")
+MOST_META = 256 << 20  # bytes: it lists the images that could not be read
+WEEK = 7 * 86_400  # seconds
+CHUNK = 1 << 24  # bytes written at a time
 _TEMPORARY = ".tmp-"
+_NO_FALLOCATE = (errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSYS, errno.ENOTSUP)
 
 
 def home() -> Path:
     """The folder of everything kept."""
     if own := os.environ.get("BYOL_HOME"):
         return Path(own)
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "byol"
+    try:
+        return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "byol"
+    except RuntimeError:  # a user without a home: nothing can be kept
+        return Path(os.devnull) / "byol"
 
 
 def size_limit() -> int:
@@ -44,9 +56,13 @@ def size_limit() -> int:
     return int(gigabytes * 1e9)
 
 
+class CacheError(OSError):
+    """Nothing can be kept: the disk is full, or the folder cannot be written to. Only the cache is lost."""
+
+
 @dataclass(frozen=True)
 class Entry:
-    """One set of decoded images. `used` in seconds since 1970."""
+    """One set of decoded images. `used` in seconds since 1970, `meta` as `read_meta` has checked it."""
 
     path: Path
     size: int
@@ -71,46 +87,64 @@ class DecodedCache:
 
     def entries(self) -> list[Entry]:
         """All entries, the one used longest ago first."""
-        found = [_entry(path) for path in self.root.glob("[!.]*")] if self.root.is_dir() else []
+        try:
+            found = [_entry(path) for path in self.root.glob("[!.]*")] if self.root.is_dir() else []
+        except OSError:  # a folder above that cannot be entered
+            found = []
         return sorted((entry for entry in found if entry), key=lambda entry: entry.used)
 
     def has_room(self, size: int) -> bool:
-        """Whether so many bytes may be kept, if need be in place of what is there."""
+        """Whether so many bytes may be kept, if need be in place of what is there. Raises `CacheError`."""
         if size > self.limit:
             return False
-        existing = next(path for path in (self.root, *self.root.parents) if path.exists())
         kept = sum(entry.size for entry in self.entries())
-        return size <= (shutil.disk_usage(existing).free + kept) // 2
+        with self.failing_alone():
+            existing = writable_above(self.root / META)[0]
+            return size <= (shutil.disk_usage(existing).free + kept) // 2
 
     @contextmanager
     def create(self, key: str, size: int) -> Iterator[Path]:
         """Give an empty folder; after the block its files are synced and found under `key`.
 
         Entries used longest ago make room. When another process was first, its entry stays and this one goes. Raises
-        `OSError`; nothing is left then.
+        `CacheError`; nothing is left then. A lock beside the folder says that it is being written: process numbers
+        mean nothing where two containers share a home.
         """
-        self.root.mkdir(parents=True, exist_ok=True)
-        self._remove_abandoned()
-        self._make_room(size)
-        temporary = self.root / f"{_TEMPORARY}{socket.gethostname()}-{os.getpid()}-{key}"
-        shutil.rmtree(temporary, ignore_errors=True)
-        temporary.mkdir()
-        try:
+        temporary = self.root / f"{_TEMPORARY}{secrets.token_hex(8)}"
+        with ExitStack() as stack:
+            with self.failing_alone():
+                self.root.mkdir(parents=True, exist_ok=True)
+                self._remove_abandoned()
+                self._make_room(size)
+                stack.enter_context(only_writer(temporary, _lock_of(temporary)))  # before there is a folder
+                temporary.mkdir()
+            stack.callback(shutil.rmtree, temporary, ignore_errors=True)
             yield temporary
-            for file in temporary.iterdir():
-                sync(file)
-            try:
-                os.rename(temporary, self.root / key)
-            except OSError:
-                if not (self.root / key).exists():  # another process was not first: a real failure
-                    raise
-            sync(self.root)
-        finally:
-            shutil.rmtree(temporary, ignore_errors=True)
+            with self.failing_alone():
+                self._publish(temporary, self.root / key)
+
+    @contextmanager
+    def failing_alone(self) -> Iterator[None]:
+        """An `OSError` of the block is the cache's own: a `CacheError`, which no other work ends for."""
+        try:
+            yield
+        except OSError as error:
+            raise CacheError(error.errno, f"{printable(self.root)} keeps no images: {reason_of(error)}") from error
+
+    def _publish(self, temporary: Path, final: Path) -> None:
+        for file in temporary.iterdir():
+            sync(file)
+        try:
+            os.rename(temporary, final)
+        except OSError:
+            if not final.exists():  # another process was not first: a real failure
+                raise
+        sync(self.root)
 
     def drop(self, key: str) -> None:
         """Remove an entry. Processes that have mapped its files keep them."""
-        shutil.rmtree(self.root / key, ignore_errors=True)
+        with suppress(OSError):
+            remove(self.root / key)
 
     def clear(self) -> int:
         """Remove all entries; the bytes freed."""
@@ -132,29 +166,83 @@ class DecodedCache:
             free += entry.size
 
     def _remove_abandoned(self) -> None:
-        """Remove what killed processes of this machine, or anybody a week ago, left half-written."""
+        """Remove what killed processes left half-written: nobody holds its lock. Without one, after a week."""
         for path in self.root.glob(f"{_TEMPORARY}*"):
-            host, _, rest = path.name.removeprefix(_TEMPORARY).rpartition("-")[0].rpartition("-")
-            dead = host == socket.gethostname() and not _is_running(int(rest)) if rest.isdigit() else False
             with suppress(OSError):
-                if dead or time.time() - path.stat().st_mtime > 7 * 86_400:
+                if path.is_dir() and (not _is_held(path) or time.time() - path.stat().st_mtime > WEEK):
                     shutil.rmtree(path, ignore_errors=True)
 
 
-def _entry(path: Path) -> Entry | None:
+def _lock_of(temporary: Path) -> Path:
+    return temporary.with_name(f"{temporary.name}.lock")
+
+
+def _is_held(temporary: Path) -> bool:
+    """Whether a process may be writing the folder. Where that cannot be told (no lock, as of old), it may."""
+    lock = _lock_of(temporary)
+    if not lock.is_file():
+        return True
     try:
-        meta = read_object(read_regular(path / META, MOST_META))
-        size = sum(file.stat().st_size for file in path.iterdir())
-        return Entry(path, size, path.stat().st_mtime, meta)
+        with only_writer(temporary, lock) as alone:
+            return not alone
+    except OSError:
+        return True
+
+
+def read_meta(folder: Path) -> dict[str, Any]:
+    """What an entry's `meta.json` says. Raises `ValueError` or `OSError` when it is damaged."""
+    meta = read_object(read_regular(folder / META, MOST_META, follow=False))
+    listed = [*meta["listed"], *meta["unreadable"]] if _has_types(meta) else None
+    if listed is None or not all(_is_skipped(item) for item in listed):
+        raise ValueError("it says something else than an entry does")
+    return meta
+
+
+def _has_types(meta: dict[str, Any]) -> bool:
+    kinds = {"name": str, "images": int, "shape": list, "listed": list, "unreadable": list}
+    typed = all(type(meta.get(name)) is kind for name, kind in kinds.items())
+    return typed and len(meta["shape"]) == 4 and all(type(side) is int and side >= 0 for side in meta["shape"])
+
+
+def _is_skipped(item: object) -> bool:
+    return isinstance(item, dict) and item.keys() == {"path", "reason"} and all(type(v) is str for v in item.values())
+
+
+def _entry(path: Path) -> Entry | None:
+    """An entry, None for anything else: only what is one is ever removed."""
+    try:
+        meta = read_meta(path)
+        files = {file.name: file.lstat() for file in path.iterdir()}
+        used = path.lstat()
     except (OSError, ValueError):
         return None
+    plain = stat.S_ISDIR(used.st_mode) and all(stat.S_ISREG(file.st_mode) for file in files.values())
+    if not plain or not files.keys() <= {META, *ARRAYS}:
+        return None
+    return Entry(path, sum(file.st_size for file in files.values()), used.st_mtime, meta)
 
 
-def _is_running(process: int) -> bool:
-    try:
-        os.kill(process, 0)
-    except ProcessLookupError:
-        return False
-    except OSError:  # it runs and belongs to someone else
-        return True
-    return True
+def reserve(path: Path) -> None:
+    """Have the disk give a sparse file its blocks. Raises `OSError` when it is full.
+
+    Else a mapped page that finds no room would end the process (SIGBUS).
+    """
+    with open(path, "r+b") as stream:
+        size = os.fstat(stream.fileno()).st_size
+        try:
+            os.posix_fallocate(stream.fileno(), 0, size)
+        except (AttributeError, OSError) as error:  # macOS has none, some file systems neither
+            if isinstance(error, OSError) and error.errno not in _NO_FALLOCATE:
+                raise
+            _fill(stream, size)
+
+
+def _fill(stream: BinaryIO, size: int) -> None:
+    """Write what the file holds, zeros but for its head, over itself."""
+    for start in range(0, size, CHUNK):
+        stream.seek(start)
+        content = stream.read(min(CHUNK, size - start))
+        stream.seek(start)
+        stream.write(content)
+    stream.flush()
+    os.fsync(stream.fileno())  # some file systems find their room only now

@@ -27,8 +27,7 @@ def cache(context: click.Context, as_json: bool) -> None:
     entries = kept.entries()
     if as_json:
         listed = [
-            {"key": e.path.name, "name": e.meta.get("name"), "images": e.meta.get("images"), "bytes": e.size}
-            for e in entries
+            {"key": e.path.name, "name": e.meta["name"], "images": e.meta["images"], "bytes": e.size} for e in entries
         ]
         show_json({"folder": str(kept.root), "limit_bytes": kept.limit, "entries": listed})
         return
@@ -36,8 +35,7 @@ def cache(context: click.Context, as_json: bool) -> None:
     show_table([("folder", kept.root), ("kept", f"{total / 1e9:.2f} GB of {kept.limit / 1e9:.0f} GB")])
     for entry in entries:
         days = (time.time() - entry.used) / 86_400
-        side = entry.meta.get("shape", [0, 0])[1]
-        what = f"{entry.meta.get('name')}: {entry.meta.get('images')} images at {side} px"
+        what = f"{entry.meta['name']}: {entry.meta['images']} images at {entry.meta['shape'][1]} px"
         show_line(f"  {what}, {entry.size / 1e6:.0f} MB, used {days:.0f} days ago")
 
 

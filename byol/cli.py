@@ -13,6 +13,8 @@ import click
 from byol import __version__
 from byol.console import note
 from byol.memory import keep_freed_memory
+from byol.signals import Stopped, stopping
+from byol.streams import prepare
 from byol.text import as_message, for_terminal
 
 # name: (module, one line for `byol --help`). The command is the module's attribute of the same name.
@@ -103,8 +105,14 @@ def main() -> None:
 
     Every message passes through `byol.text` here at the latest, whoever composed it.
     """
+    prepare()
     keep_freed_memory()
     sys.excepthook = _show_defect
+    with stopping():
+        _run()
+
+
+def _run() -> None:
     try:
         sys.exit(byol(prog_name="byol", standalone_mode=False) or 0)
     except click.ClickException as error:
@@ -120,6 +128,9 @@ def main() -> None:
         if extra is None:
             raise
         note(f"Error: {error.name} is needed and not installed; run: pip install 'byol[{extra}]'")
+        sys.exit(1)
+    except Stopped as error:
+        note(f"Error: {error}")
         sys.exit(1)
     except (ValueError, OSError) as error:  # what a user can cause; anything else is a defect and shows its traceback
         note(f"Error: {error}")

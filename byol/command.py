@@ -13,13 +13,14 @@ import click
 from byol.config import ARCHITECTURES, OPTIMIZERS, STEMS, TIMM, TrainConfig, ViewConfig
 from byol.console import note
 from byol.locations import LOCATION, Location
+from byol.parameters import Output
 from byol.presets import PRESETS
 from byol.text import printable
 
 
 @click.command()
 @click.argument("data", type=LOCATION)
-@click.option("--out", type=click.Path(path_type=Path), required=True, help="Folder of the run.")
+@click.option("--out", type=Output(), required=True, help="Folder of the run.")
 @click.option("--preset", type=click.Choice(list(PRESETS)), help="Settings to start from; the options below override.")
 @click.option("--val-data", type=LOCATION, help="Labelled images for kNN accuracy while training.")
 @click.option("--epochs", type=int, help="Passes over the images.")

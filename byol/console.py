@@ -42,8 +42,9 @@ def show_table(rows: Sequence[tuple[str, object]]) -> None:
 
 
 def note(message: str) -> None:
-    """One line on stderr."""
-    click.echo(as_message(message), err=True)
+    """One line on stderr, where there is one: no work ends for a note that cannot be written."""
+    with contextlib.suppress(OSError, ValueError):  # ValueError: the host program has closed it
+        click.echo(as_message(message), err=True)
 
 
 def note_device(asked: str, device: str, reason: str) -> None:
@@ -76,7 +77,7 @@ def warnings_as_notes() -> Iterator[None]:
 @contextlib.contextmanager
 def progress(title: str, total: int | None) -> Iterator[Callable[[int], None]]:
     """A bar on stderr when it is a terminal, else a line a minute. Gives advance(count)."""
-    if not sys.stderr.isatty():
+    if sys.stderr is None or not sys.stderr.isatty():
         yield _a_line_a_minute(title, total)
         return
     with progress_bar(title, total, transient=True) as bar:

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
+import warnings
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -20,10 +22,8 @@ from PIL import Image
 from torch import Tensor
 
 from byol.budget import PIXELS
-from byol.cache import META, MOST_META, DecodedCache
-from byol.files import read_regular
+from byol.cache import ARRAYS, META, CacheError, DecodedCache, Entry, reserve
 from byol.images import ImageSource, Preprocess, Skipped, UnreadableImage, decode, usable_cores
-from byol.strict_json import read_object
 from byol.text import printable
 
 SMALL = 16 << 20  # bytes: fewer decoded images are held in memory and not cached, decoding them takes no time
@@ -109,21 +109,25 @@ def open_images(
     """The images of a source for training: decoded, where they fit into the cache, else streamed."""
     cache = cache or DecodedCache()
     size = len(source) * canvas * canvas * 3
-    if size > SMALL and not cache.has_room(size):
+    try:
+        if size > SMALL and not cache.has_room(size):
+            return StreamedImages(source, canvas)
+        return _load(source, canvas, f"canvas {canvas}", _squeeze(canvas), advance, cache)
+    except CacheError as error:
+        warnings.warn(f"{error}; images are decoded for each batch", stacklevel=2)
         return StreamedImages(source, canvas)
-    return load_canvases(source, canvas, advance, cache)
 
 
 def load_canvases(
     source: ImageSource, canvas: int, advance: Advance | None = None, cache: DecodedCache | None = None
 ) -> ImageTensor:
     """Decode every image of a source, whole, to a canvas x canvas square for random cropping."""
-    return _load(source, canvas, f"canvas {canvas}", _squeeze(canvas), advance, cache)
+    return _load_anyhow(source, canvas, f"canvas {canvas}", _squeeze(canvas), advance, cache)
 
 
 def load_evaluation(source: ImageSource, preprocess: Preprocess, cache: DecodedCache | None = None) -> ImageTensor:
     """Decode every image of a source exactly as serving does: resized and centre-cropped."""
-    return _load(source, preprocess.crop, str(preprocess), lambda image: (preprocess(image), 1.0), None, cache)
+    return _load_anyhow(source, preprocess.crop, str(preprocess), lambda image: (preprocess(image), 1.0), None, cache)
 
 
 def _squeeze(canvas: int) -> Transform:
@@ -136,6 +140,22 @@ def _squeeze(canvas: int) -> Transform:
     return squeeze
 
 
+def _load_anyhow(
+    source: ImageSource,
+    side: int,
+    what: str,
+    transform: Transform,
+    advance: Advance | None,
+    cache: DecodedCache | None,
+) -> ImageTensor:
+    """`_load`, without the cache where that cannot be used."""
+    try:
+        return _load(source, side, what, transform, advance, cache)
+    except CacheError as error:
+        warnings.warn(f"{error}; the images are decoded for this run alone", stacklevel=2)
+        return _load(source, side, what, transform, advance, None)
+
+
 def _load(
     source: ImageSource,
     side: int,
@@ -144,24 +164,40 @@ def _load(
     advance: Advance | None,
     cache: DecodedCache | None,
 ) -> ImageTensor:
-    """Decode a source, through the cache where one is given and the source can tell whether it changed."""
+    """Decode a source, through the cache where one is given and the source can tell whether it changed.
+
+    Raises `CacheError`.
+    """
     shape = (len(source), side, side, 3)
     size = int(np.prod(shape, dtype=np.int64))
-    if cache is None or source.stamp is None or size <= SMALL or not cache.has_room(size):
-        pixels = np.empty(shape, np.uint8)
-        return _image_tensor(pixels, *_decode_into(pixels, source, transform, advance))
+    if cache is not None and source.stamp is not None and size > SMALL and cache.has_room(size):
+        return _load_kept(source, shape, what, transform, advance, cache)
+    pixels = np.empty(shape, np.uint8)
+    return _image_tensor(pixels, *_decode_into(pixels, source, transform, advance))
+
+
+def _load_kept(
+    source: ImageSource,
+    shape: tuple[int, ...],
+    what: str,
+    transform: Transform,
+    advance: Advance | None,
+    cache: DecodedCache,
+) -> ImageTensor:
+    """The entry of the cache, made where there is none. Raises `CacheError` when that cannot be done."""
+    assert source.stamp is not None  # else there is no key
     words = (CACHE_FORMAT, PIL.__version__, what, source_digest(source), source.stamp())
     key = hashlib.sha256("\n".join(words).encode()).hexdigest()[:32]
     entry = cache.find(key)
-    found = _read_entry(entry.path) if entry else None
+    found = _read_entry(entry, shape) if entry else None
     if found is None or any(_readable_now(source, found.skipped)):
         cache.drop(key)
-        with cache.create(key, size) as folder:
-            _write_entry(folder, shape, source, transform, advance)
+        with cache.create(key, math.prod(shape)) as folder:
+            _write_entry(cache, folder, shape, source, transform, advance)
         entry = cache.find(key)
-        found = _read_entry(entry.path) if entry else None
+        found = _read_entry(entry, shape) if entry else None
     if found is None:
-        raise OSError(f"{cache.root / key} cannot be read back; clear it by `byol cache clear`")
+        raise CacheError(f"{printable(cache.root / key)} cannot be read back; clear it by `byol cache clear`")
     return found
 
 
@@ -203,14 +239,18 @@ def _image_tensor(pixels: np.ndarray, aspect: np.ndarray, indices: np.ndarray, s
 
 
 def _write_entry(
-    folder: Path, shape: tuple[int, ...], source: ImageSource, transform: Transform, advance: Advance | None
+    cache: DecodedCache,
+    folder: Path,
+    shape: tuple[int, ...],
+    source: ImageSource,
+    transform: Transform,
+    advance: Advance | None,
 ) -> None:
     """Write `pixels.npy`, `aspect.npy`, `indices.npy` and `meta.json`; rows of unreadable images stay unused."""
-    pixels = np.lib.format.open_memmap(folder / "pixels.npy", mode="w+", dtype=np.uint8, shape=shape)
+    with cache.failing_alone():
+        pixels = np.lib.format.open_memmap(folder / "pixels.npy", mode="w+", dtype=np.uint8, shape=shape)
+        reserve(folder / "pixels.npy")
     aspect, indices, skipped = _decode_into(pixels, source, transform, advance)
-    pixels.flush()
-    np.save(folder / "aspect.npy", aspect, allow_pickle=False)
-    np.save(folder / "indices.npy", indices, allow_pickle=False)
     listed = len(source.skipped)
     meta: dict[str, Any] = {
         "name": Path(source.name).name,
@@ -219,22 +259,30 @@ def _write_entry(
         "listed": [vars(item) for item in skipped[:listed]],
         "unreadable": [vars(item) for item in skipped[listed:]],
     }
-    (folder / META).write_text(json.dumps(meta))
+    with cache.failing_alone():
+        pixels.flush()
+        np.save(folder / "aspect.npy", aspect, allow_pickle=False)
+        np.save(folder / "indices.npy", indices, allow_pickle=False)
+        (folder / META).write_text(json.dumps(meta))
 
 
-def _read_entry(folder: Path) -> ImageTensor | None:
-    """An entry's images, mapped; None when its files are damaged."""
-    try:
-        meta = read_object(read_regular(folder / META, MOST_META))
-        # Copy on write: nobody writes, and torch wants arrays it could write to.
-        pixels = np.load(folder / "pixels.npy", mmap_mode="c", allow_pickle=False)
-        aspect = np.load(folder / "aspect.npy", allow_pickle=False)
-        indices = np.load(folder / "indices.npy", allow_pickle=False)
-        skipped = [Skipped(**item) for item in [*meta["listed"], *meta["unreadable"]]]
-        if list(pixels.shape) != meta["shape"] or not len(aspect) == len(indices) == meta["images"]:
+def _read_entry(entry: Entry, shape: tuple[int, ...]) -> ImageTensor | None:
+    """An entry's images, mapped; None when its files are damaged, or say something else than they should."""
+    images, meta = entry.meta["images"], entry.meta
+    kinds, sizes = (np.uint8, np.float32, np.int64), (shape, (images,), (images,))
+    arrays = []
+    for name, kind, size in zip(ARRAYS, kinds, sizes, strict=True):
+        try:  # copy on write: nobody writes, and torch wants arrays it could write to
+            array = np.load(entry.path / name, mmap_mode="c", allow_pickle=False)
+        except (OSError, ValueError):
             return None
-    except (OSError, ValueError, KeyError, TypeError, EOFError):
+        if array.dtype != kind or array.shape != size:
+            return None
+        arrays.append(array)
+    pixels, aspect, indices = arrays[0], *(np.array(array) for array in arrays[1:])
+    if images and not 0 <= indices.min() <= indices.max() < shape[0]:
         return None
+    skipped = [Skipped(**item) for item in [*meta["listed"], *meta["unreadable"]]]
     return _image_tensor(pixels, aspect, indices, skipped)
 
 

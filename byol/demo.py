@@ -16,6 +16,8 @@ from PIL import Image
 
 from byol.config import TrainConfig
 from byol.files import atomic_file
+from byol.outputs import require_output_folder
+from byol.parameters import Output, of_option
 from byol.presets import PRESETS
 from byol.text import printable
 
@@ -25,9 +27,11 @@ GRID_QUERIES, GRID_NEIGHBOURS = 10, 8
 
 
 @click.command()
-@click.option("--out", type=click.Path(path_type=Path), default="demo", show_default=True, help="Output folder.")
+@click.option("--out", type=Output(), default="demo", show_default=True, help="Output folder.")
 def demo(out: Path) -> None:
     """Train, export, extract and evaluate on real handwritten digits (offline; under 3 minutes on 2 CPU cores)."""
+    with of_option("--out"):
+        require_output_folder(out)
     if out.exists() and any(out.iterdir()):
         raise click.UsageError(f"{printable(out)} is not empty; choose another --out, or remove it")
     run_demo(PRESETS["demo"](), out)

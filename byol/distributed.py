@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
 import uuid
 from collections.abc import Callable, Iterator, Sequence
@@ -119,6 +120,12 @@ def is_launched() -> bool:
     return "TORCHELASTIC_RUN_ID" in os.environ or "WORLD_SIZE" in os.environ
 
 
+def _passed_on() -> list[str]:
+    """The signals that end the launcher and its processes: not those that the parent had ignored, as `nohup` does."""
+    names = ("SIGTERM", "SIGINT", "SIGHUP", "SIGQUIT")
+    return [n for n in names if hasattr(signal, n) and signal.getsignal(getattr(signal, n)) is not signal.SIG_IGN]
+
+
 def launch(processes: int, arguments: Sequence[str]) -> bool:
     """Run `byol ARGUMENTS` in so many processes on this machine, until all have ended; whether all succeeded.
 
@@ -137,6 +144,7 @@ def launch(processes: int, arguments: Sequence[str]) -> bool:
         rdzv_backend="c10d",
         rdzv_endpoint="localhost:0",
         max_restarts=0,
+        signals_to_handle=",".join(_passed_on()),
     )
     try:
         elastic_launch(config, sys.executable)("-m", "byol", *arguments)

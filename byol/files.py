@@ -1,4 +1,4 @@
-"""Atomic writes: a file under its final name is always whole, and has one writer at a time. Torch-free."""
+"""Files and folders: atomic writes, so that what bears its final name is whole; regular files only. Torch-free."""
 
 from __future__ import annotations
 
@@ -7,15 +7,13 @@ import hashlib
 import os
 import shutil
 import stat
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
-if sys.platform != "win32":  # there two writers of one file are not told apart
-    import fcntl
-
+from byol.locks import only_writer
+from byol.names import leftovers_of, new_name
 
 NO_FILE = "not a regular file"
 A_LINK = "a symbolic link; put the file itself there"
@@ -25,15 +23,19 @@ A_LINK = "a symbolic link; put the file itself there"
 def atomic_file(path: str | os.PathLike[str]) -> Iterator[Path]:
     """Give a temporary path beside `path`; after the block its content is synced to disk and takes the final name.
 
-    When the block raises, the temporary file is removed and whatever stood under `path` stays as it was. Raises
-    `BlockingIOError` while another process writes the same file.
+    Behind a link, that is the name of what it points to, and the link stays. When the block raises, the temporary file
+    is removed and whatever stood under `path` stays as it was. Raises `BlockingIOError` while another process writes
+    the same file, and `OSError` where a pipe, a device or a folder stands.
     """
-    final = Path(path)
-    temporary = final.with_name(f".{final.name}.tmp")
-    with only_writer(final):
+    final = behind_links(path)
+    with only_writer(final) as alone:
+        for leftover in leftovers_of(final, ".tmp") if alone else ():
+            remove(leftover)
+        temporary = final.with_name(new_name(final.name, ".tmp"))
+        mode = _create(temporary)
         try:
             yield temporary
-            _publish(temporary)
+            _publish(temporary, mode)
             os.replace(temporary, final)
             sync(final.parent)
         except BaseException:
@@ -45,73 +47,55 @@ def atomic_file(path: str | os.PathLike[str]) -> Iterator[Path]:
 def atomic_folder(path: str | os.PathLike[str]) -> Iterator[Path]:
     """The same for a folder: an old one is replaced only once the new one is whole; behind a link, what it points to.
 
-    A kill between the two renames at the end leaves the old one as `.NAME.old`.
+    A kill between the two renames at the end leaves the old one as `.NAME.byol-XXXXXXXXXXXXXXXX.old`.
     """
     final = Path(path).resolve()
-    temporary, old = final.with_name(f".{final.name}.tmp"), final.with_name(f".{final.name}.old")
+    temporary, old = (final.with_name(new_name(final.name, ending)) for ending in (".tmp", ".old"))
     final.parent.mkdir(parents=True, exist_ok=True)
-    with only_writer(final):
+    with only_writer(final) as alone:
+        for leftover in leftovers_of(final, ".tmp") if alone else ():
+            remove(leftover)
+        temporary.mkdir()
+        mode = stat.S_IMODE(temporary.stat().st_mode) & 0o666
         try:
-            remove(temporary)
-            temporary.mkdir()
             yield temporary
             for entry in temporary.rglob("*"):
-                if entry.is_file():
-                    _publish(entry)
-                else:
+                if entry.is_dir():
                     sync(entry)
+                else:
+                    _publish(entry, mode)
             if final.exists():
-                remove(old)
                 os.replace(final, old)
             os.replace(temporary, final)
             sync(final.parent)
-            remove(old)
         except BaseException:
             shutil.rmtree(temporary, ignore_errors=True)
             if old.exists() and not final.exists():
                 os.replace(old, final)
             raise
+        for replaced in leftovers_of(final, ".old") if alone else (old,):
+            remove(replaced)
 
 
-@contextmanager
-def only_writer(final: Path, lock: Path | None = None) -> Iterator[None]:
-    """Hold the lock of what is written to `final`; it ends with the process, however that ends.
-
-    It is a file beside `final`, or `lock`. Raises `BlockingIOError` while another process holds it.
-    """
-    if sys.platform == "win32":
-        yield
-        return
-    place = lock or final.with_name(f".{final.name}.lock")
-    descriptor = os.open(place, os.O_RDWR | os.O_CREAT, 0o666)
+def behind_links(path: str | os.PathLike[str]) -> Path:
+    """Where a file written to `path` comes to lie. Raises `OSError` where links lead nowhere, or to no file."""
     try:
-        _lock(descriptor, final)
-        while not _is_at(descriptor, place):  # its last holder has removed it meanwhile
-            os.close(descriptor)
-            descriptor = os.open(place, os.O_RDWR | os.O_CREAT, 0o666)
-            _lock(descriptor, final)
-        try:
-            yield
-        finally:
-            place.unlink(missing_ok=True)
+        mode = os.stat(path).st_mode
+    except FileNotFoundError:
+        pass
+    else:
+        if not stat.S_ISREG(mode):
+            raise OSError(errno.EINVAL, NO_FILE, os.fspath(path))
+    return Path(os.path.realpath(path))
+
+
+def _create(path: Path) -> int:
+    """Make a new, empty file, behind no link and in the place of nothing; the permissions that new files get."""
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_NOFOLLOW", 0), 0o666)
+    try:
+        return stat.S_IMODE(os.fstat(descriptor).st_mode)
     finally:
         os.close(descriptor)
-
-
-def _lock(descriptor: int, final: Path) -> None:
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        raise BlockingIOError(f"another process is writing {final}; wait for it, or choose another place") from None
-    except OSError:
-        pass  # a file system without locks
-
-
-def _is_at(descriptor: int, place: Path) -> bool:
-    try:
-        return os.path.samestat(os.fstat(descriptor), os.stat(place))
-    except FileNotFoundError:
-        return False
 
 
 def require_folder_place(path: Path) -> None:
@@ -123,9 +107,15 @@ def require_folder_place(path: Path) -> None:
         raise ValueError(f"{path} is the folder that this runs in, which cannot be replaced; name a folder in it")
     if os.path.ismount(final):
         raise ValueError(f"{path} is a mount point, which cannot be replaced; name a folder in it")
-    parent = next(folder for folder in final.parents if folder.exists())
-    if not parent.is_dir() or not os.access(parent, os.W_OK | os.X_OK):
+    parent, writable = writable_above(final)
+    if not writable:
         raise ValueError(f"{path} cannot be made: {parent} is no folder that can be written to")
+
+
+def writable_above(path: Path) -> tuple[Path, bool]:
+    """The lowest folder above `path` that is there, and whether anything can be made in it."""
+    parent = next(folder for folder in path.absolute().parents if os.path.lexists(folder))
+    return parent, parent.is_dir() and os.access(parent, os.W_OK | os.X_OK)
 
 
 def open_regular(path: str | bytes | os.PathLike[str], follow: bool = True) -> BinaryIO:
@@ -172,12 +162,15 @@ def sha256_of(path: str | os.PathLike[str]) -> str:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
-def _publish(path: Path) -> None:
+def _publish(path: Path, mode: int) -> None:
     """Give a new file the usual permissions (some writers create private ones), then sync it."""
-    mask = os.umask(0)
-    os.umask(mask)
-    path.chmod(0o666 & ~mask)
-    sync(path)
+    flags = os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0)
+    descriptor = os.open(path, flags)
+    try:
+        os.chmod(descriptor if os.chmod in os.supports_fd else path, mode)
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def sync(path: Path) -> None:

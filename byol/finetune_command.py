@@ -9,17 +9,18 @@ from typing import Any
 import click
 import numpy as np
 
-from byol.console import note, note_skipped, show_json, show_table
+from byol.console import note, note_skipped, show_json, show_table, warnings_as_notes
 from byol.device import resolve_device, resolve_precision
 from byol.draws import describe, deviation
 from byol.files import atomic_file
 from byol.finetune import FinetuneConfig, Tuner
 from byol.locations import LOCATION, Location
-from byol.parameters import FiniteRange
+from byol.parameters import FiniteRange, Output
 from byol.pretrained import read_pretrained, weights_digest
 from byol.run import RunFolder
-from byol.run_format import FINETUNE
+from byol.run_format import FINETUNE, RESULT
 from byol.semi_supervised import Sets, Sweep, is_whole, read_sets
+from byol.signals import Stopped
 from byol.text import printable
 
 SCORES = ("top1", "top5", "mean_per_class")
@@ -28,7 +29,7 @@ SCORES = ("top1", "top5", "mean_per_class")
 @click.command()
 @click.argument("encoder", metavar="RUN|BUNDLE", type=click.Path(exists=True, path_type=Path))
 @click.argument("data", type=LOCATION)
-@click.option("--out", type=click.Path(path_type=Path), required=True, help="Folder of the result.")
+@click.option("--out", type=Output(), required=True, help="Folder of the result.")
 @click.option("--label-fraction", type=FiniteRange(0, 1, min_open=True), help="Use this share of each class.")
 @click.option("--labels-per-class", type=click.IntRange(min=1), help="Use so many images of each class.")
 @click.option("--draws", type=click.IntRange(min=1), default=1, show_default=True, help="Of the labels, one fit each.")
@@ -81,10 +82,10 @@ def finetune(
     try:
         with RunFolder(out).alone():
             values = run_finetuning(config, encoder, data, out, test, resume)
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, Stopped) as error:
         if not RunFolder(out).exists():
             raise
-        raise click.ClickException("stopped; finished fits are kept, continue with --resume") from None
+        raise click.ClickException(f"{error or 'stopped'}; finished fits are kept, continue with --resume") from None
     if as_json:
         show_json(values)
     else:
@@ -108,7 +109,8 @@ def run_finetuning(
     source = read_pretrained(encoder)
     if source.finetuning:
         raise ValueError(f"{printable(encoder)} was fine-tuned already; give the run or bundle that it was made from")
-    sets = read_sets(config, source.image_size, data, test)
+    with warnings_as_notes():
+        sets = read_sets(config, source.image_size, data, test)
     note_skipped(sets.skipped)
     content = {
         "task": FINETUNE,
@@ -127,7 +129,7 @@ def run_finetuning(
     finals = Sweep(tuner, source, sets, run, lambda record: note(_line(record, config.draws))).fit()
     values = {**_summary(config, sets, finals), "device": device.type, "out": printable(out)}
     values["seconds"] = round(sum(record["seconds"] for record in run.metrics() if is_whole(record)), 3)
-    with atomic_file(out / "result.json") as temporary:
+    with atomic_file(out / RESULT) as temporary:
         temporary.write_text(json.dumps(values, indent=2) + "\n")
     return values
 

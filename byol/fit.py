@@ -20,11 +20,16 @@ from byol.model import Observation
 from byol.monitor import KNNMonitor, collapse_statistics, collapse_warning
 from byol.optim import learning_rate
 from byol.run import RunFolder, save_views
+from byol.signals import HANG_UP, handled
 from byol.train import Trainer
 
 
 class Interrupted(Exception):
     """The run was stopped by a signal, after its state was saved."""
+
+
+class Unheard(Exception):
+    """Nobody can read any more what is reported: a reason to end as after a signal."""
 
 
 def fit(
@@ -38,9 +43,9 @@ def fit(
 ) -> None:
     """Train from step `start` to the end of the plan, writing metrics and checkpoints into the run folder.
 
-    `report` gets each line of metrics, `warn` plain sentences. Every process of a job runs this; the first one writes
-    and reports. Raises `ValueError` when the loss is not finite, `SourceUnavailable` when the images are gone and
-    `Interrupted` after SIGINT or SIGTERM, both once the last step is saved.
+    `report` gets each line of metrics (and may raise `Unheard`), `warn` plain sentences. Every process of a job runs
+    this; the first one writes and reports. Raises `ValueError` when the loss is not finite, `SourceUnavailable` when
+    the images are gone and `Interrupted` after SIGINT, SIGTERM or SIGHUP, both once the last step is saved.
     """
     config, plan, world = trainer.config, trainer.plan, trainer.world
     if start == 0 and world.first:
@@ -69,7 +74,10 @@ def fit(
                     record["knn_top1"] = round(knn.measure(trainer.features), 5)
                 if world.first:
                     run.log(record)
-                    report(record)
+                    try:
+                        report(record)
+                    except Unheard as error:
+                        stop.request(str(error))
                     warning = collapse_warning(record, config.batch_size) if done > plan.warmup // 2 else None
                     if warning and not warned:
                         warn(f"step {done}: {warning}")
@@ -155,28 +163,28 @@ class Meter:
 
 
 class StopSignals:
-    """While active, SIGINT and SIGTERM only set `requested`; a second one interrupts at once.
+    """While active, SIGINT, SIGTERM and SIGHUP only set `requested`; a second one interrupts at once.
 
-    Unless `patient`: a launcher passes on to its processes what the terminal has sent them already.
+    Unless `patient`: a launcher passes on to its processes what the terminal has sent them already. A hang-up never
+    does: it comes from the terminal and from the shell, and behind SIGTERM.
     """
 
     def __init__(self, patient: bool = False) -> None:
         self.requested, self.patient = "", patient
 
     def __enter__(self) -> StopSignals:
-        self._old = {}
-        for number in (signal.SIGINT, signal.SIGTERM):
-            try:
-                self._old[number] = signal.signal(number, self._note)
-            except ValueError:  # not in the main thread: the host program handles its signals
-                break
+        self._handled = handled((signal.SIGINT, signal.SIGTERM, HANG_UP), self._note)
+        self._handled.__enter__()
         return self
 
     def __exit__(self, *_: object) -> None:
-        for number, handler in self._old.items():
-            signal.signal(number, handler)
+        self._handled.__exit__(None, None, None)
 
     def _note(self, number: int, _frame: object) -> None:
-        if self.requested and not self.patient:
+        if self.requested and not self.patient and number != HANG_UP:
             raise KeyboardInterrupt
-        self.requested = signal.Signals(number).name
+        self.request(signal.Signals(number).name)
+
+    def request(self, reason: str) -> None:
+        """Ask the run to end behind its step; the first reason is told."""
+        self.requested = self.requested or reason

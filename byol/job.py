@@ -12,17 +12,19 @@ import torch
 
 from byol.checkpoint import Checkpoint
 from byol.config import TrainConfig
-from byol.console import note, note_skipped, progress, progress_bar
+from byol.console import note, note_skipped, progress, progress_bar, warnings_as_notes
 from byol.data import ImageTensor, StreamedImages, canvas_side, open_images, source_digest
 from byol.distributed import LostProcess, World, joined
 from byol.events import EventLog, require_tensorboard
-from byol.fit import Interrupted, fit
+from byol.fit import Interrupted, Unheard, fit
 from byol.locations import Location, last_part
 from byol.model import BYOL, require_fit
 from byol.monitor import KNNMonitor
 from byol.run import RunFolder
 from byol.run_format import TRAIN
+from byol.signals import hang_up_is_ignored
 from byol.sources import open_source
+from byol.streams import reader_is_gone
 from byol.text import printable
 from byol.train import Trainer
 
@@ -78,7 +80,7 @@ def _train_in(
     if not config.canvas_size:
         side = run.config().canvas_size if continuing else canvas_side(source, config.image_size)
         config = config.replace(canvas_size=side)
-    with progress(f"decode {source.name}", len(source)) as advance:
+    with warnings_as_notes(), progress(f"decode {source.name}", len(source)) as advance:
         images = world.first_then_others(lambda: open_images(source, config.canvas_size, advance))
     facts = {"name": last_part(data), "images": len(images), "digest": source_digest(source)}
     checkpoint = run.checkpoint() if continuing else None
@@ -89,7 +91,8 @@ def _train_in(
             require_fit(BYOL(config).state_dict(), checkpoint.model(), str(run.last))
     trainer = Trainer(config, images, world)
     validation = open_source(val_data) if val_data else None
-    knn = world.first_then_others(lambda: KNNMonitor(config, source, validation)) if validation else None
+    with warnings_as_notes():
+        knn = world.first_then_others(lambda: KNNMonitor(config, source, validation)) if validation else None
     start = _continue(trainer, run, checkpoint) if continuing else 0
     world.require_same(start, "number of finished steps")
     if world.first:
@@ -165,7 +168,7 @@ class Reporter:
             self.events.close()
 
     def report(self, record: dict[str, Any]) -> None:
-        """Show one line of metrics."""
+        """Show one line of metrics. Raises `Unheard` when nobody can read it, and the run is not to outlive that."""
         if self.events:
             self.events.log(record)
         if "knn_top1" in record:
@@ -178,6 +181,8 @@ class Reporter:
             self.bar.update(self.bar.task_ids[0], completed=record["step"], description=text)
         else:
             note(f"step {record['step']}/{self.total}  {text}")
+        if reader_is_gone() and not hang_up_is_ignored():
+            raise Unheard("a closed standard error")
 
     def warn(self, message: str) -> None:
         """Show a warning."""

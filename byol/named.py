@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,12 +14,25 @@ import numpy as np
 
 from byol.cache import home
 from byol.files import atomic_file
+from byol.outputs import Kind, require_output
 
 SPLITS = {
     "cifar10": ("train", "test"),
     "cifar100": ("train", "test"),
     "stl10": ("unlabeled", "train", "test"),
 }
+
+
+def _holds_images(path: Path) -> bool:
+    """Whether this is an `.npz` of images and labels, and of nothing else."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return set(archive.namelist()) - {"labels.npy"} == {"images.npy"}
+    except (OSError, zipfile.BadZipFile):
+        return False
+
+
+DATA_SET = Kind("a data set", _holds_images)
 
 
 def is_named(location: str) -> bool:
@@ -44,13 +58,16 @@ def fetch(name: str, root: Path | None = None) -> list[Path]:
     """Write every split of a data set as `.npz`; the files written.
 
     torchvision downloads and verifies it, or reads the files that lie under `root` in torchvision's layout.
-    Raises `ValueError` without torchvision, when the download fails, and when `root` lacks the files.
+    Raises `ValueError` without torchvision, when the download fails, when `root` lacks the files, and when something
+    else stands in the place of what is written.
     """
     try:
         from torchvision import datasets
     except ImportError as error:
         raise ValueError("fetching needs torchvision: pip install 'byol[train]'") from error
     folder = root or home() / "downloads"
+    for split in SPLITS[name]:
+        require_output(_file(name, split), DATA_SET)
     written = []
     for split in SPLITS[name]:
         try:

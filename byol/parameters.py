@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import math
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -21,11 +23,35 @@ class FiniteRange(click.FloatRange):
         return number
 
 
-class OutputFile(click.Path):
+@contextmanager
+def of_option(name: str) -> Iterator[None]:
+    """What is refused as a `ValueError` is the fault of an option: it ends the command with its name, and status 2."""
+    try:
+        yield
+    except ValueError as error:
+        raise click.BadParameter(str(error), param_hint=name) from error
+
+
+class Output(click.Path):
+    """A place to be written to. It has a name: an empty one would mean the current folder."""
+
+    def __init__(self, dir_okay: bool = True) -> None:
+        super().__init__(dir_okay=dir_okay, path_type=Path)
+
+    def convert(
+        self, value: str | os.PathLike[str], param: click.Parameter | None, ctx: click.Context | None
+    ) -> str | bytes | os.PathLike[str]:
+        """The path; an empty name ends the command."""
+        if not os.fspath(value):
+            self.fail("the name is empty.", param, ctx)
+        return super().convert(value, param, ctx)
+
+
+class OutputFile(Output):
     """A file to be written, whose folder is there: known before the work that it is to hold."""
 
     def __init__(self) -> None:
-        super().__init__(dir_okay=False, path_type=Path)
+        super().__init__(dir_okay=False)
 
     def convert(
         self, value: str | os.PathLike[str], param: click.Parameter | None, ctx: click.Context | None

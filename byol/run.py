@@ -20,10 +20,14 @@ from torch import Tensor
 from byol import __version__
 from byol.checkpoint import Checkpoint, read_checkpoint
 from byol.config import TIMM, TrainConfig
-from byol.files import atomic_file, only_writer, read_regular
-from byol.run_format import CONFIG, LAST, METRICS, MOST_CONFIG, TRAIN, VIEWS, read_metrics
+from byol.files import atomic_file, read_regular
+from byol.locks import only_writer
+from byol.names import leftovers_in
+from byol.run_format import CONFIG, LAST, METRICS, MOST_CONFIG, RESULT, TRAIN, VIEWS, read_metrics
 from byol.strict_json import read_object
 from byol.text import printable, reason_of
+
+FILES = (CONFIG, LAST, METRICS, RESULT, VIEWS, "step-*.safetensors")
 
 
 class RunFolder:
@@ -65,7 +69,7 @@ class RunFolder:
     def start(self, content: dict[str, Any], arch: str) -> None:
         """The same with the content of `config.json`, to which versions and commit are added."""
         self.require_new()
-        self.path.mkdir(parents=True, exist_ok=True)
+        self.path.resolve().mkdir(parents=True, exist_ok=True)  # a link may lead to a folder that is yet to be
         whole = {**content, "versions": _versions(arch), "git_commit": _git_commit()}
         with atomic_file(self._config) as temporary:
             temporary.write_text(json.dumps(whole, indent=2, sort_keys=True) + "\n")
@@ -98,8 +102,8 @@ class RunFolder:
 
     def remove_leftovers(self) -> None:
         """Remove half-written files and locks of killed processes, safetensors' own (`.tmpXXXXXX`) among them."""
-        for path in self.path.glob(".*"):
-            if ("tmp" in path.name or path.suffix == ".lock") and path.is_file():
+        for path in (*leftovers_in(self.path, FILES), *self.path.glob(".tmp" + "[0-9A-Za-z]" * 6)):
+            if path.is_file() or path.is_symlink():
                 path.unlink(missing_ok=True)
 
     def log(self, record: dict[str, Any]) -> None:

@@ -9,6 +9,7 @@ from byol.limits import limit
 
 CONFIG, METRICS, LAST, VIEWS = "config.json", "metrics.jsonl", "last.safetensors", "views.png"
 MOST_CONFIG = 16 << 20  # bytes: far more than any run writes
+RESULT = "result.json"  # of a fine-tuning
 TRAIN, FINETUNE = "train", "finetune"  # the commands that write one: `task` in config.json and in checkpoints
 
 # Below the first and the third of these training is collapsing; a healthy std_ratio is between the second and 1.

@@ -16,7 +16,8 @@ from byol.export.bundle import Source, export_bundle
 from byol.export.foreign import TOOLKITS, foreign_encoder
 from byol.export.triton import require_repository, write_repository
 from byol.locations import LOCATION
-from byol.parameters import FiniteRange
+from byol.outputs import require_output_folder
+from byol.parameters import FiniteRange, Output, of_option
 from byol.serve.bundle import require_place
 from byol.serve.manifest import LARGEST_SIZE, Manifest
 from byol.text import printable
@@ -26,7 +27,7 @@ IMAGENET_MEAN, IMAGENET_STD = TrainConfig.mean, TrainConfig.std
 
 @click.command()
 @click.argument("source", metavar="RUN|CHECKPOINT", type=click.Path(exists=True, path_type=Path))
-@click.option("--out", type=click.Path(path_type=Path), required=True, help="Folder of the bundle.")
+@click.option("--out", type=Output(), required=True, help="Folder of the bundle.")
 @click.option(
     "--from",
     "toolkit",
@@ -55,7 +56,7 @@ IMAGENET_MEAN, IMAGENET_STD = TrainConfig.mean, TrainConfig.std
 @click.option("--any-size", is_flag=True, help="Add an encoder that resizes and crops pictures itself.")
 @click.option("--eval-train", type=LOCATION, help="Labelled images: the bank for the kNN accuracy of every variant.")
 @click.option("--eval-test", type=LOCATION, help="Labelled images: the queries.")
-@click.option("--triton", type=click.Path(path_type=Path), help="Also write a model repository for Triton here.")
+@click.option("--triton", type=Output(), help="Also write a model repository for Triton here.")
 def export(source: Path, out: Path, triton: Path | None, **options: Any) -> None:
     """Write the online encoder of a run folder, or of one checkpoint file, as a verified bundle.
 
@@ -71,8 +72,13 @@ def export(source: Path, out: Path, triton: Path | None, **options: Any) -> None
         raise click.UsageError("weights of another toolkit do not say what they are weights of; add --arch NAME")
     require_place(out)  # before work that would be lost
     if triton:
+        with of_option("--triton"):
+            require_output_folder(triton, [source, out])
+            if triton.resolve() == out.resolve():
+                raise ValueError(f"{triton} is to be the bundle; choose another folder")
         require_repository(triton)
     manifest = export_bundle(_foreign_source(source, **foreign) if foreign else source, out, additions)
+    models = write_repository(out, triton) if triton else []  # before the lines, which may find no reader
     size = sum(entry.size for entry in manifest.files.values()) / 1e6
     show_line(
         f"{printable(out)}: {manifest.architecture.name}, "
@@ -81,7 +87,7 @@ def export(source: Path, out: Path, triton: Path | None, **options: Any) -> None
     for name in manifest.graphs:
         show_line(f"verified: {_proof(manifest, name)}")
     if triton:
-        show_line(f"{printable(triton)}: model repository with {', '.join(write_repository(out, triton))}")
+        show_line(f"{printable(triton)}: model repository with {', '.join(models)}")
 
 
 def _foreign_source(

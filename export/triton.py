@@ -6,7 +6,7 @@ from pathlib import Path
 
 from byol.files import atomic_folder, remove, require_folder_place
 from byol.serve.bundle import Bundle
-from byol.serve.manifest import GRAPHS, graph_interface
+from byol.serve.manifest import ENCODER_WEIGHTS, GRAPHS, graph_interface
 
 MAX_BATCH_SIZE = 256
 QUEUE_DELAY = 2000  # microseconds that a request may wait for others to share its batch
@@ -57,7 +57,7 @@ def require_repository(out: Path) -> None:
         raise ValueError(f"{out} exists and is no model repository; choose another --triton")
     for name in map(_model_name, GRAPHS):
         if (out / name).exists() and not _is_ours(out / name):
-            raise ValueError(f"{out} has a model {name} that byol did not write; choose another --triton")
+            raise ValueError(f"{out} has a model {name} not all of which byol wrote; choose another --triton")
 
 
 def write_repository(bundle: Path, out: Path) -> list[str]:
@@ -86,8 +86,12 @@ def _model_name(graph: str) -> str:
 
 
 def _is_ours(model: Path) -> bool:
+    """Whether byol wrote the model, and nothing was put beside it: a further version, say."""
     config = model / "config.pbtxt"
-    return config.is_file() and config.read_bytes().startswith(_OURS.encode())
+    if not config.is_file() or not config.read_bytes().startswith(_OURS.encode()):
+        return False
+    found = {str(path.relative_to(model)) for path in model.rglob("*")}
+    return found <= {"config.pbtxt", "1", "1/model.onnx", f"1/{ENCODER_WEIGHTS}"}
 
 
 def model_config(bundle: Bundle, graph: str, name: str) -> str:

@@ -22,6 +22,7 @@ from byol.serve.manifest import (
     CLASSIFIER,
     ENCODER,
     ENCODER_WEIGHTS,
+    FILES,
     GOLDEN,
     MANIFEST,
     MAX_BYTES,
@@ -199,7 +200,7 @@ def require_place(out: Path) -> None:
     except (OSError, BundleError):
         manifest = {}
     files = manifest.get("files")
-    if "schema_version" not in manifest or not isinstance(files, dict):
+    if "schema_version" not in manifest or not isinstance(files, dict) or not files.keys() <= FILES:
         raise ValueError(f"{printable(out)} exists and is no bundle; choose another folder for the bundle")
     others = sorted(found - {MANIFEST, *files})
     if others:

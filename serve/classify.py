@@ -16,7 +16,7 @@ import pyarrow as pa
 import pyarrow.csv
 import pyarrow.parquet as pq
 
-from byol.files import atomic_file
+from byol.files import atomic_file, behind_links
 from byol.images import ImageSource, Skipped
 from byol.serve.bundle import Bundle
 from byol.serve.extract import Advance, Extraction, Options, checked_batches, errors_of, folder, require_images
@@ -51,7 +51,7 @@ def classify(
     """Write one row per readable image to `out`: Parquet (with all probabilities) or CSV.
 
     Columns `id`, `label` (the source's own, or null), `predicted`, `probability`; Parquet holds names as they are, CSV
-    as a spreadsheet may read them (`byol.text.cell`). What was left out is listed in `NAME.errors.parquet` beside it.
+    as a spreadsheet may read them (`byol.text.cell`). What was left out is listed in `OUT.errors.parquet` beside it.
     Raises `ValueError` when that is more than `options` allow, and when no image can be read; what stood under the
     names stays as it was.
     """
@@ -60,7 +60,7 @@ def classify(
     skipped: list[Skipped] = []
     is_csv = out.suffix.lower() == ".csv"
     schema = _schema(classifier.classes, with_all=not is_csv)
-    with folder(out.parent), atomic_file(out) as temporary, open(temporary, "wb") as stream:
+    with folder(behind_links(out).parent), atomic_file(out) as temporary, open(temporary, "wb") as stream:
         with (pyarrow.csv.CSVWriter if is_csv else pq.ParquetWriter)(stream, schema) as writer:
             for _, batch in checked_batches(classifier, [source], options, advance):
                 table = _table(source, batch, classifier.classes, cell if is_csv else str)

@@ -9,6 +9,7 @@ import click
 
 from byol.console import note_device, note_skipped, progress, show_json, show_table
 from byol.locations import LOCATION, Location
+from byol.parameters import Output, of_option
 from byol.serve.options import (
     BUNDLE,
     batch_option,
@@ -25,7 +26,7 @@ from byol.serve.options import (
 @click.command()
 @click.argument("bundle", type=BUNDLE)
 @click.argument("images", type=LOCATION)
-@click.option("--out", required=True, type=click.Path(dir_okay=False, path_type=Path), help="FILE.parquet or FILE.csv.")
+@click.option("--out", required=True, type=Output(dir_okay=False), help="FILE.parquet or FILE.csv.")
 @device_option
 @batch_option
 @on_error_option
@@ -37,13 +38,16 @@ def classify(
 ) -> None:
     """Classify IMAGES with the classifier in BUNDLE (see `byol linear --save-classifier` and `byol finetune`)."""
     from byol.serve import classify as classification
-    from byol.serve.extract import errors_of
+    from byol.serve import kinds
+    from byol.serve.extract import errors_of, require_table
     from byol.sources import open_source
     from byol.text import printable
 
     if out.suffix.lower() not in (".parquet", ".csv"):
         raise click.BadParameter(f"{out.suffix!r} is not known: end in .parquet or .csv", param_hint="--out")
     chosen = extraction_options(**options)
+    with of_option("--out"):
+        require_table(out, kinds.CLASSES, [images, bundle])
     source = open_source(images)
     classifier = classification.ImageClassifier(bundle, device, batch_size)
     note_device(device, classifier.device, classifier.reason)

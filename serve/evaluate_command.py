@@ -11,7 +11,7 @@ import click
 
 from byol.console import note_device, note_skipped, progress, show_json, show_line, warnings_as_notes
 from byol.locations import LOCATION, Location
-from byol.parameters import FiniteRange, OutputFile
+from byol.parameters import FiniteRange, Output, OutputFile, of_option
 from byol.serve.options import BUNDLE, Positive, device_option, json_option, show
 
 if TYPE_CHECKING:
@@ -93,7 +93,7 @@ def knn(
     "--save-classifier",
     "new_bundle",
     metavar="NEW_BUNDLE",
-    type=click.Path(path_type=Path),
+    type=Output(),
     help="Write BUNDLE with the fitted probe as classifier.onnx in it (may be BUNDLE itself).",
 )
 @click.option("--per-class", is_flag=True, help="Also the accuracy of each class, and their mean.")
@@ -145,6 +145,12 @@ def linear(
         from byol.serve.bundle import require_place
 
         require_place(new_bundle)  # before work that would be lost
+    if confusion:
+        from byol.outputs import require_output
+        from byol.serve import kinds
+
+        with of_option("--confusion"):
+            require_output(confusion, kinds.CONFUSION, [train, test, bundle])
     data = _load(bundle, train, test, device)
     from byol.draws import draw
     from byol.serve.linear import LinearProbe

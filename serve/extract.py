@@ -5,17 +5,21 @@ from __future__ import annotations
 import contextlib
 import os
 import time
-from collections.abc import Callable, Generator, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
 import numpy as np
 
+from byol.files import behind_links
 from byol.images import ImageSource, Skipped
-from byol.locations import is_url
+from byol.locations import Location, is_url
+from byol.names import with_ending
+from byol.outputs import Kind, require_output
+from byol.serve import kinds
 from byol.serve.encoder import Encoder
-from byol.serve.features import Features, feature_file, write_errors
+from byol.serve.features import ERRORS, Features, feature_file, write_errors
 from byol.serve.pipeline import Batch, run_ahead
 
 Advance = Callable[[int], None]
@@ -47,6 +51,8 @@ class Extraction:
 
 def output_file(out: str) -> Path | None:
     """The features file that `--out` names, None for a folder. Raises `ValueError` when it is neither."""
+    if not out:
+        raise ValueError("the name is empty; name a folder, or a file that ends in .parquet or .npz")
     if is_url(out):
         raise ValueError("features are written to a local disk, where they can be gone on from; copy them when done")
     path = Path(out)
@@ -78,13 +84,16 @@ class Engine(Batches, Protocol):
 def extract(encoder: Encoder, source: ImageSource, path: Path, options: Options, advance: Advance) -> Extraction:
     """Write the features of a source to one file, bounded in memory (but `.npz`: see `feature_file`).
 
-    What was left out is listed in `NAME.errors.parquet` beside it. Raises `ValueError` when that is more than
+    What was left out is listed in `PATH.errors.parquet` beside it. Raises `ValueError` when that is more than
     `options` allow, and when no image can be read; whatever stood under the names stays as it was.
     """
     start = time.perf_counter()
     images = 0
     skipped: list[Skipped] = []
-    with folder(path.parent), feature_file(path, encoder.feature_dim, encoder.digest, options.dtype) as write:
+    with (
+        folder(behind_links(path).parent),
+        feature_file(path, encoder.feature_dim, encoder.digest, options.dtype) as write,
+    ):
         for _, batch in checked_batches(encoder, [source], options, advance):
             write([source.ids[i] for i in batch.indices], [source.labels[i] for i in batch.indices], batch.outputs)
             images += len(batch.indices)
@@ -95,8 +104,14 @@ def extract(encoder: Encoder, source: ImageSource, path: Path, options: Options,
 
 
 def errors_of(path: Path) -> Path:
-    """The list of errors that belongs to an output file."""
-    return path.with_name(f"{path.stem}.errors.parquet")
+    """The list of errors that belongs to an output file, and to no other."""
+    return path.with_name(with_ending(path.name, f".{ERRORS}"))
+
+
+def require_table(out: Path, kind: Kind, inputs: Sequence[Location]) -> None:
+    """Raise `ValueError` when writing a table and its list of errors would lose anything; before the work."""
+    require_output(out, kind, inputs)
+    require_output(errors_of(out), kinds.ERRORS, inputs)
 
 
 def collect(encoder: Encoder, source: ImageSource, advance: Advance) -> tuple[Features, list[Skipped]]:
@@ -146,6 +161,7 @@ def require_images(count: int, source: ImageSource, skipped: list[Skipped]) -> N
 @contextlib.contextmanager
 def folder(path: Path) -> Iterator[None]:
     """Make a folder and its parents; those made here go again when the block fails."""
+    path = Path(os.path.realpath(path))  # a link may lead to a folder that is yet to be
     made = [folder for folder in (path, *path.parents) if not folder.exists()]
     path.mkdir(parents=True, exist_ok=True)
     try:

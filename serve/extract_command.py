@@ -9,6 +9,7 @@ import click
 
 from byol.console import note, note_device, note_skipped, progress
 from byol.locations import LOCATION, Location
+from byol.parameters import of_option
 from byol.serve import PART_IMAGES, VARIANT_NAMES
 from byol.serve.options import (
     BUNDLE,
@@ -94,15 +95,20 @@ def extract(
 
     Into a folder they are written in parts: the same command again goes on behind the finished parts.
     """
-    from byol.serve.extract import errors_of, output_file
+    from byol.outputs import require_output_folder
+    from byol.serve import kinds
+    from byol.serve.extract import errors_of, output_file, require_table
     from byol.serve.features import ERRORS
     from byol.serve.parts import Task
+    from byol.signals import Stopped
     from byol.text import printable
 
-    try:
+    with of_option("--out"):
         file = output_file(out)
-    except ValueError as error:
-        raise click.BadParameter(str(error), param_hint="--out") from error
+        if file:
+            require_table(file, kinds.FEATURES, [images, bundle])
+        else:
+            require_output_folder(Path(out), [images, bundle])
     if file and (engine == "ray" or (processes or 1) > 1):
         raise click.UsageError("several processes, and Ray, write a folder of parts: let --out end in /")
     if engine == "ray" and (processes or decode_threads):
@@ -115,10 +121,14 @@ def extract(
         raise click.UsageError("--retry-skipped is for a folder of parts; a file is written as a whole, leave it out")
     chosen = extraction_options(on_error, max_errors, decode_threads, dtype)
     task = Task(images, Path(out), chosen, part_images, retry_skipped)
-    if engine == "ray":
-        result, facts = _by_ray(bundle, task, ray_address, encoder)
-    else:
-        result, facts = _here(bundle, task, file, processes, encoder)
+    try:
+        if engine == "ray":
+            result, facts = _by_ray(bundle, task, ray_address, encoder)
+        else:
+            result, facts = _here(bundle, task, file, processes, encoder)
+    except Stopped as error:
+        kept = "" if file else "; finished parts are kept, give the same command again to go on"
+        raise click.ClickException(f"{error}{kept}") from None
     if result.was_complete:
         note(f"{printable(out)} was complete already; for other images give an empty folder")
     errors = errors_of(file) if file else Path(out) / ERRORS

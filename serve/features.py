@@ -21,12 +21,14 @@ import pyarrow.parquet as pq
 from byol.files import atomic_file
 from byol.images import Skipped
 from byol.locations import Location, is_url
+from byol.outputs import require_output
+from byol.serve import kinds
 from byol.serve.part_listing import complete_parts, is_begun, naming, part_files, row_count
 from byol.tables import image_column
 from byol.text import printable
 
 ERRORS = "errors.parquet"
-DIGEST_KEY = "bundle_sha256"
+DIGEST_KEY = kinds.DIGEST_KEY
 KINDS = {"float32": pa.float32(), "float16": pa.float16()}
 ROWS_PER_GROUP = 4096  # 32 MB at D = 2048: what the writer holds
 
@@ -135,11 +137,16 @@ def _npz_writer(path: Path, dim: int, digest: str, dtype: str) -> Iterator[Write
 
 
 def write_errors(path: Path, listed: Sequence[Skipped], decoded: Sequence[Skipped]) -> None:
-    """Write what was left out (path, stage "list" or "decode", reason), or remove an earlier list when nothing was."""
+    """Write what was left out (path, stage "list" or "decode", reason), or remove an earlier list when nothing was.
+
+    Raises `ValueError` where another file stands under the name.
+    """
     rows = [("list", item) for item in listed] + [("decode", item) for item in decoded]
     if not rows:
-        path.unlink(missing_ok=True)
+        if kinds.ERRORS.holds(path):
+            path.unlink()
         return
+    require_output(path, kinds.ERRORS)
     columns = {
         "path": [item.path for _, item in rows],
         "stage": [stage for stage, _ in rows],

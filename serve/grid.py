@@ -6,8 +6,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 
 from byol.files import atomic_file
+from byol.serve.kinds import SOFTWARE
 
 GAP = 4
 
@@ -21,8 +23,10 @@ def draw_grid(path: Path, rows: Sequence[Sequence[Image.Image]], side: int = 48)
             shown = _fitted(image, side)
             left = GAP + column * (side + GAP) + (2 * GAP if column else 0) + (side - shown.width) // 2
             picture.paste(shown, (left, GAP + line * (side + GAP) + (side - shown.height) // 2))
+    made_by = PngInfo()
+    made_by.add_text("Software", SOFTWARE)
     with atomic_file(path) as temporary:
-        picture.save(temporary, format="PNG")
+        picture.save(temporary, format="PNG", pnginfo=made_by)
 
 
 def _fitted(image: Image.Image, side: int) -> Image.Image:

@@ -25,6 +25,7 @@ ENCODER_WEIGHTS = "encoder.onnx.data"  # only where they are too large for the g
 VARIANTS = {"fp32": ENCODER, "fp16": "encoder.fp16.onnx", "int8": "encoder.int8.onnx"}
 ANY_SIZE, CLASSIFIER = "encoder.any-size.onnx", "classifier.onnx"
 GRAPHS = {**{name: precision for precision, name in VARIANTS.items()}, ANY_SIZE: "fp32", CLASSIFIER: "fp32"}
+FILES = {*GRAPHS, ENCODER_WEIGHTS, WEIGHTS, GOLDEN, CARD}  # all that a bundle may hold beside its manifest
 LARGEST_SIZE = 8192  # pixels; one image of this side has 200 MB
 MAX_BYTES = 1 << 20  # a manifest has a few kilobytes; anything huge is not one
 

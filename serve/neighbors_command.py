@@ -11,7 +11,7 @@ import click
 
 from byol.console import note_device, note_skipped, progress, show_table
 from byol.locations import LOCATION, Location
-from byol.parameters import OutputFile
+from byol.parameters import OutputFile, of_option
 from byol.serve.options import BUNDLE, device_option
 
 if TYPE_CHECKING:
@@ -40,6 +40,8 @@ def neighbors(
 
     BUNDLE may be left out when both are features files; --grid needs images.
     """
+    from byol.outputs import require_output
+    from byol.serve import kinds
     from byol.serve.evaluate import load_sets, needs_bundle
     from byol.serve.knn import Neighbours
 
@@ -47,19 +49,22 @@ def neighbors(
         raise click.UsageError("images need the BUNDLE that encodes them: byol neighbors BUNDLE --bank SRC --query SRC")
     if grid and (needs_bundle(bank) is None or needs_bundle(query) is None):
         raise click.UsageError("--grid draws images, but --bank or --query is a features file; give the images")
+    if grid:
+        with of_option("--grid"):
+            require_output(grid, kinds.GRID, [bank, query, bundle])
     sets = load_sets(bundle, bank, query, device, progress)
     note_skipped(sets.skipped)
     search = Neighbours(sets.train.x, min(k, len(sets.train)), sets.encoder.device if sets.encoder else device)
     note_device(device, search.device, sets.encoder.reason if sets.encoder else search.reason)
     similarity, rows = search(sets.test.x)
+    if grid:  # first: what reads the lines may want a few of them only
+        _draw(grid, sets, rows)
     for place in range(len(sets.test)):
         found = _found(sets.train, sets.test, place, similarity[place], rows[place])
         if as_json:
             click.echo(json.dumps(found, allow_nan=False))
         else:
             show_table([(found["id"], " ".join(f"{n['id']} ({n['similarity']:.3f})" for n in found["neighbours"]))])
-    if grid:
-        _draw(grid, sets, rows)
 
 
 def _found(bank: Features, query: Features, place: int, similarity: np.ndarray, rows: np.ndarray) -> dict[str, Any]:

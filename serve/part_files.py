@@ -7,6 +7,7 @@ what they hold.
 
 from __future__ import annotations
 
+import hashlib
 import json
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -17,12 +18,17 @@ import pyarrow.parquet as pq
 
 from byol.files import atomic_file
 from byol.images import Skipped
+from byol.locations import is_url, last_part
+from byol.names import leftovers_in
+from byol.outputs import require_output
+from byol.serve import kinds
 from byol.serve.features import DIGEST_KEY, ERRORS, write_errors
 from byol.serve.manifest import ENCODER, GRAPHS
 from byol.serve.part_listing import MANIFEST, part_files, part_number, read_manifest
 from byol.text import printable
 
 FORMAT = 1
+SOURCE, SOURCE_DIGEST = "source", "source_sha256"
 NOTES = "byol"  # the key of a part's notes in its metadata
 
 
@@ -58,6 +64,7 @@ class PartsFolder:
 
     def manifest(self) -> dict[str, Any] | None:
         """The manifest, None when nothing was begun here. Raises `ValueError` when it is of another extraction."""
+        require_output(self.path / ERRORS, kinds.ERRORS)
         values = read_manifest(self.path)
         if values is None:
             others = part_files(self.path)
@@ -65,7 +72,11 @@ class PartsFolder:
                 other = printable(others[0].name)
                 raise ValueError(f"{self.name} holds {other} of another extraction; give an empty folder")
             return None
-        texts = [_difference(key, values.get(key), now) for key, now in self.settings.items() if values.get(key) != now]
+        if SOURCE_DIGEST not in values and isinstance(values.get(SOURCE), str):  # begun by an earlier version
+            values |= named_source(printable(values[SOURCE]))
+        texts = [
+            _difference(key, values, self.settings) for key, now in self.settings.items() if values.get(key) != now
+        ]
         if texts:
             raise ValueError(f"{self.name} holds another extraction: {'; '.join(texts)}; give an empty folder")
         return values
@@ -111,9 +122,8 @@ class PartsFolder:
 
     def sweep(self) -> None:
         """Remove what killed processes left half-written; only for who holds the folder's lock."""
-        for name in ("part-*.parquet", MANIFEST, ERRORS):
-            for leftover in (*self.path.glob(f".{name}.tmp"), *self.path.glob(f".{name}.lock")):
-                leftover.unlink()
+        for leftover in leftovers_in(self.path, ("part-*.parquet", MANIFEST, ERRORS)):
+            leftover.unlink()
 
     def clear(self) -> None:
         """Remove the parts and the manifest."""
@@ -151,13 +161,25 @@ def _number(file: Path) -> int:
     return number
 
 
-def _difference(key: str, stored: object, now: object) -> str:
+def named_source(full_name: str) -> dict[str, str]:
+    """What a manifest says of a source: a URL, or the last part of a local name; and a digest of the whole name.
+
+    The folders above are nobody's business who is handed the features.
+    """
+    name = full_name if is_url(full_name) else last_part(full_name)
+    return {SOURCE: name, SOURCE_DIGEST: hashlib.sha256(full_name.encode()).hexdigest()}
+
+
+def _difference(key: str, values: dict[str, Any], settings: dict[str, Any]) -> str:
     """Two values of a setting; of two encoders of one bundle, their files."""
+    stored, now = values.get(key), settings[key]
     if key == DIGEST_KEY:
         (old, _, graph), (new, _, other) = str(stored).partition("/"), str(now).partition("/")
         if old == new:
             return f"variant {_variant(graph)}, now {_variant(other)}"
         stored, now = old[:12], new[:12]
+    if key == SOURCE_DIGEST:
+        stored, now = str(stored)[:12], str(now)[:12]
     return f"{key} {stored}, now {now}"
 
 

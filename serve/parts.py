@@ -12,13 +12,13 @@ from itertools import count, groupby, takewhile
 from pathlib import Path
 from typing import Any
 
-from byol.files import only_writer
 from byol.images import ImageSource, Skipped
 from byol.locations import Location, is_url
+from byol.locks import only_writer
 from byol.serve import PART_IMAGES
 from byol.serve.extract import Advance, Engine, Extraction, Options, checked_batches, folder
 from byol.serve.features import DIGEST_KEY, feature_file
-from byol.serve.part_files import Part, PartsFolder
+from byol.serve.part_files import Part, PartsFolder, named_source
 from byol.sources import Section, open_sections
 from byol.text import printable
 
@@ -50,7 +50,7 @@ class Task:
         """Its folder, for the encoder that is called `digest` and has `dim` features."""
         settings = {
             DIGEST_KEY: digest,
-            "source": _full_name(self.location),
+            **named_source(_full_name(self.location)),
             "dim": dim,
             "dtype": self.options.dtype,
             "part_images": self.part_images,
@@ -107,8 +107,8 @@ def complete(
         _require_enough(finished, task)
     else:
         with folder(task.out), only_writer(parts.path, parts.lock):
+            stored = parts.manifest()  # first: what is another's is refused, and nothing of it removed
             parts.sweep()
-            stored = parts.manifest()
             found = parts.finished() if stored else {}
             known = _count_known(task.kept(found), advance)
             if stored and stored["complete"]:

@@ -251,7 +251,7 @@ def test_a_bad_image_is_left_out_of_the_classification_and_listed(tmp_path):
     assert (done.code, "skipped 1" in done.err) == (0, True)
     ids = pq.read_table(tmp_path / "o.parquet").column("id").to_pylist()
     assert ids == [f"{c}/{i:03d}.png" for c in ("cat", "dog") for i in range(6) if (c, i) != ("cat", 2)]
-    assert pq.read_table(tmp_path / "o.errors.parquet").column("path").to_pylist() == ["cat/002.png"]
+    assert pq.read_table(tmp_path / "o.parquet.errors.parquet").column("path").to_pylist() == ["cat/002.png"]
     before = (tmp_path / "o.parquet").read_bytes()
     done = byol("classify", bundle, data, "--out", tmp_path / "o.parquet", "--on-error", "fail")
     assert done.code == 1

@@ -16,8 +16,8 @@ REMOTE = {"aiohttp", "fsspec"}  # of the extra `remote`, for `http_files`, which
 REPORT = SERVING | {"bokeh", "jinja2", "markupsafe", "umap"}  # of the extras `report` and `report-umap`
 SHARED = (
     *("cache", "columns", "console", "draws", "faults", "files", "folders", "http_files", "images", "limits"),
-    *("locations", "named", "parameters", "remote", "remote_path", "run_format", "shards", "sources", "stamps"),
-    *("strict_json", "tables", "telemetry", "text"),
+    *("locations", "locks", "named", "names", "outputs", "parameters", "remote", "remote_path", "run_format", "shards"),
+    *("signals", "sources", "stamps", "streams", "strict_json", "tables", "telemetry", "text"),
 )
 SERVE_MAY_USE = ("byol.serve", *(f"byol.{name}" for name in SHARED))
 # The first two start the commands, the third has bundles read by serving's strict reader; inside functions only.

@@ -56,7 +56,7 @@ def test_rows_stay_in_place_and_skips_are_listed(bundle: Path, mixed: Path, tmp_
     assert done.code == 0, done.err
     values = json.loads(done.out)
     read = read_features(tmp_path / out)
-    skips = skipped_of(tmp_path / ("folder/errors.parquet" if out == "folder" else "f.errors.parquet"))
+    skips = skipped_of(tmp_path / ("folder/errors.parquet" if out == "folder" else f"{out}.errors.parquet"))
     assert set(skips) == expected_skips(mixed)
     assert skips["cat/loop"] == ("list", "symbolic link to a folder that is already listed")
     assert skips["dog/007-empty.jpg"] == ("decode", "not an image, or a format that is not supported")
@@ -74,21 +74,21 @@ def test_long_lists_are_cut_on_stderr_only(bundle: Path, tmp_path: Path) -> None
     root = write_files(tmp_path / "in", {f"{i:02}.jpg": b"" for i in range(25)} | {"x.png": odd_images()["one.png"]})
     done = byol("extract", bundle, root, "--out", tmp_path / "f.npz", "--device", "cpu")
     lines = done.err.splitlines()
-    assert lines[0] == f"skipped 25 (listed in {tmp_path / 'f.errors.parquet'}):"
+    assert lines[0] == f"skipped 25 (listed in {tmp_path / 'f.npz.errors.parquet'}):"
     assert lines[1] == "  00.jpg: not an image, or a format that is not supported"
     assert lines[-1] == "  and 5 more"
     assert len(lines) == 22
-    assert len(skipped_of(tmp_path / "f.errors.parquet")) == 25
+    assert len(skipped_of(tmp_path / "f.npz.errors.parquet")) == 25
 
 
 def test_stale_error_list_is_removed(bundle: Path, tmp_path: Path) -> None:
     root = write_files(tmp_path / "in", {"a.jpg": b"", "b.png": odd_images()["one.png"]})
     command = ("extract", bundle, root, "--out", tmp_path / "f.parquet", "--device", "cpu")
     assert byol(*command).code == 0
-    assert (tmp_path / "f.errors.parquet").exists()
+    assert (tmp_path / "f.parquet.errors.parquet").exists()
     (root / "a.jpg").write_bytes(odd_images()["grey.jpg"])
     assert byol(*command).code == 0
-    assert not (tmp_path / "f.errors.parquet").exists()
+    assert not (tmp_path / "f.parquet.errors.parquet").exists()
 
 
 @pytest.mark.parametrize("out", ["f.parquet", "f.npz", "new/folder", "deep/er/f.npz"])
@@ -162,7 +162,7 @@ def test_names_with_line_ends_and_terminal_codes_stay_on_their_line(bundle: Path
     root = write_files(tmp_path / "in", {"a.png": odd_images()["one.png"], "b\n\x1b[2J.png": b""})
     done = byol("extract", bundle, root, "--out", tmp_path / "f.npz", "--device", "cpu")
     assert done.err.splitlines()[1:] == ["  b\\n\\x1b[2J.png: not an image, or a format that is not supported"]
-    assert list(skipped_of(tmp_path / "f.errors.parquet")) == ["b\n\x1b[2J.png"]
+    assert list(skipped_of(tmp_path / "f.npz.errors.parquet")) == ["b\n\x1b[2J.png"]
 
 
 @pytest.mark.skipif(not PHOTOS.is_file(), reason="the shared photographs are not beside this checkout")

@@ -9,8 +9,10 @@ import bokeh  # noqa: F401 - the `report` extra; its absence is told by byol.cli
 import click
 
 from byol.console import note, note_device, note_skipped, progress, show_table, warnings_as_notes
-from byol.files import atomic_file
+from byol.files import atomic_file, behind_links
 from byol.locations import LOCATION, Location
+from byol.outputs import require_output
+from byol.parameters import Output, of_option
 from byol.serve.options import BUNDLE, device_option
 from byol.text import printable
 
@@ -24,9 +26,7 @@ if TYPE_CHECKING:
 @click.argument("paths", metavar="RUN|BUNDLE...", type=BUNDLE, nargs=-1, required=True)
 @click.option("--train", type=LOCATION, help="Labelled images to learn from; without labels: only neighbours and map.")
 @click.option("--test", type=LOCATION, help="Images to measure and show.")
-@click.option(
-    "--out", type=click.Path(dir_okay=False, path_type=Path), required=True, metavar="FILE.html", help="The page."
-)
+@click.option("--out", type=Output(dir_okay=False), required=True, metavar="FILE.html", help="The page.")
 @device_option
 def report(paths: tuple[Path, ...], train: Location | None, test: Location | None, out: Path, device: str) -> None:
     """Write runs and bundles as one self-contained page: curves, accuracies, neighbours, a map, provenance.
@@ -34,24 +34,22 @@ def report(paths: tuple[Path, ...], train: Location | None, test: Location | Non
     A run and the bundle exported from it are shown as one. Several are compared. Accuracies, neighbours and the map
     need a bundle, --train and --test.
     """
+    from byol.serve import kinds
     from byol.serve.report.page import render
     from byol.serve.report.runs import open_entries
     from byol.serve.report.sections import Report
 
     if (train is None) != (test is None):
         raise click.UsageError("give both --train and --test, or neither")
-    above = next(folder for folder in out.absolute().parents if folder.exists())
-    if not above.is_dir():
-        raise click.BadParameter(
-            f"{printable(above)} is a file, not a folder; choose another --out", param_hint="--out"
-        )
+    with of_option("--out"):
+        require_output(out, kinds.PAGE, [train, test, *paths])
     entries = open_entries(paths)
     for entry in entries:
         if entry.run and entry.run.cut_off:
             note(f"{entry.name}: the last line of its metrics is half written and left out")
     filled = _evaluated(entries, train, test, device) if train and test else Report(entries)
     page = render(filled)
-    out.parent.mkdir(parents=True, exist_ok=True)
+    behind_links(out).parent.mkdir(parents=True, exist_ok=True)
     with atomic_file(out) as temporary:
         temporary.write_text(page, encoding="utf-8")
     show_table([("page", printable(out)), ("size", f"{len(page.encode()) / 1e6:.1f} MB")])

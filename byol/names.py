@@ -1,0 +1,49 @@
+"""Names of the files that stand beside another: locks, half-written ones, lists of errors. Torch-free."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+import secrets
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+MOST_BYTES = 255  # of a file's name, on all common file systems
+_RANDOM = re.compile(r"\.byol-[0-9a-f]{16}")
+_EXAMPLE = ".byol-" + "0" * 16
+
+
+def with_ending(name: str, ending: str) -> str:
+    """`name` and an ending; where that is too long, the name is cut and a digest tells it from others."""
+    raw, room = os.fsencode(name), MOST_BYTES - len(os.fsencode(ending))
+    if len(raw) <= room:
+        return name + ending
+    mark = "~" + hashlib.sha256(raw).hexdigest()[:16]
+    return raw[: room - len(mark)].decode("utf-8", "ignore") + mark + ending
+
+
+def hidden_name(name: str, ending: str) -> str:
+    """The same with a dot in front: folders of images and features leave such files out."""
+    return with_ending("." + name, ending)
+
+
+def new_name(name: str, ending: str) -> str:
+    """A hidden name that nobody can foresee, for what is being written (`.tmp`) or replaced (`.old`)."""
+    return hidden_name(name, f".byol-{secrets.token_hex(8)}{ending}")
+
+
+def leftovers_of(final: Path, ending: str) -> list[Path]:
+    """What killed writers of `final` left under such names; for who holds its lock."""
+    start = hidden_name(final.name, _EXAMPLE + ending).removesuffix(_EXAMPLE + ending)
+    with os.scandir(final.parent) as entries:
+        names = [entry.name for entry in entries if entry.name.startswith(start) and entry.name.endswith(ending)]
+    middles = (name[len(start) : len(name) - len(ending)] for name in names)
+    return [final.with_name(n) for n, middle in zip(names, middles, strict=True) if _RANDOM.fullmatch(middle)]
+
+
+def leftovers_in(folder: Path, patterns: Iterable[str]) -> Iterator[Path]:
+    """What killed writers of the files of these patterns left in a folder, earlier versions' too, locks included."""
+    for pattern in patterns:
+        for ending in (".byol-*.tmp", ".tmp", ".lock"):
+            yield from folder.glob(f".{pattern}{ending}")

@@ -1,0 +1,54 @@
+"""Signals that ask a process to end: everything is put away on the way out. Torch-free."""
+
+from __future__ import annotations
+
+import signal
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+HANG_UP = None if sys.platform == "win32" else signal.SIGHUP
+
+
+class Stopped(BaseException):
+    """SIGTERM or SIGHUP came; raised in the main thread, wherever it was, and never taken for a failure of the work."""
+
+
+@contextmanager
+def handled(numbers: Sequence[int | None], handler: Callable[[int, Any], None]) -> Iterator[None]:
+    """Have a handler for these signals, but for those that the parent had ignored, as `nohup` does.
+
+    Outside the main thread nothing changes: there the host program handles its signals.
+    """
+    old: dict[int, Any] = {}
+    try:
+        for number in numbers:
+            if number is not None and signal.getsignal(number) is not signal.SIG_IGN:
+                old[number] = signal.signal(number, handler)
+    except ValueError:  # not in the main thread
+        pass
+    try:
+        yield
+    finally:
+        for number, before in old.items():
+            signal.signal(number, before)
+
+
+@contextmanager
+def stopping() -> Iterator[None]:
+    """SIGTERM and SIGHUP raise `Stopped`; a second SIGTERM ends at once, hang-ups may come in twos."""
+    with handled((signal.SIGTERM, HANG_UP), _stop):
+        yield
+
+
+def _stop(number: int, _frame: object) -> None:
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    if HANG_UP is not None:
+        signal.signal(HANG_UP, signal.SIG_IGN)
+    raise Stopped(f"stopped by {signal.Signals(number).name}")
+
+
+def hang_up_is_ignored() -> bool:
+    """Whether the process is to outlive its terminal, as under `nohup`."""
+    return HANG_UP is not None and signal.getsignal(HANG_UP) is signal.SIG_IGN
