@@ -91,7 +91,7 @@ def test_a_server_that_goes_stops_the_work_and_the_same_command_goes_on(
     needed = len(web.asked)
 
     web.asked.clear()
-    web.gone_after = {"list": 12, "folder": 12}.get(kind, needed * 2 // 3)
+    web.gone_after = {"list": 28, "folder": 28}.get(kind, needed * 2 // 3)
     done = extract(place, images, tmp_path / "out", "--decode-threads", 2)
     assert done.code == 1
     assert f"{web.url}/" in done.err
