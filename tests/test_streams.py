@@ -22,6 +22,11 @@ BYOL = [sys.executable, "-m", "byol"]
 CPU = ["--device", "cpu"]
 
 
+@pytest.fixture(autouse=True)
+def one_thread(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")  # a busy machine's cores are not waited for
+
+
 @pytest.fixture(scope="module")
 def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("streams")
@@ -53,7 +58,9 @@ def wait_for(condition: Callable[[], bool], process: subprocess.Popen[str]) -> N
 
 def train(images: Path, out: Path) -> list[str]:
     words = ["train", str(images), "--out", str(out), "--preset", "demo", "--batch-size", "8", "--epochs", "1000"]
-    return [*BYOL, *words, "--device", "cpu", "--precision", "fp32", "--set", "log_every=1", "--image-size", "16"]
+    words += ["--device", "cpu", "--precision", "fp32", "--image-size", "16", "--set", "log_every=1"]
+    heads = ("projector_hidden=32", "projector_out=16", "predictor_hidden=32")
+    return [*BYOL, *words, *(word for setting in heads for word in ("--set", setting))]
 
 
 @pytest.mark.parametrize("hang_ups", [1, 2])
