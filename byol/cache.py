@@ -169,7 +169,7 @@ class DecodedCache:
         """Remove what killed processes left half-written: nobody holds its lock. Without one, after a week."""
         for path in self.root.glob(f"{_TEMPORARY}*"):
             with suppress(OSError):
-                if path.is_dir() and (not _is_held(path) or time.time() - path.stat().st_mtime > WEEK):
+                if path.is_dir() and _is_abandoned(path):
                     shutil.rmtree(path, ignore_errors=True)
 
 
@@ -177,16 +177,17 @@ def _lock_of(temporary: Path) -> Path:
     return temporary.with_name(f"{temporary.name}.lock")
 
 
-def _is_held(temporary: Path) -> bool:
-    """Whether a process may be writing the folder. Where that cannot be told (no lock, as of old), it may."""
+def _is_abandoned(temporary: Path) -> bool:
+    """Whether the process that wrote the folder is gone; where no lock can tell (or none is there, as of old), by age.
+
+    Raises `BlockingIOError` while it is at work.
+    """
     lock = _lock_of(temporary)
-    if not lock.is_file():
-        return True
-    try:
+    if lock.is_file():
         with only_writer(temporary, lock) as alone:
-            return not alone
-    except OSError:
-        return True
+            if alone:
+                return True
+    return time.time() - temporary.stat().st_mtime > WEEK
 
 
 def read_meta(folder: Path) -> dict[str, Any]:

@@ -27,13 +27,13 @@ def require_output(out: Path, kind: Kind, inputs: Iterable[Location | None] = ()
     what is no file. Behind a link counts what it points to.
     """
     name = printable(out)
+    _require_writable(name, Path(os.path.realpath(out)))
     try:
         final = behind_links(out)
         size = final.stat().st_size if final.exists() else 0
     except OSError as error:
         raise ValueError(f"{name} cannot be written to: {reason_of(error)}; name a file") from error
     _require_apart(out, inputs)
-    _require_writable(name, final)
     if size and not kind.holds(final):
         raise ValueError(f"{name} exists and is not {kind.name} that byol wrote; choose another name, or move it away")
 

@@ -120,3 +120,128 @@ def test_other_peoples_manifests_are_not_replaced(tmp_path):
         (tmp_path / "webapp" / "manifest.json").write_text(text)
         with pytest.raises(ValueError, match="exists and is no bundle"):
             require_place(tmp_path / "webapp")
+
+
+# ------------------------------------------------------------------------------------ planted files and links
+
+
+@pytest.fixture
+def victim(tmp_path):
+    """Somebody's private file that links are planted to."""
+    path = tmp_path / "elsewhere" / "victim"
+    path.parent.mkdir()
+    path.write_text("mine")
+    path.chmod(0o600)
+    yield path
+    assert path.read_text() == "mine"
+    assert path.stat().st_mode & 0o777 == 0o600
+
+
+@pytest.mark.parametrize(("kind", "write"), [("atomic_file", atomic_file), ("atomic_folder", atomic_folder)])
+def test_names_that_can_be_foreseen_are_never_written_through(tmp_path, victim, kind, write):
+    for name in (".out.tmp", ".out.old"):
+        (tmp_path / name).symlink_to(victim)
+    with write(tmp_path / "out") as place:
+        assert place.name not in (".out.tmp", ".out.old")
+        (place / "a" if kind == "atomic_folder" else place).write_text("new")
+    assert (tmp_path / ".out.tmp").is_symlink()  # not ours to remove
+    assert (tmp_path / ".out.old").is_symlink()
+
+
+def test_an_old_copy_that_somebody_keeps_beside_a_folder_stays(tmp_path):
+    (tmp_path / ".out.old").mkdir()
+    (tmp_path / ".out.old" / "mine").touch()
+    for _ in range(2):
+        with atomic_folder(tmp_path / "out"):
+            pass
+    assert sorted(os.listdir(tmp_path)) == [".out.old", "out"]
+    assert os.listdir(tmp_path / ".out.old") == ["mine"]
+
+
+def test_a_link_or_a_pipe_in_the_place_of_the_lock_is_refused(tmp_path, victim):
+    (tmp_path / ".out.lock").symlink_to(victim)
+    with pytest.raises(OSError, match=r"\.out\.lock is in the way"), atomic_file(tmp_path / "out"):
+        pass
+    assert (tmp_path / ".out.lock").is_symlink()
+    os.mkfifo(tmp_path / ".other.lock")
+    with pytest.raises(OSError, match=r"\.other\.lock is in the way"), atomic_file(tmp_path / "other"):
+        pass
+    assert sorted(os.listdir(tmp_path)) == [".other.lock", ".out.lock", "elsewhere"]
+
+
+def test_a_lock_with_content_is_somebodys_and_stays(tmp_path):
+    (tmp_path / ".out.lock").write_text("mine")
+    with atomic_file(tmp_path / "out") as place:
+        place.write_text("new")
+    assert (tmp_path / ".out.lock").read_text() == "mine"
+
+
+def test_a_link_is_followed_and_its_target_replaced_whole(tmp_path):
+    (tmp_path / "disk").mkdir()
+    (tmp_path / "out").symlink_to("disk/file")
+    for text in ("first", "second"):
+        with atomic_file(tmp_path / "out") as place:
+            assert place.parent == tmp_path / "disk"  # one rename makes it whole
+            place.write_text(text)
+        assert (tmp_path / "out").is_symlink()
+        assert (tmp_path / "disk" / "file").read_text() == text
+    assert os.listdir(tmp_path / "disk") == ["file"]
+
+
+@pytest.mark.parametrize("make", [os.mkfifo, os.mkdir, lambda path: os.symlink("/dev/null", path)])
+def test_what_is_no_file_is_refused_at_once(tmp_path, make):
+    make(tmp_path / "out")
+    with pytest.raises(OSError, match="not a regular file"), atomic_file(tmp_path / "out"):
+        raise AssertionError("the work began")
+
+
+@pytest.mark.parametrize("mask", [0o022, 0o077])
+def test_permissions_are_those_that_new_files_get(tmp_path, mask):
+    def private(path):
+        path.unlink()
+        os.close(os.open(path, os.O_CREAT | os.O_WRONLY, 0o600))  # as safetensors makes them
+
+    before = os.umask(mask)
+    try:
+        with atomic_file(tmp_path / "file") as place:
+            private(place)
+        with atomic_folder(tmp_path / "folder") as place:
+            (place / "a").touch()
+            private(place / "a")
+    finally:
+        os.umask(before)
+    for path in (tmp_path / "file", tmp_path / "folder" / "a"):
+        assert path.stat().st_mode & 0o777 == 0o666 & ~mask
+
+
+def test_names_of_255_bytes_are_written_and_told_apart(tmp_path):
+    names = ["n" * 254 + end for end in "ab"]
+    for name in names:
+        with atomic_file(tmp_path / name) as place, atomic_file(tmp_path / names[name.endswith("a")]) as other:
+            place.write_text(name)
+            other.write_text("another")
+        with atomic_folder(tmp_path / f"{name[:-1]}-"):
+            pass
+    assert sorted(os.listdir(tmp_path)) == ["n" * 254 + "-", *names]
+
+
+def test_leftovers_are_swept_under_the_lock_and_files_that_look_alike_stay(tmp_path):
+    ours = tmp_path / f".out.byol-{'0' * 16}.tmp"
+    others = [".out.tmp", f".out.byol-{'0' * 15}.tmp", f".out.byol-{'0' * 16}.tmp.txt", f".out2.byol-{'0' * 16}.tmp"]
+    for path in (ours, *(tmp_path / name for name in others)):
+        path.write_text("x")
+    with atomic_file(tmp_path / "out") as place:
+        place.write_text("new")
+    assert sorted(os.listdir(tmp_path)) == sorted([*others, "out"])
+
+
+def test_a_run_sweeps_its_own_leftovers_only(tmp_path):
+    pytest.importorskip("torch")
+    from byol.run import RunFolder
+
+    own = [".config.json.tmp", ".last.safetensors.lock", f".metrics.jsonl.byol-{'a' * 16}.tmp", ".tmpAb12Cd"]
+    others = [".tmpfile", ".my.tmp.notes", ".important.lock", ".template"]
+    for name in (*own, *others):
+        (tmp_path / name).touch()
+    RunFolder(tmp_path).remove_leftovers()
+    assert sorted(os.listdir(tmp_path)) == sorted(others)
