@@ -8,11 +8,13 @@ from __future__ import annotations
 import os
 import signal
 import sys
+import tempfile
 import uuid
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TypeVar
+from pathlib import Path
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -21,6 +23,7 @@ from torch import Tensor
 from byol.images import usable_cores
 
 T = TypeVar("T")
+_MEETING = "BYOL_MEETING"  # where the processes of `launch` find each other; unset under another launcher
 
 
 class LostProcess(Exception):
@@ -98,7 +101,9 @@ def joined() -> Iterator[World]:
         return
     world = World(*(int(os.environ[name]) for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK")))
     # CPU tensors travel by gloo also where GPUs use NCCL: small agreements need not wait for a GPU.
-    dist.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo")
+    backend, place = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo", os.environ.get(_MEETING)
+    here: dict[str, Any] = {"init_method": place, "rank": world.rank, "world_size": world.size} if place else {}
+    dist.init_process_group(backend, **here)
     try:
         yield world
     except RuntimeError as error:
@@ -136,18 +141,29 @@ def launch(processes: int, arguments: Sequence[str]) -> bool:
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, usable_cores() // processes)))
-    config = LaunchConfig(
-        min_nodes=1,
-        max_nodes=1,
-        nproc_per_node=processes,
-        run_id=uuid.uuid4().hex,
-        rdzv_backend="c10d",
-        rdzv_endpoint="localhost:0",
-        max_restarts=0,
-        signals_to_handle=",".join(_passed_on()),
-    )
-    try:
-        elastic_launch(config, sys.executable)("-m", "byol", *arguments)
-    except (ChildFailedError, SignalException):  # the processes have said why
-        return False
+    with tempfile.TemporaryDirectory(prefix="byol-") as folder:
+        _stay_on_this_machine(Path(folder))
+        config = LaunchConfig(
+            min_nodes=1,
+            max_nodes=1,
+            nproc_per_node=processes,
+            run_id=uuid.uuid4().hex,
+            rdzv_backend="c10d",
+            rdzv_endpoint=f"{folder}/launcher",
+            rdzv_configs={"store_type": "file"},
+            max_restarts=0,
+            signals_to_handle=",".join(_passed_on()),
+        )
+        try:
+            elastic_launch(config, sys.executable)("-m", "byol", *arguments)
+        except (ChildFailedError, SignalException):  # the processes have said why
+            return False
     return True
+
+
+def _stay_on_this_machine(folder: Path) -> None:
+    """Have the processes find each other by files and talk over the loopback interface; torch listens on all."""
+    os.environ["TORCH_DISABLE_SHARE_RDZV_TCP_STORE"] = "1"
+    os.environ[_MEETING] = f"file://{folder}/processes"
+    for library in ("GLOO", "NCCL"):
+        os.environ.setdefault(f"{library}_SOCKET_IFNAME", "lo0" if sys.platform == "darwin" else "lo")

@@ -18,6 +18,7 @@ from byol.serve.items import ImageItem, open_images
 from byol.serve.manifest import ENCODER, VARIANTS
 from byol.serve.pipeline import Pipeline, open_graph
 from byol.serve.session import Session
+from byol.text import as_message
 
 _log = logging.getLogger(__name__)
 
@@ -53,10 +54,10 @@ class Encoder(Pipeline):
         """
         opened = open_images(source)
         for item in opened.skipped:
-            _log.warning("skipped %s: %s", item.path, item.reason)
+            _log.warning("skipped %s: %s", as_message(item.path), as_message(item.reason))
         for batch in self.batches(opened):
             for item in batch.skipped:
-                _log.warning("skipped %s: %s", item.path, item.reason)
+                _log.warning("skipped %s: %s", as_message(item.path), as_message(item.reason))
             if batch.indices:
                 yield [opened.ids[i] for i in batch.indices], batch.outputs
 
