@@ -22,16 +22,18 @@ import numpy as np
 import pyarrow as pa
 from PIL import Image
 
+from byol.arrays import open_arrays
 from byol.columns import Computed, Labels, Names
 from byol.folders import LocalTree, Tree, folder_sections, folder_source
 from byol.images import SUFFIXES, ImageSource, Place, UnreadableImage, read_image
 from byol.locations import Location, is_url, names_below
 from byol.named import SPLITS, is_named, named_file
 from byol.remote import RemoteTree, asked, guarded, matching, read_remote, remote_path
+from byol.shard_files import open_file, shards_below
 from byol.shards import tar_source
 from byol.stamps import file_stamp
 from byol.tables import table_source
-from byol.text import path_text, printable, reason_of
+from byol.text import on_one_line, path_text, printable, reason_of
 
 SHARDS = {".tar": tar_source, ".parquet": table_source}
 
@@ -66,8 +68,9 @@ def _source_at(path: Path, location: str) -> ImageSource:
     """What lies at a path, local or remote, or is meant by a location that is no path."""
     if path.is_dir():
         source = folder_source(_tree(path))
-        shards = [] if len(source) else sorted(p for suffix in SHARDS for p in path.rglob(f"*{suffix}"))
-        return _shard_source(printable(path), shards, path) if shards else source
+        shards, skipped = ([], []) if len(source) else shards_below(path, SHARDS)
+        source = _shard_source(printable(path), shards, path) if shards else source
+        return replace(source, skipped=[*skipped, *source.skipped])
     if path.exists():
         return _file_source(path)
     if is_named(location):
@@ -231,11 +234,10 @@ def _opener_below(location: Location) -> Callable[[bytes], Image.Image]:
 
 def _npz_source(path: Path, name: str) -> ImageSource:
     try:
-        with path.open("rb") as stream, np.load(stream, allow_pickle=False) as archive:
-            images = archive.get("images")
-            labels = archive.get("labels")
-            keys = ", ".join(archive.files)
-    except Exception as error:  # zipfile, zlib and NumPy raise many kinds
+        with open_file(path) as stream, open_arrays(stream) as arrays:
+            images, labels = (arrays.read(key) if key in arrays.names else None for key in ("images", "labels"))
+            keys = on_one_line(", ".join(arrays.names[:20]))
+    except (OSError, ValueError) as error:
         raise ValueError(f"{name} cannot be read as an .npz file: {reason_of(error)}") from error
     if images is None:
         raise ValueError(f"{name} has no array `images` (it has: {keys or 'nothing'})")

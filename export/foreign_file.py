@@ -9,11 +9,14 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
+
+from byol.arrays import open_arrays
+from byol.files import open_regular
+from byol.text import printable, reason_of
 
 # Where toolkits keep the weights inside what they save.
 CONTAINERS = ("state_dict", "model", "model_state_dict", "module", "net")
@@ -53,10 +56,10 @@ def read_models(path: Path) -> dict[str, dict[str, Tensor]]:
 
 def _arrays(path: Path) -> dict[str, Tensor]:
     try:
-        with np.load(path, allow_pickle=False) as file:
-            return {name: torch.from_numpy(file[name]) for name in file.files}
-    except (OSError, ValueError, TypeError, EOFError, zipfile.BadZipFile) as error:
-        raise ValueError(f"{path} is not a readable .npz file of arrays: {error}") from error
+        with open_regular(path) as stream, open_arrays(stream) as arrays:
+            return {name: torch.from_numpy(arrays.read(name)) for name in arrays.names}
+    except (OSError, ValueError, TypeError) as error:  # torch has no text
+        raise ValueError(f"{printable(path)} is not a readable .npz file of arrays: {reason_of(error)}") from error
 
 
 def _unpickled(path: Path) -> Any:

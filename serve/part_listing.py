@@ -9,9 +9,10 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
-from byol.text import printable
+from byol.files import open_regular
+from byol.parquet import open_table
+from byol.text import printable, reason_of
 
 MANIFEST = "_manifest.json"
 AGAIN = "give its extract command again"
@@ -75,8 +76,8 @@ def complete_parts(folder: Path) -> list[Path]:
 
 def row_count(file: Path) -> int:
     """The rows of a Parquet file. Raises `ValueError` naming it when it is damaged."""
-    with naming(file), open(file, "rb") as stream:
-        rows: int = pq.read_metadata(stream).num_rows
+    with naming(file), open_regular(file) as stream, open_table(stream) as table:
+        rows: int = table.metadata.num_rows
     return rows
 
 
@@ -85,6 +86,7 @@ def naming(file: Path) -> Iterator[None]:
     """What goes wrong while a file is read, as a `ValueError` that names it."""
     try:
         yield
-    except (pa.ArrowException, OSError) as error:
-        reason = " ".join(str(error).split())
-        raise ValueError(f"{printable(file)} cannot be read as a features file: {reason}") from error
+    except (pa.ArrowException, OSError, ValueError) as error:
+        if (name := printable(file)) in str(error):
+            raise
+        raise ValueError(f"{name} cannot be read as a features file: {reason_of(error)}") from error
