@@ -15,7 +15,7 @@ REPORT = SERVING | {"bokeh", "jinja2", "markupsafe", "umap"}  # of the extras `r
 SHARED = (
     *("cache", "columns", "console", "draws", "files", "folders", "images", "limits", "locations", "parameters"),
     *("named", "remote", "run_format", "shards", "sources", "stamps", "tables", "text"),
-    *("arrays", "parquet", "shard_files", "thrift", "zips"),
+    *("arrays", "parquet", "shard_files", "tars", "thrift", "zips"),
 )
 SERVE_MAY_USE = ("byol.serve", *(f"byol.{name}" for name in SHARED))
 # The first two start the commands, the third has bundles read by serving's strict reader; inside functions only.
