@@ -8,21 +8,24 @@ what they hold.
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
-from byol.files import atomic_file
+from byol.files import atomic_file, open_regular
 from byol.images import Skipped
+from byol.parquet import open_table
 from byol.serve.features import DIGEST_KEY, ERRORS, write_errors
 from byol.serve.manifest import ENCODER, GRAPHS
 from byol.serve.part_listing import MANIFEST, part_files, part_number, read_manifest
-from byol.text import printable
+from byol.serve.strict_json import check, read_object
+from byol.text import on_one_line, printable, reason_of
 
 FORMAT = 1
+END = re.compile(r"row:[0-9]{1,18}|path:([0-9a-f]{2})*")
 NOTES = "byol"  # the key of a part's notes in its metadata
 
 
@@ -124,13 +127,14 @@ class PartsFolder:
 def read_part(file: Path, digest: str) -> Part:
     """What a finished part says of itself. Raises `ValueError` when it is damaged or another bundle's."""
     try:
-        with open(file, "rb") as stream:
-            found = pq.read_metadata(stream)
+        with open_regular(file) as stream, open_table(stream) as table:
+            found = table.metadata
         metadata = found.metadata or {}
-        notes = json.loads(metadata[NOTES.encode()])
-        part = Part(found.num_rows, str(notes["end"]), _items(notes["listed"]), _items(notes["decoded"]))
-    except (pa.ArrowException, OSError, ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"{printable(file)} is not a part that can be gone on from ({error}); remove it") from error
+        notes = read_object(metadata.get(NOTES.encode(), b""))
+        part = Part(found.num_rows, _end(notes), _items(notes, "listed"), _items(notes, "decoded"))
+    except (pa.ArrowException, OSError, ValueError) as error:
+        reason = reason_of(error)
+        raise ValueError(f"{printable(file)} is not a part that can be gone on from ({reason}); remove it") from error
     if metadata.get(DIGEST_KEY.encode()) != digest.encode():
         raise ValueError(f"{printable(file)} was extracted with another bundle; give an empty folder")
     return part
@@ -150,7 +154,7 @@ def _difference(key: str, stored: object, now: object) -> str:
         if old == new:
             return f"variant {_variant(graph)}, now {_variant(other)}"
         stored, now = old[:12], new[:12]
-    return f"{key} {stored}, now {now}"
+    return on_one_line(f"{key} {stored!s:.200}, now {now!s:.200}")
 
 
 def _variant(graph: str) -> str:
@@ -161,5 +165,18 @@ def _pairs(items: list[Skipped]) -> list[list[str]]:
     return [list(asdict(item).values()) for item in items]
 
 
-def _items(pairs: list[list[str]]) -> list[Skipped]:
-    return [Skipped(path, reason) for path, reason in pairs]
+def _items(notes: dict[str, Any], key: str) -> list[Skipped]:
+    pairs = notes.get(key)
+    check(isinstance(pairs, list) and all(map(_is_pair, pairs)), f"`{key}` must be a list of paths and reasons")
+    return [Skipped(path, reason) for path, reason in pairs or ()]
+
+
+def _is_pair(pair: Any) -> bool:
+    return isinstance(pair, list) and len(pair) == 2 and all(isinstance(text, str) for text in pair)
+
+
+def _end(notes: dict[str, Any]) -> str:
+    """Where the part ends, as `byol.sources.open_sections` says it."""
+    end = notes.get("end")
+    check(isinstance(end, str) and bool(END.fullmatch(end)), "`end` must be a row or a path")
+    return str(end)

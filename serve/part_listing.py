@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import contextlib
-import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 
-from byol.files import open_regular
+from byol.files import open_regular, read_regular
+from byol.limits import limit
 from byol.parquet import open_table
+from byol.serve.strict_json import check, read_object
 from byol.text import printable, reason_of
 
 MANIFEST = "_manifest.json"
@@ -35,11 +36,25 @@ def read_manifest(folder: Path) -> dict[str, Any] | None:
     if not path.exists():
         return None
     try:
-        values = json.loads(path.read_bytes())
-        _ = values["complete"], values["stamp"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"{printable(path)} cannot be read ({error}); give an empty folder") from error
-    return dict(values)
+        values = read_object(read_regular(path, limit("BYOL_MAX_HEADER_MB") << 20))
+        _require_manifest(values)
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{printable(path)} cannot be read ({reason_of(error)}); give an empty folder") from error
+    return values
+
+
+def _require_manifest(values: dict[str, Any]) -> None:
+    """Raise `BundleError` for a manifest without the fields that every reader uses."""
+    check(type(values.get("complete")) is bool, "`complete` must be true or false")
+    check(isinstance(values.get("stamp", 0), str | None), "`stamp` must be text or null")
+    if values["complete"]:
+        parts = values.get("parts")
+        check(isinstance(parts, list) and all(map(_is_part, parts)), "`parts` must be a list of files and their rows")
+
+
+def _is_part(part: Any) -> bool:
+    """Whether this is what a manifest says of a part."""
+    return isinstance(part, dict) and isinstance(part.get("file"), str) and type(part.get("rows")) is int
 
 
 def is_begun(folder: Path) -> bool:
@@ -70,7 +85,7 @@ def complete_parts(folder: Path) -> list[Path]:
             raise ValueError(f"{printable(file)} has {found} rows, not {expected}; remove that file and {AGAIN}")
     missing = rows.keys() - {file.name for file in files}
     if missing:
-        raise ValueError(f"{name} is not complete: {min(missing)} is missing; {AGAIN}")
+        raise ValueError(f"{name} is not complete: {printable(min(missing))} is missing; {AGAIN}")
     return files
 
 

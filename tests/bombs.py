@@ -177,3 +177,39 @@ def overlapping(path: Path, name: str, count: int = 100) -> Path:
             file.filelist.append(again)
         file._didModify = True  # type: ignore[attr-defined]  # so that its directory is written
     return path
+
+
+# -------------------------------------------------------------------------------------------------- checkpoints
+
+START = b"\x80\2"  # protocol 2, as torch writes it
+EMPTY = b"ccollections\nOrderedDict\n)R"
+
+
+def checkpoint(path: Path, pickled: bytes, storages: dict[str, bytes] | None = None) -> Path:
+    """A file as torch saves it, with any pickle in it."""
+    entries = {"data.pkl": START + pickled + b".", "version": b"3\n", "byteorder": b"little"}
+    entries |= {f"data/{key}": content for key, content in (storages or {}).items()}
+    return archive(path, {f"a/{name}": content for name, content in entries.items()}, zipfile.ZIP_STORED)
+
+
+def legacy(path: Path, pickled: bytes) -> Path:
+    """The same as torch before 1.6 did, without storages."""
+    start = b"\x80\x02\x8a\x0al\xfc\x9cF\xf9 j\xa8P\x19." + START + b"M\xe9\3." + START + b"}."
+    path.write_bytes(start + START + pickled + b"." + START + b"].")
+    return path
+
+
+def tensor(elements: int, shape: Sequence[int], strides: Sequence[int], offset: int = 0) -> bytes:
+    """The opcodes of a dictionary with one tensor `a` of storage `0`."""
+    storage = b"(" + text("storage") + b"ctorch\nFloatStorage\n" + text("0") + text("cpu") + integer(elements) + b"tQ"
+    sizes = b"".join(b"(" + b"".join(map(integer, numbers)) + b"t" for numbers in (shape, strides))
+    made = b"ctorch._utils\n_rebuild_tensor_v2\n(" + storage + integer(offset) + sizes + b"\x89" + EMPTY + b"tR"
+    return b"}" + text("a") + made + b"s"
+
+
+def text(value: str) -> bytes:
+    return b"X" + len(value).to_bytes(4, "little") + value.encode()
+
+
+def integer(value: int) -> bytes:
+    return b"\x8a\x09" + value.to_bytes(9, "little", signed=True)

@@ -112,3 +112,49 @@ def test_row_groups_are_held_by_their_bytes(tmp_path: Path, monkeypatch: pytest.
     pq.write_table(pa.table({"image": images}), tmp_path / "b.parquet")
     with pytest.raises(ValueError, match=r"row group 0 has 24 MB of images, BYOL_GROUPS_MB is 1"):
         open_source(tmp_path / "b.parquet")
+
+
+MORE = r"holds more than tensors \({}\)"
+
+
+@needs_proc
+def test_checkpoint_bombs(tmp_path: Path) -> None:
+    pickles = [
+        (b"})" + b"q\0h\0\x86" * 40 + b"K\1s", MORE.format("a key that is neither text nor a number")),
+        (b"])" + b"q\0h\0\x86" * 40 + b"a", "0$"),  # as a value they are never walked
+        (b")" + b"\x85" * 1_000_000, "0$"),
+        (b"}" + b"q\0" + bombs.text("model") + b"h\0s", "0$"),  # a container that holds itself
+        (b"c__builtin__\nbytearray\n" + bombs.integer(10**12) + b"\x85R", MORE.format(".*bytearray")),
+        (b"ctorch\nFloatTensor\n" + bombs.integer(10**12) + b"\x85R", MORE.format(".*FloatTensor")),
+        (b"ctorch.storage\nUntypedStorage\n" + bombs.integer(10**12) + b"\x85R", MORE.format(".*UntypedStorage")),
+        (b"X\xff\xff\xff\xff", "is damaged"),
+        (b"B\xff\xff\xff\xff", "is damaged"),
+        (b"\x8b\xff\xff\xff\x7f", "is damaged"),
+        (b"c_codecs\nencode\n" + bombs.text("a") + bombs.text("bz2") + b"\x86R", MORE.format("text in 'bz2'")),
+        (b"tttt", "is damaged"),
+        (b"RRRR", "is damaged"),
+        (b"h\7", "is damaged"),
+        (bombs.tensor(10**12, [1], [1]), "does not hold the 4,000,000,000,000 bytes of storage 0"),
+        (bombs.tensor(3, [1], [1]), "does not hold the 12 bytes of storage 0"),
+        (bombs.tensor(2, [10**12], [1]), "does not lie within its storage"),
+        (bombs.tensor(2, [2], [10**12]), "does not lie within its storage"),
+        (bombs.tensor(2, [1], [1], offset=10**12), "does not lie within its storage"),
+        (bombs.tensor(2, [1], [1], offset=-1), "shape is no numbers"),
+        (bombs.tensor(2, [-1], [1]), "shape is no numbers"),
+        (bombs.tensor(2, [10**6, 10**6], [0, 0]), "more elements than a file of its size may hold"),
+        (bombs.tensor(2, [2], [1]), "1$"),
+    ]
+    storages = {"0": bytes(8)}
+    made = []
+    for number, (content, expected) in enumerate(pickles):
+        path = bombs.checkpoint(tmp_path / f"{number}.pth", content, storages)
+        made.append((path, expected if expected.endswith("$") else f"refused.*{expected}"))
+    zeros = {"a/data.pkl": bombs.START + b"}.", "a/data/0": bytes(256 * bombs.MB)}
+    made += [
+        (bombs.archive(tmp_path / "zeros.pth", zeros), "refused: .*unpack to 268,"),
+        (bombs.overlapping(tmp_path / "overlapping.pth", "a/data/{}"), "refused: .*overlaps another"),
+        (bombs.legacy(tmp_path / "legacy.pth", bombs.tensor(10**12, [1], [1])), "refused: .*does not hold the 4,000"),
+        (bombs.legacy(tmp_path / "none.pth", b"}"), "0$"),
+        (bombs.legacy(tmp_path / "key.pth", b"})K\1s"), f"refused: .*{MORE.format('a key .*')}"),
+    ]
+    require_bounded("checkpoint", made)
