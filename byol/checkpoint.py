@@ -23,6 +23,7 @@ from byol.config import TrainConfig
 from byol.files import atomic_file
 from byol.run_format import FINETUNE as FINETUNE
 from byol.run_format import TRAIN as TRAIN
+from byol.text import reason_of
 
 FORMAT = "1"
 ENCODER = "online.encoder."
@@ -87,9 +88,20 @@ def read_checkpoint(path: Path) -> Checkpoint:
     try:
         config = TrainConfig.from_dict(json.loads(metadata["config"]))
         data = json.loads(metadata["data"])
-        return Checkpoint(config, int(metadata["step"]), int(metadata["epoch"]), data, tensors)
-    except (KeyError, ValueError) as error:
-        raise ValueError(f"{path} has damaged metadata: {error}") from error
+        step, epoch = int(metadata["step"]), int(metadata["epoch"])
+        _require_facts(step, epoch, data)
+        return Checkpoint(config, step, epoch, data, tensors)
+    except (KeyError, ValueError, TypeError, AttributeError, RecursionError) as error:
+        raise ValueError(f"{path} has damaged metadata: {reason_of(error)}") from error
+
+
+def _require_facts(step: int, epoch: int, data: Any) -> None:
+    if min(step, epoch) < 0:
+        raise ValueError(f"step {step}, epoch {epoch}")
+    if not isinstance(data, dict) or not isinstance(data.get("name"), str):
+        raise ValueError("data without a name")
+    if type(data.get("images")) is not int or data["images"] < 1:
+        raise ValueError(f"data of {data.get('images')!r:.40} images")
 
 
 def read_tensors(path: Path, task: str) -> tuple[dict[str, Tensor], dict[str, str]]:

@@ -19,6 +19,7 @@ from byol.finetune import Classifier
 from byol.model import build_encoder, load_strict
 from byol.pretrained import Pretrained
 from byol.run_format import FINETUNE
+from byol.text import reason_of
 
 
 @dataclass(frozen=True)
@@ -52,8 +53,8 @@ def read_finetuned(path: Path) -> FineTuned:
         encoder = build_encoder(facts["arch"], facts["stem"], facts["image_size"])
         source = Pretrained(encoder, **{**facts, "mean": tuple(facts["mean"]), "std": tuple(facts["std"])})
         model = Classifier(encoder, len(head["classes"]))
-    except (KeyError, TypeError, ValueError) as error:
-        raise ValueError(f"{path} has damaged metadata: {error}") from error
+    except (KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
+        raise ValueError(f"{path} has damaged metadata: {reason_of(error)}") from error
     load_strict(model, tensors, str(path))
     encoder.eval()
     return FineTuned(source, tensors["classifier.weight"], tensors["classifier.bias"], head)

@@ -13,7 +13,7 @@ from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -22,7 +22,7 @@ from PIL import Image
 from byol.columns import Computed, Labels
 from byol.images import ImageSource, Skipped, SourceUnavailable, UnreadableImage, read_image
 from byol.limits import limit
-from byol.parquet import group_rows, leaf_of, leaves_below, open_table, require_small, require_small_claim
+from byol.parquet import Table, open_table, require_small, require_small_claim
 from byol.shard_files import Shard
 from byol.stamps import file_stamp
 from byol.text import on_one_line, path_text, printable, reason_of
@@ -97,12 +97,13 @@ def _locate(starts: np.ndarray, i: int) -> tuple[int, int]:
 def _listed(file: Path, name: str) -> _Table:
     shard = Shard(file)
     try:
-        with shard.listing() as stream, open_table(stream, ["label"]) as table:
-            path = _image_path(table.schema_arrow)
-            leaf = leaf_of(table.metadata, path)
-            for group in range(table.num_row_groups):
-                _require_held(group, require_small_claim(table.metadata, group, leaf))
-            return _Table(shard, name, path, group_rows(table.metadata), _labels(stream, table))
+        with shard.listing() as stream:
+            table = open_table(stream, ["label"])
+            path = _image_path(table.file.schema_arrow)
+            [leaf] = table.leaves_below(path)
+            for group in range(len(table.rows)):
+                _require_held(group, require_small_claim(table, group, leaf))
+            return _Table(shard, name, path, table.rows, _labels(table))
     except (SourceUnavailable, _Unusable):
         raise
     except (pa.ArrowException, OSError, ValueError) as error:
@@ -139,20 +140,20 @@ def _image_path(schema: Any) -> str:
     return f"{column}.bytes" if pa.types.is_struct(schema.field(column).type) else column
 
 
-def _labels(stream: BinaryIO, table: Any) -> Labels:
+def _labels(table: Table) -> Labels:
     """The column `label`, decoded with the class names of Hugging Face's metadata, a row group at a time."""
-    schema, metadata = table.schema_arrow, table.metadata
+    schema = table.file.schema_arrow
     if "label" not in schema.names:
-        return Labels.none(metadata.num_rows)
+        return Labels.none(sum(table.rows))
     if schema.names.count("label") > 1 or not _is_label(schema.field("label").type):
         kinds = ", ".join(f"{field.type!s:.80}" for field in schema if field.name == "label")
         raise _Unusable(f"has no usable labels: `label` must be one column of text or numbers, found {kinds}")
     names, numbers = _class_names(schema.metadata or {}), dict[str, int]()
     codes = [np.empty(0, np.int32)]
-    [leaf] = leaves_below(metadata, "label")
-    for group, rows in enumerate(group_rows(metadata)):
-        require_small(stream, metadata, group, leaf)
-        batches = table.iter_batches(LABELS_READ, row_groups=[group], columns=["label"])
+    [leaf] = table.leaves_below("label")
+    for group, rows in enumerate(table.rows):
+        require_small(table, group, leaf)
+        batches = table.file.iter_batches(LABELS_READ, row_groups=[group], columns=["label"])
         found = [_codes(batch.column(0), names, numbers) for batch in batches]
         if sum(map(len, found)) != rows:
             raise _Unusable(f"is damaged: row group {group} has {sum(map(len, found))} labels for {rows} rows")
@@ -230,11 +231,13 @@ class _Groups:
         """The bytes of a row group, a chunked array (rows,) of binary, and how many; of a damaged one, the reason."""
         table, group = self._groups[place]
         try:
-            with table.shard.reading() as stream, open_table(stream, [table.path]) as file:
-                size = require_small(stream, file.metadata, group, leaf_of(file.metadata, table.path)).size
+            with table.shard.reading() as stream:
+                opened = open_table(stream, [table.path])
+                [leaf] = opened.leaves_below(table.path)
+                size = require_small(opened, group, leaf).size
                 _require_held(group, size)
                 self._make_room(size)
-                return size, _bytes_of(file, group, table)
+                return size, _bytes_of(opened.file, group, table)
         except SourceUnavailable:
             raise
         except (pa.ArrowException, OSError, ValueError) as error:

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -18,7 +18,7 @@ import pyarrow.compute as pc
 
 from byol.files import open_regular
 from byol.limits import most_unpacked
-from byol.parquet import SET_RATIO, leaves_below, open_table, require_small
+from byol.parquet import SET_RATIO, Table, open_table, require_small
 from byol.serve.part_listing import naming, row_count
 from byol.text import on_one_line, printable
 
@@ -92,15 +92,15 @@ def _opened(file: Path) -> Iterator[Any]:
     """A features file, its columns and their sizes checked."""
     with naming(file), open_regular(file) as stream:
         table = open_table(stream)
-        _check_columns(printable(file), table.schema_arrow)
-        repeating = [column for column in COLUMNS if _require_small(stream, table.metadata, column)]
-        yield open_table(stream, [column for column in repeating if column in TEXTS])
+        _check_columns(printable(file), table.file.schema_arrow)
+        repeating = [column for column in COLUMNS if _require_small(table, column)]
+        yield open_table(stream, [column for column in repeating if column in TEXTS]).file
 
 
-def _require_small(stream: BinaryIO, metadata: Any, column: str) -> bool:
+def _require_small(table: Table, column: str) -> bool:
     """Whether values of a column may be repeated in a row group. Raises `ValueError` when one is too large."""
-    groups, leaves = range(metadata.num_row_groups), leaves_below(metadata, column)
-    needs = [require_small(stream, metadata, group, leaf) for group in groups for leaf in leaves]
+    groups, leaves = range(len(table.rows)), table.leaves_below(column)
+    needs = [require_small(table, group, leaf) for group in groups for leaf in leaves]
     return any(need.repeats for need in needs)
 
 

@@ -202,7 +202,7 @@ def read_features(path: str | Path) -> Features:
 def _parquet_holds_images(path: Path) -> bool:
     try:
         with open_regular(path) as stream:
-            schema = open_table(stream).schema_arrow
+            schema = open_table(stream).file.schema_arrow
     except (pa.ArrowException, OSError, ValueError):  # not readable: whoever opens it as features says why
         return False
     return "features" not in schema.names and image_column(schema) is not None

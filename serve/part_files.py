@@ -127,11 +127,11 @@ class PartsFolder:
 def read_part(file: Path, digest: str) -> Part:
     """What a finished part says of itself. Raises `ValueError` when it is damaged or another bundle's."""
     try:
-        with open_regular(file) as stream, open_table(stream) as table:
-            found = table.metadata
-        metadata = found.metadata or {}
+        with open_regular(file) as stream:
+            table = open_table(stream)
+            metadata = table.file.metadata.metadata or {}
         notes = read_object(metadata.get(NOTES.encode(), b""))
-        part = Part(found.num_rows, _end(notes), _items(notes, "listed"), _items(notes, "decoded"))
+        part = Part(sum(table.rows), _end(notes), _items(notes, "listed"), _items(notes, "decoded"))
     except (pa.ArrowException, OSError, ValueError) as error:
         reason = reason_of(error)
         raise ValueError(f"{printable(file)} is not a part that can be gone on from ({reason}); remove it") from error

@@ -123,10 +123,10 @@ def footer(path: Path, schema: bytes, rows: int = 0, groups: bytes = b"\x0c", mo
 IMAGES = b"\x2c" + b"\x48\6schema\x15\2\0" + b"\x15\x0c\x25\2\x18\5image\0"  # a root, and one optional column of bytes
 
 
-def claimed_rows(path: Path, rows: int) -> Path:
-    """A row group of so many rows, and no bytes."""
-    column = b"\x26\x08\x1c\x15\x0c\x19\x15\0\x19\x18\5image\x15\0\x16" + signed(rows) + b"\x16\0\x16\0\x26\x08\0\0"
-    group = b"\x19\x1c" + column + b"\x16\0\x16" + signed(rows) + b"\0"
+def claimed_rows(path: Path, rows: int, more: bytes = b"") -> Path:
+    """A row group of so many rows, and no bytes; `more` fields of its column."""
+    facts = b"\x15\x0c\x19\x15\0\x19\x18\5image\x15\0\x16" + signed(rows) + b"\x16\0\x16\0\x26\x08" + more + b"\0"
+    group = b"\x19\x1c\x26\x08\x1c" + facts + b"\0\x16\0\x16" + signed(rows) + b"\0"
     return footer(path, IMAGES, rows, b"\x1c" + group)
 
 

@@ -15,7 +15,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from byol import shard_files
+from byol.files import open_regular
 from byol.images import SourceUnavailable, UnreadableImage, decode
 from byol.sources import open_source
 from tests.odd_images import picture
@@ -251,12 +251,17 @@ def rewritten(path: Path) -> None:
     os.utime(path, ns=(1, 1))
 
 
+def made_a_folder(path: Path) -> None:
+    path.unlink()
+    path.mkdir()
+
+
 GOES_AWAY: dict[str, tuple[Callable[[Path], object], str]] = {
     "removed": (Path.unlink, "No such file"),
     "truncated": (lambda path: os.truncate(path, 600), "not the file that was listed"),
     "replaced": (lambda path: path.replace(path.with_suffix(".old")) and path.write_bytes(b"x"), "not the file"),
     "rewritten": (rewritten, "not the file that was listed, or has changed"),
-    "a folder": (lambda path: (path.unlink(), path.mkdir()), "not a regular file"),
+    "a folder": (made_a_folder, "not a regular file"),
 }
 
 
@@ -274,17 +279,16 @@ def test_an_error_of_the_system_while_a_shard_is_read_stops_the_work(
     shard: Path, number: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     source = open_source(shard)
-    opened = shard_files.open_regular
 
     class Failing(io.FileIO):
         def readinto(self, buffer: Any) -> int:
             raise OSError(number, os.strerror(number))
 
     def failing(path: Path) -> BinaryIO:
-        opened(path).close()
-        return io.BufferedReader(Failing(path))  # type: ignore[return-value]
+        open_regular(path).close()
+        return io.BufferedReader(Failing(path))
 
-    monkeypatch.setattr(shard_files, "open_regular", failing)
+    monkeypatch.setattr("byol.shard_files.open_regular", failing)
     with pytest.raises(SourceUnavailable, match=os.strerror(number)):
         source.open(0)
     with pytest.raises(SourceUnavailable, match=os.strerror(number)):
