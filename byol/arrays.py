@@ -38,6 +38,7 @@ class Arrays:
             _require_plain(shape, dtype, size - entry.tell())
             array = np.empty(math.prod(shape), dtype)
             _fill(array.view(np.uint8), entry)
+            _require_text(array)
             return array.reshape(shape[::-1]).T if by_columns else array.reshape(shape)
 
 
@@ -72,6 +73,14 @@ def _require_plain(shape: tuple[int, ...], dtype: np.dtype, size: int) -> None:
         raise ValueError(f"is of type {dtype!s:.80}; save text or numbers")
     if min(shape, default=0) < 0 or math.prod(shape) * dtype.itemsize != size:
         raise ValueError(f"of shape {shape!s:.80} and type {dtype} cannot have {size:,} bytes")
+
+
+def _require_text(array: np.ndarray) -> None:
+    """NumPy takes any number for a character; Python and Arrow do not."""
+    if array.dtype.kind == "U":
+        codes = array.view(np.dtype("u4").newbyteorder(array.dtype.byteorder))
+        if ((codes > 0x10FFFF) | (codes >> 11 == 0x1B)).any():  # the latter are halves of UTF-16 pairs
+            raise ValueError("holds characters that there are not")
 
 
 def _fill(content: np.ndarray, entry: IO[bytes]) -> None:
