@@ -29,6 +29,7 @@ from byol.text import path_text, printable, reason_of
 
 ENDINGS = tuple(os.fsencode(suffix) for suffix in SUFFIXES)
 NOT_READ = (b".heic", b".heif", b".avif", b".jp2", b".jxl", b".svg", b".raw", b".cr2", b".nef", b".dng")
+NOT_READ_REASON = "images of this format are not read; convert it to PNG or JPEG"
 CHUNK = 65_536  # names of a folder held as Python objects at a time
 OF_THE_SYSTEM = (b"lost+found", b"System Volume Information", b"$RECYCLE.BIN")  # of a disk's root; hold no images
 TWICE = "symbolic link to a folder that is already listed"
@@ -284,7 +285,7 @@ def _entries(path: bytes) -> tuple[Iterator[bytes], dict[bytes, str], list[bytes
             if _is_folder(entry):
                 folders.append(entry.name)
             elif entry.name.lower().endswith(NOT_READ):
-                left_out[entry.name] = "images of this format are not read; convert it to PNG or JPEG"
+                left_out[entry.name] = NOT_READ_REASON
             elif is_image(entry.name) and _is_something_else(entry):
                 left_out[entry.name] = NO_FILE
             elif is_image(entry.name):  # also a link that leads nowhere: opening it tells the reason

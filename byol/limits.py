@@ -29,6 +29,9 @@ LIMITS = {
     "BYOL_GRAPH_NODES": Limit(50_000, "nodes", "of one graph"),
     "BYOL_WEIGHTS_GB": Limit(64, "GB", "of weights in one file of a bundle"),
     "BYOL_METRICS_MB": Limit(256, "MB", "of a run's metrics.jsonl"),
+    "BYOL_MAX_HEADER_MB": Limit(16, "MB", "of a Parquet footer, a zip's directory, a pickle, a manifest"),
+    "BYOL_MAX_ROW_GROUPS": Limit(10_000, "row groups", "of one Parquet file, and as many columns"),
+    "BYOL_GROUPS_MB": Limit(2047, "MB", "of Parquet row groups in memory; one that is larger is refused"),
     "BYOL_URL_SECONDS": Limit(60, "seconds", "that a server may be silent"),
     "BYOL_FETCH_SECONDS": Limit(600, "seconds", "that a server may take over one picture, or one piece of a file"),
     "BYOL_MAX_PATTERNS": Limit(1_000_000, "files", "that the ranges of a pattern may stand for"),
@@ -39,6 +42,9 @@ class BadLimit(ValueError):
     """An environment variable that is no limit: the user's fault, and no picture's or file's."""
 
 
+ALWAYS = 64 << 20  # bytes that any file may become: a small file of a few colours shrinks a thousandfold
+
+
 def limit(name: str) -> int:
     """The limit of a name in its unit: the environment's, else the default. Raises `BadLimit`."""
     text = os.environ.get(name, "").strip()
@@ -47,3 +53,8 @@ def limit(name: str) -> int:
     if not text.isascii() or not text.isdigit() or int(text) < 1 or len(text) > 18:
         raise BadLimit(f"{name} is {text!r:.40}; expected a whole number of {LIMITS[name].unit}, 1 or more")
     return int(text)
+
+
+def most_unpacked(packed: int) -> int:
+    """The bytes that a file, or a part of one, of `packed` bytes may become in memory."""
+    return max(ALWAYS, limit("BYOL_MAX_RATIO") * packed)

@@ -27,18 +27,6 @@ T = TypeVar("T")
 DEEPEST = 256  # folders; a server may list itself without end
 
 
-def read_range(file: Any, offset: int, size: int) -> bytes:
-    """Some bytes of a file, local or remote; fewer where it ends. A remote one is asked for these only.
-
-    Raises `SourceUnavailable` for a remote file that cannot be read, `OSError` for a local one.
-    """
-    if isinstance(file, RemotePath):
-        return file.read_range(offset, size)
-    with file.open("rb") as stream:
-        stream.seek(offset)
-        return bytes(stream.read(size))
-
-
 def asked(url: str, call: Callable[[], T]) -> T:
     """What `call` gives. Raises `ValueError` naming the URL for whatever it raises: each protocol has its own."""
     try:

@@ -21,6 +21,7 @@ import numpy as np
 import pyarrow as pa
 from PIL import Image
 
+from byol.arrays import open_arrays
 from byol.columns import Computed, Labels, Names
 from byol.faults import Refusal
 from byol.folders import LocalTree, Tree, folder_sections, folder_source
@@ -29,12 +30,12 @@ from byol.locations import Location, NotAllowed, is_url, names_below, written_ou
 from byol.named import SPLITS, is_named, named_file
 from byol.remote import RemoteTree, asked
 from byol.remote_path import RemotePath, remote_path
+from byol.shard_files import AnyPath, open_file, shards_below
 from byol.shards import tar_source
 from byol.stamps import file_stamp
 from byol.tables import table_source
-from byol.text import path_text, printable, reason_of, url_without_secrets
+from byol.text import on_one_line, path_text, printable, reason_of, url_without_secrets
 
-AnyPath = Path | RemotePath
 SHARDS = {".tar": tar_source, ".parquet": table_source}
 
 
@@ -66,8 +67,11 @@ def _source_at(path: AnyPath, location: str, here: bytes | None) -> ImageSource:
     """What lies at a path, local or remote, or is meant by a location that is no path."""
     if path.is_dir():
         source = folder_source(_tree(path))
-        shards = [] if len(source) else _shards_below(path)
-        return _shard_source(printable(str(path)), shards, path) if shards else source
+        if len(source):
+            return source
+        shards, skipped = shards_below(path, tuple(SHARDS))
+        source = _shard_source(printable(str(path)), shards, path) if shards else source
+        return replace(source, skipped=[*skipped, *source.skipped])
     if path.exists():
         return _file_source(path, here)
     if is_named(location):
@@ -87,12 +91,6 @@ def _path_of(location: Location) -> AnyPath:
 
 def _tree(folder: AnyPath) -> Tree:
     return RemoteTree(folder) if isinstance(folder, RemotePath) else LocalTree(folder)
-
-
-def _shards_below(folder: AnyPath) -> Sequence[AnyPath]:
-    if isinstance(folder, RemotePath):
-        return folder.files_below(tuple(SHARDS))
-    return sorted(p for suffix in SHARDS for p in folder.rglob(f"*{suffix}"))
 
 
 def _file_source(path: AnyPath, here: bytes | None) -> ImageSource:
@@ -257,11 +255,10 @@ def _opener_below(location: Location) -> Callable[[bytes], Image.Image]:
 
 def _npz_source(path: AnyPath, name: str) -> ImageSource:
     try:
-        with path.open("rb") as stream, np.load(stream, allow_pickle=False) as archive:
-            images = archive.get("images")
-            labels = archive.get("labels")
-            keys = ", ".join(archive.files)
-    except Exception as error:  # zipfile, zlib and NumPy raise many kinds
+        with open_file(path) as stream, open_arrays(stream) as arrays:
+            images, labels = (arrays.read(key) if key in arrays.names else None for key in ("images", "labels"))
+            keys = on_one_line(", ".join(arrays.names[:20]))
+    except (OSError, ValueError) as error:
         raise ValueError(f"{name} cannot be read as an .npz file: {reason_of(error)}") from error
     if images is None:
         raise ValueError(f"{name} has no array `images` (it has: {keys or 'nothing'})")

@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 import pickle
-import warnings
-import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
+from byol.arrays import open_arrays
+from byol.export.torch_file import MoreThanTensors, Program, require_checkpoint
+from byol.files import open_regular
+from byol.text import first_line, on_one_line, printable, reason_of
+
 # Where toolkits keep the weights inside what they save.
 CONTAINERS = ("state_dict", "model", "model_state_dict", "module", "net")
+DEEPEST = 8  # containers in containers; one may hold itself
 WRAPPERS = ("module.", "_orig_mod.")
 
 _CONVERT = """\
@@ -53,28 +56,29 @@ def read_models(path: Path) -> dict[str, dict[str, Tensor]]:
 
 def _arrays(path: Path) -> dict[str, Tensor]:
     try:
-        with np.load(path, allow_pickle=False) as file:
-            return {name: torch.from_numpy(file[name]) for name in file.files}
-    except (OSError, ValueError, TypeError, EOFError, zipfile.BadZipFile) as error:
-        raise ValueError(f"{path} is not a readable .npz file of arrays: {error}") from error
+        with open_regular(path) as stream, open_arrays(stream) as arrays:
+            return {name: torch.from_numpy(arrays.read(name)) for name in arrays.names}
+    except (OSError, ValueError, TypeError) as error:  # torch has no text
+        raise ValueError(f"{printable(path)} is not a readable .npz file of arrays: {reason_of(error)}") from error
 
 
 def _unpickled(path: Path) -> Any:
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # torch tells of TorchScript, and so do we
-            return torch.load(path, map_location="cpu", weights_only=True)
-    except (RuntimeError, EOFError, OSError, KeyError, ValueError, zipfile.BadZipFile, AttributeError) as error:
-        if "TorchScript" in str(error):
-            raise ValueError(_conversion(path, "a TorchScript program", _READ_SCRIPT)) from error
-        first = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise ValueError(f"{path} is damaged or no checkpoint of torch's: {first}") from error
-    except pickle.UnpicklingError as error:
-        reason = str(error)
-        if "weights_only" in reason or "Unsupported" in reason or "GLOBAL" in reason:
-            line = next((text.strip() for text in reason.splitlines() if "GLOBAL" in text), "not only tensors")
-            raise ValueError(_conversion(path, line.split(" was not")[0], _READ)) from error
-        raise ValueError(f"{path} cannot be read: {reason.splitlines()[0]}") from error
+        with open_regular(path) as stream:
+            require_checkpoint(stream)
+            stream.seek(0)
+            return torch.load(stream, map_location="cpu", weights_only=True)
+    except Program as error:
+        raise ValueError(_conversion(path, "a TorchScript program", _READ_SCRIPT)) from error
+    except MoreThanTensors as error:
+        raise ValueError(_conversion(path, on_one_line(str(error)), _READ)) from error
+    except pickle.UnpicklingError as error:  # what torch refuses beyond that
+        line = next((text.strip() for text in str(error).splitlines() if "GLOBAL" in text), "not only tensors")
+        raise ValueError(_conversion(path, on_one_line(line.split(" was not")[0]), _READ)) from error
+    except MemoryError:
+        raise
+    except Exception as error:  # torch raises many kinds
+        raise ValueError(f"{printable(path)} is damaged or no checkpoint of torch's: {first_line(error)}") from error
 
 
 def _conversion(path: Path, reason: str, read: str) -> str:
@@ -82,8 +86,8 @@ def _conversion(path: Path, reason: str, read: str) -> str:
     return _CONVERT.format(path=path, reason=reason, read=read.format(name=path.name), target=target)
 
 
-def _models(saved: Any) -> dict[str, dict[str, Tensor]]:
-    if not isinstance(saved, Mapping):
+def _models(saved: Any, depth: int = 0) -> dict[str, dict[str, Tensor]]:
+    if not isinstance(saved, Mapping) or depth > DEEPEST:
         return {}
     parts = {"": saved} | {str(key): value for key, value in saved.items() if isinstance(value, Mapping)}
     models = {}
@@ -92,7 +96,7 @@ def _models(saved: Any) -> dict[str, dict[str, Tensor]]:
         if tensors:
             models[name] = _plain_names(tensors)
         elif name in CONTAINERS:
-            models |= _models(part)  # a container in a container
+            models |= _models(part, depth + 1)  # a container in a container
     return models
 
 

@@ -15,20 +15,22 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from byol.files import atomic_file
+from byol.arrays import open_arrays
+from byol.files import atomic_file, open_regular
 from byol.images import Skipped
 from byol.locations import Location, is_url
 from byol.outputs import require_output
+from byol.parquet import open_table
 from byol.serve import kinds
-from byol.serve.part_listing import complete_parts, is_begun, naming, part_files, row_count
+from byol.serve.feature_tables import READ_ROWS, read_tables
+from byol.serve.kinds import DIGEST_KEY as DIGEST_KEY
+from byol.serve.part_listing import complete_parts, is_begun, part_files
 from byol.tables import image_column
-from byol.text import printable
+from byol.text import printable, reason_of
 
 ERRORS = "errors.parquet"
-DIGEST_KEY = kinds.DIGEST_KEY
 KINDS = {"float32": pa.float32(), "float16": pa.float16()}
 ROWS_PER_GROUP = 4096  # 32 MB at D = 2048: what the writer holds
 
@@ -189,99 +191,35 @@ def read_features(path: str | Path) -> Features:
     if path.suffix.lower() == ".npz" and not path.is_dir():
         features = _read_npz(name, path)
     else:
-        features = _read_parquet(name, complete_parts(path) if path.is_dir() else [path])
+        bank, digest = read_tables(name, complete_parts(path) if path.is_dir() else [path])
+        x = np.empty((0, 1), np.float32) if bank.x is None else bank.x  # no part has an image that could be read
+        features = Features(name, bank.ids, bank.labels, x, digest)
     if len(features) == 0:
         raise ValueError(f"{name} holds no features")
     if features.x.shape[1] == 0:
         raise ValueError(f"{name}: the features have no dimension")
-    chunks = range(0, len(features), ROWS_PER_GROUP)  # a mask of some rows only
-    finite = np.concatenate([np.isfinite(features.x[start : start + ROWS_PER_GROUP]).all(1) for start in chunks])
+    chunks = range(0, len(features), READ_ROWS)  # a mask of some rows only
+    finite = np.concatenate([np.isfinite(features.x[start : start + READ_ROWS]).all(1) for start in chunks])
     bad = np.flatnonzero(~finite)
     if len(bad):
         raise ValueError(f"{name}: {len(bad)} rows have values that are not finite (first: {features.ids[bad[0]]})")
     return features
 
 
-def _read_parquet(name: str, files: Sequence[Path]) -> Features:
-    """Files as one, into one matrix of the size that their footers say: a bank may fill half of the memory."""
-    if not files:
-        raise ValueError(f"{name} holds no part-*.parquet")
-    total = sum(row_count(file) for file in files)
-    ids: list[str] = []
-    labels: list[str | None] = []
-    x: np.ndarray | None = None
-    digests = set()
-    for file in files:
-        part, first = printable(file), len(ids)
-        # Buffered, as is the default, the whole file would lie in memory beside the matrix.
-        with naming(file), open(file, "rb") as stream, pq.ParquetFile(stream, pre_buffer=False) as table:
-            _check_columns(part, table.schema_arrow)
-            digests.add((table.schema_arrow.metadata or {}).get(DIGEST_KEY.encode()))
-            if len(digests) > 1:
-                raise ValueError(f"{name}: its parts come from different bundles; extract into an empty folder")
-            for batch in table.iter_batches(batch_size=ROWS_PER_GROUP, columns=["id", "label", "features"]):
-                rows = _matrix(part, batch.column("features"))  # (B, D)
-                if x is None:
-                    x = np.empty((total, rows.shape[1]), np.float32)
-                if rows.shape[1] != x.shape[1]:
-                    raise ValueError(f"{part}: rows of {rows.shape[1]} features after rows of {x.shape[1]}")
-                x[len(ids) : len(ids) + len(rows)] = rows
-                ids += batch.column("id").to_pylist()
-                labels += batch.column("label").to_pylist()
-        if None in ids[first:]:
-            raise ValueError(f"{part}: row {ids.index(None, first) - first} has no id")  # type: ignore[arg-type]
-    digest = digests.pop()
-    x = np.empty((0, 1), np.float32) if x is None else x  # no part has an image that could be read
-    return Features(name, ids, labels, x, digest.decode("ascii", "replace") if digest else None)
-
-
-def _check_columns(name: str, schema: Any) -> None:
-    def is_text(kind: Any) -> bool:
-        kind = kind.value_type if pa.types.is_dictionary(kind) else kind  # a category of pandas
-        return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind))
-
-    def is_matrix(kind: Any) -> bool:
-        lists = (pa.types.is_fixed_size_list, pa.types.is_list, pa.types.is_large_list)
-        return any(test(kind) for test in lists) and bool(pa.types.is_floating(kind.value_type))
-
-    rules: list[tuple[str, Callable[[Any], bool], str]] = [
-        ("id", is_text, "strings"),
-        ("label", lambda kind: is_text(kind) or bool(pa.types.is_null(kind)), "strings or nulls"),
-        ("features", is_matrix, "lists of floats of one length"),
-    ]
-    for column, test, wanted in rules:
-        if schema.names.count(column) != 1:
-            raise ValueError(f"{name} is not a features file: it needs one column `{column}`, it has {schema.names}")
-        if not test(schema.field(column).type):
-            raise ValueError(f"{name}: column `{column}` must hold {wanted}, found {schema.field(column).type}")
-
-
-def _matrix(name: str, column: Any) -> np.ndarray:
-    """A list column as float32 (B, D)."""
-    lengths = pc.unique(pc.list_value_length(column)).to_pylist()
-    values = column.flatten()
-    if column.null_count or values.null_count:
-        raise ValueError(f"{name}: the column `features` has nulls")
-    if len(lengths) != 1:
-        raise ValueError(f"{name}: rows with different numbers of features ({sorted(lengths)[:5]})")
-    numbers = np.asarray(values.to_numpy(zero_copy_only=False), np.float32)
-    return numbers.reshape(len(column), lengths[0])
-
-
 def _parquet_holds_images(path: Path) -> bool:
     try:
-        with open(path, "rb") as stream:
-            schema = pq.read_schema(stream)
-    except (pa.ArrowException, OSError):  # not readable: whoever opens it as features says why
+        with open_regular(path) as stream:
+            schema = open_table(stream).file.schema_arrow
+    except (pa.ArrowException, OSError, ValueError):  # not readable: whoever opens it as features says why
         return False
     return "features" not in schema.names and image_column(schema) is not None
 
 
 def _npz_holds_features(path: Path) -> bool:
     try:
-        with np.load(path, allow_pickle=False) as archive:
-            keys = set(archive.files)
-    except Exception:  # not readable: whoever opens it as images says why
+        with open_regular(path) as stream, open_arrays(stream) as found:
+            keys = set(found.names)
+    except (OSError, ValueError):  # not readable: whoever opens it as images says why
         return False
     if {"images", "features"} <= keys:
         raise ValueError(f"{printable(path)} holds `images` and `features`; which are meant? keep one of them")
@@ -290,11 +228,11 @@ def _npz_holds_features(path: Path) -> bool:
 
 def _read_npz(name: str, path: Path) -> Features:
     try:
-        with np.load(path, allow_pickle=False) as archive:
-            arrays = {key: archive[key] for key in ("ids", "labels", "features", DIGEST_KEY) if key in archive}
-    except Exception as error:  # zipfile, zlib and NumPy raise many kinds
-        advice = "; save ids and labels as text or numbers" if "allow_pickle" in str(error) else ""
-        raise ValueError(f"{name} cannot be read as a features file: {error}{advice}") from error
+        with open_regular(path) as stream, open_arrays(stream) as archive:
+            keys = [key for key in ("ids", "labels", "features", DIGEST_KEY) if key in archive.names]
+            arrays = {key: archive.read(key) for key in keys}
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{name} cannot be read as a features file: {reason_of(error)}") from error
     x = arrays.get("features")
     if x is None or x.ndim != 2 or not np.issubdtype(x.dtype, np.floating):
         found = "none" if x is None else f"{x.dtype} {x.shape}"

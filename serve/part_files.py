@@ -9,26 +9,29 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
-from byol.files import atomic_file
+from byol.files import atomic_file, open_regular
 from byol.images import Skipped
 from byol.locations import is_url, last_part
 from byol.names import leftovers_in
 from byol.outputs import require_output
+from byol.parquet import open_table
 from byol.serve import kinds
 from byol.serve.features import DIGEST_KEY, ERRORS, write_errors
 from byol.serve.manifest import ENCODER, GRAPHS
 from byol.serve.part_listing import MANIFEST, part_files, part_number, read_manifest
-from byol.text import printable
+from byol.serve.strict_json import check, read_object
+from byol.text import on_one_line, printable
 
 FORMAT = 1
 SOURCE, SOURCE_DIGEST = "source", "source_sha256"
+END = re.compile(r"row:[0-9]{1,18}|path:([0-9a-f]{2})*")
 NOTES = "byol"  # the key of a part's notes in its metadata
 
 
@@ -134,16 +137,16 @@ class PartsFolder:
 def read_part(file: Path, digest: str) -> Part:
     """What a finished part says of itself. Raises `ValueError` when it is damaged or another bundle's."""
     try:
-        with open(file, "rb") as stream:
-            found = pq.read_metadata(stream)
-        metadata = found.metadata or {}
-        notes = json.loads(metadata[NOTES.encode()])
-        part = Part(found.num_rows, str(notes["end"]), _items(notes["listed"]), _items(notes["decoded"]))
+        with open_regular(file) as stream:
+            table = open_table(stream)
+            metadata = table.file.metadata.metadata or {}
+        notes = read_object(metadata.get(NOTES.encode(), b""))
+        part = Part(sum(table.rows), _end(notes), _items(notes, "listed"), _items(notes, "decoded"))
     except OSError as error:
         if error.errno is not None:  # the disk's, or of too many open files: the part may be whole
             raise
         raise _damaged(file, error) from error
-    except (pa.ArrowException, ValueError, KeyError, TypeError) as error:
+    except (pa.ArrowException, ValueError) as error:
         raise _damaged(file, error) from error
     if metadata.get(DIGEST_KEY.encode()) != digest.encode():
         raise ValueError(f"{printable(file)} was extracted with another bundle; give an empty folder")
@@ -180,7 +183,7 @@ def _difference(key: str, values: dict[str, Any], settings: dict[str, Any]) -> s
         stored, now = old[:12], new[:12]
     if key == SOURCE_DIGEST:
         stored, now = str(stored)[:12], str(now)[:12]
-    return f"{key} {stored}, now {now}"
+    return on_one_line(f"{key} {stored!s:.200}, now {now!s:.200}")
 
 
 def _variant(graph: str) -> str:
@@ -191,5 +194,18 @@ def _pairs(items: list[Skipped]) -> list[list[str]]:
     return [list(asdict(item).values()) for item in items]
 
 
-def _items(pairs: list[list[str]]) -> list[Skipped]:
-    return [Skipped(path, reason) for path, reason in pairs]
+def _items(notes: dict[str, Any], key: str) -> list[Skipped]:
+    pairs = notes.get(key)
+    check(isinstance(pairs, list) and all(map(_is_pair, pairs)), f"`{key}` must be a list of paths and reasons")
+    return [Skipped(path, reason) for path, reason in pairs or ()]
+
+
+def _is_pair(pair: Any) -> bool:
+    return isinstance(pair, list) and len(pair) == 2 and all(isinstance(text, str) for text in pair)
+
+
+def _end(notes: dict[str, Any]) -> str:
+    """Where the part ends, as `byol.sources.open_sections` says it."""
+    end = notes.get("end")
+    check(isinstance(end, str) and bool(END.fullmatch(end)), "`end` must be a row or a path")
+    return str(end)

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import contextlib
-import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
-from byol.text import printable
+from byol.files import open_regular, read_regular
+from byol.limits import limit
+from byol.parquet import open_table
+from byol.serve.strict_json import check, read_object
+from byol.text import printable, reason_of
 
 MANIFEST = "_manifest.json"
 AGAIN = "give its extract command again"
@@ -34,11 +36,25 @@ def read_manifest(folder: Path) -> dict[str, Any] | None:
     if not path.exists():
         return None
     try:
-        values = json.loads(path.read_bytes())
-        _ = values["complete"], values["stamp"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"{printable(path)} cannot be read ({error}); give an empty folder") from error
-    return dict(values)
+        values = read_object(read_regular(path, limit("BYOL_MAX_HEADER_MB") << 20))
+        _require_manifest(values)
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{printable(path)} cannot be read ({reason_of(error)}); give an empty folder") from error
+    return values
+
+
+def _require_manifest(values: dict[str, Any]) -> None:
+    """Raise `BundleError` for a manifest without the fields that every reader uses."""
+    check(type(values.get("complete")) is bool, "`complete` must be true or false")
+    check(isinstance(values.get("stamp", 0), str | None), "`stamp` must be text or null")
+    if values["complete"]:
+        parts = values.get("parts")
+        check(isinstance(parts, list) and all(map(_is_part, parts)), "`parts` must be a list of files and their rows")
+
+
+def _is_part(part: Any) -> bool:
+    """Whether this is what a manifest says of a part."""
+    return isinstance(part, dict) and isinstance(part.get("file"), str) and type(part.get("rows")) is int
 
 
 def is_begun(folder: Path) -> bool:
@@ -69,15 +85,14 @@ def complete_parts(folder: Path) -> list[Path]:
             raise ValueError(f"{printable(file)} has {found} rows, not {expected}; remove that file and {AGAIN}")
     missing = rows.keys() - {file.name for file in files}
     if missing:
-        raise ValueError(f"{name} is not complete: {min(missing)} is missing; {AGAIN}")
+        raise ValueError(f"{name} is not complete: {printable(min(missing))} is missing; {AGAIN}")
     return files
 
 
 def row_count(file: Path) -> int:
     """The rows of a Parquet file. Raises `ValueError` naming it when it is damaged."""
-    with naming(file), open(file, "rb") as stream:
-        rows: int = pq.read_metadata(stream).num_rows
-    return rows
+    with naming(file), open_regular(file) as stream:
+        return sum(open_table(stream).rows)
 
 
 @contextlib.contextmanager
@@ -85,6 +100,7 @@ def naming(file: Path) -> Iterator[None]:
     """What goes wrong while a file is read, as a `ValueError` that names it."""
     try:
         yield
-    except (pa.ArrowException, OSError) as error:
-        reason = " ".join(str(error).split())
-        raise ValueError(f"{printable(file)} cannot be read as a features file: {reason}") from error
+    except (pa.ArrowException, OSError, ValueError) as error:
+        if (name := printable(file)) in str(error):
+            raise
+        raise ValueError(f"{name} cannot be read as a features file: {reason_of(error)}") from error

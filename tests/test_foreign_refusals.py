@@ -12,9 +12,11 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from byol.checkpoint import read_checkpoint
 from byol.export.foreign import foreign_encoder
 from byol.model import MeanPool, build_encoder
 from tests.command_line import byol
+from tests.small import config
 from tests.test_foreign import SIZE, assert_same, features, refused, resnet, saved
 
 
@@ -146,3 +148,20 @@ def test_a_failed_export_leaves_the_old_bundle(tmp_path):
 
 def test_pooling_of_the_plain_model_is_ours():
     torch.testing.assert_close(MeanPool()(torch.arange(8.0).reshape(1, 2, 2, 2)), torch.tensor([[1.5, 5.5]]))
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        *({"data": text} for text in ('{"name": "a", "images": 0}', '{"name": "a"}', "[]", "5", "[" * 100_000)),
+        *({"data": '{"name": "a", "images": "5"}'}, {"data": '{"name": 5, "images": 5}'}),
+        *({"config": text} for text in ("[]", "5", "null", "[" * 100_000, '{"view1": 5}')),
+        *({"step": text} for text in ("-1", "x", "9" * 5000)),
+    ],
+)
+def test_metadata_of_our_own_checkpoints_is_not_trusted_either(tmp_path, changes):
+    facts = {"step": "1", "epoch": "1", "config": json.dumps(config().to_dict()), "data": '{"name": "a", "images": 5}'}
+    save_file({"a": torch.zeros(1)}, tmp_path / "a.safetensors", {"format": "1", **facts, **changes})
+    with pytest.raises(ValueError, match=r"a\.safetensors has damaged metadata: ") as caught:
+        read_checkpoint(tmp_path / "a.safetensors")
+    assert len(str(caught.value).splitlines()) == 1

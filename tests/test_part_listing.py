@@ -7,9 +7,11 @@ import os
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 
-from byol.serve.features import DIGEST_KEY, is_features, read_features
+from byol.serve.features import DIGEST_KEY, feature_file, is_features, read_features
+from byol.serve.part_files import NOTES, PartsFolder, read_part
 from byol.serve.part_listing import MANIFEST, part_files
 from tests.test_serve_features import DIGEST, write
 
@@ -65,6 +67,59 @@ def test_parts_that_are_not_those_of_the_manifest_are_refused(
     assert is_features(folder)
     with pytest.raises(ValueError, match=message):
         read_features(folder)
+
+
+DEEP = "[" * 100_000
+NONE = '"listed": [], "decoded": []'
+LISTED = '"complete": true, "stamp": null'
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        *("", "[]", "null", "{}", "\xff", DEEP, '{"a": ' * 100_000),
+        *('{"complete": 1}', '{"complete": 1, "stamp": null}', '{"complete": true}', '{"complete": false, "stamp": 5}'),
+        *(f'{{{LISTED}, "parts": {parts}}}' for parts in ("5", "null", "{}", '"ab"', "[5]", "[null]", "[[]]", "[{}]")),
+        *(
+            f'{{{LISTED}, "parts": [{{"file": {file}, "rows": {rows}}}]}}'
+            for file, rows in (("5", "1"), ('"a"', '"1"'))
+        ),
+        *(f'{{{LISTED}, "parts": [{{"file": "a", "rows": {rows}}}]}}' for rows in ("true", "1.5", "NaN", "9" * 5000)),
+        *(f'{{{LISTED}, "parts": [], "a": NaN}}', f'{{{LISTED}, "parts": [], "complete": true}}'),
+    ],
+)
+def test_manifests_of_strangers_are_refused_in_one_line(tmp_path: Path, text: str) -> None:
+    folder = write_parts(tmp_path / "f", {0: 3})
+    (folder / MANIFEST).write_bytes(text.encode("latin-1"))
+    with pytest.raises(ValueError, match=r"_manifest\.json cannot be read \(.*\); give an empty folder$") as caught:
+        read_features(folder)
+    assert len(str(caught.value).splitlines()) == 1
+    with pytest.raises(ValueError, match=r"cannot be read"):
+        PartsFolder(folder, {}).manifest()
+
+
+@pytest.mark.parametrize(
+    "notes",
+    [
+        *("", "[]", "5", "{}", DEEP, '{"end": "row:3", "end": "row:3", "listed": [], "decoded": []}'),
+        *(
+            f'{{"end": {end}, "listed": [], "decoded": []}}'
+            for end in ("5", "null", '""', '"row:x"', '"path:0"', '"row:-1"')
+        ),
+        *(
+            f'{{"end": "row:3", "listed": {pairs}, "decoded": []}}'
+            for pairs in ("5", "null", '["ab"]', "[[1, 2]]", '[["a"]]')
+        ),
+    ],
+)
+def test_parts_of_strangers_are_refused_in_one_line(tmp_path: Path, notes: str) -> None:
+    file = tmp_path / "part-00000.parquet"
+    with feature_file(file, 2, DIGEST, notes={NOTES: notes}) as put:
+        put(["a"], ["b"], np.zeros((1, 2), np.float32))
+    with pytest.raises(
+        ValueError, match=r"part-00000\.parquet is not a part that can be gone on from \(.*\); remove it$"
+    ):
+        read_part(file, DIGEST)
 
 
 def test_a_damaged_part_is_named(tmp_path: Path) -> None:

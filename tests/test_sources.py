@@ -125,19 +125,11 @@ def test_damaged_tar_shards_are_reported_and_the_rest_is_read(tmp_path: Path) ->
     source = open_source(tmp_path)
     skipped = {item.path: item.reason for item in source.skipped}
     assert {"b.tar", "c.tar", "d.tar", "e.tar"} == set(skipped)
-    assert "unpack" in skipped["e.tar"]
+    assert skipped["e.tar"] == "compressed by gzip; unpack it"
     results = {source.ids[i]: result for i, result in decode(source, PIXELS)}
     assert [name for name in results if name.startswith("a.tar")] == [f"a.tar/{i}.png" for i in range(4)]
     assert isinstance(results["f.tar/0.png"], UnreadableImage)
     np.testing.assert_array_equal(results["f.tar/1.png"], picture(seed=1))
-
-
-def test_an_image_cut_off_by_the_end_of_its_shard_is_unreadable(tmp_path: Path) -> None:
-    path = write_tar(tmp_path / "a.tar", {"0.png": png(0), "1.png": png(1)})
-    source = open_source(path)
-    path.write_bytes(path.read_bytes()[:600])  # cut after it was listed
-    with pytest.raises(UnreadableImage, match="ends within it"):
-        source.open(1)
 
 
 # ------------------------------------------------------------------------------------------------- lists of paths

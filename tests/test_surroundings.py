@@ -20,12 +20,13 @@ from PIL import Image
 
 from byol import decode as decoding
 from byol import surroundings
+from byol.files import read_regular
 from byol.folders import LocalTree
 from byol.images import Anchors, SourceUnavailable, UnreadableImage, decode, read_image
 from byol.serve import Encoder, processes
 from byol.serve.extract import Options
 from byol.serve.part_files import PartsFolder
-from byol.serve.parts import Task
+from byol.serve.parts import Share, Task
 from byol.serve.ray_engine import _readable
 from byol.sources import open_source
 from tests.command_line import Outcome, byol
@@ -63,7 +64,7 @@ def is_complete(out: Path) -> bool:
 @contextmanager
 def at_picture(number: int, act: Callable[[Path], object]) -> Iterator[None]:
     """Do something right before so many pictures are read."""
-    calls, real = itertools.count(), surroundings.read_regular
+    calls, real = itertools.count(), read_regular
 
     def read(path: bytes, most: int) -> bytes:
         if next(calls) == number:
@@ -221,9 +222,9 @@ def test_workers_tell_whose_fault_it_was(bundle: Path, images: Path, tmp_path: P
     (tmp_path / "out").mkdir()
     task.folder(encoder.digest, encoder.feature_dim).begin(None)
     with pytest.MonkeyPatch.context() as patch, at_picture(7, fails(errno.EIO)):
-        patch.setattr(processes.signal, "signal", lambda *_: None)
+        patch.setattr("signal.signal", lambda *_: None)
         patch.setattr(processes, "_take_share_of_machine", lambda *_: None)
-        processes._work(crew, task, processes.Share(), messages)
+        processes._work(crew, task, Share(), messages)
     *_, (_, kind, error) = messages.queue
     assert kind == "failed"
     assert isinstance(error, SourceUnavailable)
