@@ -18,7 +18,7 @@ import pytest
 from PIL import Image
 
 from byol import decode as decoding
-from byol.budget import PixelBudget
+from byol.budget import PIXELS, PixelBudget
 from byol.columns import Labels
 from byol.images import ImageSource, SourceUnavailable, UnreadableImage, decode, read_image
 from tests.odd_images import bomb, encoded, picture
@@ -287,7 +287,7 @@ def test_want_of_memory_keeps_nothing_of_the_budget(monkeypatch: pytest.MonkeyPa
     def transposed(*_: object, **__: object) -> None:
         raise MemoryError
 
-    monkeypatch.setattr(decoding.ImageOps, "exif_transpose", transposed)
+    monkeypatch.setattr("PIL.ImageOps.exif_transpose", transposed)
     with pytest.raises(SourceUnavailable, match="no memory is left"):
         read_image(io.BytesIO(encoded(Image.new("RGB", (9, 9)), "PNG")))
     assert budget._taken == 0
@@ -296,5 +296,5 @@ def test_want_of_memory_keeps_nothing_of_the_budget(monkeypatch: pytest.MonkeyPa
 def test_a_thread_that_holds_some_does_not_wait_for_itself(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("BYOL_DECODE_PIXELS", "100")
     Image.new("RGB", (10, 10)).save(tmp_path / "a.png")
-    with decoding.PIXELS:
+    with PIXELS:
         assert [read_image(tmp_path / "a.png").size for _ in range(2)] == [(10, 10)] * 2

@@ -13,6 +13,7 @@ SERVING = {"numpy", "PIL", "onnx", "onnxruntime", "safetensors", "click", "rich"
 OPTIONAL = {"ray", "upath"}  # of extras, inside functions only
 REPORT = SERVING | {"bokeh", "jinja2", "markupsafe", "umap"}  # of the extras `report` and `report-umap`
 SHARED = (
+    *("budget", "decode", "headers", "surroundings"),
     *("cache", "columns", "console", "draws", "files", "folders", "images", "limits", "locations", "parameters"),
     *("named", "remote", "run_format", "shards", "sources", "stamps", "tables", "text"),
 )

@@ -19,15 +19,15 @@ import pytest
 from PIL import Image
 
 from byol import decode as decoding
-from byol import surroundings
+from byol import files, surroundings
 from byol.folders import LocalTree
 from byol.images import Anchors, SourceUnavailable, UnreadableImage, decode, read_image
 from byol.serve import Encoder, processes
 from byol.serve.extract import Options
 from byol.serve.part_files import PartsFolder
-from byol.serve.parts import Task
+from byol.serve.parts import Share, Task
 from byol.serve.ray_engine import _readable
-from byol.sources import open_source
+from byol.sources import open_place, open_source
 from tests.command_line import Outcome, byol
 from tests.small import REPOSITORY
 from tests.tiny import write_images, write_tiny_bundle
@@ -63,7 +63,7 @@ def is_complete(out: Path) -> bool:
 @contextmanager
 def at_picture(number: int, act: Callable[[Path], object]) -> Iterator[None]:
     """Do something right before so many pictures are read."""
-    calls, real = itertools.count(), surroundings.read_regular
+    calls, real = itertools.count(), files.read_regular
 
     def read(path: bytes, most: int) -> bytes:
         if next(calls) == number:
@@ -221,9 +221,9 @@ def test_workers_tell_whose_fault_it_was(bundle: Path, images: Path, tmp_path: P
     (tmp_path / "out").mkdir()
     task.folder(encoder.digest, encoder.feature_dim).begin(None)
     with pytest.MonkeyPatch.context() as patch, at_picture(7, fails(errno.EIO)):
-        patch.setattr(processes.signal, "signal", lambda *_: None)
+        patch.setattr("signal.signal", lambda *_: None)
         patch.setattr(processes, "_take_share_of_machine", lambda *_: None)
-        processes._work(crew, task, processes.Share(), messages)
+        processes._work(crew, task, Share(), messages)
     *_, (_, kind, error) = messages.queue
     assert kind == "failed"
     assert isinstance(error, SourceUnavailable)
@@ -529,3 +529,14 @@ def test_nothing_of_a_source_that_went_is_kept_in_the_cache(
         canvas_side(source, 16)
     (tmp_path / "away").rename(images)
     assert len(load_canvases(open_source(images), 16, cache=cache)) == 24
+
+
+def test_relative_lines_start_where_the_command_was_given_also_in_another_process(
+    images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A worker of a Ray cluster runs in a folder of its own."""
+    (tmp_path / "list.txt").write_text("images/cat/000.png\n")
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    found = open_place(tmp_path / "list.txt", 0, os.fsencode(tmp_path))
+    np.testing.assert_array_equal(np.asarray(found), np.asarray(read_image(images / "cat" / "000.png")))
