@@ -19,8 +19,7 @@ import pytest
 from PIL import Image
 
 from byol import decode as decoding
-from byol import surroundings
-from byol.files import read_regular
+from byol import files, surroundings
 from byol.folders import LocalTree
 from byol.images import Anchors, SourceUnavailable, UnreadableImage, decode, read_image
 from byol.serve import Encoder, processes
@@ -28,7 +27,7 @@ from byol.serve.extract import Options
 from byol.serve.part_files import PartsFolder
 from byol.serve.parts import Share, Task
 from byol.serve.ray_engine import _readable
-from byol.sources import open_source
+from byol.sources import open_place, open_source
 from tests.command_line import Outcome, byol
 from tests.small import REPOSITORY
 from tests.tiny import write_images, write_tiny_bundle
@@ -64,7 +63,7 @@ def is_complete(out: Path) -> bool:
 @contextmanager
 def at_picture(number: int, act: Callable[[Path], object]) -> Iterator[None]:
     """Do something right before so many pictures are read."""
-    calls, real = itertools.count(), read_regular
+    calls, real = itertools.count(), files.read_regular
 
     def read(path: bytes, most: int) -> bytes:
         if next(calls) == number:
@@ -530,3 +529,14 @@ def test_nothing_of_a_source_that_went_is_kept_in_the_cache(
         canvas_side(source, 16)
     (tmp_path / "away").rename(images)
     assert len(load_canvases(open_source(images), 16, cache=cache)) == 24
+
+
+def test_relative_lines_start_where_the_command_was_given_also_in_another_process(
+    images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A worker of a Ray cluster runs in a folder of its own."""
+    (tmp_path / "list.txt").write_text("images/cat/000.png\n")
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    found = open_place(tmp_path / "list.txt", 0, os.fsencode(tmp_path))
+    np.testing.assert_array_equal(np.asarray(found), np.asarray(read_image(images / "cat" / "000.png")))
