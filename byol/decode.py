@@ -15,7 +15,6 @@ from PIL import (  # noqa: F401 - the plugins register the decoders that FORMATS
     BmpImagePlugin,
     GifImagePlugin,
     Image,
-    ImageOps,
     JpegImagePlugin,
     PngImagePlugin,
     PpmImagePlugin,
@@ -25,9 +24,10 @@ from PIL import (  # noqa: F401 - the plugins register the decoders that FORMATS
 
 from byol.budget import PIXELS
 from byol.headers import (
+    ORIENTATION,
+    orientation,
     require_decodable,
     require_few_scans,
-    require_honest_tags,
     require_modest,
     require_size,
     size_before_opening,
@@ -38,6 +38,17 @@ from byol.text import reason_of
 
 # Only these decoders run, whatever a file is called: Pillow's list also holds formats that start other programs.
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM")
+
+# What EXIF's numbers 2 to 8 ask for.
+TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
 
 # What a decoder holds beside the picture, in pictures: WebP's two canvases and a frame, the coefficients of a JPEG in
 # several scans.
@@ -87,8 +98,8 @@ def _decoded(content: bytes) -> Image.Image:
     with Image.open(io.BytesIO(content), formats=(kind,)) as image:
         _take(image, content, taken, most)
         image.load()
-        _require_honest_exif(image.info)
-        return to_rgb(image, in_place=True)
+        turn = 1 if kind == "TIFF" else orientation(_exif(image.info), _xmp(image.info))  # Pillow has turned a TIFF
+        return _as_rgb(image, turn, in_place=True)
 
 
 def _format_of(content: bytes) -> str:
@@ -142,23 +153,43 @@ def _raise_pillows_limit(most: int) -> None:
         Image.MAX_IMAGE_PIXELS = -(-most // 2)
 
 
-def _require_honest_exif(info: dict[Any, Any]) -> None:
+def _exif(info: dict[Any, Any]) -> bytes:
+    """The EXIF block of an opened image; empty where there is none that can be read."""
     if isinstance(exif := info.get("exif"), bytes):
-        require_honest_tags(exif)
-    if isinstance(profile := info.get("Raw profile type exif"), str | bytes):  # how PNG files had it before
-        text = profile if isinstance(profile, str) else profile.decode("latin-1")
-        require_honest_tags(bytes.fromhex("".join(text.split("\n")[3:])))
+        return exif
+    profile = info.get("Raw profile type exif", "")  # how PNG files had it before
+    text = profile.decode("latin-1") if isinstance(profile, bytes) else str(profile)
+    try:
+        return bytes.fromhex("".join(text.split("\n")[3:]))
+    except ValueError:
+        return b""
 
 
-def to_rgb(image: Image.Image, in_place: bool = False) -> Image.Image:
-    """Any Pillow image as upright RGB, 8 bits a channel; `in_place` uses it up, which saves a copy.
+def _xmp(info: dict[Any, Any]) -> bytes:
+    xmp = info.get("xmp", info.get("XML:com.adobe.xmp", b""))
+    return xmp if isinstance(xmp, bytes) else str(xmp).encode("utf-8", "replace")
+
+
+def to_rgb(image: Image.Image) -> Image.Image:
+    """Any Pillow image as upright RGB, 8 bits a channel.
 
     Raises `UnreadableImage` for pixels without a defined range: floating-point, or integers that 16 bits do not hold.
     """
-    if in_place:
-        ImageOps.exif_transpose(image, in_place=True)
-    else:
-        image = ImageOps.exif_transpose(image)
+    try:
+        turn = int(image.getexif().get(ORIENTATION, 1))
+    except Exception:  # of tags that say nothing about the pixels
+        turn = 1
+    return _as_rgb(image, turn)
+
+
+def _as_rgb(image: Image.Image, turn: int, in_place: bool = False) -> Image.Image:
+    """The same, turned as EXIF's `turn` says; `in_place` uses the image up, which saves a copy."""
+    if turn in TURNS:
+        turned = image.transpose(TURNS[turn])
+        turned.info = image.info
+        if in_place:
+            image.close()
+        image = turned
     if image.mode == "F":
         raise UnreadableImage("floating-point pixels have no defined range; convert them to 8 bits")
     if image.mode == "I" or image.mode.startswith("I;16"):  # Pillow opens some 16-bit files as "I", 32-bit integers

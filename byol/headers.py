@@ -31,6 +31,8 @@ _SCAN = 0xDA
 _TYPE_BYTES = {1: 1, 2: 1, 3: 2, 4: 4, 5: 8, 6: 1, 7: 1, 8: 2, 9: 4, 10: 8, 11: 4, 12: 8, 13: 4, 16: 8, 17: 8, 18: 8}
 _NUMBERS = frozenset(_TYPE_BYTES) - {1, 2, 6, 7}
 _TILE_WIDTH, _TILE_LENGTH = 322, 323
+ORIENTATION = 274
+_XMP_ORIENTATION = re.compile(rb"""tiff:Orientation(?:="|>)([0-9])""")
 
 
 def require_size(width: int, height: int, most: int) -> None:
@@ -150,15 +152,26 @@ def _segments(content: bytes) -> Iterator[tuple[int, int]]:
 # ------------------------------------------------------------------------------------------------- TIFF, EXIF
 
 
-def require_honest_tags(content: bytes) -> None:
-    """Raise `UnreadableImage` where tags claim to hold more than there is: their values do not overlap in honest files.
+def orientation(exif: bytes, xmp: bytes) -> int:
+    """How a picture must be turned (1, not at all, to 8), by that one tag of its EXIF block, else by its XMP.
 
-    `content` is a TIFF file, or an EXIF block, which is built like one.
+    No other tag is looked at: a photograph is not left out for what an odd camera wrote about its resolution.
     """
-    start = 6 if content.startswith(b"Exif\0\0") else 0
+    try:
+        for tag, kind, count, value in _tags(exif, 6 if exif.startswith(b"Exif\0\0") else 0):
+            if tag == ORIENTATION and kind in _NUMBERS | {1, 6} and count == 1:
+                return value
+    except StructError:
+        pass  # it ends within its tags
+    found = _XMP_ORIENTATION.search(xmp)
+    return int(found[1]) if found else 1
+
+
+def require_honest_tags(content: bytes) -> None:
+    """Raise `UnreadableImage` where the tags of a TIFF claim more than there is: honest values do not overlap."""
     held = 0
     try:
-        for tag, kind, count, _ in _tags(content, start):
+        for tag, kind, count, _ in _tags(content, 0):
             held += count * _TYPE_BYTES.get(kind, 0)
             if held > len(content):
                 raise UnreadableImage("its tags claim more bytes than the file has")
@@ -180,7 +193,7 @@ def _tags(content: bytes, start: int) -> Iterator[tuple[int, int, int, int]]:
     for number in range(entries):
         here = start + place + number * step
         tag, kind, count = unpack_from(order + entry, content, here)
-        form = order + ("H" if kind == 3 else "I")
+        form = order + {1: "B", 3: "H", 6: "B", 8: "H"}.get(kind, "I")
         yield tag, kind, count, unpack_from(form, content, here + step - (8 if step == 20 else 4))[0]
 
 

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import io
 import os
+import struct
 import subprocess
 import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageOps
 
 from byol import decode as decoding
 from byol import images
@@ -439,3 +441,44 @@ def test_a_container_s_quota_limits_the_cores(
     images._quota.cache_clear()
     assert images.usable_cores() == cores
     images._quota.cache_clear()
+
+
+def exif_block(*tags: tuple[int, int, int, int], order: str = "<") -> bytes:
+    """Tags (number, type, count, value) as a camera may write them."""
+    start = b"II*\0" if order == "<" else b"MM\0*"
+    entries = b"".join(
+        struct.pack(order + "HHI", *tag[:3])
+        + (struct.pack(order + "HH", tag[3], 0) if tag[1] == 3 else struct.pack(order + "I", tag[3]))
+        for tag in tags
+    )
+    return b"Exif\0\0" + start + struct.pack(order + "IH", 8, len(tags)) + entries + bytes(4)
+
+
+# Tags that people's photographs have: a resolution unit as a byte, beyond its type, as text, far outside the block.
+ODD_TAGS = [(0x128, 1, 1, 2), (0x128, 4, 1, 65_538), (0x11A, 2, 4, 0x646261), (0x11A, 5, 1, 10**9), (0x9286, 11, 7, 3)]
+
+
+@pytest.mark.parametrize("order", "<>")
+@pytest.mark.parametrize("odd", [*ODD_TAGS, (0xC4A5, 7, 1 << 31, 8)])
+@pytest.mark.parametrize("turn", range(1, 9))
+def test_a_photograph_is_turned_by_one_tag_whatever_stands_beside_it(
+    turn: int, odd: tuple[int, int, int, int], order: str
+) -> None:
+    plain = Image.fromarray(np.arange(30 * 20 * 3, dtype=np.uint8).reshape(20, 30, 3))
+    wanted = Image.Exif()
+    wanted[0x112] = turn
+    tags = sorted([(0x112, 3, 1, turn), odd])
+    for form in ("JPEG", "PNG", "WEBP"):
+        files = [io.BytesIO() for _ in range(2)]
+        options = {"lossless": True} if form == "WEBP" else {}
+        plain.save(files[0], form, exif=wanted, **options)
+        plain.save(files[1], form, exif=exif_block(*tags, order=order), **options)
+        with Image.open(files[0]) as image:
+            expected = np.asarray(ImageOps.exif_transpose(image).convert("RGB"))
+        np.testing.assert_array_equal(np.asarray(read_image(io.BytesIO(files[1].getvalue()))), expected)
+
+
+def test_a_photograph_whose_exif_is_cut_off_is_read_as_it_lies() -> None:
+    file = io.BytesIO()
+    Image.new("RGB", (30, 20)).save(file, "JPEG", exif=exif_block((0x112, 3, 1, 6))[:20])
+    assert read_image(io.BytesIO(file.getvalue())).size == (30, 20)
