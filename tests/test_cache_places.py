@@ -246,7 +246,7 @@ def test_arrays_that_say_something_else_are_made_again(images: Path, tmp_path: P
     whole = load_canvases(open_source(images), 16, cache=cache)
     (entry,) = cache.entries()
     huge = b"\x93NUMPY\x01\x00v\x00" + b"{'descr': '<f4', 'fortran_order': False, 'shape': (99999999999,)}".ljust(117)
-    wrong = {
+    wrong: dict[str, np.ndarray] = {
         "indices.npy": np.arange(1000, 1020),
         "aspect.npy": np.ones(20, np.float64),
         "pixels.npy": np.zeros((20, 16, 16, 4), np.uint8),

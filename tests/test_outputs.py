@@ -90,7 +90,9 @@ def assert_refused(done: Outcome, *words: str) -> None:
         lambda root, mine: ("report", root / "bundle", *sets(root), "--out", mine / "a.html"),
     ],
 )
-def test_somebodys_file_is_not_replaced(place: Path, mine: Path, words: Callable[[Path, Path], tuple]) -> None:
+def test_somebodys_file_is_not_replaced(
+    place: Path, mine: Path, words: Callable[[Path, Path], tuple[object, ...]]
+) -> None:
     assert_refused(byol(*words(place, mine)), "exists and is not a", "choose another name, or move it away")
 
 
