@@ -91,7 +91,7 @@ def _tree(folder: AnyPath) -> Tree:
 
 def _shards_below(folder: AnyPath) -> Sequence[AnyPath]:
     if isinstance(folder, RemotePath):
-        return folder.files_below(tuple(SHARDS))
+        return folder.files_below(SHARDS)
     return sorted(p for suffix in SHARDS for p in folder.rglob(f"*{suffix}"))
 
 
