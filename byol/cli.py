@@ -6,7 +6,6 @@ import importlib
 import sys
 import traceback
 from types import TracebackType
-from typing import Any
 
 import click
 
@@ -77,16 +76,6 @@ class LazyGroup(click.Group):
             return None
         command: click.Command = getattr(importlib.import_module(COMMANDS[cmd_name][0]), cmd_name)
         return command
-
-    def invoke(self, ctx: click.Context) -> Any:
-        """Run a command. What is wrong with it is told without the secrets of URLs in it."""
-        try:
-            return super().invoke(ctx)
-        except click.UsageError as error:
-            said = error.format_message()
-            if (clean := for_terminal(said)) == said:
-                raise
-            raise click.UsageError(clean, error.ctx) from None
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """List the commands without importing them."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 import functools
 import io
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Container
 from dataclasses import dataclass, field
 from datetime import datetime
 from types import SimpleNamespace
@@ -123,10 +123,12 @@ class RemotePath:
             raise SourceUnavailable(f"{printable(self.url)} has changed while it was read; {self.advice}")
         return content
 
-    def files_below(self, endings: tuple[str, ...]) -> list[RemotePath]:
-        """The files below this folder, at every depth, that end so, sorted."""
+    def files_below(self, suffixes: Container[str]) -> list[RemotePath]:
+        """The files below this folder, at every depth, that end in a suffix, in any case, sorted; no hidden ones."""
+        start = len(without_query(self.path).rstrip("/"))
         found = self._asked(lambda: self.fs.find(self.path))
-        return sorted((self._beside(path) for path in found if path.endswith(endings)), key=str)
+        files = (self._beside(path) for path in found if "/." not in path[start:])
+        return sorted((file for file in files if file.suffix.lower() in suffixes), key=str)
 
     def matching(self) -> list[RemotePath]:
         """The files that this path, a pattern with `*`, `?` or `[...]`, stands for."""

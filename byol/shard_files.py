@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Container, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
@@ -20,14 +20,13 @@ AnyPath = Path | RemotePath
 _ITS_OWN = {errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.EACCES, errno.EPERM, errno.ELOOP, errno.EINVAL}
 
 
-def shards_below(root: AnyPath, suffixes: Sequence[str]) -> tuple[Sequence[AnyPath], list[Skipped]]:
+def shards_below(root: AnyPath, suffixes: Container[str]) -> tuple[Sequence[AnyPath], list[Skipped]]:
     """The files below a folder, local or remote, that end in a suffix, in any case; and what is no file.
 
     Hidden files and folders do not count.
     """
     if isinstance(root, RemotePath):
-        found = root.files_below(tuple(suffixes))
-        return [file for file, name in zip(found, names_below(found, root), strict=True) if not _is_hidden(name)], []
+        return root.files_below(suffixes), []
     files, skipped = list[Path](), list[Skipped]()
     for path in sorted(path for path in root.rglob("*") if path.suffix.lower() in suffixes):
         [name] = names_below([path], root)

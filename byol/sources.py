@@ -69,7 +69,7 @@ def _source_at(path: AnyPath, location: str, here: bytes | None) -> ImageSource:
         source = folder_source(_tree(path))
         if len(source):
             return source
-        shards, skipped = shards_below(path, tuple(SHARDS))
+        shards, skipped = shards_below(path, SHARDS)
         source = _shard_source(printable(str(path)), shards, path) if shards else source
         return replace(source, skipped=[*skipped, *source.skipped])
     if path.exists():

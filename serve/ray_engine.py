@@ -111,6 +111,8 @@ def _chunks(number: int, source: ImageSource) -> Iterator[dict[str, Any]]:
 
 
 def _batch(source: ImageSource, rows: Columns) -> Batch:
+    if lost := next(filter(None, rows["lost"]), ""):
+        raise SourceUnavailable(lost)
     read = rows["reason"] == ""
     skipped = [Skipped(source.ids[row], str(rows["reason"][i])) for i, row in enumerate(rows["row"]) if not read[i]]
     indices, features = rows["row"][read].tolist(), rows["features"][read]
@@ -122,8 +124,11 @@ def _batch(source: ImageSource, rows: Columns) -> Batch:
 
 
 def _decode(location: Location, here: bytes, transform: Preprocess, chunk: Columns) -> Columns:
-    """A chunk as rows: `pixels` uint8 (B, S, S, 3), and the `reason` where an image cannot be read, else ""."""
-    places, pixels, reasons = chunk["places"][0], [], []
+    """A chunk as rows: `pixels` uint8 (B, S, S, 3), and the `reason` where an image cannot be read, else "".
+
+    Where their place cannot be read, all rows say so as `lost`: of an exception, Ray brings no more than a traceback.
+    """
+    places, pixels, reasons, lost = chunk["places"][0], [], [], ""
     for place in places:
         try:
             with PIXELS:
@@ -133,11 +138,15 @@ def _decode(location: Location, here: bytes, transform: Preprocess, chunk: Colum
         except UnreadableImage as error:
             pixels.append(np.zeros((transform.crop, transform.crop, 3), np.uint8))
             reasons.append(str(error))
+        except ValueError as error:
+            pixels.append(np.zeros((transform.crop, transform.crop, 3), np.uint8))
+            reasons.append(lost := str(error))
     return {
         "section": np.repeat(chunk["section"], len(places)),
         "row": chunk["first"][0] + np.arange(len(places)),
         "pixels": np.stack(pixels),
         "reason": np.array(reasons, object),
+        "lost": np.array([lost] * len(places), object),
     }
 
 
@@ -153,7 +162,7 @@ class _EncodeActor:
         for start in range(0, len(read), self._encoder.batch_size):
             batch = read[start : start + self._encoder.batch_size]
             features[batch] = self._encoder.encode(rows["pixels"][batch])
-        return {"section": rows["section"], "row": rows["row"], "features": features, "reason": rows["reason"]}
+        return {"features": features, **{name: values for name, values in rows.items() if name != "pixels"}}
 
 
 # ------------------------------------------------------------------------------------------------- the cluster

@@ -18,6 +18,7 @@ import pytest
 from byol.serve.features import read_features
 from tests.command_line import byol
 from tests.tiny import write_images, write_tiny_bundle
+from tests.web import Web, always
 
 WORDS = ("--device", "cpu", "--part-images", 150)
 
@@ -114,6 +115,23 @@ def test_a_cluster_of_this_machine_listens_on_loopback_only(tmp_path: Path) -> N
     addresses = json.loads(done.stdout)
     assert len(addresses) > 4  # the head, the node, its agents, the workers
     assert [address for address in addresses if not LOOPBACK.match(address)] == []
+
+
+def test_a_server_that_goes_stops_the_work_and_the_same_command_goes_on(place: Path, tmp_path: Path) -> None:
+    images = sorted((place / "images").rglob("*.png"))
+    with Web({f"/{image.relative_to(place).as_posix()}": image.read_bytes() for image in images}) as web:
+        words = command(place, "images", tmp_path / "out")
+        words[words.index(f"{place}/images")] = f"{web.url}/images"
+        web.odd["/images/dog/150.png"] = always(401)
+        done = subprocess.run(words, capture_output=True, text=True)
+        assert done.returncode == 1
+        assert "Traceback" not in done.stderr
+        said = f"Error: {web.url}/images/dog/150.png cannot be read now: HTTP 401 (Unauthorized); give the same command"
+        assert said in done.stderr
+        web.odd.clear()
+        done = subprocess.run(words, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+    require_same(place, tmp_path / "out")
 
 
 def test_rows_of_an_npz_and_an_address_that_does_not_answer(place: Path, tmp_path: Path) -> None:

@@ -322,6 +322,7 @@ def test_patterns_of_a_web_server(web: Web, place: Path, tmp_path: Path) -> None
     for number in range(3):
         write_tar(tmp_path / f"{number}.tar", {"0.png": image})
         web.files[f"/shards/{number}.tar"] = (tmp_path / f"{number}.tar").read_bytes()
+    web.files |= dict.fromkeys(("/shards/.old/3.tar", "/shards/.4.tar", "/shards/5.md"), b"no shard")
     expected = [f"{number}.tar/0.png" for number in range(3)]
     assert list(open_source(f"{web.url}/shards/*.tar").ids) == expected
     assert list(open_source(f"{web.url}/shards/").ids) == expected
