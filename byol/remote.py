@@ -16,11 +16,11 @@ from PIL import Image
 
 from byol.columns import Names
 from byol.faults import AGAIN, Fault, Refusal, patiently, words_for
-from byol.folders import Skip, is_image, merged
 from byol.images import SourceUnavailable, UnreadableImage
 from byol.locations import without_query
 from byol.remote_path import RemotePath
 from byol.text import printable
+from byol.walk import Skip, is_image, merged
 
 T = TypeVar("T")
 

@@ -19,12 +19,12 @@ import pyarrow as pa
 from PIL import Image
 
 from byol.columns import Labels, Names
-from byol.folders import NOT_READ, NOT_READ_REASON, is_image
 from byol.images import SUFFIXES, ImageSource, Skipped, UnreadableImage, read_image
 from byol.shard_files import Shard
 from byol.stamps import file_stamp
 from byol.tars import Damaged, Member, members
 from byol.text import path_text, printable, reason_of
+from byol.walk import NOT_READ, NOT_READ_REASON, is_image
 
 MOST_CLASS_BYTES = 1024  # of a `.cls` file
 

@@ -16,10 +16,10 @@ from PIL import Image, ImageOps
 from byol import decode as decoding
 from byol import images
 from byol.columns import Labels
-from byol.folders import NOT_READ
 from byol.images import ImageSource, Preprocess, UnreadableImage, decode, read_image, require_labels
 from byol.sources import open_sections, open_source
 from byol.text import printable
+from byol.walk import NOT_READ
 from tests.odd_images import bad_images, encoded, odd_images, picture, write_files, write_unreadable
 from tests.tiny import write_images
 

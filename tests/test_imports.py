@@ -18,7 +18,7 @@ SHARED = (
     *("arrays", "budget", "cache", "columns", "console", "decode", "draws", "faults", "files", "folders"),
     *("headers", "http_files", "images", "limits", "locations", "locks", "named", "names", "outputs", "parameters"),
     *("parquet", "remote", "remote_path", "run_format", "shard_files", "shards", "signals", "sources", "stamps"),
-    *("streams", "strict_json", "surroundings", "tables", "tars", "telemetry", "text", "thrift", "zips"),
+    *("streams", "strict_json", "surroundings", "tables", "tars", "telemetry", "text", "thrift", "walk", "zips"),
 )
 SERVE_MAY_USE = ("byol.serve", *(f"byol.{name}" for name in SHARED))
 # The first two start the commands, the third has bundles read by serving's strict reader; inside functions only.
