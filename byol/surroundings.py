@@ -62,11 +62,16 @@ class Anchors:
             self._seen[folder] = _identity(folder)
 
     def expect(self, folder: bytes) -> None:
-        """The same for a folder that may be missing now: then it must be there when something in it is not found."""
+        """The same for a folder that may be missing now: then it must be there when something in it is not found.
+
+        A path that can be no folder's (too long, through a file) is passed over: the fault is that of who named it.
+        """
         try:
             self.note(folder)
-        except SourceUnavailable:
-            self._seen[folder] = None
+        except SourceUnavailable as error:
+            number = getattr(error.__cause__, "errno", None)
+            if number == errno.ENOENT or number not in ITS_OWN:
+                self._seen[folder] = None
 
     def note_parents(self, path: bytes) -> None:
         """Remember all folders above a file that was read."""

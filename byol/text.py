@@ -14,6 +14,7 @@ import re
 import unicodedata
 
 TURNS = {"LRE", "RLE", "LRO", "RLO", "PDF", "LRI", "RLI", "FSI", "PDI"}  # they can make a name look like another
+LONGEST = 1000  # characters of a path in a message
 _CONTROLS = {"Cc", "Cs", "Zl", "Zp"}
 _USER = re.compile(r"(?<=://)[^/?#\s]*@")
 _URL = re.compile(r"([^?#]*?://)(?:[^/?#]*@)?([^?#]*)(?:[?#](.*))?", re.DOTALL)
@@ -36,7 +37,8 @@ def path_text(path: str | bytes | os.PathLike[str]) -> str:
 
 def printable(path: str | bytes | os.PathLike[str]) -> str:
     """A path or URL for a message: one line, no terminal codes, no password and no query of a URL."""
-    return url_without_secrets(on_one_line(path_text(path)))
+    text = url_without_secrets(on_one_line(path_text(path)))
+    return text if len(text) <= LONGEST else f"{text[: LONGEST // 2]}...{text[-LONGEST // 2 :]}"
 
 
 def is_plain(character: str) -> bool:

@@ -94,7 +94,14 @@ def weights_of(graph: Any) -> tuple[dict[str, Value], dict[str, int]]:
             weights[tensor.name] = stored(tensor, content, _outside(tensor, content, files))
         except BundleError as error:
             raise BundleError(f"its weight {tensor.name!r:.60} {error}") from error
+    for name, end in files.items():
+        held = sum(weights[tensor.name].bytes for tensor in graph.initializer if _file_of(tensor) == name)
+        check(held <= end, f"its weights need {held:,} bytes of {name!r:.60}, of which they name {end:,}: they overlap")
     return weights, files
+
+
+def _file_of(tensor: Any) -> str | None:
+    return next((item.value for item in tensor.external_data if item.key == "location"), None)
 
 
 def _outside(tensor: Any, content: Mapping[str, Any], files: dict[str, int]) -> int | None:

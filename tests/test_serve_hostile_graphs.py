@@ -220,6 +220,17 @@ def other_field(model: ModelProto) -> None:
     model.graph.initializer[0].float_data.extend([0.0])
 
 
+def overlapping(model: ModelProto, copies: int) -> None:
+    """Some weights that are the same bytes of another file."""
+    first = model.graph.initializer[0]
+    for number in range(copies):
+        again = model.graph.initializer.add()
+        again.CopyFrom(first)
+        again.name = f"again {number}"
+        onnx.external_data_helper.set_external_data(again, "README.md", 0, len(first.raw_data))
+        again.ClearField("raw_data")
+
+
 def outside(model: ModelProto, **place: Any) -> None:
     onnx.external_data_helper.set_external_data(model.graph.initializer[0], **place)
     model.graph.initializer[0].ClearField("raw_data")
@@ -268,6 +279,10 @@ WRONG: dict[str, tuple[ModelProto | bytes, str]] = {
     "weights outside, of another length": (
         copy_of(RELU, lambda m: outside(m, location="README.md", length=8)),
         "of another file, not 8",
+    ),
+    "weights outside, on top of each other": (
+        copy_of(RELU, lambda m: overlapping(m, copies=3)),
+        "they overlap",
     ),
     "value twice": (with_node(helper.make_node("Relu", ["last"], ["planes"])), "'planes', which is there already"),
     "nodes out of order": (with_node(node("Relu", ["x"])), "needs 'x', which does not come before it"),

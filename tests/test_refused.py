@@ -1,0 +1,22 @@
+"""What `make fuzz` found once, and a few seconds of each fuzzer, so that none of them rots."""
+
+from __future__ import annotations
+
+import importlib
+
+import pytest
+
+from byol.serve.strict_json import BundleError, read_object
+from tests.fuzz import modules
+
+
+@pytest.mark.parametrize("name", modules())
+def test_a_few_seconds_of_each_fuzzer(name: str) -> None:
+    importlib.import_module(f"tests.{name}").run(2.0)
+
+
+def test_a_manifest_s_key_is_quoted_short() -> None:
+    key = "[" * 5000
+    with pytest.raises(BundleError) as caught:
+        read_object(f'{{"{key}": 1, "{key}": 2}}')
+    assert len(str(caught.value)) < 300
