@@ -223,10 +223,10 @@ def other_field(model: ModelProto) -> None:
 def overlapping(model: ModelProto, copies: int) -> None:
     """Some weights that are the same bytes of another file."""
     first = model.graph.initializer[0]
-    for number in range(copies):
+    for place in range(copies):
         again = model.graph.initializer.add()
         again.CopyFrom(first)
-        again.name = f"again {number}"
+        again.name = f"again {place}"
         onnx.external_data_helper.set_external_data(again, "README.md", 0, len(first.raw_data))
         again.ClearField("raw_data")
 
