@@ -14,7 +14,7 @@ from byol.console import note
 from byol.memory import keep_freed_memory
 from byol.signals import Stopped, stopping
 from byol.streams import prepare
-from byol.text import as_message, for_terminal
+from byol.text import Recipe, as_message, for_terminal
 
 # name: (module, one line for `byol --help`). The command is the module's attribute of the same name.
 COMMANDS = {
@@ -120,6 +120,9 @@ def _run() -> None:
         sys.exit(1)
     except Stopped as error:
         note(f"Error: {error}")
+        sys.exit(1)
+    except Recipe as error:
+        click.echo(for_terminal(f"Error: {error}"), err=True)
         sys.exit(1)
     except (ValueError, OSError) as error:  # what a user can cause; anything else is a defect and shows its traceback
         note(f"Error: {error}")

@@ -23,6 +23,10 @@ _NUMBER = re.compile(r"\s*[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?\s*", re.ASCII)
 _QUERY = re.compile(r"(?<=://)([^\s?#'\"<>]*)[?#]([^\s'\"<>]*)")
 
 
+class Recipe(ValueError):
+    """An error whose message ends in lines to be copied: ours, with names that are on one line."""
+
+
 def path_text(path: str | bytes | os.PathLike[str]) -> str:
     r"""A path as text for data: bytes that are not UTF-8 become `\xNN`, all else stays as it is."""
     if isinstance(path, bytes):

@@ -15,7 +15,7 @@ from torch import Tensor
 from byol.arrays import open_arrays
 from byol.export.torch_file import MoreThanTensors, Program, require_checkpoint
 from byol.files import open_regular
-from byol.text import first_line, on_one_line, printable, reason_of
+from byol.text import Recipe, first_line, on_one_line, printable, reason_of
 
 # Where toolkits keep the weights inside what they save.
 CONTAINERS = ("state_dict", "model", "model_state_dict", "module", "net")
@@ -69,12 +69,12 @@ def _unpickled(path: Path) -> Any:
             stream.seek(0)
             return torch.load(stream, map_location="cpu", weights_only=True)
     except Program as error:
-        raise ValueError(_conversion(path, "a TorchScript program", _READ_SCRIPT)) from error
+        raise Recipe(_conversion(path, "a TorchScript program", _READ_SCRIPT)) from error
     except MoreThanTensors as error:
-        raise ValueError(_conversion(path, on_one_line(str(error)), _READ)) from error
+        raise Recipe(_conversion(path, on_one_line(str(error)), _READ)) from error
     except pickle.UnpicklingError as error:  # what torch refuses beyond that
         line = next((text.strip() for text in str(error).splitlines() if "GLOBAL" in text), "not only tensors")
-        raise ValueError(_conversion(path, on_one_line(line.split(" was not")[0]), _READ)) from error
+        raise Recipe(_conversion(path, on_one_line(line.split(" was not")[0]), _READ)) from error
     except MemoryError:
         raise
     except Exception as error:  # torch raises many kinds
@@ -83,7 +83,7 @@ def _unpickled(path: Path) -> Any:
 
 def _conversion(path: Path, reason: str, read: str) -> str:
     target = path.with_suffix(".safetensors").name
-    return _CONVERT.format(path=path, reason=reason, read=read.format(name=path.name), target=target)
+    return _CONVERT.format(path=printable(path), reason=reason, read=read.format(name=path.name), target=target)
 
 
 def _models(saved: Any, depth: int = 0) -> dict[str, dict[str, Tensor]]:

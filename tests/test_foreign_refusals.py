@@ -165,3 +165,14 @@ def test_metadata_of_our_own_checkpoints_is_not_trusted_either(tmp_path, changes
     with pytest.raises(ValueError, match=r"a\.safetensors has damaged metadata: ") as caught:
         read_checkpoint(tmp_path / "a.safetensors")
     assert len(str(caught.value).splitlines()) == 1
+
+
+def test_the_command_prints_the_recipe_in_lines_that_can_be_copied(tmp_path):
+    torch.save(resnet(), tmp_path / "mo\x1bdel.pt")
+    done = byol(
+        *("export", tmp_path / "mo\x1bdel.pt", "--from", "auto", "--arch", "resnet18", "--out", tmp_path / "bundle")
+    )
+    assert done.code == 1
+    assert "\n  from safetensors.torch import save_file\n" in done.err
+    assert "mo\\x1bdel.pt holds more than tensors" in done.err
+    assert "\x1b" not in done.err
