@@ -86,6 +86,7 @@ def write_tensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, st
 
 def read_checkpoint(path: Path) -> Checkpoint:
     """Read a checkpoint. Raises `ValueError` when it is missing, damaged, of another format version or task."""
+    path = checkpoint_file(path)
     tensors, metadata = read_tensors(path, TRAIN)
     with damaged_metadata(path):
         config = TrainConfig.from_dict(read_object(metadata["config"]))

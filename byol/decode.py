@@ -193,13 +193,13 @@ def _as_rgb(image: Image.Image, turn: int, in_place: bool = False) -> Image.Imag
     if image.mode == "F":
         raise UnreadableImage("floating-point pixels have no defined range; convert them to 8 bits")
     if image.mode == "I" or image.mode.startswith("I;16"):  # Pillow opens some 16-bit files as "I", 32-bit integers
-        image = _eight_bits(image)
+        image = _eight_bits(image, in_place)
     if image.mode == "P" and "transparency" in image.info:
         image = image.convert("RGBA")
     return image if image.mode == "RGB" else image.convert("RGB")
 
 
-def _eight_bits(image: Image.Image) -> Image.Image:
+def _eight_bits(image: Image.Image, in_place: bool) -> Image.Image:
     """16-bit grey scaled to 8 bits (Pillow's own conversion clips), in strips: a copy of a large image is large."""
     grey = Image.new("L", image.size)
     rows = max(1, STRIP // image.width)
@@ -209,5 +209,6 @@ def _eight_bits(image: Image.Image) -> Image.Image:
             raise UnreadableImage("32-bit pixels outside 0 to 65535 have no defined range; convert them to 8 bits")
         scaled = (strip.astype(np.uint32) + 128) // 257  # v / 257, rounded
         grey.paste(Image.fromarray(scaled.astype(np.uint8)), (0, top))
-    image.close()
+    if in_place:
+        image.close()
     return grey

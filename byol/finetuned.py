@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from byol.checkpoint import damaged_metadata, finite, read_tensors, write_tensors
+from byol.checkpoint import checkpoint_file, damaged_metadata, finite, read_tensors, write_tensors
 from byol.config import LARGEST
 from byol.field_types import check_fields
 from byol.finetune import Classifier
@@ -80,6 +80,7 @@ def save_finetuned(path: Path, model: Classifier, source: Pretrained, head: dict
 
 def read_finetuned(path: Path) -> FineTuned:
     """The inverse. Raises `ValueError` when the file is missing, damaged, or of another task."""
+    path = checkpoint_file(path)
     tensors, metadata = read_tensors(path, FINETUNE)
     with damaged_metadata(path):
         facts, head = (read_object(metadata[name]) for name in ("source", "head"))

@@ -15,7 +15,7 @@ from safetensors.torch import save_file as save_tensors
 from torch import nn
 
 import byol
-from byol.checkpoint import FINETUNE, finite, task_of
+from byol.checkpoint import FINETUNE, checkpoint_file, finite, task_of
 from byol.config import TIMM
 from byol.export.additions import GOLDEN_IMAGES, Additions, Derived, classifier, derive, evaluate_variants
 from byol.export.graph import INPUT, OUTPUT, encoder_to_onnx
@@ -84,7 +84,8 @@ def read_run(path: Path) -> Source:
         raise ValueError(
             f"{printable(path)} is no checkpoint of byol's; for another toolkit's add --from auto --arch NAME"
         )
-    source = _finetuned(path) if task_of(path) == FINETUNE else _source(read_pretrained(path))
+    file = checkpoint_file(path)
+    source = _finetuned(file) if task_of(file) == FINETUNE else _source(read_pretrained(file))
     if not finite(source.encoder.state_dict()):
         raise ValueError(f"{printable(path)}: the encoder's weights are not all finite; export an earlier checkpoint")
     return source

@@ -159,12 +159,11 @@ def test_advice_for_compressed_shards_only(tmp_path: Path) -> None:
         write_tar(tmp_path / f"{mode}.tar", {"0.png": png(0)}, f"w:{mode}")
     with pytest.raises(ValueError, match=r"holds no images") as caught:
         open_source(tmp_path)
-    lines = str(caught.value).splitlines()[1:]
-    assert [line.strip() for line in lines] == [
+    assert str(caught.value).split("; ", 1)[1].replace("; unpack", ", unpack").split("; ") == [
         "a.tar: an empty file",
-        "bz2.tar: compressed by bzip2; unpack it",
-        "gz.tar: compressed by gzip; unpack it",
-        "xz.tar: compressed by xz; unpack it",
+        "bz2.tar: compressed by bzip2, unpack it",
+        "gz.tar: compressed by gzip, unpack it",
+        "xz.tar: compressed by xz, unpack it",
     ]
 
 
@@ -182,7 +181,7 @@ def test_hidden_shards_and_suffixes_of_any_case(tmp_path: Path) -> None:
 @pytest.mark.parametrize("suffix", ["tar", "parquet"])
 def test_pipes_among_shards_are_named(tmp_path: Path, suffix: str) -> None:
     os.mkfifo(tmp_path / f"0.{suffix}")
-    with pytest.raises(ValueError, match=rf"holds no images.*\n  0\.{suffix}: not a regular file"):
+    with pytest.raises(ValueError, match=rf"holds no images.*; 0\.{suffix}: not a regular file"):
         open_source(tmp_path)
     with pytest.raises(ValueError, match="not a regular file"):
         open_source(tmp_path / f"0.{suffix}")

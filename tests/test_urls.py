@@ -116,7 +116,7 @@ def test_what_a_list_may_not_open_is_named(place: Path, web: Web, tmp_path: Path
     assert done.code == 0, done.err
     assert "ref.json: chains of protocols (`::`) are not read" in done.err
     assert "a.png: the protocol file is never read from a list" in done.err
-    assert pq.read_table(tmp_path / "out.errors.parquet")["path"].to_pylist() == lines[1:]
+    assert pq.read_table(tmp_path / "out.parquet.errors.parquet")["path"].to_pylist() == lines[1:]
 
 
 def test_a_template_in_a_reference_runs_nothing(place: Path, web: Web, tmp_path: Path) -> None:
