@@ -11,8 +11,9 @@ demo: $(LINKS)
 	rm -rf demo
 	$(BIN)/byol demo --out demo
 
+# Two processes, each with a file at a time: its fixtures are made once.
 test: $(LINKS)
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 lint: $(LINKS)
 	$(BIN)/ruff check .

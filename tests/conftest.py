@@ -1,10 +1,21 @@
 """Tests keep nothing in the user's own cache; what takes long to make is made once."""
 
 import json
+import os
 
 import pytest
 
 from byol import telemetry  # noqa: F401 - before any test imports onnxruntime, which it keeps from reporting
+
+if "PYTEST_XDIST_WORKER" in os.environ:  # a process for each core: more threads would wait for one another
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+# The files that take longest, first: what is left at the end is short.
+LONG = ["test_train", "test_tutorial", "test_distributed", "test_interruptions", "test_finetune", "test_export"]
+
+
+def pytest_collection_modifyitems(items):
+    items.sort(key=lambda item: LONG.index(item.path.stem) if item.path.stem in LONG else len(LONG))
 
 
 @pytest.fixture(autouse=True, scope="session")

@@ -46,7 +46,22 @@ def commands(here: Path) -> list[list[str]]:
     classes = str(here / "classes")
     return [
         ["doctor"],
-        ["train", images, "--out", run, "--val-data", images, "--device", "cpu", "--nproc", "2", *SMALL, *settings],
+        [
+            "train",
+            images,
+            "--out",
+            run,
+            "--val-data",
+            images,
+            "--device",
+            "cpu",
+            "--precision",
+            "fp32",
+            "--nproc",
+            "2",
+            *SMALL,
+            *settings,
+        ],
         ["export", run, "--out", str(here / "bundle")],
         ["info", bundle, "--verify"],
         ["extract", bundle, images, "--out", str(here / "features.parquet")],
