@@ -95,20 +95,13 @@ def extract(
 
     Into a folder they are written in parts: the same command again goes on behind the finished parts.
     """
-    from byol.outputs import require_output_folder
-    from byol.serve import kinds
-    from byol.serve.extract import errors_of, output_file, require_table
+    from byol.serve.extract import errors_of
     from byol.serve.features import ERRORS
     from byol.serve.parts import Task
     from byol.signals import Stopped
     from byol.text import printable
 
-    with of_option("--out"):
-        file = output_file(out)
-        if file:
-            require_table(file, kinds.FEATURES, [images, bundle])
-        else:
-            require_output_folder(Path(out), [images, bundle])
+    file = _output(out, [images, bundle])
     if file and (engine == "ray" or (processes or 1) > 1):
         raise click.UsageError("several processes, and Ray, write a folder of parts: let --out end in /")
     if engine == "ray" and (processes or decode_threads):
@@ -142,6 +135,21 @@ def extract(
         "out": printable(out),
     }
     show(values | facts, as_json)
+
+
+def _output(out: str, inputs: list[Location]) -> Path | None:
+    """The features file, None for a folder of parts; before the work, so that nothing is lost by it."""
+    from byol.outputs import require_output_folder
+    from byol.serve import kinds
+    from byol.serve.extract import output_file, require_table
+
+    with of_option("--out"):
+        file = output_file(out)
+        if file:
+            require_table(file, kinds.FEATURES, inputs)
+        else:
+            require_output_folder(Path(out), inputs)
+    return file
 
 
 def _here(
