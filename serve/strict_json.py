@@ -10,9 +10,17 @@ from typing import Any, Union, get_args, get_origin, get_type_hints
 from byol import strict_json
 from byol.text import is_plain
 
+LONGEST = 2000  # characters of a message
+
 
 class BundleError(ValueError):
-    """A bundle that is damaged, incomplete or not understood. The message names the file and the field."""
+    """A bundle that is damaged, incomplete or not understood. The message names the file and the field.
+
+    It is cut short where it quotes something endless.
+    """
+
+    def __init__(self, message: str) -> None:
+        super().__init__(message if len(message) <= LONGEST else f"{message[:LONGEST]}...")
 
 
 def check(ok: bool, message: str) -> None:

@@ -73,6 +73,7 @@ def server() -> Iterator[ThreadedMotoServer]:
         patch.setenv("AWS_SECRET_ACCESS_KEY", "testing")
         patch.setenv("AWS_DEFAULT_REGION", "us-east-1")
         patch.setenv("AWS_MAX_ATTEMPTS", "1")
+        S3FileSystem.clear_instance_cache()  # another test may have asked for one without credentials
         yield running
     running.stop()
 
