@@ -2,9 +2,9 @@
 
     python -m tests.fuzz [--seconds 120] [--only TEXT]
 
-Every `tests/fuzz_*.py` has a function `run(seconds)` that makes small valid inputs, spoils them, and raises when one
-gets more than a refusal: a traceback, a crash, a hang, memory. What is found becomes a small maker of that input in a
-test.
+Every `tests/fuzz_*.py` has a function `run(seconds, seed)` that makes small valid inputs, spoils them, and raises when
+one gets more than a refusal: a traceback, a crash, a hang, memory. What is found becomes a small maker of that input in
+a test.
 """
 
 from __future__ import annotations

@@ -31,10 +31,10 @@ MOST_MB = 600  # that reading one may take at its highest
 NUMBERS = (0, 1, 127, 128, 255, 2**15, 2**31 - 1, 2**31, 2**32 - 1, 2**63 - 1, 2**63, 2**64 - 1)
 
 
-def run(seconds: float) -> None:
+def run(seconds: float, seed: int | None = None) -> None:
     """Raise `AssertionError` with the seed when reading a changed file ends in anything but a reason."""
+    seed = random.SystemRandom().randrange(2**32) if seed is None else seed
     for kind in KINDS:
-        seed = random.SystemRandom().randrange(2**32)
         share = seconds / len(KINDS)
         command = [sys.executable, "-m", "tests.fuzz_containers", kind, str(seed), str(share)]
         done = subprocess.run(command, capture_output=True, text=True, timeout=share + 120)

@@ -318,7 +318,7 @@ def attempt(content: bytes, manifest: Manifest, child: Child) -> str:
     return "ran" if answer == "ran" else "failed"
 
 
-def run(seconds: float) -> Counter[str]:
+def run(seconds: float, seed: int | None = None) -> Counter[str]:
     """Try graphs for a while; how many were refused, ran, and failed with an error. Raises `Found`."""
     outcomes: Counter[str] = Counter()
     child, end = Child(), time.monotonic() + seconds
@@ -328,6 +328,7 @@ def run(seconds: float) -> Counter[str]:
         @settings(
             max_examples=50,
             database=None,
+            derandomize=seed is not None,
             deadline=None,
             phases=[Phase.generate],
             suppress_health_check=list(HealthCheck),
