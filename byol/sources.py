@@ -100,7 +100,8 @@ def _file_source(path: AnyPath, here: bytes | None) -> ImageSource:
     if suffix in SHARDS:
         return _shard_source(printable(str(path)), [path])
     if suffix == ".txt":
-        return _list_source(printable(str(path)), path.read_bytes(), here)
+        with open_file(path) as stream:  # of a regular file: a pipe would be waited for
+            return _list_source(printable(str(path)), stream.read(), here)
     if suffix in SUFFIXES:
         name = printable(str(path))
         anchors = Anchors() if isinstance(path, RemotePath) else Anchors(os.fsencode(path.parent))

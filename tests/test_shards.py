@@ -301,3 +301,10 @@ def test_damage_in_a_file_that_stays_is_of_its_images(tmp_path: Path) -> None:
     path.write_bytes(raw)
     results = [result for _, result in decode(open_source(path), PIXELS)]
     assert [isinstance(result, UnreadableImage) for result in results] == [True, True, False, False]
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no pipes here")
+def test_a_pipe_is_no_list(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "list.txt")
+    with pytest.raises(OSError, match="not a regular file"):
+        open_source(tmp_path / "list.txt")
