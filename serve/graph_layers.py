@@ -18,14 +18,16 @@ def _windows(node: Node, spatial: Sequence[int], kernel: Sequence[int]) -> list[
     pads = node.get("pads", [0] * (2 * count))
     fits = len(kernel) == len(strides) == len(dilations) == count and len(pads) == 2 * count
     check(fits and 1 <= count <= 3, f"has kernel, strides, dilations or pads that do not suit {count} axes")
+    ceil = bool(node.get("ceil_mode", 0))
     sizes = []
     for place, size in enumerate(spatial):
         before, after = pads[place], pads[place + count]
         reach = dilations[place] * (kernel[place] - 1) + 1
         room = size + before + after - reach
-        check(room >= 0, f"has a kernel of {reach} for {size + before + after} pixels")
-        steps = -(-room // strides[place]) if node.get("ceil_mode", 0) else room // strides[place]
-        if node.get("ceil_mode", 0) and steps * strides[place] >= size + before:  # it would begin in the padding
+        least = 1 - strides[place] if ceil else 0  # rounded up, a window may reach beyond the end by less than a stride
+        check(room >= least, f"has a kernel of {reach} for {size + before + after} pixels")
+        steps = -(-room // strides[place]) if ceil else room // strides[place]
+        if ceil and steps * strides[place] >= size + before:  # it would begin in the padding
             steps -= 1
         sizes.append(steps + 1)
     return sizes

@@ -65,6 +65,10 @@ GRAPHS: dict[str, ModelProto] = {
         " ceil_mode = 1> (planes)",
         3 * 81,
     ),
+    # As in a ResNet whose last stage halves a map of one pixel.
+    "AveragePool past the end": graph(
+        "x = AveragePool <kernel_shape = [17, 18], strides = [2, 3], ceil_mode = 1> (planes)", 3
+    ),
     "Clip": graph("x = Clip (planes, low, high)", ALL, low=number(0), high=number(6)),
     "Concat": graph("x = Concat <axis = 1> (planes, planes)", 2 * ALL),
     "Conv": graph(
