@@ -148,6 +148,7 @@ def launch(processes: int, arguments: Sequence[str]) -> bool:
             max_nodes=1,
             nproc_per_node=processes,
             run_id=uuid.uuid4().hex,
+            local_addr="127.0.0.1",  # else the host's name is looked up
             rdzv_backend="c10d",
             rdzv_endpoint=f"{folder}/launcher",
             rdzv_configs={"store_type": "file"},

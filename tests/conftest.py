@@ -33,15 +33,16 @@ def place(tmp_path_factory):
     from byol.checkpoint import Checkpoint, save_checkpoint
     from byol.model import BYOL
     from tests.command_line import byol
-    from tests.small import config, folder
+    from tests.small import RESNET18, config, folder
     from tests.test_export import randomise_norms
 
     root = tmp_path_factory.mktemp("additions")
     torch.manual_seed(0)
-    tensors = dict(randomise_norms(BYOL(config())).state_dict())
+    settings = config(**RESNET18)
+    tensors = dict(randomise_norms(BYOL(settings)).state_dict())
     data = {"name": "photos", "images": 80, "digest": "0" * 16}
     (root / "run").mkdir()
-    save_checkpoint(root / "run" / "last.safetensors", Checkpoint(config(), 20, 2, data, tensors))
+    save_checkpoint(root / "run" / "last.safetensors", Checkpoint(settings, 20, 2, data, tensors))
     folder(root / "train", per_class=16)
     folder(root / "test", per_class=8, start=1000)
     done = byol(

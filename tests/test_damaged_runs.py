@@ -163,9 +163,9 @@ def test_weights_of_another_kind(run: Path, tmp_path: Path, kind: torch.dtype) -
     with safe_open(run / "last.safetensors", framework="pt") as file:
         tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
         metadata = file.metadata()
-    name = "online.encoder.conv1.weight"
+    name = "online.encoder.conv1.0.weight"
     save_file({**tensors, name: tensors[name].to(kind)}, bad / "last.safetensors", metadata)
-    one_line(byol("export", bad, "--out", tmp_path / "bundle"), "conv1.weight", str(kind))
+    one_line(byol("export", bad, "--out", tmp_path / "bundle"), "conv1.0.weight", str(kind))
 
 
 # ------------------------------------------------------------------------------------------------ run folders

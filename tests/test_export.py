@@ -29,7 +29,7 @@ from byol.model import BYOL, build_encoder
 from byol.serve import Encoder
 from byol.serve.verify import verify
 from tests.documents import code
-from tests.small import config
+from tests.small import RESNET18, config
 
 MEAN, STD = (0.48, 0.45, 0.4), (0.22, 0.23, 0.24)
 
@@ -51,7 +51,7 @@ def randomise_norms(module, seed=0):
 def write_checkpoint(path, seed=0, spoil=None):
     """A checkpoint as a run writes it, with norms that matter."""
     torch.manual_seed(seed)
-    settings = config()
+    settings = config(**RESNET18)
     tensors = dict(randomise_norms(BYOL(settings), seed).state_dict())
     if spoil is not None:
         spoil(tensors)
@@ -177,7 +177,7 @@ def test_the_manifest_says_where_it_comes_from(bundle):
 
 def test_golden_features_are_torchs_not_onnx_runtimes(bundle):
     golden = load_file(bundle / "golden.safetensors")
-    settings = config()
+    settings = config(**RESNET18)
     expected = torch_features(load_encoder(bundle), golden["images"].numpy(), settings.mean, settings.std)
     np.testing.assert_allclose(golden["features"].numpy(), expected, rtol=1e-4, atol=1e-5)
 
@@ -210,7 +210,7 @@ def test_plain_torchvision_loads_the_weights_strictly(bundle, monkeypatch):
     exec(code("bundle.md", "The weights in torch")[0], names)
     encoder = names["encoder"]
     golden = load_file(bundle / "golden.safetensors")
-    settings = config()
+    settings = config(**RESNET18)
     found = torch_features(encoder, golden["images"].numpy(), settings.mean, settings.std)
     np.testing.assert_allclose(found, golden["features"].numpy(), rtol=1e-4, atol=1e-5)
 
@@ -220,7 +220,7 @@ def test_load_encoder_takes_a_bundle_a_run_and_a_checkpoint(run, bundle):
     for state in states[1:]:
         assert all(torch.equal(state[name], states[0][name]) for name in states[0])
     pictures = sample_images(4, 16)
-    settings = config()
+    settings = config(**RESNET18)
     expected = torch_features(load_encoder(bundle), pictures, settings.mean, settings.std)
     np.testing.assert_allclose(Encoder(bundle, device="cpu")(list(pictures)), expected, rtol=1e-3, atol=1e-5)
 

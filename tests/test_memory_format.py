@@ -8,7 +8,7 @@ import torch
 from byol import memory_format
 from byol.memory_format import use_channels_last
 from byol.model import BYOL
-from tests.small import config
+from tests.small import RESNET18, config
 
 
 def note(seen, name, _module, inputs):
@@ -23,7 +23,7 @@ def channels_last(tensor):
     ("size", "small"), [(8, False), (16, True), (32, True), (40, False)]
 )  # maps of 1x1, 2x2, 4x4, 5x5
 def test_the_last_stage_is_channels_first_where_its_map_is_small(size, small):
-    model = BYOL(config(image_size=size, canvas_size=size))
+    model = BYOL(config(**RESNET18, image_size=size, canvas_size=size))
     use_channels_last(model, size)
     for network in (model.online, model.target):
         seen: dict[str, torch.Tensor] = {}
@@ -38,7 +38,7 @@ def test_the_last_stage_is_channels_first_where_its_map_is_small(size, small):
 
 def test_features_and_gradients_stay_the_same(monkeypatch):
     torch.manual_seed(0)
-    one, other = BYOL(config()), BYOL(config())
+    one, other = BYOL(config(**RESNET18)), BYOL(config(**RESNET18))
     other.load_state_dict(one.state_dict())
     use_channels_last(one, 16)
     monkeypatch.setattr(memory_format, "SMALL_MAP", 0)

@@ -29,7 +29,7 @@ from byol.serve.report.page import render
 from byol.serve.report.runs import open_entries, read_run
 from byol.serve.report.sections import Report
 from tests.command_line import byol
-from tests.small import config, picture
+from tests.small import RESNET18, config, picture
 from tests.tiny import write_images, write_tiny_bundle
 
 CPU = ("--device", "cpu")
@@ -103,7 +103,9 @@ def made(out: Path, *words: object) -> Path:
 
 def test_a_run_and_the_bundle_exported_from_it_are_one(place, tmp_path):
     """The digest of the settings as `byol export` writes it is recomputed from config.json alone."""
-    RunFolder(tmp_path / "run").create(config(), {"data": {"name": "photos", "images": 80, "digest": "0" * 16}})
+    RunFolder(tmp_path / "run").create(
+        config(**RESNET18), {"data": {"name": "photos", "images": 80, "digest": "0" * 16}}
+    )
     RunFolder(tmp_path / "run").log({"step": 20, "epoch": 2.0, "loss": 1.0})
     entries = open_entries([tmp_path / "run", place / "bundle"])
     assert [(entry.name, entry.run is None, entry.bundle is None) for entry in entries] == [("run", False, False)]

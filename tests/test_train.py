@@ -78,7 +78,7 @@ def test_training_learns_and_the_untrained_encoder_is_kept(images, tmp_path):
     assert records[-1]["loss"] < 0.7 * records[0]["loss"]
     first = read_checkpoint(tmp_path / "run" / "step-00000000.safetensors").encoder()
     last = read_checkpoint(tmp_path / "run" / "last.safetensors").encoder()
-    assert not torch.equal(first["conv1.weight"], last["conv1.weight"])
+    assert not torch.equal(first["conv1.0.weight"], last["conv1.0.weight"])
 
 
 def test_measured_features_are_the_online_encoders(images):
@@ -91,7 +91,7 @@ def test_measured_features_are_the_online_encoders(images):
     assert torch.equal(t.features(pixels), before)  # not the momentum encoder's
     assert all(m.training for m in t.model.modules())  # and training goes on as before
     with torch.no_grad():
-        t.model.online.encoder.get_parameter("conv1.weight").mul_(2)
+        t.model.online.encoder.get_parameter("conv1.0.weight").mul_(2)
     assert not torch.allclose(t.features(pixels), before)
 
 
@@ -182,6 +182,7 @@ def test_resume_continues_exactly(images, tmp_path, changes):
 def test_a_killed_run_resumes_to_the_same_bytes(images, tmp_path):
     command = [sys.executable, "-m", "byol", "train", str(images), "--preset", "demo", "--batch-size", "4"]
     command += ["--epochs", "4", "--device", "cpu", "--set", "checkpoint_every=1", "--set", "projector_hidden=32"]
+    command += ["--arch", "timm:test_resnet"]
     command += ["--set", "predictor_hidden=32"]
 
     def run(out, *more):
@@ -251,7 +252,7 @@ def test_a_diverged_run_stops_with_a_remedy_and_keeps_its_last_checkpoint(images
     fit(trainer(images, epochs=1), run, {})
     good = weights(tmp_path / "run")
     with torch.no_grad():
-        t.model.online.encoder.conv1.weight[0, 0, 0, 0] = float("nan")
+        t.model.online.encoder.conv1[0].weight[0, 0, 0, 0] = float("nan")
     with pytest.raises(ValueError, match="the loss is nan at step 1; lower --lr"):
         fit(t, run, {})
     assert weights(tmp_path / "run") == good
