@@ -83,7 +83,7 @@ def fetch(name: str, root: Path | None = None) -> list[Path]:
         path.parent.mkdir(parents=True, exist_ok=True)
         arrays = {"images": images} if labels is None else {"images": images, "labels": labels}
         with atomic_file(path) as temporary, open(temporary, "wb") as stream:
-            np.savez(stream, allow_pickle=False, **arrays)
+            np.savez(stream, **arrays)
         written.append(path)
     return written
 

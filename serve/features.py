@@ -135,7 +135,7 @@ def _npz_writer(path: Path, dim: int, digest: str, dtype: str) -> Iterator[Write
     if any(label is not None for label in labels):
         arrays["labels"] = np.array([label or "" for label in labels], np.str_)
     with open(path, "wb") as stream:
-        np.savez(stream, allow_pickle=False, **arrays)
+        np.savez(stream, **arrays)  # of text and numbers: nothing that would be pickled
 
 
 def write_errors(path: Path, listed: Sequence[Skipped], decoded: Sequence[Skipped]) -> None:
