@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -15,7 +17,7 @@ import pytest
 
 from byol.checkpoint import read_checkpoint
 from byol.serve.features import read_features
-from tests.small import REPOSITORY, folder
+from tests.small import REPOSITORY, config, folder
 from tests.tiny import write_images, write_tiny_bundle
 
 BYOL = [sys.executable, "-m", "byol"]
@@ -119,6 +121,50 @@ def test_a_signal_before_the_first_step_leaves_nothing_half_written(place: Path,
     done = subprocess.run(command, cwd=REPOSITORY, env=home, capture_output=True, text=True, timeout=100)
     assert (done.returncode, done.stderr) == (1, "Error: stopped by SIGTERM\n")
     assert os.listdir(tmp_path / "home" / "decoded") == []
+
+
+DATA = {"name": "photos", "images": 80, "digest": "0" * 16}
+STOPPED_INSIDE = """
+import importlib, os, signal, sys
+from byol import cli
+module, name = sys.argv[1].rsplit(".", 1)
+def stop(*_, **__):
+    os.kill(os.getpid(), signal.SIGTERM)
+setattr(importlib.import_module(module), name, stop)
+sys.argv = ["byol", *sys.argv[2:]]
+cli.main()
+"""
+
+
+@pytest.mark.parametrize(
+    ("inside", "words"),
+    [
+        ("byol.export.bundle.prove", ["export", "run", "--out", "bundle"]),
+        (
+            "byol.finetune.scores",
+            ["finetune", "run", "train", "--epochs", "1", "--epochs", "2", "--lr", "0.01", "--out", "new", *CPU],
+        ),
+        ("byol.serve.report.page.render", ["report", "run", "--out", "new.html"]),
+    ],
+    ids=["export", "finetune", "report"],
+)
+def test_a_signal_in_the_middle_leaves_what_was_there(
+    quick: Path, tmp_path: Path, inside: str, words: list[str]
+) -> None:
+    for name in ("run", "bundle", "train"):
+        shutil.copytree(quick / name, tmp_path / name)
+    (tmp_path / "run" / "metrics.jsonl").write_text('{"step": 20, "epoch": 2.0, "loss": 1.0}\n')
+    facts = {"config": config(stem="imagenet", seed=7).to_dict(), "data": DATA}
+    (tmp_path / "run" / "config.json").write_text(json.dumps(facts))
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    command = [sys.executable, "-c", STOPPED_INSIDE, inside, *words]
+    environment = {**os.environ, "PYTHONPATH": str(REPOSITORY)}
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=100)
+    assert done.returncode == 1
+    assert done.stderr.splitlines()[-1].startswith("Error: stopped by SIGTERM")
+    after = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    assert {path: after.get(path) for path in before} == before
+    assert not [path for path in after.keys() - before.keys() if path.name.startswith(".") or words[0] != "finetune"]
 
 
 # ------------------------------------------------------------------------------------------- extraction and more
