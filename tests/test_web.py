@@ -213,6 +213,12 @@ def test_a_subfolder_that_went_after_its_parent_was_listed_is_named(web: Web) ->
     )
 
 
+def test_formats_that_are_not_read_are_named_behind_a_url_too(web: Web) -> None:
+    web.files["/images/dog/phone.HEIC"] = web.files["/images/dog/.hidden.heic"] = b"abc"
+    source = open_source(f"{web.url}/images")
+    assert (len(source), [item.path for item in source.skipped]) == (40, ["dog/phone.HEIC"])
+
+
 # ------------------------------------------------------------------------------------------------ bodies
 
 
