@@ -27,10 +27,13 @@ OF_THE_PIXELS = {APP0: (b"JFIF\0", 16), APP14: (b"Adobe", 14)}
 
 # Of a TIFF: sizes, bits, compression, colours, where strips and tiles lie, and what the compressions need.
 TIFF_TAGS = frozenset(
-    (*range(256, 260), 262, 266, 273, *range(277, 280), 284, 292, 293, 317, 318, 319, 320, *range(322, 326))
+    (*range(256, 260), 262, 266, 273, *range(277, 280), 284, 292, 293, 317, 320, *range(322, 326))
     + (332, 334, 338, 339, 347, *range(512, 522), *range(529, 533), 32996, 32997, 48129, 50674)
 )
 XMP_TAG = 700
+
+WEBP_CHUNKS = (b"VP8X", b"VP8 ", b"VP8L", b"ALPH", b"ANIM", b"ANMF")
+WEBP_FLAGS = 0x12  # of the first chunk: transparency and frames, without a profile, EXIF and XMP
 
 
 @dataclass(frozen=True)
@@ -149,6 +152,35 @@ def _bare_tiff(content: bytes) -> Bare:
     return Bare(only, content, b"".join(content[tag.offset : tag.offset + tag.count] for tag in xmp))
 
 
+# ------------------------------------------------------------------------------------------------------- WebP
+
+
+def _bare_webp(content: bytes) -> Bare:
+    kept, found = list[bytes](), dict[bytes, bytes]()
+    end = min(len(content), 8 + int.from_bytes(content[4:8], "little"))
+    for name, place, size in _counted(_webp_chunks(content, end)):
+        if name in WEBP_CHUNKS:
+            kept.append(content[place : place + 8 + size + size % 2])
+        elif name in (b"EXIF", b"XMP "):
+            found[name] = content[place + 8 : place + 8 + size]
+    if kept and kept[0].startswith(b"VP8X") and len(kept[0]) > 8:
+        kept[0] = kept[0][:8] + bytes([kept[0][8] & WEBP_FLAGS]) + kept[0][9:]
+    pixels = b"WEBP" + b"".join(kept)
+    return Bare(b"RIFF" + len(pixels).to_bytes(4, "little") + pixels, found.get(b"EXIF", b""), found.get(b"XMP ", b""))
+
+
+def _webp_chunks(content: bytes, end: int) -> Iterator[tuple[bytes, int, int]]:
+    """Yield (name, place, size of its content) of each chunk."""
+    place = 12
+    while place + 8 <= end:
+        size = int.from_bytes(content[place + 4 : place + 8], "little")
+        yield content[place : place + 4], place, size
+        place += 8 + size + size % 2
+
+
+# -----------------------------------------------------------------------------------------------------------
+
+
 def _counted(found: Iterator[T]) -> Iterator[T]:
     for number, one in enumerate(found):
         if number == MOST_SEGMENTS:
@@ -156,4 +188,9 @@ def _counted(found: Iterator[T]) -> Iterator[T]:
         yield one
 
 
-_BARED: dict[str, Callable[[bytes], Bare]] = {"JPEG": _bare_jpeg, "PNG": _bare_png, "TIFF": _bare_tiff}
+_BARED: dict[str, Callable[[bytes], Bare]] = {
+    "JPEG": _bare_jpeg,
+    "PNG": _bare_png,
+    "TIFF": _bare_tiff,
+    "WEBP": _bare_webp,
+}

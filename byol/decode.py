@@ -109,8 +109,8 @@ def _decoded(content: bytes) -> Image.Image:
     with Image.open(io.BytesIO(found.content), formats=(kind,)) as image:
         _take(image, found.content, taken, most)
         image.load()
-        exif, xmp = (getattr(found, name) or image.info.get(name, b"") for name in ("exif", "xmp"))  # info: WebP's
-        return _as_rgb(image, orientation(exif, xmp), sixteen=_is_sixteen(image), in_place=True)
+        turn = orientation(found.exif, found.xmp)
+        return _as_rgb(image, turn, sixteen=_is_sixteen(image), in_place=True)
 
 
 def _format_of(content: bytes) -> str:

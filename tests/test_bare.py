@@ -245,3 +245,32 @@ def test_a_tiff_is_read_as_pillow_reads_it(mode: str, compression: str | None) -
 def test_a_tiff_is_turned_by_its_xmp_where_no_tag_says_it() -> None:
     content = encoded(PLAIN, "TIFF", tiffinfo={700: XMP})
     np.testing.assert_array_equal(decoded(content), turned(PLAIN))
+
+
+# ------------------------------------------------------------------------------------------------------- WebP
+
+
+@pytest.mark.parametrize("lossless", [True, False])
+def test_no_chunk_beside_the_pixels_costs_a_webp(lossless: bool) -> None:
+    options = {"lossless": lossless, "quality": 90}
+    image = PLAIN.convert("RGBA")
+    image.putpixel((3, 3), (1, 2, 3, 0))  # which a decoder clears
+    plain = encoded(image, "WEBP", **options)
+    content = encoded(image, "WEBP", exif=rich_exif(), xmp=XMP, icc_profile=bytes(200), **options)
+    expected = {turn: turned(Image.fromarray(decoded(plain)), turn) for turn in range(1, 9)}
+    np.testing.assert_array_equal(decoded(content), expected[TURN])
+    with Image.open(io.BytesIO(plain)) as opened:
+        np.testing.assert_array_equal(decoded(plain), np.asarray(opened.convert("RGB")))
+    place = content.index(b"EXIF")
+    for damaged in mutants(content[place + 4 :], 200):
+        found = decoded(content[: place + 4] + damaged)
+        assert any(np.array_equal(found, image) for image in expected.values())
+    assert decoded(content[:place] + b"abcd" + struct.pack("<I", 1 << 31)).shape == (20, 30, 3)
+    with pytest.raises(UnreadableImage):
+        decoded(plain[: len(plain) // 2])
+
+
+def test_of_an_animated_webp_the_first_frame_is_read() -> None:
+    frames = [PLAIN.rotate(90), PLAIN.rotate(180)]
+    content = encoded(PLAIN, "WEBP", save_all=True, append_images=frames, lossless=True, exif=rich_exif())
+    np.testing.assert_array_equal(decoded(content), turned(PLAIN))
