@@ -60,7 +60,7 @@ def _bare_jpeg(content: bytes) -> Bare:
     kept, exif, xmp = [content[:2]], b"", b""
     for marker, place in _counted(segments(content)):
         if marker == SCAN:
-            return Bare(b"".join([*kept, b"\xff\xda", content[place:]]), exif, xmp)
+            return Bare(b"".join([*kept, b"\xff\xda", memoryview(content)[place:]]), exif, xmp)
         data = content[place : place + _length(content, place, marker)]
         if marker == APP1 and data.startswith(EXIF, 2) and len(exif) < MOST_TEXT:
             exif += data[2 + len(EXIF) if exif else 2 :]  # one block may lie in several segments
@@ -89,14 +89,15 @@ def _is_of_the_pixels(marker: int, data: bytes) -> bool:
 
 def _bare_png(content: bytes) -> Bare:
     """Its critical chunks: even transparency is dropped by what decodes them."""
-    kept, start, found = [], 0, dict[bytes, tuple[bytes, bytes]]()
+    kept, start, found = list[memoryview](), 0, dict[bytes, tuple[bytes, bytes]]()
     for name, place, end in _counted(_chunks(content)):
         if name[0] & 32:  # written small: ancillary
-            kept.append(content[start:place])
+            kept.append(memoryview(content)[start:place])
             start = end
             found |= _turning(name, content, place + 8, end - 4)
     exif, text, xmp = (_text(*found.get(title, (b"", b""))) for title in (b"eXIf", EXIF_TEXT, XMP_TEXT))
-    return Bare(b"".join([*kept, content[start:]]), exif or _unhexed(text), xmp)
+    whole = b"".join([*kept, memoryview(content)[start:]]) if kept else content
+    return Bare(whole, exif or _unhexed(text), xmp)
 
 
 def _chunks(content: bytes) -> Iterator[tuple[bytes, int, int]]:

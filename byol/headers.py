@@ -200,7 +200,8 @@ def only_with(content: bytes, wanted: Container[int]) -> bytes:
     kept = [tag.entry for tag in tags(content) if tag.number in wanted]
     width = 8 if is_big else 2
     new = pack(order + ("Q" if is_big else "H"), len(kept)) + b"".join(kept) + bytes(8 if is_big else 4)
-    return content[: place - width] + new + content[place - width + len(new) :]
+    view, start = memoryview(content), place - width
+    return b"".join((view[:start], new, view[start + len(new) :]))
 
 
 def _directory(content: bytes, start: int) -> tuple[str, bool, int, int]:
