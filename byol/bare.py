@@ -150,7 +150,7 @@ def _bare_tiff(content: bytes) -> Bare:
         only = only_with(content, TIFF_TAGS)
     except NOT_THERE:
         return Bare(content, content)
-    return Bare(only, content, b"".join(content[tag.offset : tag.offset + tag.count] for tag in xmp))
+    return Bare(only, content, b"".join(content[tag.offset : tag.offset + tag.values] for tag in xmp))
 
 
 # ------------------------------------------------------------------------------------------------------- WebP

@@ -11,7 +11,7 @@ import io
 import logging
 import os
 import warnings
-from typing import IO, Any
+from typing import IO, Any, cast
 
 import numpy as np
 from PIL import (  # noqa: F401 - the plugins register the decoders that FORMATS names
@@ -23,6 +23,7 @@ from PIL import (  # noqa: F401 - the plugins register the decoders that FORMATS
     PpmImagePlugin,
     TiffImagePlugin,
     WebPImagePlugin,
+    _imaging,
 )
 
 from byol.bare import bare
@@ -63,7 +64,7 @@ WEBP_PICTURES, SCANS_PICTURES = 4, 3
 warnings.filterwarnings("ignore", module=r"PIL\.", append=True)
 logging.getLogger("PIL").addHandler(logging.NullHandler())
 with contextlib.suppress(OSError, AttributeError):  # a Pillow that holds libtiff itself, or none
-    libtiff = ctypes.CDLL(Image.core.__file__)  # among the libraries that this one needs
+    libtiff = ctypes.CDLL(_imaging.__file__)  # among the libraries that this one needs
     libtiff.TIFFSetErrorHandler(None)
     libtiff.TIFFSetWarningHandler(None)
 
@@ -204,7 +205,7 @@ def _as_rgb(image: Image.Image, turn: int, sixteen: bool, in_place: bool = False
 
 def _eight_bits(image: Image.Image, sixteen: bool, in_place: bool) -> Image.Image:
     """Grey of more bits as 8 (Pillow's own conversion clips), in strips: a copy of a large image is large."""
-    low, high = (0, 65_535) if image.mode != "I" else image.getextrema()
+    low, high = (0, 65_535) if image.mode != "I" else cast(tuple[int, int], image.getextrema())
     if low < 0 or high > 65_535:
         raise UnreadableImage("32-bit pixels outside 0 to 65535 have no defined range; convert them to 8 bits")
     unit = 257 if sixteen or high > 255 else 1

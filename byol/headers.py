@@ -83,7 +83,7 @@ def _gif_size(content: bytes) -> Size:
 
 def _tile_size(content: bytes) -> Size:
     """The tile that a TIFF's decoder takes memory for, which may be larger than the picture."""
-    sizes = {tag.number: tag.value for tag in tags(content) if tag.kind in _NUMBERS and tag.count == 1}
+    sizes = {tag.number: tag.value for tag in tags(content) if tag.kind in _NUMBERS and tag.values == 1}
     return sizes.get(_TILE_WIDTH, 0), sizes.get(_TILE_LENGTH, 0)
 
 
@@ -136,11 +136,11 @@ def segments(content: bytes) -> Iterator[tuple[int, int]]:
 
 
 class Tag(NamedTuple):
-    """A tag of a TIFF: `value` is the first, where it stands in the entry; else the values lie at `offset`."""
+    """A tag of a TIFF: `value` is the first of its `values`, if these stand in the entry; else they lie at `offset`."""
 
     number: int
     kind: int
-    count: int
+    values: int
     value: int
     offset: int
     entry: bytes
@@ -154,7 +154,7 @@ def orientation(exif: bytes, xmp: bytes) -> int:
     beginning = _EXIF.match(exif)
     try:
         for tag in tags(exif, beginning.end() if beginning else 0):
-            if tag.number == ORIENTATION and tag.kind in _NUMBERS | {1, 6} and tag.count == 1:
+            if tag.number == ORIENTATION and tag.kind in _NUMBERS | {1, 6} and tag.values == 1:
                 return tag.value
     except NOT_THERE:
         pass  # it ends within its tags
@@ -167,11 +167,11 @@ def require_honest_tags(content: bytes) -> None:
     held = 0
     try:
         for tag in tags(content):
-            held += tag.count * _TYPE_BYTES.get(tag.kind, 0)
+            held += tag.values * _TYPE_BYTES.get(tag.kind, 0)
             if held > len(content):
                 raise UnreadableImage("its tags claim more bytes than the file has")
-            if tag.kind in _NUMBERS and tag.count > MOST_VALUES:
-                raise UnreadableImage(f"tag {tag.number} has {tag.count} values, more than {MOST_VALUES}")
+            if tag.kind in _NUMBERS and tag.values > MOST_VALUES:
+                raise UnreadableImage(f"tag {tag.number} has {tag.values} values, more than {MOST_VALUES}")
     except NOT_THERE:
         return  # ends within its tags, which takes no memory; the decoder says what it makes of that
 

@@ -60,7 +60,8 @@ def codes_of_values(distinct: Iterable[Any], places: np.ndarray, numbers: dict[s
     """
     labels = map(label_of, distinct)
     codes = [-1 if label is None else numbers.setdefault(label, len(numbers)) for label in labels]
-    return np.array([*codes, -1], np.int32)[places]  # the last one is found by -1
+    found: np.ndarray = np.array([*codes, -1], np.int32)[places]  # the last one is found by -1
+    return found
 
 
 def labels_of_array(values: np.ndarray) -> Labels:
@@ -100,8 +101,8 @@ def _comparable(column: Any) -> Any:
 
 def _values(dictionary: Any) -> Iterable[Any]:
     """As Python has them; floats keep their width, in which 0.1 is 0.1."""
-    kind = dictionary.type
-    return dictionary.to_numpy(zero_copy_only=False) if pa.types.is_floating(kind) else dictionary.to_pylist()
+    is_float = pa.types.is_floating(dictionary.type)
+    return list(dictionary.to_numpy(zero_copy_only=False)) if is_float else list(dictionary.to_pylist())
 
 
 def _named(value: Any, names: Sequence[str]) -> Any:

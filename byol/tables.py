@@ -180,8 +180,8 @@ def _labels(table: Table, name: str) -> Labels:
         return Labels.all(label_of_folders(name.split("/")[:-1]), images)
     kinds = [field.type for field in schema if field.name == "label"]
     if len(kinds) > 1 or not can_be_labels(kinds[0]):
-        found = on_one_line(", ".join(f"{kind!s:.80}" for kind in kinds))
-        return Labels.all(None, images, f"`label` must be one column of text or numbers, found {found}")
+        listed = on_one_line(", ".join(f"{kind!s:.80}" for kind in kinds))
+        return Labels.all(None, images, f"`label` must be one column of text or numbers, found {listed}")
     names, numbers = _class_names(schema.metadata or {}), dict[str, int]()
     codes = [np.empty(0, np.int32)]
     [leaf] = table.leaves_below("label")

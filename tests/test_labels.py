@@ -191,7 +191,7 @@ def test_missing_and_mixed_labels_are_refused(make: Any, y: Any, message: str) -
 def test_missing_labels_of_a_test_set_are_refused() -> None:
     classifier = KNNClassifier(k=1, device="cpu").fit(X, ["a", "b", "a", "b"])
     with pytest.raises(ValueError, match=rf"y\[3\] is None, {MISSING}"):
-        classifier.score(X, ["a", "b", "a", None])
+        classifier.score(X, np.array(["a", "b", "a", None], object))
 
 
 @pytest.mark.parametrize(
