@@ -19,7 +19,7 @@ from byol.surroundings import SourceUnavailable
 from byol.thrift import Short, written
 
 LEAST = 1 << 20  # bytes of a run in a local file: few, as streamed training asks for images at random
-LEAST_REMOTE = 1 << 24  # behind a URL, where each run is a request
+LEAST_REMOTE = 4 << 20  # behind a URL, where each run is a request; less than `byol.remote_path.BLOCK`
 MAGIC = b"PAR1"
 WIDTH = 8  # bytes of a value's place
 BYTE_ARRAY, REQUIRED, OPTIONAL = Short(6), Short(0), Short(1)  # as Parquet numbers them

@@ -18,6 +18,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from byol.arrays import open_arrays
+from byol.columns import Labels
 from byol.files import atomic_file, open_regular
 from byol.images import Skipped
 from byol.labels import labels_of_array
@@ -262,7 +263,7 @@ def _read_npz(name: str, path: Path) -> Features:
         if key in arrays and arrays[key].shape != (len(x),):
             raise ValueError(f"{name}: `{key}` must have shape ({len(x)},), found {arrays[key].shape}")
     ids = [str(i) for i in arrays.get("ids", np.arange(len(x)))]
-    labels = list(labels_of_array(arrays["labels"])) if "labels" in arrays else [None] * len(x)
+    labels = Labels.none(len(x)) if "labels" not in arrays else labels_of_array(arrays["labels"])
     digest = str(arrays[DIGEST_KEY]) if DIGEST_KEY in arrays else None
     with np.errstate(over="ignore"):  # what is beyond float32 is refused as not finite
-        return Features(name, ids, labels, x.astype(np.float32), digest)
+        return Features(name, ids, list(labels), x.astype(np.float32), digest)

@@ -183,7 +183,10 @@ def test_lists_that_other_programs_write_are_read(tmp_path: Path, kind: pa.DataT
 def test_ids_and_labels_that_other_programs_write(
     tmp_path: Path, columns: dict[str, pa.Array], ids: list[str] | None, labels: list[str | None] | None
 ) -> None:
-    pq.write_table(table(**columns), tmp_path / "f.parquet")
+    try:
+        pq.write_table(table(**columns), tmp_path / "f.parquet")
+    except pa.ArrowNotImplementedError:
+        pytest.skip("this PyArrow writes no views")
     assert is_features(tmp_path / "f.parquet")
     read = read_features(tmp_path / "f.parquet")
     assert read.ids == (ids or columns["id"].to_pylist())
