@@ -61,11 +61,12 @@ def _text(raw: bytes) -> str:
 class Labels(Sequence["str | None"]):
     """The class of each image: `codes` int32 (N,), the place in `names` (sorted, distinct), -1 for no class.
 
-    The constructor takes names in any order, also the same name twice, with codes to match.
+    The constructor takes names in any order, also the same name twice, with codes to match. `why`: what there is to say
+    of images without a class; empty where that is plain.
     """
 
-    def __init__(self, codes: np.ndarray, names: Sequence[str]):
-        self.names = sorted(set(names))
+    def __init__(self, codes: np.ndarray, names: Sequence[str], why: str = ""):
+        self.names, self.why = sorted(set(names)), why
         place = {name: i for i, name in enumerate(self.names)}
         places = np.array([*(place[name] for name in names), -1], np.int32)  # the last one is found by code -1
         self.codes = places[codes]
@@ -79,15 +80,14 @@ class Labels(Sequence["str | None"]):
         return cls(numbers, list(number))
 
     @classmethod
-    def of_array(cls, values: np.ndarray) -> Labels:
-        """The labels of an array (N,) of numbers or text, written as text."""
-        distinct, codes = np.unique(values, return_inverse=True)
-        return cls(codes, [str(value) for value in distinct])
+    def all(cls, label: str | None, count: int, why: str = "") -> Labels:
+        """The same label, or none, for each of `count` images."""
+        return cls(np.full(count, -1 if label is None else 0, np.int32), [] if label is None else [label], why)
 
     @classmethod
     def none(cls, count: int) -> Labels:
         """No label for any of `count` images."""
-        return cls(np.full(count, -1, np.int32), [])
+        return cls.all(None, count)
 
     def __len__(self) -> int:
         return len(self.codes)
@@ -116,4 +116,4 @@ class Labels(Sequence["str | None"]):
 
     def take(self, indices: Sequence[int] | np.ndarray) -> Labels:
         """The labels of some images, in the given order."""
-        return Labels(self.codes[np.asarray(indices, np.int64)], self.names)
+        return Labels(self.codes[np.asarray(indices, np.int64)], self.names, self.why)

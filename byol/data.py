@@ -28,7 +28,7 @@ from byol.text import printable
 
 SMALL = 16 << 20  # bytes: fewer decoded images are held in memory and not cached, decoding them takes no time
 CHUNK = 65_536  # names hashed at a time
-CACHE_FORMAT = "1"  # changes with anything that makes the same file decode to other pixels
+CACHE_FORMAT = "2"  # changes with anything that makes the same file decode to other pixels
 
 Advance = Callable[[int], None]
 Transform = Callable[[Image.Image], tuple[np.ndarray, float]]

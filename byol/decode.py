@@ -5,10 +5,13 @@ An image that cannot be read raises `UnreadableImage`; what fails around it (a d
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
 import io
+import logging
 import os
 import warnings
-from typing import IO, Any
+from typing import IO, Any, cast
 
 import numpy as np
 from PIL import (  # noqa: F401 - the plugins register the decoders that FORMATS names
@@ -20,8 +23,10 @@ from PIL import (  # noqa: F401 - the plugins register the decoders that FORMATS
     PpmImagePlugin,
     TiffImagePlugin,
     WebPImagePlugin,
+    _imaging,
 )
 
+from byol.bare import bare
 from byol.budget import PIXELS
 from byol.headers import (
     ORIENTATION,
@@ -54,10 +59,16 @@ TURNS = {
 # several scans.
 WEBP_PICTURES, SCANS_PICTURES = 4, 3
 
-# Its warning does not say which image is large. Set once, as `catch_warnings` is not safe in threads; appended, so that
-# a program's own filter counts.
-warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning, append=True)
+# Pillow's warnings do not say which image they are about, and none of them is about the pixels. Set once, as
+# `catch_warnings` is not safe in threads; appended, so that a program's own filter counts, and its log's handlers do.
+warnings.filterwarnings("ignore", module=r"PIL\.", append=True)
+logging.getLogger("PIL").addHandler(logging.NullHandler())
+with contextlib.suppress(OSError, AttributeError):  # a Pillow that holds libtiff itself, or none
+    libtiff = ctypes.CDLL(_imaging.__file__)  # among the libraries that this one needs
+    libtiff.TIFFSetErrorHandler(None)
+    libtiff.TIFFSetWarningHandler(None)
 
+BITS_PER_SAMPLE = 258  # a tag of TIFF
 STRIP = 1 << 20  # pixels that are scaled at a time
 
 
@@ -90,16 +101,17 @@ def decode_image(content: bytes) -> Image.Image:
 
 def _decoded(content: bytes) -> Image.Image:
     kind = _format_of(content)
-    require_modest(kind, content)
+    found = bare(kind, content)
+    require_modest(kind, found.content)
     most = limit("BYOL_MAX_PIXELS")
     if most > LIMITS["BYOL_MAX_PIXELS"].default:
         _raise_pillows_limit(most)
-    taken = _take_early(kind, content, most)
-    with Image.open(io.BytesIO(content), formats=(kind,)) as image:
-        _take(image, content, taken, most)
+    taken = _take_early(kind, found.content, most)
+    with Image.open(io.BytesIO(found.content), formats=(kind,)) as image:
+        _take(image, found.content, taken, most)
         image.load()
-        turn = 1 if kind == "TIFF" else orientation(_exif(image.info), _xmp(image.info))  # Pillow has turned a TIFF
-        return _as_rgb(image, turn, in_place=True)
+        turn = orientation(found.exif, found.xmp)
+        return _as_rgb(image, turn, sixteen=_is_sixteen(image), in_place=True)
 
 
 def _format_of(content: bytes) -> str:
@@ -153,21 +165,10 @@ def _raise_pillows_limit(most: int) -> None:
         Image.MAX_IMAGE_PIXELS = -(-most // 2)
 
 
-def _exif(info: dict[Any, Any]) -> bytes:
-    """The EXIF block of an opened image; empty where there is none that can be read."""
-    if isinstance(exif := info.get("exif"), bytes):
-        return exif
-    profile = info.get("Raw profile type exif", "")  # how PNG files had it before
-    text = profile.decode("latin-1") if isinstance(profile, bytes) else str(profile)
-    try:
-        return bytes.fromhex("".join(text.split("\n")[3:]))
-    except ValueError:
-        return b""
-
-
-def _xmp(info: dict[Any, Any]) -> bytes:
-    xmp = info.get("xmp", info.get("XML:com.adobe.xmp", b""))
-    return xmp if isinstance(xmp, bytes) else str(xmp).encode("utf-8", "replace")
+def _is_sixteen(image: Any) -> bool:
+    """Whether the file of an image says that its integers have 16 bits; Pillow opens some of these as "I", of 32."""
+    has_them = image.format in ("PNG", "PPM")
+    return has_them or (image.format == "TIFF" and image.tag_v2.get(BITS_PER_SAMPLE) != (32,))
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
@@ -179,11 +180,14 @@ def to_rgb(image: Image.Image) -> Image.Image:
         turn = int(image.getexif().get(ORIENTATION, 1))
     except Exception:  # of tags that say nothing about the pixels
         turn = 1
-    return _as_rgb(image, turn)
+    return _as_rgb(image, turn, sixteen=_is_sixteen(image))
 
 
-def _as_rgb(image: Image.Image, turn: int, in_place: bool = False) -> Image.Image:
-    """The same, turned as EXIF's `turn` says; `in_place` uses the image up, which saves a copy."""
+def _as_rgb(image: Image.Image, turn: int, sixteen: bool, in_place: bool = False) -> Image.Image:
+    """The same, turned as EXIF's `turn` says; `sixteen`: 32-bit integers hold 16 bits, however dark they are.
+
+    `in_place` uses the image up, which saves a copy.
+    """
     if turn in TURNS:
         turned = image.transpose(TURNS[turn])
         turned.info = image.info
@@ -192,22 +196,24 @@ def _as_rgb(image: Image.Image, turn: int, in_place: bool = False) -> Image.Imag
         image = turned
     if image.mode == "F":
         raise UnreadableImage("floating-point pixels have no defined range; convert them to 8 bits")
-    if image.mode == "I" or image.mode.startswith("I;16"):  # Pillow opens some 16-bit files as "I", 32-bit integers
-        image = _eight_bits(image, in_place)
+    if image.mode == "I" or image.mode.startswith("I;16"):
+        image = _eight_bits(image, sixteen or image.mode != "I", in_place)
     if image.mode == "P" and "transparency" in image.info:
         image = image.convert("RGBA")
     return image if image.mode == "RGB" else image.convert("RGB")
 
 
-def _eight_bits(image: Image.Image, in_place: bool) -> Image.Image:
-    """16-bit grey scaled to 8 bits (Pillow's own conversion clips), in strips: a copy of a large image is large."""
+def _eight_bits(image: Image.Image, sixteen: bool, in_place: bool) -> Image.Image:
+    """Grey of more bits as 8 (Pillow's own conversion clips), in strips: a copy of a large image is large."""
+    low, high = (0, 65_535) if image.mode != "I" else cast(tuple[int, int], image.getextrema())
+    if low < 0 or high > 65_535:
+        raise UnreadableImage("32-bit pixels outside 0 to 65535 have no defined range; convert them to 8 bits")
+    unit = 257 if sixteen or high > 255 else 1
     grey = Image.new("L", image.size)
     rows = max(1, STRIP // image.width)
     for top in range(0, image.height, rows):
         strip = np.asarray(image.crop((0, top, image.width, min(top + rows, image.height))))
-        if strip.dtype.itemsize > 2 and (strip.min() < 0 or strip.max() > 65_535):
-            raise UnreadableImage("32-bit pixels outside 0 to 65535 have no defined range; convert them to 8 bits")
-        scaled = (strip.astype(np.uint32) + 128) // 257  # v / 257, rounded
+        scaled = (strip.astype(np.uint32) + unit // 2) // unit  # v / 257, rounded
         grey.paste(Image.fromarray(scaled.astype(np.uint8)), (0, top))
     if in_place:
         image.close()

@@ -6,10 +6,10 @@ Some decoders take memory or time for what a few bytes claim. What is refused he
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator
-from itertools import islice, takewhile
+from collections.abc import Callable, Container, Iterator
 from struct import error as StructError
-from struct import unpack_from
+from struct import pack, unpack_from
+from typing import NamedTuple
 
 from byol.limits import limit
 from byol.surroundings import UnreadableImage
@@ -18,8 +18,8 @@ Size = tuple[int, int]  # width, height
 
 SCAN_AREA = 16  # pictures of the largest size that a JPEG's scans may fill together; an honest one has about ten scans
 MOST_VALUES = 1 << 18  # of one TIFF tag that holds numbers: the offsets of 262,144 strips
-MOST_SEGMENTS = 10_000  # before the pixels of a JPEG, and beside those of a PNG; Pillow takes 5 microseconds for each
-SMALL = 1 << 20  # bytes: in fewer, segments, however short, take no time
+MOST_TAGS = 65_535  # of a TIFF; a BigTIFF may claim more
+SMALL = 1 << 20  # bytes: in fewer, comments, however short, take no time
 MOST_COMMENTS = 1000  # of a PPM in text; Pillow copies a block for each
 TEXT_SHARE = 8  # formats that Pillow decodes in Python, pixel by pixel, get an eighth of the largest size
 
@@ -27,11 +27,13 @@ _COMMENT = re.compile(rb"#[^\r\n]*")
 _START_OF_SCAN = re.compile(rb"\xff\xda")
 _MARKER = re.compile(rb"\xff+([^\x00\xff])")
 _NEXT_MARKER = re.compile(rb"\xff+([^\x00\xff\xd0-\xd7])")  # in a scan: no stuffed byte, no restart
-_SCAN = 0xDA
+SCAN = 0xDA
 _TYPE_BYTES = {1: 1, 2: 1, 3: 2, 4: 4, 5: 8, 6: 1, 7: 1, 8: 2, 9: 4, 10: 8, 11: 4, 12: 8, 13: 4, 16: 8, 17: 8, 18: 8}
 _NUMBERS = frozenset(_TYPE_BYTES) - {1, 2, 6, 7}
 _TILE_WIDTH, _TILE_LENGTH = 322, 323
 ORIENTATION = 274
+NOT_THERE = (StructError, OverflowError)  # what reading at a place raises that is outside of the bytes
+_EXIF = re.compile(rb"(?:Exif\0\0){1,2}")  # some programs write it twice
 _XMP_ORIENTATION = re.compile(rb"""tiff:Orientation(?:="|>)([0-9])""")
 
 
@@ -81,8 +83,8 @@ def _gif_size(content: bytes) -> Size:
 
 def _tile_size(content: bytes) -> Size:
     """The tile that a TIFF's decoder takes memory for, which may be larger than the picture."""
-    tags = {tag: value for tag, kind, count, value in _tags(content, 0) if kind in _NUMBERS and count == 1}
-    return tags.get(_TILE_WIDTH, 0), tags.get(_TILE_LENGTH, 0)
+    sizes = {tag.number: tag.value for tag in tags(content) if tag.kind in _NUMBERS and tag.values == 1}
+    return sizes.get(_TILE_WIDTH, 0), sizes.get(_TILE_LENGTH, 0)
 
 
 _EARLY: dict[str, Callable[[bytes], Size]] = {"WEBP": _webp_size, "GIF": _gif_size, "TIFF": _tile_size}
@@ -95,27 +97,8 @@ def require_modest(kind: str, content: bytes) -> None:
     """Raise `UnreadableImage` for a file that keeps the decoder busy before it comes to the pixels."""
     if kind == "TIFF":
         require_honest_tags(content)
-    elif len(content) > SMALL and kind in _PARTS:
-        if next(islice(_PARTS[kind](content), MOST_SEGMENTS, None), None) is not None:
-            raise UnreadableImage(f"more than {MOST_SEGMENTS} segments beside its pixels")
     elif len(content) > SMALL and kind == "PPM" and len(_COMMENT.sub(b"", content[:SMALL]).split(None, 4)) < 4:
         raise UnreadableImage("its comments are longer than pictures have them")
-
-
-def _before_scan(content: bytes) -> Iterator[int]:
-    return takewhile(lambda marker: marker != _SCAN, (marker for marker, _ in _segments(content)))
-
-
-def _chunks(content: bytes) -> Iterator[bytes]:
-    """The names of a PNG's chunks but those of its pixels."""
-    place = 8
-    while len(name := content[place + 4 : place + 8]) == 4:
-        if name != b"IDAT":
-            yield name
-        place += 12 + int.from_bytes(content[place : place + 4], "big")
-
-
-_PARTS: dict[str, Callable[[bytes], Iterator[object]]] = {"JPEG": _before_scan, "PNG": _chunks}
 
 
 # ------------------------------------------------------------------------------------------------------- JPEG
@@ -135,10 +118,10 @@ def require_few_scans(content: bytes, width: int, height: int, most_pixels: int)
 
 
 def _scans(content: bytes) -> Iterator[int]:
-    return (place for marker, place in _segments(content) if marker == _SCAN)
+    return (place for marker, place in segments(content) if marker == SCAN)
 
 
-def _segments(content: bytes) -> Iterator[tuple[int, int]]:
+def segments(content: bytes) -> Iterator[tuple[int, int]]:
     """Yield (marker, place of its length) up to the end of the image, as a decoder meets them."""
     found = _MARKER.search(content, 2)
     while found and found[1] != b"\xd9":
@@ -146,10 +129,21 @@ def _segments(content: bytes) -> Iterator[tuple[int, int]]:
         yield marker, place
         alone = marker == 0x01 or 0xD0 <= marker <= 0xD8
         place += 0 if alone else int.from_bytes(content[place : place + 2], "big")
-        found = (_NEXT_MARKER if marker == _SCAN else _MARKER).search(content, place)
+        found = (_NEXT_MARKER if marker == SCAN else _MARKER).search(content, place)
 
 
 # ------------------------------------------------------------------------------------------------- TIFF, EXIF
+
+
+class Tag(NamedTuple):
+    """A tag of a TIFF: `value` is the first of its `values`, if these stand in the entry; else they lie at `offset`."""
+
+    number: int
+    kind: int
+    values: int
+    value: int
+    offset: int
+    entry: bytes
 
 
 def orientation(exif: bytes, xmp: bytes) -> int:
@@ -157,11 +151,12 @@ def orientation(exif: bytes, xmp: bytes) -> int:
 
     No other tag is looked at: a photograph is not left out for what an odd camera wrote about its resolution.
     """
+    beginning = _EXIF.match(exif)
     try:
-        for tag, kind, count, value in _tags(exif, 6 if exif.startswith(b"Exif\0\0") else 0):
-            if tag == ORIENTATION and kind in _NUMBERS | {1, 6} and count == 1:
-                return value
-    except StructError:
+        for tag in tags(exif, beginning.end() if beginning else 0):
+            if tag.number == ORIENTATION and tag.kind in _NUMBERS | {1, 6} and tag.values == 1:
+                return tag.value
+    except NOT_THERE:
         pass  # it ends within its tags
     found = _XMP_ORIENTATION.search(xmp)
     return int(found[1]) if found else 1
@@ -171,30 +166,51 @@ def require_honest_tags(content: bytes) -> None:
     """Raise `UnreadableImage` where the tags of a TIFF claim more than there is: honest values do not overlap."""
     held = 0
     try:
-        for tag, kind, count, _ in _tags(content, 0):
-            held += count * _TYPE_BYTES.get(kind, 0)
+        for tag in tags(content):
+            held += tag.values * _TYPE_BYTES.get(tag.kind, 0)
             if held > len(content):
                 raise UnreadableImage("its tags claim more bytes than the file has")
-            if kind in _NUMBERS and count > MOST_VALUES:
-                raise UnreadableImage(f"tag {tag} has {count} values, more than {MOST_VALUES}")
-    except StructError:
+            if tag.kind in _NUMBERS and tag.values > MOST_VALUES:
+                raise UnreadableImage(f"tag {tag.number} has {tag.values} values, more than {MOST_VALUES}")
+    except NOT_THERE:
         return  # ends within its tags, which takes no memory; the decoder says what it makes of that
 
 
-def _tags(content: bytes, start: int) -> Iterator[tuple[int, int, int, int]]:
-    """Yield (tag, type, count, first value where it stands in the entry) of the first directory."""
+def tags(content: bytes, start: int = 0) -> Iterator[Tag]:
+    """Yield the tags of the first directory of a TIFF that begins at `start`.
+
+    Raises `NOT_THERE` where it is cut off.
+    """
+    order, is_big, place, count = _directory(content, start)
+    step, form = (20, "HHQ") if is_big else (12, "HHI")
+    for here in range(place, place + min(count, MOST_TAGS) * step, step):
+        number, kind, values = unpack_from(order + form, content, here)
+        at = here + step - (8 if is_big else 4)
+        (value,) = unpack_from(order + {1: "B", 3: "H", 6: "B", 8: "H"}.get(kind, "I"), content, at)
+        (offset,) = unpack_from(order + ("Q" if is_big else "I"), content, at)
+        yield Tag(number, kind, values, value, start + offset, content[here : here + step])
+
+
+def only_with(content: bytes, wanted: Container[int]) -> bytes:
+    """A TIFF whose first directory is its only one, and has only some tags; all else stays where it is.
+
+    Raises `NOT_THERE` where its directory is cut off.
+    """
+    order, is_big, place, _ = _directory(content, 0)
+    kept = [tag.entry for tag in tags(content) if tag.number in wanted]
+    width = 8 if is_big else 2
+    new = pack(order + ("Q" if is_big else "H"), len(kept)) + b"".join(kept) + bytes(8 if is_big else 4)
+    view, start = memoryview(content), place - width
+    return b"".join((view[:start], new, view[start + len(new) :]))
+
+
+def _directory(content: bytes, start: int) -> tuple[str, bool, int, int]:
+    """Of the first directory: the order of bytes, whether it is a BigTIFF's, where its entries begin, how many."""
     order = "<" if content[start : start + 2] == b"II" else ">"
-    if content[start + 2 : start + 4] in (b"+\0", b"\0+"):  # BigTIFF
-        (place,) = unpack_from(order + "Q", content, start + 8)
-        (entries,), place, step, entry = unpack_from(order + "Q", content, start + place), place + 8, 20, "HHQ"
-    else:
-        (place,) = unpack_from(order + "I", content, start + 4)
-        (entries,), place, step, entry = unpack_from(order + "H", content, start + place), place + 2, 12, "HHI"
-    for number in range(entries):
-        here = start + place + number * step
-        tag, kind, count = unpack_from(order + entry, content, here)
-        form = order + {1: "B", 3: "H", 6: "B", 8: "H"}.get(kind, "I")
-        yield tag, kind, count, unpack_from(form, content, here + step - (8 if step == 20 else 4))[0]
+    is_big = content[start + 2 : start + 4] in (b"+\0", b"\0+")
+    (place,) = unpack_from(order + "Q", content, start + 8) if is_big else unpack_from(order + "I", content, start + 4)
+    (count,) = unpack_from(order + ("Q" if is_big else "H"), content, start + place)
+    return order, is_big, start + place + (8 if is_big else 2), count
 
 
 # -------------------------------------------------------------------------------------- decoded by Python itself

@@ -31,7 +31,7 @@ LIMITS = {
     "BYOL_METRICS_MB": Limit(256, "MB", "of a run's metrics.jsonl"),
     "BYOL_MAX_HEADER_MB": Limit(16, "MB", "of a Parquet footer, a zip's directory, a pickle, a manifest"),
     "BYOL_MAX_ROW_GROUPS": Limit(10_000, "row groups", "of one Parquet file, and as many columns"),
-    "BYOL_GROUPS_MB": Limit(2047, "MB", "of Parquet row groups in memory; one that is larger is refused"),
+    "BYOL_GROUPS_MB": Limit(2047, "MB", "of images of Parquet files in memory; a page that is larger is not read"),
     "BYOL_URL_SECONDS": Limit(60, "seconds", "that a server may be silent"),
     "BYOL_FETCH_SECONDS": Limit(600, "seconds", "that a server may take over one picture, or one piece of a file"),
     "BYOL_MAX_PATTERNS": Limit(1_000_000, "files", "that the ranges of a pattern may stand for"),

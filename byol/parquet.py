@@ -28,24 +28,26 @@ SET_RATIO = "; if you trust the file, set BYOL_MAX_RATIO"
 
 # The numbers that Parquet gives to fields: https://github.com/apache/parquet-format/blob/master/src/main/thrift
 CHILDREN, ROWS = 5, 3
-VALUES, UNPACKED, PACKED, DATA_PLACE, DICTIONARY_PLACE = 5, 6, 7, 9, 11
-COLUMN: Wanted = dict.fromkeys((VALUES, UNPACKED, PACKED, DATA_PLACE, DICTIONARY_PLACE))
+CODEC, VALUES, UNPACKED, PACKED, DATA_PLACE, DICTIONARY_PLACE = 4, 5, 6, 7, 9, 11
+COLUMN: Wanted = dict.fromkeys((CODEC, VALUES, UNPACKED, PACKED, DATA_PLACE, DICTIONARY_PLACE))
 FOOTER: Wanted = {2: [{CHILDREN: None}], 3: None, 4: [{1: [{3: COLUMN}], ROWS: None}]}
 PAGE: Wanted = {1: None, 2: None, 3: None, 5: {1: None, 2: None}, 7: {1: None}, 8: {1: None, 4: None}}
 DICTIONARY_PAGE = 2
 DETAILS = {0: 5, DICTIONARY_PAGE: 7, 3: 8}  # kind of a page to the field that says more of it
 ENCODINGS = {0: 2, 3: 4}
+OF_A_DICTIONARY = (2, 8)  # encodings in which values are places in the dictionary
 DELTA_BYTE_ARRAY = 7  # an encoding in which a value repeats the beginning of the one before
 
 
 @dataclass(frozen=True)
 class Chunk:
-    """A column of a row group, as the footer has it: how many values, bytes in memory and in the file, and where."""
+    """A column of a row group, as the footer has it: how many values, bytes in memory and in the file, where; codec."""
 
     values: int
     unpacked: int
     packed: int
     place: int
+    codec: int
 
 
 @dataclass(frozen=True)
@@ -89,7 +91,7 @@ def _footer(stream: BinaryIO, size: int) -> tuple[list[int], list[list[Chunk]]]:
     end, most = stream.read(8), limit("BYOL_MAX_HEADER_MB")
     length = int.from_bytes(end[:4], "little")
     if end[4:] != b"PAR1" or length > size - 12:
-        raise ValueError("no Parquet file, or cut off")
+        raise ValueError("no Parquet file, or cut off" if size else "an empty file")
     if length > most << 20:
         raise ValueError(f"its footer has {length:,} bytes, BYOL_MAX_HEADER_MB is {most}")
     stream.seek(size - 8 - length)
@@ -120,7 +122,8 @@ def _chunk(column: dict[int, Any]) -> Chunk:
     first = column.get(DICTIONARY_PLACE, 0)
     if 0 < first < place:
         place = first
-    return Chunk(_number(column, VALUES), _number(column, UNPACKED), _number(column, PACKED), place)
+    values, unpacked, packed, codec = (_number(column, field) for field in (VALUES, UNPACKED, PACKED, CODEC))
+    return Chunk(values, unpacked, packed, place, codec)
 
 
 def _opened(stream: BinaryIO, **options: Any) -> Any:
@@ -157,10 +160,10 @@ def require_small(table: Table, group: int, leaf: int) -> Need:
     """The same by the headers of its pages, with room for each value."""
     chunk, column = table.groups[group][leaf], table.file.metadata.schema.column(leaf)
     width = max(8, column.length or 0)  # of a number, of the place of a text in its dictionary, of fixed-size bytes
-    pages = list(_pages(table.stream, chunk))
-    size = sum(page.unpacked + page.values * (page.unpacked if page.is_delta else width) for page in pages)
+    found = list(pages(table.stream, chunk))
+    size = sum(page.size(width) for page in found)
     _require_small(table, leaf, chunk.packed, size)
-    return Need(size, any(page.is_dictionary for page in pages))
+    return Need(size, any(page.is_dictionary for page in found))
 
 
 def _require_small(table: Table, leaf: int, packed: int, grown: int) -> None:
@@ -170,32 +173,46 @@ def _require_small(table: Table, leaf: int, packed: int, grown: int) -> None:
 
 
 @dataclass(frozen=True)
-class _Page:
-    """What a page says of itself: `unpacked` bytes, `values`; `is_delta`: a value may repeat most of the one before."""
+class Page:
+    """What a page says of itself: where it is with its header, its bytes in memory, its values.
 
+    `refers`: they are places in the dictionary; `is_delta`: one may repeat most of the one before.
+    """
+
+    place: int
+    end: int
     unpacked: int
     values: int
     is_dictionary: bool
+    refers: bool
     is_delta: bool
 
+    def size(self, width: int) -> int:
+        """The bytes that it may take in memory, with `width` for each value."""
+        return self.unpacked + self.values * (self.unpacked if self.is_delta else width)
 
-def _pages(stream: BinaryIO, chunk: Chunk) -> Iterator[_Page]:
-    """The pages of a column of a row group. Raises `ValueError` when they do not fill its place in the file."""
+
+def pages(stream: BinaryIO, chunk: Chunk, start: int | None = None) -> Iterator[Page]:
+    """The pages of a column of a row group, from the one at `start` on.
+
+    Raises `ValueError` when they do not fill its place in the file.
+    """
     if chunk.values == 0:  # then no page is read, and there may be no place
         return
-    place, end = chunk.place, chunk.place + chunk.packed
+    place, end = chunk.place if start is None else start, chunk.place + chunk.packed
     if end > stream.seek(0, os.SEEK_END):
         raise ValueError("a column lies outside the file")
     while place < end:
         header, length = _page_header(stream, place)
         kind, unpacked, packed = (_number(header, field) for field in (1, 2, 3))
-        place += length + packed
+        begin, place = place, place + length + packed
         if place > end:
             raise ValueError("a page lies outside its column")
         details = header.get(DETAILS.get(kind, 0), {})
         values = _number(details, 1) if kind in DETAILS else 0
-        is_delta = details.get(ENCODINGS.get(kind, 0)) == DELTA_BYTE_ARRAY
-        yield _Page(unpacked, values, kind == DICTIONARY_PAGE, is_delta)
+        encoding, is_dictionary = details.get(ENCODINGS.get(kind, 0)), kind == DICTIONARY_PAGE
+        refers, is_delta = encoding in OF_A_DICTIONARY, encoding == DELTA_BYTE_ARRAY
+        yield Page(begin, place, unpacked, values, is_dictionary, refers, is_delta)
 
 
 def _page_header(stream: BinaryIO, place: int) -> tuple[dict[int, Any], int]:

@@ -20,7 +20,7 @@ from byol.images import SourceUnavailable, UnreadableImage
 from byol.locations import without_query
 from byol.remote_path import RemotePath
 from byol.text import printable
-from byol.walk import Skip, is_image, merged
+from byol.walk import Skip, judge_image, merged
 
 T = TypeVar("T")
 
@@ -66,28 +66,30 @@ class RemoteTree:
                 ) from refusal
             skip(folder, refusal.reason)  # gone since its parent was listed
             return
-        images, folders = self._sorted_out(folder, entries)
+        verdicts, folders = self._sorted_out(folder, entries)
         prefix = folder + b"/" if folder else b""
-        for name in merged(sorted(images), folders):
-            if not name.endswith(b"/"):
+        for name in merged(sorted(verdicts), folders):
+            if name in verdicts and not verdicts[name]:
                 yield prefix + name
+            elif name in verdicts:
+                skip(prefix + name, verdicts[name])
             elif prefix.count(b"/") < DEEPEST:
                 yield from self._walk(prefix + name[:-1], skip)
             else:
                 skip(prefix + name[:-1], f"it lies deeper than {DEEPEST} folders")
 
-    def _sorted_out(self, folder: bytes, entries: list[dict[str, Any]]) -> tuple[list[bytes], list[bytes]]:
-        """The names of the images and of the folders in a listing."""
-        images, folders = [], []
+    def _sorted_out(self, folder: bytes, entries: list[dict[str, Any]]) -> tuple[dict[bytes, str], list[bytes]]:
+        """The images in a listing, each with why it is left out, if it is, and the names of the folders."""
+        verdicts, folders = dict[bytes, str](), list[bytes]()
         for entry in entries:
             name = os.fsencode(entry["name"].rstrip("/").rpartition("/")[2])
             if entry["name"].rstrip("/") == self._below(folder) or name.startswith(b"."):  # itself, or hidden
                 continue
             if entry["type"] == "directory":
                 folders.append(name)
-            elif is_image(name):
-                images.append(name)
-        return images, folders
+            elif (verdict := judge_image(name)) is not None:
+                verdicts[name] = verdict
+        return verdicts, folders
 
     def open(self, path: bytes) -> Image.Image:
         """Fetch and decode an image. Raises `UnreadableImage`; `SourceUnavailable` when the folder is gone, too."""

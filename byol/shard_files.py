@@ -9,38 +9,40 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
-from byol.files import NO_FILE, open_regular
-from byol.images import Skipped, SourceUnavailable
-from byol.locations import names_below
+from byol.files import open_regular
+from byol.images import Anchors, Skipped, SourceUnavailable
 from byol.remote_path import RemotePath
 from byol.text import path_text, printable, reason_of
+from byol.walk import Walk
 
 AnyPath = Path | RemotePath
+PACKED = (b".tar.gz", b".tgz", b".tar.bz2", b".tbz2", b".tar.xz", b".txz", b".tar.zst", b".tar.lz4")
+PACKED_REASON = "a compressed archive cannot be read at random; unpack it to .tar"
 # Why a shard may be left out of a listing; whatever else stops its opening is no fault of the file.
 _ITS_OWN = {errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.EACCES, errno.EPERM, errno.ELOOP, errno.EINVAL}
 
 
 def shards_below(root: AnyPath, suffixes: Container[str]) -> tuple[Sequence[AnyPath], list[Skipped]]:
-    """The files below a folder, local or remote, that end in a suffix, in any case; and what is no file.
+    """The files below a folder, local or remote, that end in a suffix, in any case; and what is left out of them.
 
-    Hidden files and folders do not count.
+    Hidden files and folders do not count; links are followed as those to images are.
     """
     if isinstance(root, RemotePath):
         return root.files_below(suffixes), []
-    files, skipped = list[Path](), list[Skipped]()
-    for path in sorted(path for path in root.rglob("*") if path.suffix.lower() in suffixes):
-        [name] = names_below([path], root)
-        if _is_hidden(name) or path.is_dir():
-            continue
-        if path.is_file():
-            files.append(path)
-        else:
-            skipped.append(Skipped(path_text(name), NO_FILE))
-    return files, skipped
+    skipped = list[Skipped]()
+
+    def judge(name: bytes) -> str | None:
+        is_shard = os.path.splitext(os.fsdecode(name))[1].lower() in suffixes
+        return "" if is_shard else PACKED_REASON if is_packed(name) else None
+
+    start = os.fsencode(root)
+    walk = Walk(start, Anchors(start), lambda path, reason: skipped.append(Skipped(path_text(path), reason)), judge)
+    return [Path(os.fsdecode(os.path.join(start, path))) for path in walk.paths()], skipped
 
 
-def _is_hidden(name: str) -> bool:
-    return name.startswith(".") or "/." in name
+def is_packed(name: bytes) -> bool:
+    """Whether a file's name is that of a compressed archive."""
+    return name.lower().endswith(PACKED)
 
 
 def open_file(path: AnyPath) -> BinaryIO:
@@ -53,7 +55,7 @@ class Shard:
 
     def __init__(self, path: AnyPath) -> None:
         self.path = path
-        self._is_remote = isinstance(path, RemotePath)  # with rules of its own: see `byol.faults`
+        self.is_remote = isinstance(path, RemotePath)  # with rules of its own: see `byol.faults`
         self._listed: tuple[int, ...] = ()
 
     @contextmanager
@@ -65,11 +67,11 @@ class Shard:
         try:
             stream = open_file(self.path)
         except OSError as error:
-            if self._is_remote or error.errno in _ITS_OWN:
+            if self.is_remote or error.errno in _ITS_OWN:
                 raise
             raise self._lost(error) from error
         with stream:
-            if not self._is_remote:
+            if not self.is_remote:
                 self._listed = _identity(stream)
             with self._guarded(stream):
                 yield stream
@@ -83,7 +85,7 @@ class Shard:
         try:
             stream = open_file(self.path)
         except OSError as error:
-            if self._is_remote:
+            if self.is_remote:
                 raise
             raise self._lost(error) from error
         with stream, self._guarded(stream):
@@ -100,7 +102,7 @@ class Shard:
     @contextmanager
     def _guarded(self, stream: BinaryIO) -> Iterator[None]:
         """Damage in a file that has changed is no damage of an image, nor is an error that the system numbers."""
-        if self._is_remote:
+        if self.is_remote:
             yield
             return
         self._require_same(stream)

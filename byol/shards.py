@@ -7,7 +7,6 @@ and an exact resume; an index gives both.
 
 from __future__ import annotations
 
-import io
 import os
 from array import array
 from collections.abc import Sequence
@@ -19,7 +18,9 @@ import pyarrow as pa
 from PIL import Image
 
 from byol.columns import Labels, Names
-from byol.images import SUFFIXES, ImageSource, Skipped, UnreadableImage, read_image
+from byol.decode import decode_image
+from byol.images import SUFFIXES, ImageSource, Skipped, UnreadableImage
+from byol.labels import label_in
 from byol.shard_files import Shard
 from byol.stamps import file_stamp
 from byol.tars import Damaged, Member, members
@@ -94,8 +95,9 @@ class _Index:
             self._unsure.append(path)
         elif extension.lower() == b"cls" and member.size <= MOST_CLASS_BYTES and not member.kind:
             stream.seek(member.offset)
-            text = stream.read(member.size).decode("utf-8", "backslashreplace").strip()
-            self._join(key, code=self.classes.setdefault(text, len(self.classes)))
+            label = label_in(stream.read(member.size).decode("utf-8", "backslashreplace").strip())
+            if label is not None:
+                self._join(key, code=self.classes.setdefault(label, len(self.classes)))
 
     def _join(self, key: tuple[int, bytes], row: int = -1, code: int = -1) -> None:
         """Note an image's row or a class of a sample, and give the one to the other once both are known."""
@@ -122,4 +124,4 @@ def _read(shards: Sequence[Shard], number: int, offset: int, size: int) -> Image
         raise UnreadableImage(reason_of(error)) from error
     if len(content) < size:
         raise UnreadableImage(f"{printable(shard.path.name)} ends within it")
-    return read_image(io.BytesIO(content))
+    return decode_image(content)

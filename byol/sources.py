@@ -25,15 +25,16 @@ from byol.arrays import open_arrays
 from byol.columns import Computed, Labels, Names
 from byol.faults import Refusal
 from byol.folders import LocalTree, Tree, folder_sections, folder_source
-from byol.images import SUFFIXES, Anchors, ImageSource, Place, UnreadableImage, read_image
+from byol.images import SUFFIXES, Anchors, ImageSource, Place, Skipped, UnreadableImage, read_image
+from byol.labels import labels_of_array
 from byol.locations import Location, NotAllowed, is_url, names_below, written_out
 from byol.named import SPLITS, is_named, named_file
 from byol.remote import RemoteTree, asked
 from byol.remote_path import RemotePath, remote_path
-from byol.shard_files import AnyPath, open_file, shards_below
+from byol.shard_files import PACKED_REASON, AnyPath, is_packed, open_file, shards_below
 from byol.shards import tar_source
 from byol.stamps import file_stamp
-from byol.tables import table_source
+from byol.tables import Unusable, holds_images, table_source
 from byol.text import on_one_line, path_text, printable, reason_of, url_without_secrets
 
 SHARDS = {".tar": tar_source, ".parquet": table_source}
@@ -70,8 +71,9 @@ def _source_at(path: AnyPath, location: str, here: bytes | None) -> ImageSource:
         if len(source):
             return source
         shards, skipped = shards_below(path, SHARDS)
-        source = _shard_source(printable(str(path)), shards, path) if shards else source
-        return replace(source, skipped=[*skipped, *source.skipped])
+        found = _shard_source(printable(str(path)), shards, path) if shards else source
+        both = {item.path: item for item in (*source.skipped, *skipped, *found.skipped)}  # the folder was walked twice
+        return replace(found, skipped=list(both.values()))
     if path.exists():
         return _file_source(path, here)
     if is_named(location):
@@ -106,6 +108,8 @@ def _file_source(path: AnyPath, here: bytes | None) -> ImageSource:
         name = printable(str(path))
         anchors = Anchors() if isinstance(path, RemotePath) else Anchors(os.fsencode(path.parent))
         return ImageSource(name, [path_text(path.name)], Labels.none(1), [], lambda _: _read_file(path, anchors))
+    if is_packed(os.fsencode(path.name)):
+        raise ValueError(f"{printable(str(path))}: {PACKED_REASON}")
     raise ValueError(
         f"{printable(str(path))} is neither a folder of images, nor an .npz file, nor an image, nor a shard, "
         "nor a .txt file with one path a line"
@@ -177,15 +181,32 @@ def _matching(pattern: str) -> Sequence[AnyPath]:
     if is_url(pattern):
         remote = {file for one in written_out(pattern) for file in remote_path(one).matching()}
         return sorted(remote, key=str)
-    return sorted({Path(found) for one in written_out(pattern) for found in glob.glob(one)})
+    found = sorted({Path(name) for one in written_out(pattern) for name in glob.glob(one)})
+    return [file for path in found for file in (shards_below(path, SHARDS)[0] if path.is_dir() else [path])]
 
 
 def _shard_source(name: str, files: Sequence[AnyPath], root: AnyPath | None = None) -> ImageSource:
-    kinds = {file.suffix.lower() for file in files}
+    kinds, skipped = {file.suffix.lower() for file in files}, list[Skipped]()
+    if kinds == SHARDS.keys():
+        files, skipped = _without_metadata(files, names_below(files, root))
+        kinds = {file.suffix.lower() for file in files}
     if len(kinds) > 1 or not kinds <= SHARDS.keys():
         raise ValueError(f"{name} holds files of {', '.join(sorted(kinds))}; give shards of one kind, .tar or .parquet")
     # The methods of `Path` that shards are read by, a `RemotePath` has, too.
-    return SHARDS[kinds.pop()](name, cast(Sequence[Path], files), names_below(files, root))
+    source = SHARDS[kinds.pop()](name, cast(Sequence[Path], files), names_below(files, root))
+    return replace(source, skipped=[*skipped, *source.skipped])
+
+
+def _without_metadata(files: Sequence[AnyPath], names: Sequence[str]) -> tuple[Sequence[AnyPath], list[Skipped]]:
+    """Shards without the tables beside `.tar` files that hold no images, as img2dataset has them; damaged ones."""
+    kept, skipped = list[AnyPath](), list[Skipped]()
+    for file, name in zip(files, names, strict=True):
+        try:
+            if file.suffix.lower() == ".tar" or holds_images(cast(Path, file)):
+                kept.append(file)
+        except Unusable as error:
+            skipped.append(Skipped(path_text(name), str(error)))
+    return kept, skipped
 
 
 # --------------------------------------------------------------------------------------------------- sections
@@ -272,7 +293,7 @@ def _npz_source(path: AnyPath, name: str) -> ImageSource:
     return ImageSource(
         name=name,
         ids=Computed(len(images), str),
-        labels=Labels.none(len(images)) if labels is None else Labels.of_array(labels),
+        labels=Labels.none(len(images)) if labels is None else labels_of_array(labels),
         skipped=[],
         open=lambda i: Image.fromarray(images[i]),
         stamp=lambda: file_stamp([cast(Path, path)]),

@@ -6,12 +6,11 @@ The image column is called `image` or `img`, or is the only one that can hold im
 
 from __future__ import annotations
 
-import io
 import json
 import threading
 from collections import OrderedDict
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,31 +19,44 @@ import pyarrow as pa
 from PIL import Image
 
 from byol.columns import Computed, Labels
-from byol.images import ImageSource, Skipped, SourceUnavailable, UnreadableImage, read_image
+from byol.decode import decode_image
+from byol.images import ImageSource, Skipped, SourceUnavailable, UnreadableImage
+from byol.labels import can_be_labels, codes_of_column, label_of_folders
 from byol.limits import limit
-from byol.parquet import Table, open_table, require_small, require_small_claim
+from byol.parquet import Chunk, Table, open_table, require_small, require_small_claim
+from byol.parquet_runs import LEAST, LEAST_REMOTE, Run, Runs
 from byol.shard_files import Shard
 from byol.stamps import file_stamp
 from byol.text import on_one_line, path_text, printable, reason_of
 
 LABELS_READ = 65_536  # rows
+MOST_WALKED = 64  # row groups whose runs are remembered; streamed training is in 16 at a time
 MOST_NAMES = 4 << 20  # bytes of Hugging Face's metadata: the names of 100,000 classes
 MOST_LISTED = 20  # columns that a message names
 
 
-class _Unusable(ValueError):
+class Unusable(ValueError):
     """A file that holds no images that can be read. The message is a reason without its name."""
 
 
 @dataclass(frozen=True)
 class _Table:
-    """A Parquet file of a listing: `path` is that of its column of bytes, `rows` those of each row group."""
+    """A Parquet file of a listing: `rows` of each row group, where its images are (`chunks`: int64, a `Chunk` each).
+
+    `depth`: how many of the column of bytes, and of what it lies in, may be null.
+    """
 
     shard: Shard
     name: str
-    path: str
     rows: list[int]
+    chunks: np.ndarray
+    depth: int
     labels: Labels
+
+    def runs(self, group: int) -> Runs:
+        """The runs of a row group's pages."""
+        least = LEAST_REMOTE if self.shard.is_remote else LEAST
+        return Runs(Chunk(*self.chunks[group].tolist()), self.rows[group], self.depth, least)
 
 
 def table_source(name: str, files: Sequence[Path], file_names: Sequence[str]) -> ImageSource:
@@ -57,14 +69,14 @@ def table_source(name: str, files: Sequence[Path], file_names: Sequence[str]) ->
     for file, file_name in zip(files, file_names, strict=True):
         try:
             tables.append(_listed(file, file_name))
-        except _Unusable as error:
+        except Unusable as error:
             skipped.append(Skipped(path_text(file_name), str(error)))
     if not tables:
         raise ValueError(f"{printable(files[0])} {skipped[0].reason}")
     groups = [(table, group) for table in tables for group in range(len(table.rows))]
     starts = _starts([rows for table in tables for rows in table.rows])  # (groups + 1,)
     firsts = _starts([sum(table.rows) for table in tables])  # (tables + 1,)
-    store = _Groups(groups)
+    store = _Store(groups)
 
     def identity(i: int) -> str:
         number, row = _locate(firsts, i)
@@ -99,15 +111,33 @@ def _listed(file: Path, name: str) -> _Table:
     try:
         with shard.listing() as stream:
             table = open_table(stream, ["label"])
-            path = _image_path(table.file.schema_arrow)
-            [leaf] = table.leaves_below(path)
+            [leaf] = table.leaves_below(_image_path(table.file.schema_arrow))
+            column = table.file.metadata.schema.column(leaf)
+            if column.physical_type != "BYTE_ARRAY" or column.max_repetition_level:
+                raise Unusable(f"holds no bytes in its column {column.path:.80}")
             for group in range(len(table.rows)):
-                _require_held(group, require_small_claim(table, group, leaf))
-            return _Table(shard, name, path, table.rows, _labels(table))
-    except (SourceUnavailable, _Unusable):
+                require_small_claim(table, group, leaf)
+            chunks = np.array([astuple(group[leaf]) for group in table.groups], np.int64).reshape(-1, 5)
+            return _Table(shard, name, table.rows, chunks, column.max_definition_level, _labels(table, name))
+    except (SourceUnavailable, Unusable):
         raise
     except (pa.ArrowException, OSError, ValueError) as error:
-        raise _Unusable(f"cannot be read as a Parquet file: {reason_of(error)}") from error
+        raise _unreadable(error) from error
+
+
+def holds_images(file: Path) -> bool:
+    """Whether a Parquet file has an image column. Raises `Unusable` for one that cannot be read."""
+    try:
+        with Shard(file).listing() as stream:
+            return image_column(open_table(stream).file.schema_arrow) is not None
+    except SourceUnavailable:
+        raise
+    except (pa.ArrowException, OSError, ValueError) as error:
+        raise _unreadable(error) from error
+
+
+def _unreadable(error: Exception) -> Unusable:
+    return Unusable(f"cannot be read as a Parquet file: {reason_of(error)}")
 
 
 def image_column(schema: Any) -> str | None:
@@ -124,7 +154,7 @@ def _has_bytes(kind: Any) -> bool:
 
 
 def _is_binary(kind: Any) -> bool:
-    return bool(pa.types.is_binary(kind) or pa.types.is_large_binary(kind))
+    return kind in (pa.binary(), pa.large_binary(), pa.binary_view())
 
 
 def _image_path(schema: Any) -> str:
@@ -133,55 +163,36 @@ def _image_path(schema: Any) -> str:
     if column is None:
         found = ", ".join(f"{field.name:.80} ({field.type!s:.80})" for field in list(schema)[:MOST_LISTED])
         more = f" and {len(schema) - MOST_LISTED} more" if len(schema) > MOST_LISTED else ""
-        raise _Unusable(
+        raise Unusable(
             "has no image column: it needs one called `image` of encoded images, binary or a struct with "
             f"a field `bytes`; it has {on_one_line(found)}{more}"
         )
     return f"{column}.bytes" if pa.types.is_struct(schema.field(column).type) else column
 
 
-def _labels(table: Table) -> Labels:
-    """The column `label`, decoded with the class names of Hugging Face's metadata, a row group at a time."""
-    schema = table.file.schema_arrow
+def _labels(table: Table, name: str) -> Labels:
+    """The column `label`, decoded with the class names of Hugging Face's metadata, a row group at a time.
+
+    Without such a column, a folder `label=CLASS` says it.
+    """
+    schema, images = table.file.schema_arrow, sum(table.rows)
     if "label" not in schema.names:
-        return Labels.none(sum(table.rows))
-    if schema.names.count("label") > 1 or not _is_label(schema.field("label").type):
-        kinds = ", ".join(f"{field.type!s:.80}" for field in schema if field.name == "label")
-        raise _Unusable(f"has no usable labels: `label` must be one column of text or numbers, found {kinds}")
+        return Labels.all(label_of_folders(name.split("/")[:-1]), images)
+    kinds = [field.type for field in schema if field.name == "label"]
+    if len(kinds) > 1 or not can_be_labels(kinds[0]):
+        listed = on_one_line(", ".join(f"{kind!s:.80}" for kind in kinds))
+        return Labels.all(None, images, f"`label` must be one column of text or numbers, found {listed}")
     names, numbers = _class_names(schema.metadata or {}), dict[str, int]()
     codes = [np.empty(0, np.int32)]
     [leaf] = table.leaves_below("label")
     for group, rows in enumerate(table.rows):
         require_small(table, group, leaf)
         batches = table.file.iter_batches(LABELS_READ, row_groups=[group], columns=["label"])
-        found = [_codes(batch.column(0), names, numbers) for batch in batches]
+        found = [codes_of_column(batch.column(0), numbers, names) for batch in batches]
         if sum(map(len, found)) != rows:
-            raise _Unusable(f"is damaged: row group {group} has {sum(map(len, found))} labels for {rows} rows")
+            raise Unusable(f"is damaged: row group {group} has {sum(map(len, found))} labels for {rows} rows")
         codes += found
     return Labels(np.concatenate(codes), list(numbers))
-
-
-def _is_label(kind: Any) -> bool:
-    kind = kind.value_type if pa.types.is_dictionary(kind) else kind
-    tests = (pa.types.is_string, pa.types.is_large_string, pa.types.is_primitive, pa.types.is_null)
-    return any(test(kind) for test in tests)
-
-
-def _codes(column: Any, names: Sequence[str], numbers: dict[str, int]) -> np.ndarray:
-    """A label column as int32 (N,): the places in `numbers`, to which new labels are added; -1 for none."""
-    column = column if pa.types.is_dictionary(column.type) else column.dictionary_encode()
-    column.validate(full=True)  # or indices may lead out of the dictionary
-    places = [_number(value, names, numbers) for value in column.dictionary.to_pylist()]
-    indices = column.indices.cast(pa.int64()).fill_null(-1).to_numpy(zero_copy_only=False)
-    codes: np.ndarray = np.array([*places, -1], np.int32)[indices]  # the last one is found by -1
-    return codes
-
-
-def _number(value: Any, names: Sequence[str], numbers: dict[str, int]) -> int:
-    if value is None or (names and value == -1):  # -1 marks rows without a class
-        return -1
-    text = names[value] if isinstance(value, int) and 0 <= value < len(names) else str(value)
-    return numbers.setdefault(text, len(numbers))
 
 
 def _class_names(metadata: dict[bytes, bytes]) -> list[str]:
@@ -196,71 +207,68 @@ def _class_names(metadata: dict[bytes, bytes]) -> list[str]:
 def _concatenated(parts: Sequence[Labels]) -> Labels:
     offsets = np.cumsum([0] + [len(part.names) for part in parts[:-1]])
     shifted = [np.where(part.codes < 0, -1, part.codes + o) for part, o in zip(parts, offsets, strict=True)]
-    return Labels(np.concatenate(shifted), [name for part in parts for name in part.names])
+    names = [name for part in parts for name in part.names]
+    return Labels(np.concatenate(shifted), names, next((part.why for part in parts if part.why), ""))
 
 
 # ------------------------------------------------------------------------------------------------------- reading
 
 
-class _Groups:
-    """The encoded images of the row groups used last. Safe for many threads: one reads, all decode."""
+class _Store:
+    """The encoded images of the runs of pages used last. Safe for many threads: one reads, all decode."""
 
     def __init__(self, groups: Sequence[tuple[_Table, int]]):
         self._groups = groups
-        self._held: OrderedDict[int, tuple[int, Any]] = OrderedDict()  # bytes, and the column or why there is none
+        self._runs: OrderedDict[int, Runs] = OrderedDict()  # of the row groups used last
+        self._held: OrderedDict[tuple[int, int], tuple[int, Any]] = OrderedDict()  # bytes; images, or why none
+        self._size = 0  # bytes of all that is held
         self._lock = threading.Lock()
 
     def image(self, place: int, row: int) -> Image.Image:
         """Decode a row of a row group. Raises `UnreadableImage`, and `SourceUnavailable` when the file is gone."""
-        column = self._column(place)
+        with self._lock:
+            first, column = self._column(place, row)
         if isinstance(column, str):
             raise UnreadableImage(column)
-        value = column[row].as_py()
+        value = column[row - first].as_py()
         if value is None:
             raise UnreadableImage("the row holds no image bytes")
-        return read_image(io.BytesIO(value))
+        return decode_image(value)
 
-    def _column(self, place: int) -> Any:
-        with self._lock:
-            if place not in self._held:
-                self._held[place] = self._read(place)
-            self._held.move_to_end(place)
-            return self._held[place][1]
-
-    def _read(self, place: int) -> tuple[int, Any]:
-        """The bytes of a row group, a chunked array (rows,) of binary, and how many; of a damaged one, the reason."""
-        table, group = self._groups[place]
+    def _column(self, place: int, row: int) -> tuple[int, Any]:
+        """The first row of the run that a row is in, and the run's images, or why there are none."""
+        runs = self._runs_of(place)
+        run = runs.known(row)
+        if run and (place, run.first) in self._held:
+            self._held.move_to_end((place, run.first))
+            return run.first, self._held[place, run.first][1]
         try:
-            with table.shard.reading() as stream:
-                opened = open_table(stream, [table.path])
-                [leaf] = opened.leaves_below(table.path)
-                size = require_small(opened, group, leaf).size
-                _require_held(group, size)
+            with self._groups[place][0].shard.reading() as stream:
+                run = runs.find(row, stream)
+                size = runs.need(run)
                 self._make_room(size)
-                return size, _bytes_of(opened.file, group, table)
+                return self._hold(place, run, size, runs.read(run, stream))
         except SourceUnavailable:
             raise
         except (pa.ArrowException, OSError, ValueError) as error:
-            return 0, reason_of(error)  # kept: each of its images would have it read again
+            # Kept: each of the images would have the run read again.
+            return self._hold(place, run, 0, reason_of(error)) if run else (row, reason_of(error))
+
+    def _runs_of(self, place: int) -> Runs:
+        if place not in self._runs:
+            table, group = self._groups[place]
+            self._runs[place] = table.runs(group)
+        self._runs.move_to_end(place)
+        if len(self._runs) > MOST_WALKED:
+            self._runs.popitem(last=False)
+        return self._runs[place]
+
+    def _hold(self, place: int, run: Run, size: int, column: Any) -> tuple[int, Any]:
+        self._held[place, run.first] = size, column
+        self._size += size
+        return run.first, column
 
     def _make_room(self, size: int) -> None:
         most = limit("BYOL_GROUPS_MB") << 20
-        while self._held and size + sum(held for held, _ in self._held.values()) > most:
-            self._held.popitem(last=False)
-
-
-def _require_held(group: int, size: int) -> None:
-    most = limit("BYOL_GROUPS_MB")
-    if size > most << 20:
-        raise ValueError(f"row group {group} has {size >> 20:,} MB of images, BYOL_GROUPS_MB is {most}")
-
-
-def _bytes_of(file: Any, group: int, table: _Table) -> Any:
-    """A row group's images; those that are the same are held once."""
-    column = file.read_row_group(group, columns=[table.path]).column(0)
-    if pa.types.is_struct(column.type):
-        column = pa.chunked_array([chunk.field("bytes") for chunk in column.chunks])
-    if len(column) != table.rows[group]:
-        raise ValueError(f"row group {group} has {len(column)} images for {table.rows[group]} rows")
-    column.validate(full=True)  # or indices may lead out of the dictionary
-    return column
+        while self._held and self._size + size > most:
+            self._size -= self._held.popitem(last=False)[1][0]

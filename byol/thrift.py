@@ -1,4 +1,4 @@
-"""Thrift's compact protocol, as far as Parquet's headers need it: integers, structs and lists of them.
+"""Thrift's compact protocol, as far as Parquet's headers need it: integers, texts, structs and lists of them.
 
 Source: https://github.com/apache/thrift/blob/master/doc/specs/thrift-compact-protocol.md. Torch-free.
 """
@@ -110,3 +110,37 @@ class Reader:
     def _signed(self) -> int:
         value = self._unsigned() & (1 << 64) - 1
         return (value >> 1) ^ -(value & 1)
+
+
+# ----------------------------------------------------------------------------------------------------- writing
+
+
+class Short(int):
+    """An integer of 32 bits; any other has 64."""
+
+
+Value = int | bytes | Mapping[int, Any] | list[Any]
+
+
+def written(value: Value) -> bytes:
+    """A struct (field number to value, in steps of up to 15), or a part of one, as bytes; no number is negative."""
+    if isinstance(value, int):
+        return _varint(value << 1)
+    if isinstance(value, bytes):
+        return _varint(len(value)) + value
+    if isinstance(value, list):
+        return bytes([0xF0 | _kind_of(value[0])]) + _varint(len(value)) + b"".join(map(written, value))
+    steps = zip(value.items(), [0, *value], strict=False)
+    heads = ((bytes([(number - last) << 4 | _kind_of(part)]), part) for (number, part), last in steps)
+    return b"".join(head + written(part) for head, part in heads) + b"\0"
+
+
+def _kind_of(value: Value) -> int:
+    if isinstance(value, int):
+        return 5 if isinstance(value, Short) else 6
+    return BINARY if isinstance(value, bytes) else LIST if isinstance(value, list) else STRUCT
+
+
+def _varint(value: int) -> bytes:
+    low, rest = value & 127, value >> 7
+    return bytes([low | 128]) + _varint(rest) if rest else bytes([low])

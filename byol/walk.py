@@ -1,4 +1,4 @@
-"""The walk of a local folder: its images as paths, in the order of their bytes. Torch-free."""
+"""The walk of a local folder: its images, or shards, as paths, in the order of their bytes. Torch-free."""
 
 from __future__ import annotations
 
@@ -23,11 +23,19 @@ OF_THE_SYSTEM = (b"lost+found", b"System Volume Information", b"$RECYCLE.BIN")  
 TWICE = "symbolic link to a folder that is already listed"
 
 Skip = Callable[[bytes, str], None]  # called with a path and why it is left out
+Judge = Callable[[bytes], str | None]  # of a file's name: "" for a file that counts, None for one that does not, or why
 
 
 def is_image(name: bytes) -> bool:
     """Whether a file's name ends as an image's does."""
     return name.lower().endswith(ENDINGS)
+
+
+def judge_image(name: bytes) -> str | None:
+    """Whether a file's name is that of an image that counts, or why it is left out."""
+    if name.lower().endswith(NOT_READ):
+        return NOT_READ_REASON
+    return "" if is_image(name) else None
 
 
 def merged(images: Iterable[bytes], folders: Iterable[bytes]) -> Iterator[bytes]:
@@ -36,14 +44,14 @@ def merged(images: Iterable[bytes], folders: Iterable[bytes]) -> Iterator[bytes]
 
 
 class Walk:
-    """The images below a folder as paths relative to it, sorted by their bytes.
+    """The files below a folder that count as paths relative to it, sorted by their bytes; images, if nothing is said.
 
     A link to a folder is followed where it leads out of everything that is walked; a folder reached twice counts once.
     Hidden files and folders do not count. A folder that cannot be listed ends the walk: nobody knows what it holds.
     """
 
-    def __init__(self, root: bytes, anchors: Anchors, skip: Skip) -> None:
-        self._root, self._anchors, self._skip = root, anchors, skip
+    def __init__(self, root: bytes, anchors: Anchors, skip: Skip, judge: Judge = judge_image) -> None:
+        self._root, self._anchors, self._skip, self._judge = root, anchors, skip, judge
         self._walked = [os.path.realpath(root)]
         self._seen: set[tuple[int, int]] = set()
         self._device: int | None = None
@@ -67,7 +75,7 @@ class Walk:
             if (folder and os.path.islink(path) and self._is_listed(path)) or not self._enter(path, folder):
                 self._skip(folder, TWICE)
                 return
-            images, left_out, folders = _entries(path)
+            images, left_out, folders = _entries(path, self._judge)
         except OSError as error:
             self._require_gone(path, folder, error)
             self._skip(folder, reason_of(error))
@@ -117,8 +125,8 @@ def _is_below(path: bytes, folder: bytes) -> bool:
     return path == folder or path.startswith(folder.rstrip(b"/") + b"/")
 
 
-def _entries(path: bytes) -> tuple[Iterator[bytes], dict[bytes, str], list[bytes]]:
-    """The images right in a folder, sorted (millions as one array), what is left out, and why, and the folders."""
+def _entries(path: bytes, judge: Judge) -> tuple[Iterator[bytes], dict[bytes, str], list[bytes]]:
+    """The files right in a folder, sorted (millions as one array), what is left out, and why, and the folders."""
     chunks: list[Any] = []
     names: list[bytes] = []
     left_out: dict[bytes, str] = {}
@@ -127,13 +135,14 @@ def _entries(path: bytes) -> tuple[Iterator[bytes], dict[bytes, str], list[bytes
         for entry in entries:
             if entry.name.startswith(b"."):
                 continue
+            verdict = judge(entry.name)
             if _is_folder(entry):
                 folders.append(entry.name)
-            elif entry.name.lower().endswith(NOT_READ):
-                left_out[entry.name] = NOT_READ_REASON
-            elif is_image(entry.name) and _is_something_else(entry):
+            elif verdict:
+                left_out[entry.name] = verdict
+            elif verdict == "" and _is_something_else(entry):
                 left_out[entry.name] = NO_FILE
-            elif is_image(entry.name):  # also a link that leads nowhere: opening it tells the reason
+            elif verdict == "":  # also a link that leads nowhere: opening it tells the reason
                 names.append(entry.name)
                 if len(names) == CHUNK:
                     chunks.append(pa.array(names, pa.large_binary()))

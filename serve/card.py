@@ -31,10 +31,19 @@ Teacher, projector and predictor are not in here.
 import os
 os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")  # before the import: ONNX Runtime else reports its use
 import numpy as np, onnxruntime
-from PIL import Image, ImageOps
+from PIL import Image
+
+
+def upright(image):  # turned as EXIF's orientation says; whatever else stands in there may be odd
+    image.load()
+    try:
+        return image.transpose({{2: 0, 3: 3, 4: 1, 5: 5, 6: 4, 7: 6, 8: 2}}[image.getexif()[274]])
+    except Exception:  # there is none
+        return image
+
 
 session = onnxruntime.InferenceSession("encoder.onnx")
-image = ImageOps.exif_transpose(Image.open("photo.jpg")).convert("RGB")
+image = upright(Image.open("photo.jpg")).convert("RGB")
 side = {crop} * min(image.size) / {resize}
 left, top = (image.width - side) / 2, (image.height - side) / 2
 image = image.resize(({crop}, {crop}), Image.Resampling.BICUBIC, (left, top, left + side, top + side))

@@ -6,10 +6,12 @@ Shapes: N samples, D features, C classes.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import Any, Self
+from typing import Self
 
 import numpy as np
 from numpy.typing import ArrayLike
+
+from byol.labels import require_classes
 
 
 class Classifier(ABC):
@@ -73,12 +75,7 @@ class Classifier(ABC):
     def _learn_classes(self, x: ArrayLike, y: ArrayLike) -> tuple[np.ndarray, np.ndarray]:
         """The checked features and the class number of each label; sets the attributes."""
         features = _features(x)
-        labels = np.asarray(y)
-        if labels.shape != (len(features),):
-            raise ValueError(
-                f"y must have shape ({len(features)},) as x has {len(features)} rows, found {labels.shape}"
-            )
-        self.classes_, numbers = np.unique(labels, return_inverse=True)
+        self.classes_, numbers = np.unique(require_classes(y, len(features)), return_inverse=True)
         if len(self.classes_) < 2:
             raise ValueError(f"y holds one class only ({self.classes_[0]}); at least two are needed")
         self.n_features_in_ = features.shape[1]
@@ -94,9 +91,7 @@ class Classifier(ABC):
 
     def _encode(self, y: ArrayLike, count: int) -> np.ndarray:
         """Class numbers (N,); -1 for a label that is not in `classes_`."""
-        labels: np.ndarray[Any, Any] = np.asarray(y)
-        if labels.shape != (count,):
-            raise ValueError(f"y must have shape ({count},), found {labels.shape}")
+        labels = require_classes(y, count)
         numbers = {label: i for i, label in enumerate(self.classes_.tolist())}
         return np.array([numbers.get(label, -1) for label in labels.tolist()])
 
@@ -112,7 +107,10 @@ def _features(x: ArrayLike) -> np.ndarray:
     features = np.asarray(x)
     if features.ndim != 2 or 0 in features.shape:
         raise ValueError(f"x must have shape (N, D) with at least one row and column, found {features.shape}")
-    features = np.ascontiguousarray(features, np.float32)
+    try:
+        features = np.ascontiguousarray(features, np.float32)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"x holds values that are no numbers: {error}") from error
     for start in range(0, len(features), 8192):  # a mask of some rows only
         if not np.isfinite(features[start : start + 8192]).all():
             raise ValueError("x holds values that are not finite")

@@ -144,8 +144,8 @@ def _require_labels(opened: ImageSource | Features, least_classes: int) -> None:
     bare = [i for i, label in zip(features.ids, features.labels, strict=True) if label is None]
     if bare:
         raise ValueError(
-            f"{features.name}: {len(bare)} of {len(features)} rows have no label (first: {bare[0]}); "
-            "extract from a folder whose sub-folders are the classes"
+            f"{features.name}: {len(bare)} of {len(features)} rows have no label (first: {bare[0]})"
+            f"{features.why and f', as {features.why}'}; extract from a folder whose sub-folders are the classes"
         )
     if len(set(features.labels)) < least_classes:
         raise ValueError(

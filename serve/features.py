@@ -18,15 +18,17 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from byol.arrays import open_arrays
+from byol.columns import Labels
 from byol.files import atomic_file, open_regular
 from byol.images import Skipped
+from byol.labels import labels_of_array
 from byol.locations import Location, is_url
 from byol.outputs import require_output
 from byol.parquet import open_table
 from byol.serve import kinds
 from byol.serve.feature_tables import READ_ROWS, read_tables
 from byol.serve.kinds import DIGEST_KEY as DIGEST_KEY
-from byol.serve.part_listing import complete_parts, is_begun, part_files
+from byol.serve.part_listing import complete_parts, is_begun, others_files, part_files
 from byol.tables import image_column
 from byol.text import printable, reason_of
 
@@ -39,13 +41,17 @@ Write = Callable[[Sequence[str], Sequence[str | None], np.ndarray], None]
 
 @dataclass(frozen=True)
 class Features:
-    """Features in memory: `x` float32 (N, D), all finite; `bundle` is the digest of the bundle, None if unknown."""
+    """Features in memory: `x` float32 (N, D), all finite; `bundle` is the digest of the bundle, None if unknown.
+
+    `why`: what there is to say of missing labels; empty where that is plain.
+    """
 
     name: str
     ids: list[str]
     labels: list[str | None]
     x: np.ndarray
     bundle: str | None
+    why: str = ""
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -172,10 +178,10 @@ def is_features(path: Location) -> bool:
     path = Path(path)
     if path.is_dir():
         parts = part_files(path)
-        return is_features(parts[0]) if parts else is_begun(path)
+        return is_features(parts[0]) if parts else is_begun(path) or _is_of_others(path)
     if path.suffix.lower() == ".npz":
         return _npz_holds_features(path)
-    return path.suffix.lower() == ".parquet" and not _parquet_holds_images(path)
+    return path.suffix.lower() == ".parquet" and not _holds_images(path)
 
 
 def read_features(path: str | Path) -> Features:
@@ -191,9 +197,10 @@ def read_features(path: str | Path) -> Features:
     if path.suffix.lower() == ".npz" and not path.is_dir():
         features = _read_npz(name, path)
     else:
-        bank, digest = read_tables(name, complete_parts(path) if path.is_dir() else [path])
+        folder = path if path.is_dir() else None
+        bank, digest = read_tables(name, complete_parts(folder) if folder else [path], folder)
         x = np.empty((0, 1), np.float32) if bank.x is None else bank.x  # no part has an image that could be read
-        features = Features(name, bank.ids, bank.labels, x, digest)
+        features = Features(name, bank.ids, bank.labels, x, digest, bank.why)
     if len(features) == 0:
         raise ValueError(f"{name} holds no features")
     if features.x.shape[1] == 0:
@@ -206,13 +213,28 @@ def read_features(path: str | Path) -> Features:
     return features
 
 
-def _parquet_holds_images(path: Path) -> bool:
+def _holds_images(path: Path) -> bool:
+    schema = _schema(path)  # where it cannot be read, whoever opens it as features says why
+    return schema is not None and "features" not in schema.names and image_column(schema) is not None
+
+
+def _is_of_others(folder: Path) -> bool:
+    """Whether another program's features are in a folder: in the first of its Parquet files that can be read."""
+    try:
+        schemas = map(_schema, others_files(folder))
+    except OSError:  # whoever opens it as a folder of images says why
+        return False
+    first = next((schema for schema in schemas if schema is not None), None)
+    return first is not None and "features" in first.names
+
+
+def _schema(path: Path) -> Any:
+    """Of a Parquet file; None where it cannot be read."""
     try:
         with open_regular(path) as stream:
-            schema = open_table(stream).file.schema_arrow
-    except (pa.ArrowException, OSError, ValueError):  # not readable: whoever opens it as features says why
-        return False
-    return "features" not in schema.names and image_column(schema) is not None
+            return open_table(stream).file.schema_arrow
+    except (pa.ArrowException, OSError, ValueError):
+        return None
 
 
 def _npz_holds_features(path: Path) -> bool:
@@ -241,9 +263,7 @@ def _read_npz(name: str, path: Path) -> Features:
         if key in arrays and arrays[key].shape != (len(x),):
             raise ValueError(f"{name}: `{key}` must have shape ({len(x)},), found {arrays[key].shape}")
     ids = [str(i) for i in arrays.get("ids", np.arange(len(x)))]
-    labels: list[str | None] = [None] * len(x)
-    if "labels" in arrays:
-        labels = [str(label) or None for label in arrays["labels"]]
+    labels = Labels.none(len(x)) if "labels" not in arrays else labels_of_array(arrays["labels"])
     digest = str(arrays[DIGEST_KEY]) if DIGEST_KEY in arrays else None
     with np.errstate(over="ignore"):  # what is beyond float32 is refused as not finite
-        return Features(name, ids, labels, x.astype(np.float32), digest)
+        return Features(name, ids, list(labels), x.astype(np.float32), digest)

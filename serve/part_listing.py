@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import errno
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -14,8 +16,10 @@ from byol.limits import limit
 from byol.parquet import open_table
 from byol.serve.strict_json import check, read_object
 from byol.text import printable, reason_of
+from byol.walk import is_image
 
 MANIFEST = "_manifest.json"
+MOST_DEPTH = 8  # folders `key=value` in one another
 AGAIN = "give its extract command again"
 
 
@@ -72,7 +76,8 @@ def complete_parts(folder: Path) -> list[Path]:
     """
     files, manifest = part_files(folder), read_manifest(folder)
     if manifest is None:
-        return files
+        with naming(folder):
+            return files or others_files(folder)
     name = printable(folder)
     if not manifest["complete"]:
         raise ValueError(f"{name} is not complete: its extraction has not ended; {AGAIN}")
@@ -89,6 +94,26 @@ def complete_parts(folder: Path) -> list[Path]:
     return files
 
 
+def others_files(folder: Path, depth: int = 0) -> list[Path]:
+    """The Parquet files of a folder that another program wrote: right in it, and in its folders `key=value`, sorted.
+
+    Hidden ones and those of a `_name` do not count. None where images are beside them: then they are about these.
+    Raises `OSError` when a folder cannot be listed.
+    """
+    if depth > MOST_DEPTH:  # a link leads back
+        raise OSError(errno.ELOOP, os.strerror(errno.ELOOP), folder)
+    files, folders = list[Path](), list[Path]()
+    with os.scandir(folder) as entries:
+        for entry in entries:
+            if is_image(os.fsencode(entry.name)):
+                return []
+            if entry.name.lower().endswith(".parquet") and entry.name[0] not in "._" and entry.is_file():
+                files.append(Path(entry.path))
+            elif "=" in entry.name and entry.name[0] not in "._" and entry.is_dir():
+                folders.append(Path(entry.path))
+    return sorted(files) + [file for below in sorted(folders) for file in others_files(below, depth + 1)]
+
+
 def row_count(file: Path) -> int:
     """The rows of a Parquet file. Raises `ValueError` naming it when it is damaged."""
     with naming(file), open_regular(file) as stream:
@@ -101,6 +126,6 @@ def naming(file: Path) -> Iterator[None]:
     try:
         yield
     except (pa.ArrowException, OSError, ValueError) as error:
-        if (name := printable(file)) in str(error):
+        if (name := printable(file)) in str(error) and not isinstance(error, OSError):
             raise
         raise ValueError(f"{name} cannot be read as a features file: {reason_of(error)}") from error

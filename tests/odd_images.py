@@ -49,6 +49,16 @@ def odd_images() -> dict[str, bytes]:
     }
 
 
+def odd_photographs() -> dict[str, bytes]:
+    """Photographs that are turned by EXIF which has other tags that Pillow cannot write again, or is no EXIF at all."""
+    rgb, block = Image.fromarray(picture(60, 40)), b"Exif\0\0II*\0\x08\0\0\0\3\0"
+    tags = struct.pack("<HHII", 0x112, 3, 1, 6), struct.pack("<HHII", 0x11A, 2, 4, 0x646261)
+    texts = struct.pack("<HHII", 0x128, 1, 1, 2), struct.pack("<HHII", 0x128, 4, 1, 65_538)
+    files = {f"odd-{n}.jpg": block + b"".join(tags) + text + bytes(4) for n, text in enumerate(texts)}
+    files["no-exif.jpg"] = b"Exif\0\0no"
+    return {name: encoded(rgb, "JPEG", exif=exif, quality=95) for name, exif in files.items()}
+
+
 def bad_images() -> dict[str, bytes]:
     """File name to content: none can be read."""
     rgb = Image.fromarray(picture(64, 64))

@@ -16,7 +16,7 @@ from PIL import Image, ImageOps
 from byol import decode as decoding
 from byol import images
 from byol.columns import Labels
-from byol.images import ImageSource, Preprocess, UnreadableImage, decode, read_image, require_labels
+from byol.images import ImageSource, Preprocess, UnreadableImage, decode, read_image, require_labels, to_rgb
 from byol.sources import open_sections, open_source
 from byol.text import printable
 from byol.walk import NOT_READ
@@ -102,6 +102,34 @@ def test_integers_beyond_sixteen_bits_are_refused(value: int, tmp_path: Path) ->
         read_image(tmp_path / "a.tif")
 
 
+def held(values: np.ndarray, kind: str) -> Image.Image:
+    """Grey as a Pillow image in memory, of 32-bit integers, or as one that a file of such integers gives."""
+    image = Image.fromarray(values.astype(np.int32))
+    return to_rgb(image) if kind == "memory" else read_image(io.BytesIO(encoded(image, "TIFF")))
+
+
+@pytest.mark.parametrize("kind", ["memory", "file"])
+def test_integers_of_32_bits_hold_8_where_none_is_above_255(kind: str) -> None:
+    grey = np.arange(256).reshape(16, 16)
+    np.testing.assert_array_equal(np.asarray(held(grey, kind))[..., 0], grey)
+    np.testing.assert_array_equal(np.asarray(held(grey * 257, kind))[..., 0], grey)
+    assert np.asarray(held(grey + 1, kind)).max() == 1  # 256 needs 16 bits
+    assert np.asarray(held(np.zeros((2, 2)), kind)).max() == 0
+
+
+def test_what_is_said_to_have_16_bits_has_them_however_dark(tmp_path: Path) -> None:
+    dark = np.full((4, 4), 200)
+    (tmp_path / "a.pgm").write_bytes(b"P5 4 4 65535\n" + dark.astype(">u2").tobytes())
+    Image.fromarray(dark.astype(np.uint16)).save(tmp_path / "a.png")
+    Image.fromarray(dark.astype(np.uint16)).save(tmp_path / "a.tif")
+    for name in ("a.pgm", "a.png", "a.tif"):
+        assert pixels(tmp_path / name).max() == 1
+        with Image.open(tmp_path / name) as image:
+            image.load()
+            assert np.asarray(to_rgb(image)).max() == 1
+    assert np.asarray(to_rgb(Image.fromarray(dark.astype(np.uint16)))).max() == 1
+
+
 @pytest.mark.skipif(sys.platform != "linux", reason="the peak is read from /proc")
 @pytest.mark.parametrize("name", ["large.jpg", "sixteen.png"])
 def test_a_large_image_is_held_once(name: str, tmp_path: Path) -> None:
@@ -125,14 +153,36 @@ def run_python(program: str, *arguments: str) -> subprocess.CompletedProcess[str
     return subprocess.run(command, capture_output=True, text=True, check=True, timeout=60)
 
 
-def test_a_large_image_is_taken_without_pillow_s_warning(tmp_path: Path) -> None:
-    Image.new("RGB", (12, 12)).save(tmp_path / "a.png")
-    program = (
-        "import sys\nfrom byol.images import read_image\nfrom PIL import Image\n"
-        "Image.MAX_IMAGE_PIXELS = 100; print(read_image(sys.argv[1]).size)"
-    )
-    done = run_python(program, str(tmp_path / "a.png"))
-    assert (done.stdout, done.stderr) == ("(12, 12)\n", "")
+def test_pillow_warns_of_nothing_as_it_does_not_say_of_which_image(tmp_path: Path) -> None:
+    """Of a large image, of odd tags, of an image in memory; nor does its log, nor a decoder in C."""
+    image = Image.fromarray(picture(12, 12))
+    image.save(tmp_path / "a.png")
+    image.save(tmp_path / "b.jpg", exif=exif_block((0x11A, 5, 1, 10**6), (0x8769, 4, 1, 10**6)))
+    packed = encoded(image, "TIFF", compression="tiff_lzw")
+    (tmp_path / "c.tif").write_bytes(packed[:12] + b"\xff" * 60 + packed[72:])
+    samples = struct.pack("<HHIH", 277, 3, 1, 3)
+    for name, odd in (("d", struct.pack("<HHIH", 277, 4, 2, 3)), ("e", struct.pack("<HHIH", 277, 3, 1, 99))):
+        (tmp_path / f"{name}.tif").write_bytes(packed.replace(samples, odd))
+    program = """
+import sys
+from pathlib import Path
+from PIL import Image
+from byol.images import UnreadableImage, read_image, to_rgb
+Image.MAX_IMAGE_PIXELS = 100
+for path in sorted(Path(sys.argv[1]).iterdir()):
+    try:
+        print(read_image(path).size)
+    except UnreadableImage:
+        print("unreadable")
+    try:
+        print(to_rgb(Image.open(path)).size)
+    except Exception:
+        print("unreadable")
+"""
+    done = run_python(program, str(tmp_path))
+    assert done.stdout.splitlines()[:4] == ["(12, 12)"] * 4
+    assert len(done.stdout.splitlines()) == 10
+    assert done.stderr == ""
 
 
 def test_transparency_is_dropped_not_blended(odd: Path) -> None:

@@ -166,18 +166,82 @@ def test_lists_that_other_programs_write_are_read(tmp_path: Path, kind: pa.DataT
     assert (read.bundle, read.labels) == (None, ["x", None])
 
 
+@pytest.mark.parametrize(
+    ("columns", "ids", "labels"),
+    [
+        ({"id": pa.array([7, 10**18])}, ["7", str(10**18)], ["x", None]),
+        ({"id": pa.array([0, 7], pa.uint8()).dictionary_encode()}, ["0", "7"], ["x", None]),
+        ({"id": None}, ["0", "1"], ["x", None]),
+        ({"id": pa.array(["a", "a longer name than twelve"], pa.string_view())}, None, ["x", None]),
+        ({"label": None}, ["a", "b"], [None, None]),
+        ({"label": pa.array([1, None])}, ["a", "b"], ["1", None]),
+        ({"label": pa.array([True, False])}, ["a", "b"], ["True", "False"]),
+        ({"label": pa.array(["x", "a longer name than twelve"], pa.string_view())}, ["a", "b"], None),
+        ({"label": pa.array([b"x", None], pa.binary_view())}, ["a", "b"], ["x", None]),
+    ],
+)
+def test_ids_and_labels_that_other_programs_write(
+    tmp_path: Path, columns: dict[str, pa.Array], ids: list[str] | None, labels: list[str | None] | None
+) -> None:
+    try:
+        pq.write_table(table(**columns), tmp_path / "f.parquet")
+    except pa.ArrowNotImplementedError:
+        pytest.skip("this PyArrow writes no views")
+    assert is_features(tmp_path / "f.parquet")
+    read = read_features(tmp_path / "f.parquet")
+    assert read.ids == (ids or columns["id"].to_pylist())
+    assert read.labels == (labels or columns["label"].to_pylist())
+    np.testing.assert_array_equal(read.x, [[1, 2], [3, 4]])
+
+
+def test_folders_that_other_programs_write(tmp_path: Path) -> None:
+    """Hive's layout, as pandas, polars, Spark and DuckDB write it: the label is a folder's name."""
+    frame = table(label=pa.array(["cat", None])).to_pandas()
+    frame.loc[2] = ["c", "great dog", [5.0, 6.0]]
+    frame.to_parquet(tmp_path / "pandas", partition_cols=["label"])
+    (tmp_path / "pandas" / "_SUCCESS").touch()
+    (tmp_path / "pandas" / "label=cat" / "._0.parquet").write_bytes(b"")
+    assert is_features(tmp_path / "pandas")
+    read = read_features(tmp_path / "pandas")
+    assert dict(zip(read.ids, read.labels, strict=True)) == {"a": "cat", "b": None, "c": "great dog"}
+    (tmp_path / "flat").mkdir()
+    for name in ("b.parquet", "A.PARQUET"):
+        write(tmp_path / "flat" / name, 2)
+    assert is_features(tmp_path / "flat")
+    assert len(read_features(tmp_path / "flat")) == 4
+    (tmp_path / "pandas" / "label=cat" / "broken.parquet").write_bytes(b"")
+    with pytest.raises(ValueError, match=r"label=cat/broken\.parquet cannot be read as a features file: an empty file"):
+        read_features(tmp_path / "pandas")
+
+
+def test_a_folder_of_images_with_a_table_about_them_is_no_folder_of_features(tmp_path: Path) -> None:
+    write(tmp_path / "features.parquet")
+    assert is_features(tmp_path)
+    (tmp_path / "a.png").touch()
+    assert not is_features(tmp_path)
+    (tmp_path / "other").mkdir()
+    pq.write_table(pa.table({"caption": ["a"]}), tmp_path / "other" / "0.parquet")
+    assert not is_features(tmp_path / "other")
+
+
+def test_a_partition_that_leads_back_to_itself_is_refused(tmp_path: Path) -> None:
+    write(tmp_path / "0.parquet")
+    (tmp_path / "a=b").symlink_to(tmp_path, target_is_directory=True)
+    assert not is_features(tmp_path)
+    with pytest.raises(ValueError, match="symbolic links"):
+        read_features(tmp_path)
+
+
 FLOATS = pa.list_(pa.float32())
 
 
 @pytest.mark.parametrize(
     ("columns", "message"),
     [
-        ({"id": None}, "needs one column `id`"),
-        ({"label": None}, "needs one column `label`"),
         ({"features": None}, "needs one column `features`"),
-        ({"id": pa.array([1, 2])}, "column `id` must hold strings"),
+        ({"id": pa.array([1.5, 2])}, "column `id` must hold text or whole numbers"),
         ({"id": pa.array(["a", None])}, "row 1 has no id"),
-        ({"label": pa.array([1, 2])}, "column `label` must hold strings"),
+        ({"id": pa.array([1, None])}, "row 1 has no id"),
         ({"features": pa.array([1.0, 2.0])}, "column `features` must hold lists of floats"),
         ({"features": pa.array([[1], [2]], pa.list_(pa.int64()))}, "column `features` must hold lists of floats"),
         ({"features": pa.array([[1.0], [2.0, 3.0]], FLOATS)}, "different numbers of features"),

@@ -27,7 +27,7 @@ from byol.images import read_image
 from byol.serve import Encoder, ImageClassifier
 from byol.serve.bundle import compare_features
 from tests.documents import code
-from tests.odd_images import bad_images, odd_images, write_files
+from tests.odd_images import bad_images, odd_images, odd_photographs, write_files
 
 
 @pytest.fixture(scope="module")
@@ -100,7 +100,7 @@ def test_plain_onnxruntime_gives_the_same_features(bundle: Path, tmp_path: Path)
     imported = {node.module for node in ast.walk(ast.parse(block)) if isinstance(node, ast.ImportFrom)}
     imported |= {a.name for node in ast.walk(ast.parse(block)) if isinstance(node, ast.Import) for a in node.names}
     assert imported == {"json", "os", "sys", "pathlib", "numpy", "onnxruntime", "PIL"}
-    write_files(tmp_path / "photos", odd_images())
+    write_files(tmp_path / "photos", odd_images() | odd_photographs())
     paths = sorted((tmp_path / "photos").iterdir())
     (tmp_path / "bundle").symlink_to(bundle)
     (tmp_path / "encode.py").write_text(block)

@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from byol.files import open_regular
-from byol.images import SourceUnavailable, UnreadableImage, decode
+from byol.images import SourceUnavailable, UnreadableImage, decode, require_labels
 from byol.sources import open_source
 from tests.odd_images import picture
 from tests.test_sources import PIXELS, image_structs, png, write_table, write_tar
@@ -170,11 +170,75 @@ def test_advice_for_compressed_shards_only(tmp_path: Path) -> None:
 # ------------------------------------------------------------------------------------------- folders of shards
 
 
-def test_hidden_shards_and_suffixes_of_any_case(tmp_path: Path) -> None:
-    for name in ("a.TAR", "._a.tar", ".hidden/b.tar", "sub/c.tar"):
-        (tmp_path / name).parent.mkdir(exist_ok=True)
-        write_tar(tmp_path / name, {"0.png": png(0)})
-    assert list(open_source(tmp_path).ids) == ["a.TAR/0.png", "sub/c.tar/0.png"]
+def write_shard(path: Path, seed: int = 0) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if path.suffix.lower() == ".tar":
+        return write_tar(path, {"0.png": png(seed)})
+    return write_table(path, {"image": image_structs(1, start=seed)})
+
+
+@pytest.mark.parametrize(("suffix", "row"), [("tar", "0.png"), ("parquet", "0")])
+def test_hidden_shards_folders_with_a_suffix_and_suffixes_of_any_case(suffix: str, row: str, tmp_path: Path) -> None:
+    upper = suffix.upper()
+    counts = [f"a.{upper}", f"data.{suffix}/part-0.{suffix}", f"sub/c.{suffix}"]
+    for name in (*counts, f"._a.{suffix}", f".Trash-1000/files/b.{suffix}", f"sub/._c.{suffix}"):
+        write_shard(tmp_path / name)
+    (tmp_path / f"empty.{suffix}").mkdir()
+    source = open_source(tmp_path)
+    assert (list(source.ids), list(source.skipped)) == ([f"{name}/{row}" for name in counts], [])
+    assert list(open_source(tmp_path / f"data.{suffix}").ids) == [f"part-0.{suffix}/{row}" if suffix != "tar" else row]
+    assert list(open_source(f"{tmp_path}/*.{suffix}").ids) == list(open_source(tmp_path / f"data.{suffix}").ids)
+    assert len(open_source(f"{tmp_path}/*.{upper}")) == 1
+
+
+@pytest.mark.parametrize("suffix", ["tar", "parquet"])
+def test_links_to_shards_and_to_folders_of_them_are_followed(suffix: str, tmp_path: Path) -> None:
+    for seed in range(2):
+        write_shard(tmp_path / "store" / f"{seed}.{suffix}", seed)
+    (tmp_path / "data" / "sub").mkdir(parents=True)
+    (tmp_path / "data" / "linked").symlink_to(tmp_path / "store", target_is_directory=True)
+    (tmp_path / "data" / "sub" / "again").symlink_to(tmp_path / "store", target_is_directory=True)
+    (tmp_path / "data" / f"one.{suffix}").symlink_to(tmp_path / "store" / f"0.{suffix}")
+    source = open_source(tmp_path / "data")
+    assert [name.rpartition("/")[0] for name in source.ids] == [
+        f"linked/0.{suffix}", f"linked/1.{suffix}", f"one.{suffix}"
+    ]  # fmt: skip
+    assert [item.path for item in source.skipped] == ["sub/again"]
+    np.testing.assert_array_equal(PIXELS(source.open(1)), picture(seed=1))
+
+
+def test_tables_about_shards_beside_them_do_not_count(tmp_path: Path) -> None:
+    """As img2dataset writes them: `00000.tar`, `00000.parquet`, `00000_stats.json`."""
+    for number in range(2):
+        write_shard(tmp_path / f"0000{number}.tar", number)
+        write_table(tmp_path / f"0000{number}.parquet", {"url": pa.array(["http://a/b.png"]), "key": pa.array(["0"])})
+        (tmp_path / f"0000{number}_stats.json").write_text("{}")
+    write_table(tmp_path / "all.parquet", {"caption": pa.array(["a cat"])})
+    (tmp_path / "damaged.parquet").write_bytes(b"")
+    source = open_source(tmp_path)
+    assert list(source.ids) == ["00000.tar/0.png", "00001.tar/0.png"]
+    assert [(item.path, "an empty file" in item.reason) for item in source.skipped] == [("damaged.parquet", True)]
+    assert list(open_source(f"{tmp_path}/0000*[.][tp]ar*").ids) == list(source.ids)
+    write_shard(tmp_path / "images.parquet")
+    with pytest.raises(ValueError, match=r"holds files of \.parquet, \.tar; give shards of one kind"):
+        open_source(tmp_path)
+
+
+def test_compressed_archives_are_listed_with_advice(tmp_path: Path) -> None:
+    write_tar(tmp_path / "a.tar.gz", {"0.png": png(0)}, "w:gz")
+    with pytest.raises(ValueError, match=r"holds no images.*; a\.tar\.gz: a compressed archive .* unpack it"):
+        open_source(tmp_path)
+    with pytest.raises(ValueError, match=r"a\.tar\.gz: a compressed archive cannot be read at random; unpack it"):
+        open_source(tmp_path / "a.tar.gz")
+    write_shard(tmp_path / "b.tar")
+    source = open_source(tmp_path)
+    assert (list(source.ids), [item.path for item in source.skipped]) == (["0.png"], ["a.tar.gz"])
+
+
+def test_what_a_folder_of_shards_leaves_out_is_named(tmp_path: Path) -> None:
+    write_shard(tmp_path / "a.tar")
+    (tmp_path / "phone.heic").write_bytes(b"")
+    assert [item.path for item in open_source(tmp_path).skipped] == ["phone.heic"]
 
 
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no pipes here")
@@ -200,14 +264,12 @@ def test_damaged_parquet_shards_are_reported_and_the_rest_is_read(tmp_path: Path
     write_table(tmp_path / "d.parquet", {"image": image_structs(2, start=2), "label": pa.array(["y", None])})
     (tmp_path / "a.parquet").write_bytes(b"")
     write_table(tmp_path / "c.parquet", {"text": pa.array(["x"])})
-    write_table(tmp_path / "e.parquet", {"image": image_structs(1), "label": pa.array([{"a": 1}])})
     source = open_source(tmp_path)
     assert list(source.ids) == ["b.parquet/0", "b.parquet/1", "d.parquet/0", "d.parquet/1"]
     assert list(source.labels) == ["x", "y", "y", None]
     reasons = {item.path: item.reason for item in source.skipped}
-    assert "cannot be read as a Parquet file" in reasons["a.parquet"]
+    assert reasons["a.parquet"] == "cannot be read as a Parquet file: an empty file"
     assert "has no image column" in reasons["c.parquet"]
-    assert "has no usable labels" in reasons["e.parquet"]
     np.testing.assert_array_equal(PIXELS(source.open(3)), picture(seed=3))
 
 
@@ -227,11 +289,13 @@ def test_structs_in_structs_hold_no_images(tmp_path: Path) -> None:
         open_source(tmp_path / "a.parquet")
 
 
-def test_two_columns_of_labels_are_refused(tmp_path: Path) -> None:
+def test_two_columns_of_labels_are_none(tmp_path: Path) -> None:
     table = pa.table([image_structs(1), pa.array(["a"]), pa.array(["b"])], names=["image", "label", "label"])
     pq.write_table(table, tmp_path / "a.parquet")
-    with pytest.raises(ValueError, match="has no usable labels: `label` must be one column"):
-        open_source(tmp_path / "a.parquet")
+    source = open_source(tmp_path / "a.parquet")
+    assert list(source.labels) == [None]
+    with pytest.raises(ValueError, match="as `label` must be one column of text or numbers, found string, "):
+        require_labels(source)
 
 
 # ----------------------------------------------------------------------------------------- shards that go away

@@ -64,7 +64,7 @@ def test_labels_are_the_same_however_they_are_made() -> None:
     assert labels.take([2]).classes == ["cat"]
     assert labels[1:3] == [None, "cat"]
     assert list(Labels(np.array([1, 0, 2, -1]), ["b", "a", "b"])) == ["a", "b", "b", None]
-    assert list(Labels.of_array(np.array([10, 9, 10]))) == ["10", "9", "10"]
+    assert list(Labels.all("cat", 2)) == ["cat", "cat"]
     assert list(Labels.none(2)) == [None, None]
 
 

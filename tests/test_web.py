@@ -213,6 +213,21 @@ def test_a_subfolder_that_went_after_its_parent_was_listed_is_named(web: Web) ->
     )
 
 
+def test_formats_that_are_not_read_are_named_behind_a_url_too(web: Web) -> None:
+    web.files["/images/dog/phone.HEIC"] = web.files["/images/dog/.hidden.heic"] = b"abc"
+    source = open_source(f"{web.url}/images")
+    assert (len(source), [item.path for item in source.skipped]) == (40, ["dog/phone.HEIC"])
+
+
+def test_a_presigned_url_is_a_location(web: Web, png: bytes, tmp_path: Path) -> None:
+    web.files = {"/a.png": png, "/0.tar": write_tar(tmp_path / "0.tar", {"b.png": png}).read_bytes()}
+    for path, name in (("a.png", "a.png"), ("0.tar", "b.png")):
+        source = open_source(f"{web.url}/{path}?X-Amz-Signature=ab%2Fc&x=1")
+        assert (list(source.ids), source.open(0).size) == ([name], (20, 24))
+        assert "ab%2Fc" not in source.name
+        assert any("X-Amz-Signature=ab" in asked for asked in web.asked)
+
+
 # ------------------------------------------------------------------------------------------------ bodies
 
 
