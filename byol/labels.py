@@ -15,7 +15,7 @@ from numpy.typing import ArrayLike
 from byol.columns import Labels
 
 NO_PARTITION = "__HIVE_DEFAULT_PARTITION__"  # what Hive's writers call the folder of missing values
-_WHOLE = re.compile(r"(-?[0-9]+)(\.0*)?")
+_WHOLE = re.compile(r"(-?[0-9]{1,20})(\.0*)?")
 
 
 def label_of(value: Any) -> str | None:
@@ -35,6 +35,8 @@ def label_of(value: Any) -> str | None:
 
 
 def _is_finite(value: Any) -> bool:
+    if isinstance(value, int):  # of any length
+        return True
     try:
         return math.isfinite(value)
     except TypeError:  # no number: a date

@@ -81,7 +81,7 @@ def fetch(name: str, root: Path | None = None) -> list[Path]:
             ) from error
         path = _file(name, split)
         path.parent.mkdir(parents=True, exist_ok=True)
-        arrays = {"images": images} if labels is None else {"images": images, "labels": labels}
+        arrays: dict[str, Any] = {"images": images} if labels is None else {"images": images, "labels": labels}
         with atomic_file(path) as temporary, open(temporary, "wb") as stream:
             np.savez(stream, **arrays)
         written.append(path)

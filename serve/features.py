@@ -137,7 +137,8 @@ def _npz_writer(path: Path, dim: int, digest: str, dtype: str) -> Iterator[Write
         parts.append(features)
 
     yield write
-    arrays = {"ids": np.array(ids, np.str_), "features": np.concatenate(parts), DIGEST_KEY: np.array(digest)}
+    arrays: dict[str, Any] = {"ids": np.array(ids, np.str_), "features": np.concatenate(parts)}
+    arrays[DIGEST_KEY] = np.array(digest)
     if any(label is not None for label in labels):
         arrays["labels"] = np.array([label or "" for label in labels], np.str_)
     with open(path, "wb") as stream:
