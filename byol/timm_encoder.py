@@ -10,6 +10,7 @@ from typing import Any
 
 import timm
 import torch
+from timm.data import resolve_data_config
 from timm.models import get_pretrained_cfg
 from torch import nn
 
@@ -32,6 +33,24 @@ def size_argument(name: str, image_size: int) -> dict[str, Any]:
     """`{"img_size": S}` for a model that timm builds for one image size (ViT, Swin), else nothing."""
     config = get_pretrained_cfg(name)
     return {"img_size": image_size} if config is not None and config.fixed_input_size else {}
+
+
+def input_config(name: str) -> tuple[str, dict[str, Any]]:
+    """A model's name with its tag, and how its pretrained weights were fed, as timm itself resolves it.
+
+    Keys: `input_size` (3, S, S), `crop_pct`, `crop_mode`, `interpolation`, `mean`, `std`. Without a tag it is timm's
+    default one. Raises `ValueError` for a tag that timm does not have.
+    """
+    architecture, _, tag = name.partition(".")
+    check_name(architecture)
+    try:
+        config = get_pretrained_cfg(name)
+    except RuntimeError as error:
+        tags = [known.partition(".")[2] for known in timm.list_pretrained(f"{architecture}.*")]
+        raise ValueError(f"timm has no weights {tag!r} of {architecture}; legal: {', '.join(tags)}") from error
+    known = config.to_dict() if config else {}
+    full_name = f"{architecture}.{known['tag']}" if known.get("tag") else architecture
+    return full_name, resolve_data_config(pretrained_cfg=known)
 
 
 def classifier_tensors(name: str) -> set[str]:

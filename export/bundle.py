@@ -57,7 +57,8 @@ ONLY_FP32 = Additions()
 class Source:
     """An encoder in eval mode, how to rebuild and feed it, and where its weights come from.
 
-    A fine-tuned one also has the `layer` behind it, and what the manifest says of that (`head`) and of the tuning.
+    `resize`: what an image's shorter side is brought to, before the crop; None for the usual. A fine-tuned one also has
+    the `layer` behind it, and what the manifest says of that (`head`) and of the tuning.
     """
 
     encoder: nn.Module
@@ -66,6 +67,7 @@ class Source:
     image_size: int
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
+    resize: int | None = None
     training: Training | None = None
     origin: Origin | None = None
     layer: Layer | None = None
@@ -116,7 +118,7 @@ def export_bundle(source: Path | Source, out: Path, additions: Additions = ONLY_
     additions.require()
     source = read_run(source) if isinstance(source, Path) else source
     encoder, size, mean, std = source.encoder, source.image_size, source.mean, source.std
-    preprocess = Preprocess.for_size(size)
+    preprocess = Preprocess(source.resize, size) if source.resize else Preprocess.for_size(size)
     spec = PreprocessSpec(preprocess.resize, preprocess.crop, mean, std)
     contract = {"preprocess": json.dumps(vars(spec), sort_keys=True), "byol_version": byol.__version__}
     proto = encoder_to_onnx(encoder, size, mean, std, contract)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -9,11 +10,12 @@ import click
 import onnxscript  # noqa: F401 - torch.onnx needs it; missing, it is reported before any work is done
 import torch  # noqa: F401
 
-from byol.config import TIMM, TrainConfig
+from byol.config import TIMM
 from byol.console import note, show_line
 from byol.export.additions import Additions
 from byol.export.bundle import Source, export_bundle
 from byol.export.foreign import TOOLKITS, foreign_encoder
+from byol.export.foreign_input import Input, Three
 from byol.export.triton import require_repository, write_repository
 from byol.locations import LOCATION
 from byol.outputs import require_output_folder
@@ -21,8 +23,6 @@ from byol.parameters import FiniteRange, Output, of_option
 from byol.serve.bundle import require_place
 from byol.serve.manifest import LARGEST_SIZE, Manifest
 from byol.text import printable
-
-IMAGENET_MEAN, IMAGENET_STD = TrainConfig.mean, TrainConfig.std
 
 
 @click.command()
@@ -36,14 +36,23 @@ IMAGENET_MEAN, IMAGENET_STD = TrainConfig.mean, TrainConfig.std
 )
 @click.option("--prefix", help="Of a foreign CHECKPOINT, the part that is the encoder, where its names are not known.")
 @click.option(
-    "--arch", help="Encoder of a foreign CHECKPOINT: a torchvision ResNet, or timm:NAME (with --from timm: NAME)."
-)
-@click.option("--image-size", type=click.IntRange(8, LARGEST_SIZE), help="Its input side in pixels.  [default: 224]")
-@click.option(
-    "--mean", type=FiniteRange(0, 1), nargs=3, help="Its channel means, of values in 0..1.  [default: ImageNet's]"
+    "--arch",
+    help="Encoder of a foreign CHECKPOINT: a torchvision ResNet, or timm:NAME or timm:NAME.TAG (--from timm: NAME).",
 )
 @click.option(
-    "--std", type=FiniteRange(0, 1, min_open=True), nargs=3, help="Its channel deviations.  [default: ImageNet's]"
+    "--image-size", type=click.IntRange(8, LARGEST_SIZE), help="Its input side in pixels.  [default: timm's, or 224]"
+)
+@click.option(
+    "--mean",
+    type=FiniteRange(0, 1),
+    nargs=3,
+    help="Its channel means, of values in 0..1.  [default: timm's, or ImageNet's]",
+)
+@click.option(
+    "--std",
+    type=FiniteRange(0, 1, min_open=True),
+    nargs=3,
+    help="Its channel deviations.  [default: timm's, or ImageNet's]",
 )
 @click.option(
     "--precision",
@@ -95,18 +104,37 @@ def _foreign_source(
     arch: str,
     toolkit: str = "auto",
     prefix: str | None = None,
-    image_size: int = 224,
-    mean: tuple[float, float, float] = IMAGENET_MEAN,
-    std: tuple[float, float, float] = IMAGENET_STD,
+    image_size: int | None = None,
+    mean: Three | None = None,
+    std: Three | None = None,
 ) -> Source:
-    """The encoder of a foreign checkpoint; says on stderr what was taken and left."""
+    """The encoder of a foreign checkpoint; says on stderr what was taken and left, and what input it gets."""
     if toolkit == "timm" and not arch.startswith(TIMM):
         arch = TIMM + arch
     weights = foreign_encoder(path, toolkit, arch, image_size, prefix)
-    note(f"{printable(path.name)} read as {weights.origin.toolkit}: {arch}, {weights.stem} stem")
+    note(f"{printable(path.name)} read as {weights.origin.toolkit}: {weights.arch}, {weights.stem} stem")
     for what, counts in (("took", weights.taken), ("left", weights.left)):
         note(f"{what}: {', '.join(f'{name} ({count})' for name, count in counts.items()) or 'nothing'}")
-    return Source(weights.encoder, arch, weights.stem, image_size, mean, std, origin=weights.origin)
+    given = replace(weights.input, mean=mean or weights.input.mean, std=std or weights.input.std)
+    _say_input(given, mean is not None and std is not None)
+    return Source(
+        weights.encoder,
+        weights.arch,
+        weights.stem,
+        given.size,
+        given.mean,
+        given.std,
+        resize=given.resize,
+        origin=weights.origin,
+    )
+
+
+def _say_input(given: Input, by_hand: bool) -> None:
+    numbers = [" ".join(f"{value:g}" for value in values) for values in (given.mean, given.std)]
+    origin = "" if by_hand else f", {given.origin}; --image-size, --mean and --std say otherwise"
+    note(f"input: {given.size} px, the middle of {given.resize}; mean {numbers[0]}, std {numbers[1]}{origin}")
+    if given.remark:
+        note(f"input: {given.remark}")
 
 
 def _proof(manifest: Manifest, name: str) -> str:

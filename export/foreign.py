@@ -1,7 +1,7 @@
 """The online encoder inside a checkpoint of another toolkit: found by its layout, taken whole, nothing guessed.
 
 Layouts are those of lightly's documented BYOL (1.4 and newer), solo-learn's LightningModules, lucidrains' byol-pytorch,
-plain state dicts of torchvision and timm, and the arrays of DeepMind's released BYOL (see `byol.export.haiku`).
+SwAV and VISSL, plain state dicts of torchvision and timm, and DeepMind's released BYOL (see `byol.export.haiku`).
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from byol.checkpoint import finite
 from byol.config import TIMM
 from byol.export import haiku
 from byol.export.foreign_file import CONTAINERS, read_models, without_wrappers
+from byol.export.foreign_input import Input, input_of
 from byol.files import sha256_of
 from byol.model import encoder_shapes, encoder_with
 from byol.serve.manifest import Origin
@@ -56,6 +57,8 @@ LAYOUTS = {
             "online_encoder.net.fc.",
         ),
     ),
+    "swav": Layout(("",), ("projection_head.", "prototypes.")),
+    "vissl": Layout(("_feature_blocks.",), ()),  # its heads lie in another part of the file
     "deepmind": Layout(
         (haiku.ENCODER,),
         (
@@ -74,31 +77,38 @@ _LIGHTLY_CUT = ("conv1", "bn1", "layer1", "layer2", "layer3", "layer4")
 
 @dataclass(frozen=True)
 class Weights:
-    """An encoder in eval mode with foreign weights, and what was done: `taken`, `left` count tensors by prefix."""
+    """An encoder in eval mode with foreign weights, how to rebuild and feed it, and what was done.
+
+    `taken`, `left` count tensors by prefix.
+    """
 
     encoder: nn.Module
+    arch: str
     stem: str
+    input: Input
     origin: Origin
     taken: dict[str, int]
     left: dict[str, int]
 
 
-def foreign_encoder(path: Path, toolkit: str, arch: str, image_size: int, prefix: str | None = None) -> Weights:
+def foreign_encoder(path: Path, toolkit: str, arch: str, image_size: int | None, prefix: str | None = None) -> Weights:
     """The online encoder in a foreign checkpoint, as architecture `arch` (a torchvision ResNet or `timm:NAME`).
 
-    `toolkit`: one of `TOOLKITS`; auto tries all. `prefix`: take exactly the tensors under it instead; it may also be,
-    or begin with, one of several models in the file. Raises `ValueError` when the file cannot be read, when a tensor is
+    `toolkit`: one of `TOOLKITS`; auto tries all. `image_size`: S, None for the usual one. `prefix`: take exactly the
+    tensors under it instead; it may also be, or begin with, one of several models in the file. timm's NAME may have the
+    tag of weights, whose input it then is. Raises `ValueError` when the file cannot be read, when a tensor is
     unexplained, when more than one encoder could be meant, when the weights do not fit the architecture, or are not
     finite.
     """
+    plain = _untagged(arch)
     tensors, others, prefix = _one_model(path, read_models(path), prefix or "")
     tensors = haiku.torch_names(tensors)
     if prefix and toolkit != "auto":
         raise ValueError(f"the prefix {prefix} says what to take; leave --from {toolkit} out")
     if prefix:
-        candidates = {f"prefix {prefix}": _under(path, tensors, prefix, arch)}
+        candidates = {f"prefix {prefix}": _under(path, tensors, prefix, plain)}
     else:
-        candidates = _candidates(tensors, toolkit, arch)
+        candidates = _candidates(tensors, toolkit, plain)
     found: dict[str, Weights] = {}
     problems: dict[str, str] = {}
     for name, (own, left) in candidates.items():
@@ -107,7 +117,7 @@ def foreign_encoder(path: Path, toolkit: str, arch: str, image_size: int, prefix
         except ValueError as error:
             problems[name] = str(error)
     if not found:
-        raise ValueError(_refusal(path, tensors, toolkit, arch, problems))
+        raise ValueError(_refusal(path, tensors, toolkit, plain, problems))
     weights = next(iter(found.values()))  # layouts that agree on all names took the same tensors
     return replace(weights, left=weights.left | others)
 
@@ -176,26 +186,36 @@ def _is_plain_enough(layout: str, tensors: dict[str, Tensor], arch: str) -> bool
     """Any names fit a layout without prefix; so it is tried only on what begins like a model of that library."""
     if layout == "timm":
         return _is_timm(arch)
-    return layout != "torchvision" or (not _is_timm(arch) and "conv1.weight" in tensors)
+    if layout not in ("torchvision", "swav"):
+        return True
+    fits = layout == "torchvision" or any(name.startswith(LAYOUTS[layout].left) for name in tensors)
+    return fits and not _is_timm(arch) and "conv1.weight" in tensors
 
 
 def _is_timm(arch: str) -> bool:
     return arch.startswith(TIMM)
 
 
+def _untagged(arch: str) -> str:
+    """The architecture without the tag of its weights, which timm writes behind a point."""
+    return arch.partition(".")[0] if _is_timm(arch) else arch
+
+
 def _fit(
-    path: Path, layout: str, own: dict[str, Tensor], left: dict[str, Tensor], arch: str, image_size: int
+    path: Path, layout: str, own: dict[str, Tensor], left: dict[str, Tensor], arch: str, image_size: int | None
 ) -> Weights:
+    given = input_of("timm" if _is_timm(arch) and layout not in TOOLKITS else layout, arch, image_size)
+    arch, size = _untagged(arch), given.size
     named, cut = _named({name: v.float() if v.is_floating_point() else v for name, v in own.items()})
     stem = "imagenet" if _is_timm(arch) else _stem(layout, named, cut)
-    counters = {name for name in encoder_shapes(arch, stem, image_size) if name.endswith("num_batches_tracked")}
+    counters = {name for name in encoder_shapes(arch, stem, size) if name.endswith("num_batches_tracked")}
     if not counters & named.keys():  # torch before 0.4.1 had none, and some drop them; they say nothing here
         named |= {name: torch.zeros((), dtype=torch.int64) for name in counters}
-    encoder = encoder_with(arch, stem, image_size, named, f"{path}, read as {layout},")
+    encoder = encoder_with(arch, stem, size, named, f"{path}, read as {layout},")
     if not finite(named):
         raise ValueError(f"{path}: the encoder's weights are not all finite")
     origin = Origin(layout, path.name, sha256_of(path))
-    return Weights(encoder, stem, origin, _counts(own), _counts(left))
+    return Weights(encoder, arch, stem, given, origin, _counts(own), _counts(left))
 
 
 def _stem(layout: str, named: dict[str, Tensor], cut: tuple[str, ...]) -> str:

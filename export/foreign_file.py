@@ -17,8 +17,8 @@ from byol.export.torch_file import MoreThanTensors, Program, require_checkpoint
 from byol.files import open_regular
 from byol.text import Recipe, first_line, on_one_line, printable, reason_of
 
-# Where toolkits keep the weights inside what they save.
-CONTAINERS = ("state_dict", "model", "model_state_dict", "module", "net")
+# Where toolkits keep the weights inside what they save; the last three are VISSL's, one in the other.
+CONTAINERS = ("state_dict", "model", "model_state_dict", "module", "net", "classy_state_dict", "base_model", "trunk")
 DEEPEST = 8  # containers in containers; one may hold itself
 WRAPPERS = ("module.", "_orig_mod.")
 
@@ -28,7 +28,9 @@ and only if you trust it, convert it:
   import torch
   from safetensors.torch import save_file
   saved = {read}
-  weights = saved["state_dict"] if isinstance(saved, dict) else saved.state_dict()
+  while isinstance(saved, dict) and (part := next((name for name in {containers} if name in saved), None)):
+    saved = saved[part]
+  weights = saved if isinstance(saved, dict) else saved.state_dict()
   save_file({{k: v.clone().contiguous() for k, v in weights.items()}}, {target!r})
 and export {target}"""
 _READ = "torch.load({name!r}, map_location='cpu', weights_only=False)"
@@ -83,7 +85,8 @@ def _unpickled(path: Path) -> Any:
 
 def _conversion(path: Path, reason: str, read: str) -> str:
     target = path.with_suffix(".safetensors").name
-    return _CONVERT.format(path=printable(path), reason=reason, read=read.format(name=path.name), target=target)
+    read = read.format(name=path.name)
+    return _CONVERT.format(path=printable(path), reason=reason, read=read, containers=CONTAINERS, target=target)
 
 
 def _models(saved: Any, depth: int = 0) -> dict[str, dict[str, Tensor]]:

@@ -6,15 +6,16 @@ Shapes: N bank, B queries, D features, K neighbours, C classes.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from itertools import product
-from typing import Self
+from typing import Any, Self
 
 import numpy as np
 from numpy.typing import ArrayLike
 from onnx import TensorProto, helper
 
-from byol.serve.classifier import Classifier, top_k_accuracy
+from byol.serve.classifier import Classifier
+from byol.serve.scores import Scores, pieces
 from byol.serve.session import open_session
 
 SIMILARITIES = 64 << 20  # similarities computed at once (256 MB)
@@ -52,33 +53,60 @@ class KNNClassifier(Classifier):
         queries = self._checked(x)
         return self._neighbours(queries)
 
-    def predict_proba(self, x: ArrayLike) -> np.ndarray:
-        """The classes' shares of the votes (B, C) float64."""
-        return self.vote(*self.kneighbors(x), self.temperature)
+    def _scored(self, features: np.ndarray) -> Iterator[Scores]:
+        return self._shares(*self._neighbours(features), self.temperature)
 
-    def vote(self, similarity: np.ndarray, neighbours: np.ndarray, temperature: float) -> np.ndarray:
-        """The classes' shares (B, C) of the votes of given neighbours (B, K): the first K' columns are kNN with K'."""
+    def _shares(self, similarity: np.ndarray, neighbours: np.ndarray, temperature: float) -> Iterator[Scores]:
+        """The classes' shares of the votes of neighbours (B, K): the first K' columns are kNN with K'."""
         _require_temperature(temperature)
-        # Relative to the nearest neighbour, so that no temperature overflows; the shares stay the same.
-        exponent = (similarity.astype(np.float64) - similarity[:, :1]) / temperature
-        votes = np.zeros((len(similarity), len(self.classes_)))
-        rows = np.arange(len(votes))[:, None]
-        np.add.at(votes, (rows, self._numbers[neighbours]), np.exp(exponent))
-        shares: np.ndarray = votes / votes.sum(1, keepdims=True)
-        return shares
+        for rows in pieces(*similarity.shape):
+            near = similarity[rows].astype(np.float64)
+            # Relative to the nearest neighbour, so that no temperature overflows; the shares stay the same.
+            weights = np.exp((near - near[:, :1]) / temperature)
+            yield _counted(self._numbers[neighbours[rows]], weights, len(self.classes_))
 
     def sweep(
         self, x: ArrayLike, y: ArrayLike, ks: Sequence[int], temperatures: Sequence[float]
     ) -> list[tuple[int, float, float, float]]:
         """(k, temperature, top-1, top-5) of every pair, from one search; each k at most the classifier's own."""
-        similarity, neighbours = self.kneighbors(x)
-        truth = self._encode(y, len(similarity))
+        features, truth = self._checked_pair(x, y)
+        similarity, neighbours = self._neighbours(features)
         results = []
         for k, temperature in product(ks, temperatures):
-            scores = self.vote(similarity[:, :k], neighbours[:, :k], temperature)
-            top1, top5 = (top_k_accuracy(scores, truth, best) for best in (1, 5))
+            places = self._places(self._shares(similarity[:, :k], neighbours[:, :k], temperature), truth)
+            top1, top5 = (float((places < best).mean()) for best in (1, 5))
             results.append((min(k, self.k_), temperature, top1, top5))
         return results
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Unpickled: a fitted one says what it runs on here."""
+        self.__dict__.update(state)
+        if "_neighbours" in state:
+            self.device_, self.reason_ = self._neighbours.device, self._neighbours.reason
+
+
+def _counted(numbers: np.ndarray, weights: np.ndarray, classes: int) -> Scores:
+    """The shares of classes in the votes of neighbours: their classes' numbers (B, K) and their weights (B, K).
+
+    At most K classes get votes: where there are more, a row counts its own only.
+    """
+    all_classes = np.arange(classes)[None]
+    columns, named = _own_classes(numbers, classes) if classes > numbers.shape[1] else (numbers, all_classes)
+    width = named.shape[1]
+    cells = columns + width * np.arange(len(columns))[:, None]
+    votes = np.bincount(cells.ravel(), weights.ravel(), width * len(columns)).reshape(-1, width)  # in their order
+    return Scores(votes / votes.sum(1, keepdims=True), named)
+
+
+def _own_classes(numbers: np.ndarray, classes: int) -> tuple[np.ndarray, np.ndarray]:
+    """For each neighbour its class's column (B, K), and the columns' classes (B, K), increasing; `classes` for none."""
+    order = np.argsort(numbers, axis=1)
+    ranked = np.take_along_axis(numbers, order, 1)
+    column = np.cumsum(np.diff(ranked, axis=1, prepend=ranked[:, :1]) != 0, axis=1)
+    columns, named = np.empty_like(order), np.full(numbers.shape, classes)
+    np.put_along_axis(columns, order, column, 1)
+    np.put_along_axis(named, column, ranked, 1)
+    return columns, named
 
 
 def _require_temperature(temperature: float) -> None:
@@ -94,7 +122,7 @@ class Neighbours:
     """
 
     def __init__(self, bank: np.ndarray, k: int, device: str) -> None:
-        self._bank, self._k = bank, k
+        self._bank, self._k, self._asked = bank, k, device
         self._rows = max(k, min(len(bank), BANK_ROWS))
         self._queries = max(1, min(MAX_QUERIES, SIMILARITIES // self._rows))
         one = np.array([1], np.int64)
@@ -112,6 +140,10 @@ class Neighbours:
             similarity, rows = self._nearest(piece, unit)
             best = _merged(best, (similarity, rows + start), self._k)
         return best
+
+    def __reduce__(self) -> tuple[type[Neighbours], tuple[np.ndarray, int, str]]:
+        """Pickled without its session, which is opened again where it is unpickled."""
+        return Neighbours, (self._bank, self._k, self._asked)
 
     def _nearest(self, piece: np.ndarray, queries: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         count = np.array([min(self._k, len(piece))], np.int64)

@@ -6,6 +6,7 @@ Shapes: N samples, D features, C classes.
 from __future__ import annotations
 
 import warnings
+from collections.abc import Iterator
 from typing import Self
 
 import numpy as np
@@ -18,6 +19,7 @@ from byol.draws import holdout
 from byol.serve.classifier import Classifier
 from byol.serve.objective import Objective
 from byol.serve.principal_axes import rotate
+from byol.serve.scores import Scores, pieces
 
 # From strong to weak, each fit starting from the one before: the strong ones take a few iterations only.
 L2_GRID = tuple(10.0**e for e in range(1, -7, -1))
@@ -67,18 +69,22 @@ class LinearProbe(Classifier):
         return self
 
     def decision_function(self, x: ArrayLike) -> np.ndarray:
-        """Logits (N, C) float64."""
+        """Logits (N, C) float64; of two classes, as scikit-learn has it, the second's minus the first's (N,)."""
         features = self._checked(x)
         logits = np.empty((len(features), len(self.classes_)))
-        for start in range(0, len(features), 8192):  # float64 copies of a few rows only
-            rows = slice(start, start + 8192)
-            logits[rows] = features[rows].astype(np.float64) @ self.coef_.T + self.intercept_
+        for rows in pieces(*logits.shape):
+            logits[rows] = self._logits(features[rows])
+        return logits if logits.shape[1] > 2 else logits[:, 1] - logits[:, 0]
+
+    def _logits(self, features: np.ndarray) -> np.ndarray:
+        logits: np.ndarray = features.astype(np.float64) @ self.coef_.T + self.intercept_
         return logits
 
-    def predict_proba(self, x: ArrayLike) -> np.ndarray:
-        """Probabilities (N, C) float64."""
-        probabilities: np.ndarray = softmax(self.decision_function(x), axis=1)
-        return probabilities
+    def _scored(self, features: np.ndarray) -> Iterator[Scores]:
+        """Probabilities of all classes."""
+        classes = len(self.classes_)
+        for rows in pieces(len(features), classes):
+            yield Scores(softmax(self._logits(features[rows]), axis=1), np.arange(classes)[None])
 
     def _choose_l2(self, x: np.ndarray, y: np.ndarray, fitted: int) -> float:
         """The strength that, fitted on the first rows, does best on the others."""
@@ -91,9 +97,7 @@ class LinearProbe(Classifier):
         for l2 in L2_GRID:
             parameters = self._minimise(objective, l2, parameters)
             weight, bias = objective.split(parameters)
-            p = softmax(held @ weight.astype(np.float32).T + bias, axis=1)
-            likelihood = np.maximum(p[np.arange(len(p)), truth], np.finfo(np.float64).tiny)
-            results.append((float((p.argmax(1) == truth).mean()), float(np.log(likelihood).mean()), l2))
+            results.append((*_measured(held, truth, weight.astype(np.float32), bias), l2))
             self.holdout_[l2] = results[-1][0]
             if _past_the_best(results):
                 break
@@ -125,6 +129,16 @@ class LinearProbe(Classifier):
         else:
             warnings.warn(f"the linear probe did not converge in {self.max_iter} iterations (l2 {l2:g})", stacklevel=3)
         return parameters
+
+
+def _measured(x: np.ndarray, truth: np.ndarray, weight: np.ndarray, bias: np.ndarray) -> tuple[float, float]:
+    """Accuracy and mean log-likelihood of a fit on other samples x (N, D) with class numbers `truth` (N,)."""
+    right, likelihood = np.empty(len(x), bool), np.empty(len(x))
+    for rows in pieces(len(x), len(bias)):
+        p = softmax(x[rows] @ weight.T + bias, axis=1)  # (n, C)
+        right[rows] = p.argmax(1) == truth[rows]
+        likelihood[rows] = np.maximum(p[np.arange(len(p)), truth[rows]], np.finfo(np.float64).tiny)
+    return float(right.mean()), float(np.log(likelihood).mean())
 
 
 def _past_the_best(results: list[tuple[float, float, float]]) -> bool:

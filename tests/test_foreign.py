@@ -17,6 +17,7 @@ from torch import nn
 from torch.utils.data import TensorDataset
 
 from byol.export.foreign import foreign_encoder
+from byol.export.foreign_input import input_of
 from byol.export.graph import encoder_to_onnx
 from byol.export.parity import measure
 from byol.serve import Encoder
@@ -169,6 +170,37 @@ def test_solo_learns_layout(tmp_path, prefix):
     assert_same(weights, features(online))
 
 
+def test_swavs_checkpoints(tmp_path):
+    """As its code saves them: a state dict of DistributedDataParallel, released alone or while training with more."""
+    model = resnet(0)
+    tensors = {f"module.{name}": value for name, value in model.state_dict().items() if not name.startswith("fc.")}
+    heads = nn.ModuleDict({"projection_head": nn.Linear(512, 8), "prototypes": nn.Linear(8, 4, bias=False)})
+    tensors |= {f"module.{name}": value for name, value in heads.state_dict().items()}
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1).state_dict()
+    for name, content in (("a", tensors), ("b", {"epoch": 3, "state_dict": tensors, "optimizer": optimizer})):
+        for toolkit in ("auto", "swav"):
+            weights = foreign_encoder(saved(tmp_path / f"{name}.pth.tar", content), toolkit, "resnet18", SIZE)
+            assert_same(weights, features(model))
+            assert (weights.origin.toolkit, weights.left) == ("swav", {"projection_head": 2, "prototypes": 1})
+            assert weights.input.std == (0.228, 0.224, 0.225)
+
+
+def test_vissls_checkpoints(tmp_path):
+    """Trained (trunk and heads, four containers deep), and from its model zoo (the trunk alone)."""
+    model = resnet(0)
+    trunk = {f"_feature_blocks.{name}": v for name, v in model.state_dict().items() if not name.startswith("fc.")}
+    heads = {f"0.clf.0.{name}": v for name, v in nn.Linear(512, 8).state_dict().items()}
+    base = {"model": {"trunk": trunk, "heads": heads}, "meta": {"trunk": {}, "heads": []}}
+    task = {"train": True, "base_model": base, "optimizer": {"state": {0: {"momentum_buffer": torch.zeros(2)}}}}
+    trained = {"phase_idx": 3, "iteration": 9, "classy_state_dict": task, "type": "phase_end"}
+    for toolkit in ("auto", "vissl"):
+        weights = foreign_encoder(saved(tmp_path / "a.torch", trained), toolkit, "resnet18", SIZE)
+        assert_same(weights, features(model))
+        assert (weights.origin.toolkit, weights.left) == ("vissl", {"heads": 2})
+    for content in (trunk, {"model_state_dict": trunk}):
+        assert_same(foreign_encoder(saved(tmp_path / "b.torch", content), "auto", "resnet18", SIZE), features(model))
+
+
 def test_torchvision_and_timm(tmp_path):
     timm = pytest.importorskip("timm")
     model = resnet(0)
@@ -290,6 +322,59 @@ def test_a_timm_checkpoint_needs_no_prefix_before_its_models_name(tmp_path):
     assert done.code == 0, done.err
     architecture = load_manifest(tmp_path / "bundle").architecture
     assert (architecture.library, architecture.name) == ("timm", "resnet10t")
+
+
+SQUASHED = "timm's crop_mode is squash, a bundle's center"
+
+
+@pytest.mark.parametrize(
+    ("arch", "size", "resize", "mean", "remark"),
+    [
+        ("vit_tiny_patch16_224.augreg_in21k", 224, 248, (0.5, 0.5, 0.5), ""),
+        ("resnet10t", 176, 201, (0.485, 0.456, 0.406), ""),  # no tag: timm's default one
+        ("convnext_base.clip_laion2b", 256, 256, (0.48145466, 0.4578275, 0.40821073), ""),
+        ("convnext_base.fb_in22k_ft_in1k_384", 384, 384, (0.485, 0.456, 0.406), SQUASHED),
+        ("efficientnet_b0.ra_in1k", 224, 256, (0.485, 0.456, 0.406), ""),
+        ("resnet50.tv_in1k", 224, 256, (0.485, 0.456, 0.406), "timm's interpolation is bilinear, a bundle's bicubic"),
+    ],
+)
+def test_the_input_of_timms_weights_is_timms(arch, size, resize, mean, remark):
+    pytest.importorskip("timm")
+    found = input_of("timm", f"timm:{arch}", None)
+    assert (found.size, found.resize, found.mean, found.remark) == (size, resize, mean, remark)
+    assert found.origin.startswith(f"timm's for {arch.partition('.')[0]}.")
+    smaller = input_of("timm", f"timm:{arch}", 64)
+    assert (smaller.size, smaller.resize / 64) == (64, pytest.approx(resize / size, abs=1 / 64))
+
+
+def test_a_tag_says_which_input_and_is_no_architecture(tmp_path):
+    """The bundle computes what timm does with its numbers; options have the last word."""
+    timm = pytest.importorskip("timm")
+    model = timm.create_model("vit_tiny_patch16_224", img_size=SIZE).eval()
+    torch.save(model.state_dict(), tmp_path / "vit.pth")
+    words = ("export", tmp_path / "vit.pth", "--from", "timm", "--image-size", str(SIZE), "--out", tmp_path / "bundle")
+    done = byol(*words, "--arch", "vit_tiny_patch16_224.augreg_in21k")
+    assert done.code == 0, done.err
+    assert (
+        "input: 32 px, the middle of 35; mean 0.5 0.5 0.5, std 0.5 0.5 0.5, timm's for vit_tiny_patch16_224."
+        in done.err
+    )
+    manifest = load_manifest(tmp_path / "bundle")
+    assert manifest.architecture.name == "vit_tiny_patch16_224"
+    assert (manifest.preprocess.resize, manifest.preprocess.crop, manifest.preprocess.mean) == (35, 32, (0.5, 0.5, 0.5))
+    pixels = np.random.default_rng(0).integers(0, 256, (3, SIZE, SIZE, 3), dtype=np.uint8)
+    with torch.no_grad():
+        normalised = (torch.from_numpy(pixels).permute(0, 3, 1, 2) / 255 - 0.5) / 0.5
+        expected = model.forward_head(model.forward_features(normalised), pre_logits=True).numpy()
+    assert compare_features(expected, Encoder(tmp_path / "bundle", "cpu").encode(pixels))[0] < 1e-4
+    done = byol(*words, "--arch", "vit_tiny_patch16_224.mine")
+    assert (done.code, "timm has no weights 'mine' of vit_tiny_patch16_224; legal: augreg_in21k" in done.err) == (
+        1,
+        True,
+    )
+    done = byol(*words, "--arch", "vit_tiny_patch16_224", "--mean", "0.1", "0.2", "0.3", "--std", "1", "1", "1")
+    assert done.code == 0, done.err
+    assert load_manifest(tmp_path / "bundle").preprocess.mean == (0.1, 0.2, 0.3)
 
 
 def test_arch_is_needed(tmp_path):

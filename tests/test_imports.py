@@ -11,7 +11,7 @@ import pytest
 ROOT = Path(__file__).parent.parent
 SERVING = {"numpy", "PIL", "onnx", "onnxruntime", "safetensors", "click", "rich", "pyarrow", "scipy", "threadpoolctl"}
 SERVING |= {"google"}  # protobuf, whose messages onnx gives
-OPTIONAL = {"ray", "fsspec"}  # of extras, inside functions only
+OPTIONAL = {"ray", "fsspec", "sklearn"}  # of extras, or of whoever calls, inside functions only
 REMOTE = {"aiohttp", "fsspec"}  # of the extra `remote`, for `http_files`, which is imported inside a function
 REPORT = SERVING | {"bokeh", "jinja2", "markupsafe", "umap"}  # of the extras `report` and `report-umap`
 SHARED = (

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import tracemalloc
 from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from sklearn.datasets import load_digits
 from sklearn.neighbors import KNeighborsClassifier
 
 from byol.serve import KNNClassifier, knn
-from byol.serve.classifier import top_k_accuracy
+from byol.serve.scores import LAST, Scores
 
 
 @pytest.fixture(scope="module")
@@ -152,21 +155,69 @@ def test_top_k_scores(digits: tuple[np.ndarray, ...]) -> None:
     assert top5 == pytest.approx(np.mean(hits))
 
 
-def test_top_k_accuracy_by_hand() -> None:
-    scores = np.array([[0.5, 0.5, 0.0], [0.2, 0.3, 0.5]])
-    assert top_k_accuracy(scores, np.array([1, 2]), 1) == 0.5  # the tie goes to class 0
-    assert top_k_accuracy(scores, np.array([1, 2]), 2) == 1.0
-    assert top_k_accuracy(scores, np.array([2, 0]), 5) == 0.5  # nobody voted for class 2; k is cut to 3
-    assert top_k_accuracy(scores, np.array([-1, -1]), 5) == 0.0
+def test_places_by_hand() -> None:
+    scores = Scores(np.array([[0.5, 0.5, 0.0], [0.2, 0.3, 0.5]]), np.arange(3)[None])
+    assert scores.best().tolist() == [0, 2]  # the tie goes to class 0
+    assert scores.places(np.array([1, 2])).tolist() == [1, 0]
+    assert scores.places(np.array([2, 0])).tolist() == [LAST, 2]  # nobody voted for class 2
+    assert scores.places(np.array([-1, -1])).tolist() == [LAST, LAST]
 
 
 def test_ties_between_many_classes_go_to_the_first() -> None:
-    scores = np.full((1, 100), 0.01)
-    scores[0, 1::2] += 1e-9
-    best = [*range(1, 100, 2), *range(0, 100, 2)]
-    for place, number in enumerate(best):
-        assert top_k_accuracy(scores, np.array([number]), place + 1) == 1.0
-        assert top_k_accuracy(scores, np.array([number]), place) == 0.0
+    values = np.full((1, 100), 0.01)
+    values[0, 1::2] += 1e-9
+    scores = Scores(np.repeat(values, 100, axis=0), np.arange(100)[None])
+    best = np.array([*range(1, 100, 2), *range(0, 100, 2)])
+    assert scores.places(best).tolist() == list(range(100))
+
+
+def dense_votes(similarity: np.ndarray, classes: np.ndarray, count: int, temperature: float) -> np.ndarray:
+    """Every class's share (B, C) of the votes, as it was computed before only those with votes were."""
+    votes = np.zeros((len(similarity), count))
+    exponent = (similarity.astype(np.float64) - similarity[:, :1]) / temperature
+    np.add.at(votes, (np.arange(len(votes))[:, None], classes), np.exp(exponent))
+    result: np.ndarray = votes / votes.sum(1, keepdims=True)
+    return result
+
+
+def dense_top_k(scores: np.ndarray, truth: np.ndarray, k: int) -> float:
+    order = np.argsort(-scores, axis=1, kind="stable")[:, :k]
+    hits = (order == truth[:, None]) & (np.take_along_axis(scores, order, 1) > 0)
+    return float(hits.any(1).mean())
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.integers(0, 10**6), st.sampled_from([2, 3, 9, 40, 300]), st.integers(1, 30), st.sampled_from([1e-3, 0.07, 5]))
+def test_votes_of_few_of_many_classes_are_those_of_all(seed: int, count: int, k: int, temperature: float) -> None:
+    """Predictions, shares, ties and top-k accuracies; the bank has many equal rows, which tie."""
+    random = np.random.default_rng(seed)
+    bank = random.integers(-1, 2, (max(60, 2 * count), 3)) + random.choice([0, 1e-3], (max(60, 2 * count), 1))
+    labels = np.r_[np.arange(count), random.integers(0, count, len(bank) - count)]
+    queries, truth = random.integers(-1, 2, (50, 3)).astype(float), random.integers(0, count + 1, 50)
+    classifier = KNNClassifier(k, temperature, "cpu").fit(bank, labels)
+    similarity, neighbours = classifier.kneighbors(queries)
+    expected = dense_votes(similarity, labels[neighbours], count, temperature)
+    np.testing.assert_allclose(classifier.predict_proba(queries), expected, rtol=1e-14)
+    np.testing.assert_array_equal(classifier.predict(queries), expected.argmax(1))
+    known = np.where(truth < count, truth, -1)
+    assert classifier.top_k_scores(queries, truth, (1, 2, 5, 99)) == [
+        dense_top_k(expected, known, n) for n in (1, 2, 5, 99)
+    ]
+    right = expected.argmax(1) == known
+    per_class = [right[known == number].mean() for number in np.unique(known)]
+    assert classifier.measure(queries, truth)["mean_per_class"] == pytest.approx(np.mean(per_class))
+
+
+def test_memory_does_not_grow_with_the_classes() -> None:
+    """2,000 queries and 3,000 classes: one float64 for each pair would be 48 MB."""
+    random = np.random.default_rng(0)
+    bank, queries = random.normal(size=(3000, 4)), random.normal(size=(2000, 4))
+    classifier = KNNClassifier(5, device="cpu").fit(bank, np.arange(3000))
+    tracemalloc.start()
+    classifier.top_k_scores(queries, np.zeros(2000, int))
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 4e6
 
 
 def test_unknown_test_label_counts_as_wrong(digits: tuple[np.ndarray, ...]) -> None:
@@ -199,7 +250,7 @@ def test_predict_checks_its_input() -> None:
     with pytest.raises(ValueError, match=r"not fitted; call fit\(x, y\) first"):
         KNNClassifier(1).predict(np.eye(2))
     classifier = KNNClassifier(1, device="cpu").fit(np.eye(2), [0, 1])
-    with pytest.raises(ValueError, match="x has 3 features, the training set had 2"):
+    with pytest.raises(ValueError, match="X has 3 features, but KNNClassifier is expecting 2 features as input"):
         classifier.predict(np.eye(3))
     with pytest.raises(ValueError, match=r"y must have shape \(2,\)"):
         classifier.score(np.eye(2), [0])
