@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from byol.files import read_regular, remove, sync, writable_above
+from byol.files import lowest_there, read_regular, remove, sync
 from byol.locks import only_writer
 from byol.strict_json import read_object
 from byol.text import printable, reason_of
@@ -99,8 +99,7 @@ class DecodedCache:
             return False
         kept = sum(entry.size for entry in self.entries())
         with self.failing_alone():
-            existing = writable_above(self.root / META)[0]
-            return size <= (shutil.disk_usage(existing).free + kept) // 2
+            return size <= (shutil.disk_usage(lowest_there(self.root)).free + kept) // 2
 
     @contextmanager
     def create(self, key: str, size: int) -> Iterator[Path]:

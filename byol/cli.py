@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import importlib
+import os
 import sys
 import traceback
+from contextlib import nullcontext
 from types import TracebackType
 
 import click
 
 from byol import __version__
-from byol.console import note
+from byol.console import never_silent, note
 from byol.memory import keep_freed_memory
 from byol.signals import Stopped, stopping
 from byol.streams import prepare
@@ -50,6 +52,8 @@ COMMANDS = {
         "Train, export and evaluate on real digits, offline (needs the `train` and `demo` extras).",
     ),
 }
+
+RANKS = ("RANK", "SLURM_PROCID", "OMPI_COMM_WORLD_RANK", "PMI_RANK")  # a process's number among those of a job
 
 # Top-level packages an extra brings: a missing one is a set-up problem, told in one line.
 EXTRAS = {
@@ -97,7 +101,8 @@ def main() -> None:
     prepare()
     keep_freed_memory()
     sys.excepthook = _show_defect
-    with stopping():
+    first = all(os.environ.get(name, "0") == "0" for name in RANKS)
+    with stopping(), never_silent() if first else nullcontext():
         _run()
 
 

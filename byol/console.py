@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import sys
+import threading
 import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
@@ -21,6 +22,9 @@ if TYPE_CHECKING:
 
 LISTED = 20
 SECONDS_A_LINE = 60.0
+
+_said = 0.0  # when the last note was written
+_at_work: list[Callable[[], str]] = []  # what tells how far the work is, the innermost last
 
 
 def show_json(values: dict[str, Any]) -> None:
@@ -43,6 +47,8 @@ def show_table(rows: Sequence[tuple[str, object]]) -> None:
 
 def note(message: str) -> None:
     """One line on stderr, where there is one: no work ends for a note that cannot be written."""
+    global _said
+    _said = time.monotonic()
     with contextlib.suppress(OSError, ValueError):  # ValueError: the host program has closed it
         click.echo(as_message(message), err=True)
 
@@ -76,33 +82,90 @@ def warnings_as_notes() -> Iterator[None]:
 
 @contextlib.contextmanager
 def progress(title: str, total: int | None) -> Iterator[Callable[[int], None]]:
-    """A bar on stderr when it is a terminal, else a line a minute. Gives advance(count)."""
+    """A bar on stderr when it is a terminal, else a line a minute. Gives advance(count), which any thread may call."""
     if sys.stderr is None or not sys.stderr.isatty():
-        yield _a_line_a_minute(title, total)
+        lines = _Lines(title, total)
+        with at_work(lines.text):
+            yield lines.advance
         return
-    with progress_bar(title, total, transient=True) as bar:
+    with at_work(str), progress_bar(title, total, transient=True) as bar:
         yield lambda count: bar.advance(bar.task_ids[0], count)
 
 
-def _a_line_a_minute(title: str, total: int | None) -> Callable[[int], None]:
-    done, last = 0, time.monotonic()
+class _Lines:
+    """How far some work is, told a minute after it began, or was told last."""
 
-    def advance(count: int) -> None:
-        nonlocal done, last
-        done += count
-        if time.monotonic() - last >= SECONDS_A_LINE:
-            last = time.monotonic()
-            note(f"{title}: {done:,}{f' of {total:,}' if total else ''}")
+    def __init__(self, title: str, total: int | None) -> None:
+        self._title, self._of = title, f" of {total:,}" if total else ""
+        self._done, self._last, self._lock = 0, time.monotonic(), threading.Lock()
 
-    return advance
+    def text(self) -> str:
+        """The line."""
+        return f"{self._title}: {self._done:,}{self._of}"
+
+    def advance(self, count: int) -> None:
+        """So much more is done."""
+        with self._lock:
+            now = time.monotonic()
+            self._done += count
+            due = now - self._last >= SECONDS_A_LINE
+            self._last = now if due else self._last
+        if due:
+            note(self.text())
+
+
+@contextlib.contextmanager
+def at_work(text: Callable[[], str]) -> Iterator[None]:
+    """Meanwhile `text` tells how far the work is; an empty one, that somebody else does."""
+    _at_work.append(text)
+    try:
+        yield
+    finally:
+        _at_work.remove(text)
+
+
+@contextlib.contextmanager
+def never_silent() -> Iterator[None]:
+    """Meanwhile a minute without a note ends with one that says what is at work: what is slow is not stuck."""
+    ended, began = threading.Event(), time.monotonic()
+
+    def watch() -> None:
+        while not ended.wait(max(0.01, SECONDS_A_LINE - (time.monotonic() - max(_said, began)))):
+            if time.monotonic() - max(_said, began) >= SECONDS_A_LINE:
+                _tell(time.monotonic() - began)
+
+    watcher = threading.Thread(target=watch, name="never-silent", daemon=True)
+    watcher.start()
+    try:
+        yield
+    finally:
+        ended.set()
+
+
+def _tell(seconds: float) -> None:
+    """Say what is at work. Where nothing needs to be said, it counts as said."""
+    global _said
+    text = _at_work[-1]() if _at_work else "at work"
+    if text:
+        note(f"{text} ({seconds / 60:.0f} min since the start)")
+    else:
+        _said = time.monotonic()
 
 
 def progress_bar(title: str, total: int | None, start: int = 0, transient: bool = False) -> Progress:
     """A bar on stderr with one task, not yet started."""
     from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        TextColumn,
+        TimeElapsedColumn,
+        TimeRemainingColumn,
+    )
 
-    columns = (TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    times = TimeElapsedColumn(), TimeRemainingColumn()  # the first one moves also while nothing is done
+    columns = (TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn(), *times)
     bar = Progress(*columns, console=Console(stderr=True, highlight=False), transient=transient)
     bar.add_task(as_message(title), total=total, completed=start)
     return bar

@@ -10,8 +10,7 @@ import json
 import math
 import warnings
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,11 +18,11 @@ import numpy as np
 import PIL
 import torch
 from PIL import Image
-from torch import Tensor
 
-from byol.budget import PIXELS
 from byol.cache import ARRAYS, META, CacheError, DecodedCache, Entry, reserve
-from byol.images import ImageSource, Preprocess, Skipped, UnreadableImage, decode, usable_cores
+from byol.images import ImageSource, Preprocess, Skipped, UnreadableImage, decode
+from byol.intake import ImageTensor, Intake, StreamedImages, Transform, none_readable, squeeze
+from byol.stamps import LOOKED_INTO, spread
 from byol.text import printable
 
 SMALL = 16 << 20  # bytes: fewer decoded images are held in memory and not cached, decoding them takes no time
@@ -31,113 +30,83 @@ CHUNK = 65_536  # names hashed at a time
 CACHE_FORMAT = "2"  # changes with anything that makes the same file decode to other pixels
 
 Advance = Callable[[int], None]
-Transform = Callable[[Image.Image], tuple[np.ndarray, float]]
 
-
-@dataclass(frozen=True)
-class ImageTensor:
-    """Decoded images.
-
-    `pixels`  uint8 (N, M, M, 3), in memory or mapped from a file
-    `aspect`  float32 (N,) width / height of the original: a canvas holds the whole picture, stretched to a square,
-              and the crop of a view undoes the stretching
-    `indices` int64 (N,) where each row stands in its source (rows of unreadable images are absent)
-    `skipped` the unreadable images
-    """
-
-    pixels: Tensor
-    aspect: Tensor
-    indices: np.ndarray
-    skipped: list[Skipped]
-
-    def __len__(self) -> int:
-        return len(self.indices)
-
-
-class StreamedImages:
-    """Images decoded each time they are needed, for sources larger than memory and cache.
-
-    A row is the image's place in its source. `skipped` lists the unreadable ones met so far.
-    """
-
-    def __init__(self, source: ImageSource, canvas: int):
-        self.source, self.canvas = source, canvas
-        self._unreadable: dict[int, str] = {}
-        self._pool = ThreadPoolExecutor(usable_cores(), thread_name_prefix="stream")
-
-    def __len__(self) -> int:
-        return len(self.source)
-
-    @property
-    def skipped(self) -> list[Skipped]:
-        """What was unreadable so far, the listing's own first."""
-        met = [Skipped(self.source.ids[row], reason) for row, reason in sorted(self._unreadable.items())]
-        return [*self.source.skipped, *met]
-
-    def read(self, rows: Tensor) -> tuple[Tensor, Tensor]:
-        """Canvases uint8 (B, M, M, 3) and aspects (B,) of some rows.
-
-        In the place of an unreadable image stands the next readable one of the batch, so that every batch is full.
-        Raises `ValueError` when there is none, and `SourceUnavailable`.
-        """
-        pixels = np.empty((len(rows), self.canvas, self.canvas, 3), np.uint8)
-        aspect = np.empty(len(rows), np.float32)
-        transform = _squeeze(self.canvas)
-
-        def one(place: int, row: int) -> bool:
-            try:
-                with PIXELS:
-                    pixels[place], aspect[place] = transform(self.source.open(row))
-            except UnreadableImage as error:
-                self._unreadable[row] = str(error)
-                return False
-            return True
-
-        good = np.array(list(self._pool.map(one, range(len(rows)), rows.tolist())))
-        readable = np.flatnonzero(good)
-        if not len(readable):
-            raise ValueError(_none_readable(self.source, len(rows), self.skipped))
-        bad = np.flatnonzero(~good)
-        instead = readable[np.searchsorted(readable, bad) % len(readable)]
-        pixels[bad], aspect[bad] = pixels[instead], aspect[instead]
-        return torch.from_numpy(pixels), torch.from_numpy(aspect)
+__all__ = [  # what lies in a module of its own belongs to this one for its users
+    "ImageTensor",
+    "Intake",
+    "StreamedImages",
+    "canvas_side",
+    "load_canvases",
+    "load_evaluation",
+    "open_images",
+    "source_digest",
+]
 
 
 def open_images(
-    source: ImageSource, canvas: int, advance: Advance | None = None, cache: DecodedCache | None = None
+    source: ImageSource,
+    canvas: int,
+    advance: Advance | None = None,
+    cache: DecodedCache | None = None,
+    begun: Intake | None = None,
 ) -> ImageTensor | StreamedImages:
-    """The images of a source for training: decoded, where they fit into the cache, else streamed."""
+    """The images of a source for training: decoded, where they fit into the cache, else streamed.
+
+    `begun`: of a run that goes on. It gets the same images in the same order, whether there is room now or not. Raises
+    `ValueError` when one of them can no longer be read.
+    """
     cache = cache or DecodedCache()
     size = len(source) * canvas * canvas * 3
     try:
-        if size > SMALL and not cache.has_room(size):
-            return StreamedImages(source, canvas)
-        return _load(source, canvas, f"canvas {canvas}", _squeeze(canvas), advance, cache)
+        if not (begun and begun.streamed) and (size <= SMALL or cache.has_room(size)):
+            images = _load(source, canvas, f"canvas {canvas}", squeeze(canvas), advance, cache)
+            return _those_of(images, source, begun) if begun else images
     except CacheError as error:
         warnings.warn(f"{error}; images are decoded for each batch", stacklevel=2)
-        return StreamedImages(source, canvas)
+    return StreamedImages(_in_any_order(source, begun) if begun and not begun.streamed else source, canvas)
+
+
+def _those_of(images: ImageTensor, source: ImageSource, begun: Intake) -> ImageTensor:
+    """The images that a run began with. Raises `ValueError` when one of them was not decoded."""
+    wanted = begun.rows(source)
+    if np.array_equal(wanted, images.indices):
+        return images
+    lost = np.setdiff1d(wanted, images.indices)
+    if len(lost):
+        first = source.ids[int(lost[0])]
+        reason = next((item.reason for item in images.skipped if item.path == first), "it is gone")
+        raise ValueError(
+            f"{source.name}: {len(lost)} images that the run began with cannot be read any more (first: {first}: "
+            f"{reason}); restore them, or start a new run with another --out"
+        )
+    rows = np.flatnonzero(np.isin(images.indices, wanted))  # others can be read now, and could not
+    return replace(images, indices=images.indices[rows], rows=torch.from_numpy(rows))
+
+
+def _in_any_order(source: ImageSource, begun: Intake) -> ImageSource:
+    """The images that a run began with, to be streamed as they were drawn when there was room to keep them."""
+    if source.blocks is not None:
+        warnings.warn(
+            f"{source.name} was decoded when the run began, and there is no room to keep that now: its row groups are "
+            "read in any order, which is slow; make room where `byol cache` says that it is kept",
+            stacklevel=3,
+        )
+    return source.subset(begun.rows(source)) if begun.left_out else replace(source, blocks=None)
 
 
 def load_canvases(
     source: ImageSource, canvas: int, advance: Advance | None = None, cache: DecodedCache | None = None
 ) -> ImageTensor:
     """Decode every image of a source, whole, to a canvas x canvas square for random cropping."""
-    return _load_anyhow(source, canvas, f"canvas {canvas}", _squeeze(canvas), advance, cache)
+    return _load_anyhow(source, canvas, f"canvas {canvas}", squeeze(canvas), advance, cache)
 
 
-def load_evaluation(source: ImageSource, preprocess: Preprocess, cache: DecodedCache | None = None) -> ImageTensor:
+def load_evaluation(
+    source: ImageSource, preprocess: Preprocess, cache: DecodedCache | None = None, advance: Advance | None = None
+) -> ImageTensor:
     """Decode every image of a source exactly as serving does: resized and centre-cropped."""
-    return _load_anyhow(source, preprocess.crop, str(preprocess), lambda image: (preprocess(image), 1.0), None, cache)
-
-
-def _squeeze(canvas: int) -> Transform:
-    size = (canvas, canvas)
-
-    def squeeze(image: Image.Image) -> tuple[np.ndarray, float]:
-        square = image if image.size == size else image.resize(size, Image.Resampling.BICUBIC)
-        return np.asarray(square), image.width / image.height
-
-    return squeeze
+    crop, what = preprocess.crop, str(preprocess)
+    return _load_anyhow(source, crop, what, lambda image: (preprocess(image), 1.0), advance, cache)
 
 
 def _load_anyhow(
@@ -212,23 +181,31 @@ def _decode_into(
     indices = np.empty(len(source), np.int64)
     count = 0
     skipped = list(source.skipped)
-    for index, result in decode(source, transform):
+    for index, result in decode(source, _counting(transform, advance)):
         if isinstance(result, UnreadableImage):
             skipped.append(Skipped(source.ids[index], str(result)))
+            if advance is not None:
+                advance(1)
         else:
             pixels[count], aspect[count] = result
             indices[count] = index
             count += 1
-        if advance is not None:
-            advance(1)
     if not count:
-        raise ValueError(_none_readable(source, len(source), skipped))
+        raise ValueError(none_readable(source, len(source), skipped))
     return aspect[:count], indices[:count], skipped
 
 
-def _none_readable(source: ImageSource, count: int, skipped: list[Skipped]) -> str:
-    reasons = "; ".join(f"{printable(item.path)}: {item.reason}" for item in skipped[:5])
-    return f"{source.name}: none of {count} images can be read ({reasons})"
+def _counting(transform: Transform, advance: Advance | None) -> Transform:
+    """The same, counted where it is done: results come in chunks, which may take long."""
+    if advance is None:
+        return transform
+
+    def counted(image: Image.Image) -> tuple[np.ndarray, float]:
+        result = transform(image)
+        advance(1)
+        return result
+
+    return counted
 
 
 def _image_tensor(pixels: np.ndarray, aspect: np.ndarray, indices: np.ndarray, skipped: list[Skipped]) -> ImageTensor:
@@ -306,18 +283,14 @@ def _readable_now(source: ImageSource, skipped: list[Skipped]) -> list[bool]:
 # ------------------------------------------------------------------------------------------------- the source
 
 
-def canvas_side(source: ImageSource, image_size: int, probes: int = 64) -> int:
+def canvas_side(source: ImageSource, image_size: int) -> int:
     """A canvas that keeps the detail a view can show: 8/7 of the view, but no more than the images have.
 
-    Looks at `probes` images spread over the source.
+    Looks at some images spread over the source.
     """
     wanted = -(-image_size * 8 // 7 // 8) * 8  # rounded up to a multiple of 8
-    sides = []
-    for index in np.linspace(0, len(source) - 1, min(probes, len(source)), dtype=int):
-        try:
-            sides.append(max(source.open(int(index)).size))
-        except UnreadableImage:
-            continue
+    probes = source.subset(spread(len(source), LOOKED_INTO))
+    sides = [side for _, side in decode(probes, lambda image: max(image.size)) if isinstance(side, int)]
     return min(wanted, max(sides, default=wanted))
 
 

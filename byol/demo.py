@@ -15,7 +15,7 @@ import torch  # noqa: F401 - the `train` extra, likewise
 from PIL import Image
 
 from byol.config import TrainConfig
-from byol.files import atomic_file
+from byol.files import atomic_file, contents
 from byol.outputs import require_output_folder
 from byol.parameters import Output, of_option
 from byol.presets import PRESETS
@@ -32,7 +32,7 @@ def demo(out: Path) -> None:
     """Train, export, extract and evaluate on real handwritten digits (offline; under 3 minutes on 2 CPU cores)."""
     with of_option("--out"):
         require_output_folder(out)
-    if out.exists() and any(out.iterdir()):
+    if out.exists() and contents(out):
         raise click.UsageError(f"{printable(out)} is not empty; choose another --out, or remove it")
     run_demo(PRESETS["demo"](), out)
 

@@ -12,17 +12,21 @@ import tempfile
 import uuid
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
+from datetime import timedelta
 from pathlib import Path
 from typing import Any, TypeVar
 
+import numpy as np
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from byol.console import at_work
 from byol.images import usable_cores
 
 T = TypeVar("T")
+PATIENCE = timedelta(days=365)  # a process that dies is noticed at once: its connections close
 _MEETING = "BYOL_MEETING"  # where the processes of `launch` find each other; unset under another launcher
 
 
@@ -32,11 +36,16 @@ class LostProcess(Exception):
 
 @dataclass(frozen=True)
 class World:
-    """This process among `size` others. Alone, every method is the identity."""
+    """This process among `size` others. Alone, every method is the identity.
+
+    `any`, `wait`, `tell` and `first_then_others` wait for a process as long as it lives, whatever it is doing. The
+    other methods are collectives that end a job after minutes: nobody may be kept busy by work of its own before them.
+    """
 
     rank: int = 0
     size: int = 1
     local_rank: int = 0
+    patient: Any = field(default=None, repr=False)  # the group of all processes, by gloo, without a time-out
 
     @property
     def first(self) -> bool:
@@ -69,17 +78,33 @@ class World:
         if self.size == 1:
             return flag
         votes = torch.tensor([int(flag)])  # on the CPU: nothing waits for a GPU
-        dist.all_reduce(votes)
+        dist.all_reduce(votes, group=self.patient)
         return bool(votes)
+
+    def wait(self) -> None:
+        """Wait until every process is here."""
+        self.any(False)
+
+    def tell(self, text: str) -> str:
+        """What the first process says, in every one."""
+        if self.size == 1:
+            return text
+        content = torch.from_numpy(np.frombuffer(text.encode(), np.uint8).copy())
+        length = torch.tensor([len(content)])
+        dist.broadcast(length, 0, group=self.patient)
+        content = content if self.first else torch.empty(int(length), dtype=torch.uint8)
+        dist.broadcast(content, 0, group=self.patient)
+        return content.numpy().tobytes().decode()
 
     def first_then_others(self, work: Callable[[], T]) -> T:
         """Do the same in every process, in the first one before the others: they find what it left in the cache."""
         if self.size == 1:
             return work()
         result = work() if self.first else None
-        dist.barrier()
+        self.wait()
         if not self.first:
             result = work()
+        self.wait()
         return result  # type: ignore[return-value]
 
     def require_same(self, value: int, what: str) -> None:
@@ -105,7 +130,7 @@ def joined() -> Iterator[World]:
     here: dict[str, Any] = {"init_method": place, "rank": world.rank, "world_size": world.size} if place else {}
     dist.init_process_group(backend, **here)
     try:
-        yield world
+        yield replace(world, patient=dist.new_group(backend="gloo", timeout=PATIENCE))
     except RuntimeError as error:
         if _is_lost(error):
             raise LostProcess("another process of this job is gone; continue with --resume") from error
@@ -156,7 +181,8 @@ def launch(processes: int, arguments: Sequence[str]) -> bool:
             signals_to_handle=",".join(_passed_on()),
         )
         try:
-            elastic_launch(config, sys.executable)("-m", "byol", *arguments)
+            with at_work(str):  # the processes say what they do
+                elastic_launch(config, sys.executable)("-m", "byol", *arguments)
         except (ChildFailedError, SignalException):  # the processes have said why
             return False
     return True

@@ -30,6 +30,9 @@ class ResidentFeed:
         self._pixels, self._aspect = images.pixels.to(device), images.aspect.to(device)
         self._rows, self._device = rows, device
 
+    def wait(self, step: int) -> None:
+        """Every batch is there."""
+
     def batch(self, step: int) -> Batch:
         """Pixels and aspects of a step."""
         rows = _moved(self._rows(step), self._device)
@@ -43,7 +46,7 @@ class FetchedFeed:
     """Batches read ahead by a thread and copied to the device without waiting for it.
 
     `read` maps rows (B,) to a batch on the host; `last` is the number of steps of the run. `waited` counts the seconds
-    that `batch` had to wait for data.
+    that had to be waited for data.
     """
 
     def __init__(self, read: Callable[[Tensor], Batch], rows: Rows, device: torch.device, last: int):
@@ -52,14 +55,19 @@ class FetchedFeed:
         self._pending: dict[int, Future[Batch]] = {}
         self.waited = 0.0
 
-    def batch(self, step: int) -> Batch:
-        """Pixels and aspects of a step. Raises what `read` raised."""
+    def wait(self, step: int) -> None:
+        """Wait until a step's batch is there. Raises what `read` raised."""
         for ahead in range(step, max(step + 1, min(step + 1 + AHEAD, self._last))):
             if ahead not in self._pending:
                 self._pending[ahead] = self._thread.submit(self._fetch, self._rows(ahead))
         started = time.perf_counter()
-        pixels, aspect = self._pending.pop(step).result()
+        self._pending[step].result()
         self.waited += time.perf_counter() - started
+
+    def batch(self, step: int) -> Batch:
+        """Pixels and aspects of a step. Raises as `wait`."""
+        self.wait(step)
+        pixels, aspect = self._pending.pop(step).result()
         return pixels.to(self._device, non_blocking=True), aspect.to(self._device, non_blocking=True)
 
     def _fetch(self, rows: Tensor) -> Batch:
@@ -78,9 +86,15 @@ def open_feed(images: ImageTensor | StreamedImages, rows: Rows, device: torch.de
     """Resident where the images fit on the device (on a CPU they are mapped as they are), else fetched."""
     if isinstance(images, StreamedImages):
         return FetchedFeed(images.read, rows, device, last)
+    rows = _picked(images.rows, rows)
     if device.type == "cpu" or images.pixels.nbytes <= RESIDENT_SHARE * torch.cuda.mem_get_info(device)[0]:
         return ResidentFeed(images, rows, device)
     return FetchedFeed(lambda places: (images.pixels[places], images.aspect[places]), rows, device, last)
+
+
+def _picked(places: Tensor | None, rows: Rows) -> Rows:
+    """Rows of images as rows of their pixels."""
+    return rows if places is None else lambda step: places[rows(step)]
 
 
 def _moved(rows: Tensor, device: torch.device) -> Tensor:

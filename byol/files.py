@@ -5,15 +5,17 @@ from __future__ import annotations
 import errno
 import hashlib
 import os
+import re
 import shutil
 import stat
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
 
-from byol.locks import only_writer
-from byol.names import leftovers_of, new_name
+from byol.locks import LOCK, only_writer, only_writer_in
+from byol.names import OF_THE_SYSTEM, leftovers_of, new_name
+from byol.text import printable
 
 NO_FILE = "not a regular file"
 A_LINK = "a symbolic link; put the file itself there"
@@ -44,37 +46,136 @@ def atomic_file(path: str | os.PathLike[str]) -> Iterator[Path]:
 
 
 @contextmanager
-def atomic_folder(path: str | os.PathLike[str]) -> Iterator[Path]:
+def atomic_folder(path: str | os.PathLike[str], last: str) -> Iterator[Path]:
     """The same for a folder: an old one is replaced only once the new one is whole; behind a link, what it points to.
 
-    A kill between the two renames at the end leaves the old one as `.NAME.byol-XXXXXXXXXXXXXXXX.old`.
+    A kill between the two renames at the end leaves the old one as `.NAME.byol-XXXXXXXXXXXXXXXX.old`. A folder that
+    must stay (see `must_stay`) is filled instead: its files are replaced one by one, and `last`, the file by which
+    readers know it, is not there meanwhile. A kill then leaves the others, and a hidden folder (see `is_half_filled`).
     """
     final = Path(path).resolve()
-    temporary, old = (final.with_name(new_name(final.name, ending)) for ending in (".tmp", ".old"))
     final.parent.mkdir(parents=True, exist_ok=True)
-    with only_writer(final) as alone:
-        for leftover in leftovers_of(final, ".tmp") if alone else ():
+    stays = must_stay(final)
+    new = _new_in(final) if stays else final
+    with _alone(final, stays) as alone:
+        for leftover in leftovers_of(new, ".tmp") if alone else ():
             remove(leftover)
+        temporary = new.with_name(new_name(new.name, ".tmp"))
         temporary.mkdir()
-        mode = stat.S_IMODE(temporary.stat().st_mode) & 0o666
         try:
             yield temporary
-            for entry in temporary.rglob("*"):
-                if entry.is_dir():
-                    sync(entry)
-                else:
-                    _publish(entry, mode)
-            if final.exists():
-                os.replace(final, old)
-            os.replace(temporary, final)
-            sync(final.parent)
+            _publish_all(temporary)
         except BaseException:
             shutil.rmtree(temporary, ignore_errors=True)
-            if old.exists() and not final.exists():
-                os.replace(old, final)
             raise
-        for replaced in leftovers_of(final, ".old") if alone else (old,):
-            remove(replaced)
+        if stays:
+            _fill(final, temporary, last)
+        else:
+            _exchange(final, temporary, alone)
+
+
+@contextmanager
+def _alone(final: Path, stays: bool) -> Iterator[bool]:
+    """Keep other writers out: by a lock in the folder, and where it is yet to be, or is replaced, one beside it."""
+    with ExitStack() as locks:
+        beside = stays or locks.enter_context(only_writer(final))
+        yield (not final.is_dir() or locks.enter_context(only_writer_in(final))) and beside
+
+
+def _publish_all(folder: Path) -> None:
+    mode = stat.S_IMODE(folder.stat().st_mode) & 0o666
+    for entry in folder.rglob("*"):
+        if entry.is_dir():
+            sync(entry)
+        else:
+            _publish(entry, mode)
+
+
+def _exchange(final: Path, new: Path, alone: bool) -> None:
+    """Rename a new folder to its final name, and remove the old one."""
+    old = final.with_name(new_name(final.name, ".old"))
+    try:
+        if final.exists():
+            os.replace(final, old)
+        os.replace(new, final)
+        sync(final.parent)
+    except BaseException:
+        shutil.rmtree(new, ignore_errors=True)
+        if old.exists() and not final.exists():
+            os.replace(old, final)
+        raise
+    for replaced in leftovers_of(final, ".old") if alone else (old,):
+        remove(replaced)
+
+
+def _fill(final: Path, new: Path, last: str) -> None:
+    """Move what a new folder holds, which lies in the final one, to where it belongs; all else there goes."""
+    remove(final / last)
+    sync(final)
+    names = set(os.listdir(new))
+    for name in sorted(names - {last}):
+        if (final / name).is_dir():
+            remove(final / name)
+        os.replace(new / name, final / name)
+    for name in set(os.listdir(final)) - names - {new.name, LOCK} - OF_THE_SYSTEM:
+        remove(final / name)
+    sync(final)
+    os.replace(new / last, final / last)
+    new.rmdir()
+    sync(final)
+
+
+def must_stay(folder: Path) -> bool:
+    """Whether a folder is one that cannot be renamed, and that no other one can replace.
+
+    That is a mount point, one that this process runs in, and one in a folder that cannot be written to: what a
+    container is given for its results.
+    """
+    runs_in_it = Path.cwd().is_relative_to(folder)
+    return folder.is_dir() and (runs_in_it or is_mount(folder) or not os.access(folder.parent, os.W_OK | os.X_OK))
+
+
+def is_half_filled(folder: Path) -> bool:
+    """Whether a killed writer left a folder as it was being filled."""
+    return bool(leftovers_of(_new_in(folder), ".tmp"))
+
+
+def contents(folder: Path) -> set[str]:
+    """The names in a folder, without our lock, what killed writers left, and what every disk's root holds."""
+    left = {path.name for path in leftovers_of(_new_in(folder), ".tmp")}
+    return set(os.listdir(folder)) - left - {LOCK} - OF_THE_SYSTEM
+
+
+def _new_in(folder: Path) -> Path:
+    """What is made in a folder that is filled is named after this, whatever the folder is called where."""
+    return folder / "new"
+
+
+def is_mount(path: Path) -> bool:
+    """Whether this is a mount point, also of a file, or of the disk that it lies on (a bind mount)."""
+    if os.path.ismount(path):
+        return True
+    try:
+        lines = Path("/proc/self/mountinfo").read_bytes().splitlines()
+    except OSError:  # another system than Linux
+        return False
+    places = (line.split(b" ")[4] for line in lines)
+    return os.fsencode(path) in (re.sub(rb"\\([0-7]{3})", lambda m: bytes([int(m[1], 8)]), place) for place in places)
+
+
+@contextmanager
+def made_folder(path: Path) -> Iterator[None]:
+    """Make a folder and its parents, if they are not there; those made here go again when the block fails."""
+    path = Path(os.path.realpath(path))  # a link may lead to a folder that is yet to be
+    made = [folder for folder in (path, *path.parents) if not folder.exists()]
+    path.mkdir(parents=True, exist_ok=True)
+    try:
+        yield
+    except BaseException:
+        for folder in made:
+            with suppress(OSError):
+                folder.rmdir()
+        raise
 
 
 def behind_links(path: str | os.PathLike[str]) -> Path:
@@ -102,20 +203,23 @@ def require_folder_place(path: Path) -> None:
     """Raise `ValueError` when `atomic_folder` could not put a folder at `path`; before work that would be lost."""
     final = path.resolve()
     if final.exists() and not final.is_dir():
-        raise ValueError(f"{path} is a file; name a folder")
-    if Path.cwd().is_relative_to(final):
-        raise ValueError(f"{path} is the folder that this runs in, which cannot be replaced; name a folder in it")
-    if os.path.ismount(final):
-        raise ValueError(f"{path} is a mount point, which cannot be replaced; name a folder in it")
-    parent, writable = writable_above(final)
-    if not writable:
-        raise ValueError(f"{path} cannot be made: {parent} is no folder that can be written to")
+        raise ValueError(f"{printable(path)} is a file; name a folder")
+    require_writable(path, final)
 
 
-def writable_above(path: Path) -> tuple[Path, bool]:
-    """The lowest folder above `path` that is there, and whether anything can be made in it."""
-    parent = next(folder for folder in path.absolute().parents if os.path.lexists(folder))
-    return parent, parent.is_dir() and os.access(parent, os.W_OK | os.X_OK)
+def require_writable(path: Path, folder: Path) -> None:
+    """Raise `ValueError` when `path` cannot be written as nothing can be in `folder`, which may be the path itself."""
+    place = lowest_there(folder)
+    if not (place.is_dir() and os.access(place, os.W_OK | os.X_OK)):
+        itself = place == Path(os.path.realpath(path))
+        what = "written to" if itself else f"made: {printable(place)} is no folder that can be written to"
+        raise ValueError(f"{printable(path)} cannot be {what}; choose another place, or change its permissions")
+
+
+def lowest_there(path: Path) -> Path:
+    """The path itself where it is there, else the lowest one above it that is."""
+    whole = path.absolute()
+    return next(place for place in (whole, *whole.parents) if os.path.lexists(place))
 
 
 def open_regular(path: str | bytes | os.PathLike[str], follow: bool = True) -> BinaryIO:

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import json
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import click
 import numpy as np
 
-from byol.console import note, note_skipped, show_json, show_table, warnings_as_notes
+from byol.begun import Begun, Computed, difference, keeping_threads
+from byol.console import at_work, note, note_skipped, progress, show_json, show_table, warnings_as_notes
 from byol.device import resolve_device, resolve_precision
 from byol.draws import describe, deviation
 from byol.files import atomic_file
@@ -17,7 +19,7 @@ from byol.finetune import FinetuneConfig, Tuner
 from byol.locations import LOCATION, Location
 from byol.parameters import FiniteRange, Output
 from byol.pretrained import read_pretrained, weights_digest
-from byol.run import RunFolder
+from byol.run import RunFolder, versions
 from byol.run_format import FINETUNE, RESULT
 from byol.semi_supervised import Sets, Sweep, is_whole, read_sets
 from byol.signals import Stopped
@@ -80,7 +82,7 @@ def finetune(
     except ValueError as error:
         raise click.UsageError(str(error)) from error
     try:
-        with RunFolder(out).alone():
+        with RunFolder(out).alone(), keeping_threads():
             values = run_finetuning(config, encoder, data, out, test, resume)
     except (KeyboardInterrupt, Stopped) as error:
         if not RunFolder(out).exists():
@@ -104,29 +106,36 @@ def run_finetuning(
     continuing = resume and run.exists()
     if not continuing:
         run.require_new()
-    device = resolve_device(config.device)
-    precision = resolve_precision(config.precision, device)
+    device, begun = resolve_device(config.device), run.begun(FINETUNE) if continuing else Begun()
+    precision = resolve_precision(begun.computed.precision if begun.computed else config.precision, device)
+    if begun.computed:
+        begun.computed.take_threads(device.type, 1)
+    computed = Computed.here(device, precision, "none", 1)
     source = read_pretrained(encoder)
     if source.finetuning:
         raise ValueError(f"{printable(encoder)} was fine-tuned already; give the run or bundle that it was made from")
-    with warnings_as_notes():
-        sets = read_sets(config, source.image_size, data, test)
+    with warnings_as_notes(), progress("decode", None) as advance:
+        sets = read_sets(config, source.image_size, data, test, advance)
     note_skipped(sets.skipped)
     content = {
         "task": FINETUNE,
         "config": config.to_dict(),
         "encoder": {"name": encoder.resolve().name, "digest": weights_digest(source.encoder.state_dict())},
+        "computed": asdict(computed),
         **sets.facts,
     }
     if continuing:
         _require_same(run.content(FINETUNE), content)
+        if changed := begun.changes(computed, versions(source.arch)):
+            note(changed)
         run.remove_leftovers()
         run.mend_metrics()
     else:
         run.start(content, source.arch)
     note(f"{source.arch} at {source.image_size} px, {_headline(config, sets)}, {device.type}, {precision}")
     tuner = Tuner(config, source.image_size, source.mean, source.std, device, precision)
-    finals = Sweep(tuner, source, sets, run, lambda record: note(_line(record, config.draws))).fit()
+    with at_work(lambda: "fine-tune"):
+        finals = Sweep(tuner, source, sets, run, lambda record: note(_line(record, config.draws))).fit()
     values = {**_summary(config, sets, finals), "device": device.type, "out": printable(out)}
     values["seconds"] = round(sum(record["seconds"] for record in run.metrics() if is_whole(record)), 3)
     with atomic_file(out / RESULT) as temporary:
@@ -142,12 +151,17 @@ def _headline(config: FinetuneConfig, sets: Sets) -> str:
 def _require_same(stored: dict[str, Any], content: dict[str, Any]) -> None:
     """Raise `click.UsageError` unless a resumed fine-tuning has the settings, encoder and images it began with."""
     old, new = _settings(stored), _settings(content)
-    changed = sorted(name for name in new if old.get(name) != new[name] and name != "device")
+    changed = sorted(name for name in new if name != "device" and _differ(old.get(name), new[name]))
     if changed:
         raise click.UsageError(
             f"a resumed fine-tuning keeps its settings, encoder and images, but these differ: {', '.join(changed)}; "
             "start a new one with another --out"
         )
+
+
+def _differ(old: object, new: object) -> bool:
+    """Of images, earlier versions told less."""
+    return difference(old, new) is not None if isinstance(old, dict) and isinstance(new, dict) else old != new
 
 
 def _settings(content: dict[str, Any]) -> dict[str, Any]:

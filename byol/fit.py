@@ -40,33 +40,26 @@ def fit(
     knn: KNNMonitor | None = None,
     report: Callable[[dict[str, Any]], None] = lambda _: None,
     warn: Callable[[str], None] = lambda _: None,
+    advance: Callable[[int], None] = lambda _: None,
 ) -> None:
     """Train from step `start` to the end of the plan, writing metrics and checkpoints into the run folder.
 
-    `report` gets each line of metrics (and may raise `Unheard`), `warn` plain sentences. Every process of a job runs
-    this; the first one writes and reports. Raises `ValueError` when the loss is not finite, `SourceUnavailable` when
-    the images are gone and `Interrupted` after SIGINT, SIGTERM or SIGHUP, both once the last step is saved.
+    `report` gets each line of metrics (and may raise `Unheard`), `warn` plain sentences, `advance` the number of
+    finished steps after each. Every process of a job runs this; the first one writes and reports, and the others wait
+    for it. Raises `ValueError` when the loss is not finite, `SourceUnavailable` when the images are gone and
+    `Interrupted` after SIGINT, SIGTERM or SIGHUP, both once the last step is saved.
     """
     config, plan, world = trainer.config, trainer.plan, trainer.world
-    if start == 0 and world.first:
-        save_views(run.views, *trainer.first_views())
-        if config.keep_every:
-            save_checkpoint(run.numbered(0), trainer.state(0, data))
+    _begin(trainer, run, data, start)
     save_every = config.checkpoint_every or plan.steps_per_epoch
     meter = Meter(trainer)
     warned = False
     with StopSignals(patient=world.size > 1) as stop:
         for step in range(start, plan.total):
-            try:
-                loss, seen = trainer.step(step)
-            except SourceUnavailable as error:  # raised by the feed, before the step has changed anything
-                if step == start:
-                    raise
-                if world.first:
-                    _save(trainer, run, data, step, kept=False)
-                raise SourceUnavailable(f"{error}, with --resume: step {step} is saved") from error
+            loss, seen = trainer.step(step)
             meter.add(loss)
             done, last = step + 1, step + 1 == plan.total
+            advance(done)
             epoch_end = done % plan.steps_per_epoch == 0 or last
             if done % config.log_every == 0 or epoch_end:
                 record = _record(trainer, step, meter, seen)
@@ -83,27 +76,55 @@ def fit(
                         warn(f"step {done}: {warning}")
                     warned = warning is not None
                 meter = Meter(trainer)
-            stopping = world.any(bool(stop.requested))
+            lost = None if last else _lost_before(trainer, done)
+            if lost:
+                stop.request("missing images")
+            stopping = world.any(bool(stop.requested))  # here all wait for the process whose next batch takes long
             kept = bool(config.keep_every) and done % (config.keep_every * plan.steps_per_epoch) == 0
-            if world.first and (done % save_every == 0 or kept or last or stopping):
+            if done % save_every == 0 or kept or last or stopping:
                 with meter.paused():
                     _save(trainer, run, data, done, kept)
+            if lost:
+                raise SourceUnavailable(f"{lost}, with --resume: step {done} is saved") from lost
             if stopping and not last:
                 raise Interrupted(
                     f"stopped by {stop.requested or 'a signal'} after step {done}; continue with --resume"
                 )
 
 
+def _begin(trainer: Trainer, run: RunFolder, data: dict[str, Any], start: int) -> None:
+    """Write what stands before the first step; wait until all processes can begin."""
+    if start == 0 and trainer.world.first:
+        save_views(run.views, *trainer.first_views())
+        if trainer.config.keep_every:
+            save_checkpoint(run.numbered(0), trainer.state(0, data))
+    if start < trainer.plan.total:
+        trainer.feed.wait(start)
+    trainer.world.wait()
+
+
 _DIVERGED = "lower --lr, lengthen the warm-up, or try --precision fp32; the last checkpoint is intact"
 
 
 def _save(trainer: Trainer, run: RunFolder, data: dict[str, Any], done: int, kept: bool) -> None:
-    checkpoint = trainer.state(done, data)
-    if not finite(checkpoint.tensors):
-        raise ValueError(f"weights are not finite after step {done}; {_DIVERGED}")
-    save_checkpoint(run.last, checkpoint)
-    if kept:
-        save_checkpoint(run.numbered(done), checkpoint)
+    """The first process saves, and the others wait until it has."""
+    if trainer.world.first:
+        checkpoint = trainer.state(done, data)
+        if not finite(checkpoint.tensors):
+            raise ValueError(f"weights are not finite after step {done}; {_DIVERGED}")
+        save_checkpoint(run.last, checkpoint)
+        if kept:
+            save_checkpoint(run.numbered(done), checkpoint)
+    trainer.world.wait()
+
+
+def _lost_before(trainer: Trainer, step: int) -> SourceUnavailable | None:
+    """Wait for the batch of a step; why there is none. Nothing has changed yet, so what is done can be saved."""
+    try:
+        trainer.feed.wait(step)
+    except SourceUnavailable as error:
+        return error
+    return None
 
 
 def _knn_due(config: TrainConfig, epoch: int, last: bool) -> bool:

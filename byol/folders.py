@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 from array import array
 from collections import deque
@@ -20,10 +19,20 @@ from PIL import Image
 
 from byol.columns import Computed, Labels, Names
 from byol.images import Anchors, ImageSource, Skipped, SourceUnavailable, read_image
-from byol.stamps import content_stamp
+from byol.stamps import ListedFiles
 from byol.surroundings import GO_ON
 from byol.text import path_text, printable
 from byol.walk import CHUNK, Skip, Walk
+
+
+class Files(Protocol):
+    """Images of a tree."""
+
+    def stamp(self) -> str:
+        """A digest that changes when one of them does."""
+
+    def content(self) -> str:
+        """A digest that is the same for a copy of them."""
 
 
 class Tree(Protocol):
@@ -37,8 +46,8 @@ class Tree(Protocol):
     def open(self, path: bytes) -> Image.Image:
         """Decode one of them. Raises `UnreadableImage`."""
 
-    def stamp(self, names: Names) -> str:
-        """A digest that changes when one of these images does."""
+    def files(self, names: Names) -> Files:
+        """Some of its images, to tell whether they change."""
 
 
 def folder_source(tree: Tree) -> ImageSource:
@@ -115,7 +124,8 @@ def _section(tree: Tree, paths: Iterator[bytes], skipped: list[Skipped]) -> Imag
         labels=Labels(np.frombuffer(codes, np.int32), [path_text(name) for name in classes]),
         skipped=skipped,
         open=lambda i: tree.open(names.raw[i].as_py()),
-        stamp=lambda: tree.stamp(names),
+        stamp=lambda: tree.files(names).stamp(),
+        content=lambda: tree.files(names).content(),
         places=Computed(len(names), lambda i: names.raw[i].as_py()),
     )
 
@@ -141,29 +151,6 @@ class LocalTree:
         """Decode one of them. Raises `UnreadableImage`."""
         return read_image(os.path.join(self._root, path), self._anchors)
 
-    def stamp(self, names: Names) -> str:
-        """Size and time of every file, and some content: names and sizes alone may be the same for other images."""
-        digest = hashlib.sha256()
-        for start in range(0, len(names), CHUNK):
-            chunk = names.raw[start : start + CHUNK].to_pylist()
-            digest.update(np.array([self._size_and_time(raw) for raw in chunk], "<i8").tobytes())
-        for i in np.linspace(0, len(names) - 1, min(64, len(names)), dtype=int):
-            digest.update(self._content(names.raw[i].as_py()))
-        return digest.hexdigest()
-
-    def _size_and_time(self, path: bytes) -> tuple[int, int]:
-        whole = os.path.join(self._root, path)
-        try:
-            status = os.stat(whole)
-        except OSError as error:
-            self._anchors.blame(error, whole)
-            return (-1, -1)
-        return status.st_size, status.st_mtime_ns
-
-    def _content(self, path: bytes) -> bytes:
-        whole = os.path.join(self._root, path)
-        try:
-            return content_stamp(Path(os.fsdecode(whole)))
-        except OSError as error:
-            self._anchors.blame(error, whole)
-            return b""
+    def files(self, names: Names) -> ListedFiles:
+        """Some of its images, to tell whether they change."""
+        return ListedFiles(names, lambda name: os.path.join(self._root, name), self._anchors)

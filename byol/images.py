@@ -69,6 +69,8 @@ class ImageSource:
     `skipped` what the listing itself had to leave out
     `open`    decodes image i to RGB, upright (EXIF applied); raises `UnreadableImage`
     `stamp`   a digest that changes when an image does; None where there is none (images in memory)
+    `content` a digest that changes when images do, and is the same for a copy of them; None where there is none
+    `listing` a digest of which files are listed, where these may change or be away for a while; None where they may not
     `blocks`  int64: the first row of each run of rows that are read together (a Parquet row group); None where every
               image is equally near
     `places`  where another process finds the images (`byol.sources.open_place`): a path below the folder, or a row of
@@ -81,6 +83,8 @@ class ImageSource:
     skipped: Sequence[Skipped]
     open: Callable[[int], Image.Image]
     stamp: Callable[[], str] | None = None
+    content: Callable[[], str] | None = None
+    listing: Callable[[], str] | None = None
     blocks: np.ndarray | None = None
     places: Sequence[Place] | None = None
 
@@ -102,6 +106,7 @@ class ImageSource:
             self.skipped,
             lambda i: self.open(int(rows[i])),
             self.stamp,  # of all images: it changes when one of these does
+            self.content,
         )
 
 

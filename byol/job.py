@@ -3,24 +3,26 @@
 from __future__ import annotations
 
 import sys
-from contextlib import nullcontext
+from contextlib import ExitStack, nullcontext
 from pathlib import Path
 from typing import Any
 
 import click
 import torch
 
+from byol.begun import Begun, contents, difference, identity, keeping_threads
 from byol.checkpoint import Checkpoint
 from byol.config import TrainConfig
-from byol.console import note, note_skipped, progress, progress_bar, warnings_as_notes
-from byol.data import ImageTensor, StreamedImages, canvas_side, open_images, source_digest
+from byol.console import at_work, note, note_skipped, progress, progress_bar, warnings_as_notes
+from byol.data import ImageTensor, Intake, StreamedImages, canvas_side, open_images
 from byol.distributed import LostProcess, World, joined
 from byol.events import EventLog, require_tensorboard
 from byol.fit import Interrupted, Unheard, fit
-from byol.locations import Location, last_part
+from byol.images import ImageSource
+from byol.locations import Location
 from byol.model import BYOL, require_fit
 from byol.monitor import KNNMonitor
-from byol.run import RunFolder
+from byol.run import RunFolder, versions
 from byol.run_format import TRAIN
 from byol.signals import hang_up_is_ignored
 from byol.sources import open_source
@@ -44,7 +46,7 @@ def run_training(
     """
     try:
         run = RunFolder(out)
-        with joined() as world, run.alone() if world.first else nullcontext():
+        with keeping_threads(), joined() as world, run.alone() if world.first else nullcontext():
             _train_in(world, config, data, run, val_data, resume, tensorboard)
     except (Interrupted, LostProcess) as error:
         raise click.ClickException(str(error)) from error
@@ -77,35 +79,71 @@ def _train_in(
     if tensorboard:
         require_tensorboard()
     source = open_source(data)
+    checkpoint, begun = (run.checkpoint(), run.begun()) if continuing else (None, Begun())
+    facts = identity(data, source)
+    if begun.intake:  # before anything is decoded
+        _require_same_images(run, checkpoint, {**facts, "images": begun.intake.count(source)})
     if not config.canvas_size:
-        side = run.config().canvas_size if continuing else canvas_side(source, config.image_size)
+        side = run.config().canvas_size if continuing else _canvas_side(world, source, config)
         config = config.replace(canvas_size=side)
-    with warnings_as_notes(), progress(f"decode {source.name}", len(source)) as advance:
-        images = world.first_then_others(lambda: open_images(source, config.canvas_size, advance))
-    facts = {"name": last_part(data), "images": len(images), "digest": source_digest(source)}
-    checkpoint = run.checkpoint() if continuing else None
+    images, intake = _opened(world, source, config.canvas_size, begun.intake)
+    facts["images"] = len(images)
     if continuing:
         _require_same_images(run, checkpoint, facts)
     if checkpoint:  # before memory is taken for what a small file may claim
         with torch.device("meta"):
             require_fit(BYOL(config).state_dict(), checkpoint.model(), str(run.last))
-    trainer = Trainer(config, images, world)
+    trainer = Trainer(config, images, world, begun.computed)
     validation = open_source(val_data) if val_data else None
     with warnings_as_notes():
-        knn = world.first_then_others(lambda: KNNMonitor(config, source, validation)) if validation else None
+        knn = world.first_then_others(lambda: _monitor(world, config, source, validation)) if validation else None
     start = _continue(trainer, run, checkpoint) if continuing else 0
     world.require_same(start, "number of finished steps")
     if world.first:
         note_skipped(images.skipped)
         if not continuing:
-            run.create(config, {"data": facts, "skipped": [vars(item) for item in images.skipped]})
+            skipped = [vars(item) for item in images.skipped]
+            run.create(config, {"data": facts, "skipped": skipped, **contents(intake, trainer.computed)})
         note(_headline(trainer, images, start))
+        if changed := begun.changes(trainer.computed, versions(config.arch)):
+            note(changed)
     listed = len(images.skipped)
     events = EventLog(run.path, start) if tensorboard and world.first else None
     with trainer, Reporter(trainer.plan.total, start, events, shown=world.first) as reporter:
-        fit(trainer, run, facts, start, knn, reporter.report, reporter.warn)
+        fit(trainer, run, facts, start, knn, reporter.report, reporter.warn, reporter.advance)
     if world.first:
         note_skipped(images.skipped[listed:])  # what a stream met on its way
+
+
+def _canvas_side(world: World, source: ImageSource, config: TrainConfig) -> int:
+    """What the first process finds, in all of them."""
+    side = 0
+    if world.first:
+        with progress(f"look at {source.name}", None):
+            side = canvas_side(source, config.image_size)
+    return int(world.tell(str(side)))
+
+
+def _opened(
+    world: World, source: ImageSource, side: int, begun: Intake | None
+) -> tuple[ImageTensor | StreamedImages, Intake]:
+    """The images in every process, and how they are got: the first one decides, decodes them, and the others follow."""
+    images: ImageTensor | StreamedImages | None = None
+    with warnings_as_notes():
+        if world.first:
+            with progress(f"decode {source.name}", len(source)) as advance:
+                images = open_images(source, side, advance, begun=begun)
+            begun = begun or Intake.of(images)
+        told = Intake.from_text(world.tell(begun.to_text() if begun else ""))
+        if images is None:
+            images = open_images(source, side, begun=told)
+    world.wait()  # one that finds nothing in the cache decodes for itself
+    return images, told
+
+
+def _monitor(world: World, config: TrainConfig, source: ImageSource, validation: ImageSource) -> KNNMonitor:
+    with progress(f"decode {validation.name} for kNN", None) if world.first else nullcontext() as advance:
+        return KNNMonitor(config, source, validation, advance)
 
 
 def _headline(trainer: Trainer, images: ImageTensor | StreamedImages, start: int) -> str:
@@ -126,15 +164,11 @@ def _headline(trainer: Trainer, images: ImageTensor | StreamedImages, start: int
 def _require_same_images(run: RunFolder, checkpoint: Checkpoint | None, facts: dict[str, Any]) -> None:
     """Raise `ValueError` when a run began with other images; nothing is changed before this is known."""
     stored = checkpoint.data if checkpoint else run.content(TRAIN).get("data", facts)
-    if stored != facts:
+    if found := difference(stored, facts):
         raise ValueError(
-            f"{printable(run.path)} was trained on {_described(stored)}, but the images now are {_described(facts)}; "
-            "give the images that it began with, or start a new run with another --out"
+            f"{printable(run.path)} was trained on {found}; give the images that it began with, or start a new run "
+            "with another --out"
         )
-
-
-def _described(facts: dict[str, Any]) -> str:
-    return f"{facts.get('images')} images of {facts.get('name')} (digest {facts.get('digest')})"
 
 
 def _continue(trainer: Trainer, run: RunFolder, checkpoint: Checkpoint | None) -> int:
@@ -149,23 +183,32 @@ def _continue(trainer: Trainer, run: RunFolder, checkpoint: Checkpoint | None) -
 
 
 class Reporter:
-    """Metrics for people: a bar on a terminal, else a line each time; and TensorBoard's files where wanted."""
+    """Metrics for people: a bar on a terminal, else a line each time; and TensorBoard's files where wanted.
+
+    Between two lines that are far apart, it is said which step is done.
+    """
 
     def __init__(self, total: int, start: int, events: EventLog | None = None, shown: bool = True):
-        self.total, self.events = total, events
+        self.total, self.done, self.events = total, start, events
         self.knn = ""
         self.bar = progress_bar("train", total, start) if shown and sys.stderr.isatty() else None
 
+        self._open = ExitStack()
+
     def __enter__(self) -> Reporter:
+        self._open.enter_context(at_work(lambda: "" if self.bar else f"step {self.done}/{self.total}"))
         if self.bar:
-            self.bar.start()
+            self._open.enter_context(self.bar)
+        if self.events:
+            self._open.callback(self.events.close)
         return self
 
     def __exit__(self, *_: object) -> None:
-        if self.bar:
-            self.bar.stop()
-        if self.events:
-            self.events.close()
+        self._open.close()
+
+    def advance(self, done: int) -> None:
+        """So many steps are done."""
+        self.done = done
 
     def report(self, record: dict[str, Any]) -> None:
         """Show one line of metrics. Raises `Unheard` when nobody can read it, and the run is not to outlive that."""

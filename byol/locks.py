@@ -14,6 +14,8 @@ from byol.names import hidden_name
 if sys.platform != "win32":  # there two writers of one file are not told apart
     import fcntl
 
+LOCK = ".lock"  # of a folder, in it
+
 
 @contextmanager
 def only_writer(final: Path, lock: Path | None = None) -> Iterator[bool]:
@@ -41,6 +43,13 @@ def only_writer(final: Path, lock: Path | None = None) -> Iterator[bool]:
                     place.unlink()
     finally:
         os.close(descriptor)
+
+
+@contextmanager
+def only_writer_in(folder: Path) -> Iterator[bool]:
+    """The same for a folder that is there. Its lock lies in it: nothing may be written beside a mount point, say."""
+    with only_writer(folder, folder / LOCK) as held:
+        yield held
 
 
 def _open(place: Path) -> int:

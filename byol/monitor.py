@@ -50,7 +50,13 @@ class KNNMonitor:
     `config.knn_queries` are taken, drawn once as well.
     """
 
-    def __init__(self, config: TrainConfig, training: ImageSource, validation: ImageSource):
+    def __init__(
+        self,
+        config: TrainConfig,
+        training: ImageSource,
+        validation: ImageSource,
+        advance: Callable[[int], None] | None = None,
+    ):
         labels = require_labels(validation)
         if not len(training.labels.missing) and set(training.classes) >= set(validation.classes):
             bank, queries = self._drawn(config, training, "bank", config.knn_bank), validation
@@ -64,8 +70,8 @@ class KNNMonitor:
         self.classes = bank.classes
         preprocess = Preprocess.for_size(config.image_size)
         cache = DecodedCache()
-        self.bank = load_evaluation(bank, preprocess, cache)
-        self.queries = load_evaluation(queries, preprocess, cache)
+        self.bank = load_evaluation(bank, preprocess, cache, advance)
+        self.queries = load_evaluation(queries, preprocess, cache, advance)
         self.bank_labels = self._numbers(bank, self.bank)
         self.query_labels = self._numbers(queries, self.queries)
 

@@ -10,6 +10,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 MOST_BYTES = 255  # of a file's name, on all common file systems
+OF_THE_SYSTEM = frozenset({"lost+found", "System Volume Information", "$RECYCLE.BIN"})  # of a disk's root
 _RANDOM = re.compile(r"\.byol-[0-9a-f]{16}")
 _EXAMPLE = ".byol-" + "0" * 16
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, TypeVar
 
 from PIL import Image
@@ -19,8 +19,10 @@ from byol.faults import AGAIN, Fault, Refusal, patiently, words_for
 from byol.images import SourceUnavailable, UnreadableImage
 from byol.locations import without_query
 from byol.remote_path import RemotePath
+from byol.run_format import CONFIG, MOST_CONFIG, OWN_VIEWS, is_run
+from byol.stamps import LOOKED_INTO, spread
 from byol.text import printable
-from byol.walk import Skip, judge_image, merged
+from byol.walk import OWN, Skip, judge_image, merged
 
 T = TypeVar("T")
 
@@ -67,6 +69,8 @@ class RemoteTree:
             skip(folder, refusal.reason)  # gone since its parent was listed
             return
         verdicts, folders = self._sorted_out(folder, entries)
+        if verdicts.get(OWN) == "" and self._is_run(folder, entries):
+            verdicts[OWN] = OWN_VIEWS
         prefix = folder + b"/" if folder else b""
         for name in merged(sorted(verdicts), folders):
             if name in verdicts and not verdicts[name]:
@@ -91,27 +95,38 @@ class RemoteTree:
                 verdicts[name] = verdict
         return verdicts, folders
 
+    def _is_run(self, folder: bytes, entries: list[dict[str, Any]]) -> bool:
+        """Whether a run of byol's was copied to a folder."""
+        path = os.path.join(folder, os.fsencode(CONFIG))
+        if self._below(path) not in {entry["name"].rstrip("/") for entry in entries}:
+            return False
+        try:
+            return is_run(self._at(path).read_bytes(MOST_CONFIG))
+        except Refusal:
+            return False
+
     def open(self, path: bytes) -> Image.Image:
         """Fetch and decode an image. Raises `UnreadableImage`; `SourceUnavailable` when the folder is gone, too."""
         try:
-            return RemotePath(self._url(path), self._root.fs, self._place(path)).picture()
+            return self._at(path).picture()
         except Refusal as refusal:
             self._require_reachable(refusal)
             raise UnreadableImage(refusal.reason) from refusal
 
-    def stamp(self, names: Names) -> str:
-        """What the server says of every file: size, time, and where it has one, a digest of the content."""
-        found = patiently(self._root.url, lambda: self._root.fs.find(self._root.path, detail=True))
-        digest = hashlib.sha256()
-        for path, facts in sorted(found.items()):
-            digest.update(f"{path} {sorted((key, str(value)) for key, value in facts.items())}\n".encode())
-        return digest.hexdigest()
+    def files(self, names: Names) -> _RemoteFiles:
+        """Some of its images, to tell whether they change."""
+        return _RemoteFiles(
+            self._root, [self._at(names.raw[i].as_py()) for i in spread(len(names), LOOKED_INTO).tolist()]
+        )
 
     def _require_reachable(self, error: Refusal) -> None:
         try:
             patiently(self._root.url, lambda: self._root.fs.info(self._root.path))
         except Refusal as lost:
             raise SourceUnavailable(f"{self.name} cannot be reached any more ({error.reason}); {AGAIN}") from lost
+
+    def _at(self, path: bytes) -> RemotePath:
+        return RemotePath(self._url(path), self._root.fs, self._place(path))
 
     def _below(self, path: bytes) -> str:
         return f"{self._start}/{os.fsdecode(path)}".rstrip("/")
@@ -121,3 +136,31 @@ class RemoteTree:
 
     def _url(self, path: bytes) -> str:
         return self._place(path) if self._root.is_web else str(self._root.fs.unstrip_protocol(self._place(path)))
+
+
+class _RemoteFiles:
+    """Images below a URL; `some` of them are asked for one by one."""
+
+    def __init__(self, root: RemotePath, some: Sequence[RemotePath]) -> None:
+        self._root, self._some = root, some
+
+    def stamp(self) -> str:
+        """What the server says of every file: size, time, and where it has one, a digest of the content."""
+        found = patiently(self._root.url, lambda: self._root.fs.find(self._root.path, detail=True))
+        digest = hashlib.sha256()
+        for path, facts in sorted(found.items()):
+            digest.update(f"{path} {sorted((key, str(value)) for key, value in facts.items())}\n".encode())
+        return digest.hexdigest()
+
+    def content(self) -> str:
+        """The sizes of some files."""
+        return hashlib.sha256(" ".join(str(facts_of(file)[0]) for file in self._some).encode()).hexdigest()
+
+
+def facts_of(file: RemotePath) -> tuple[object, ...]:
+    """The size of a file behind a URL and, where the server tells them, its time and tag; empty sizes for none."""
+    try:
+        status = file.stat()
+    except Refusal:
+        return (None,)
+    return status.st_size, status.st_mtime_ns, str(file.facts.get("ETag"))

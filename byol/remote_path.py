@@ -96,9 +96,9 @@ class RemotePath:
             return io.BytesIO(self.read_bytes())
         return cast(BinaryIO, io.BufferedReader(_RemoteFile(self), BLOCK))
 
-    def read_bytes(self) -> bytes:
-        """All of it, by one request. Raises `Refusal` also when it is larger than one encoded picture may be."""
-        most = limit("BYOL_MAX_PICTURE_MB") << 20
+    def read_bytes(self, most: int | None = None) -> bytes:
+        """All of it, by one request. Raises `Refusal` also beyond `most` bytes, else beyond what a picture may have."""
+        most = limit("BYOL_MAX_PICTURE_MB") << 20 if most is None else most
         content = self._asked(lambda: self._fetch(0, most + 1))
         if len(content) > most:
             raise Refusal(f"it is larger than {most >> 20:,} MB (BYOL_MAX_PICTURE_MB)")

@@ -12,17 +12,20 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import PIL
 import torch
 import torchvision
 from PIL import Image
 from torch import Tensor
 
 from byol import __version__
+from byol.begun import Begun
 from byol.checkpoint import Checkpoint, read_checkpoint
 from byol.config import TIMM, TrainConfig
-from byol.files import atomic_file, read_regular
-from byol.locks import only_writer
+from byol.files import atomic_file, contents, made_folder, read_regular
+from byol.locks import only_writer_in
 from byol.names import leftovers_in
+from byol.outputs import require_output_folder
 from byol.run_format import CONFIG, LAST, METRICS, MOST_CONFIG, RESULT, TRAIN, VIEWS, read_metrics
 from byol.strict_json import read_object
 from byol.text import printable, reason_of
@@ -46,10 +49,12 @@ class RunFolder:
 
     @contextmanager
     def alone(self) -> Iterator[None]:
-        """Keep other processes out of the run. Raises `BlockingIOError` while one is at work in it."""
-        place = self.path.resolve()
-        place.parent.mkdir(parents=True, exist_ok=True)
-        with only_writer(place):
+        """Keep other processes out of the run. A folder made for it goes again when it fails before anything is there.
+
+        Raises `BlockingIOError` while another process is at work in it, and `ValueError` where no folder can be.
+        """
+        require_output_folder(self.path)
+        with made_folder(self.path), only_writer_in(self.path.resolve()):
             yield
 
     def exists(self) -> bool:
@@ -70,7 +75,7 @@ class RunFolder:
         """The same with the content of `config.json`, to which versions and commit are added."""
         self.require_new()
         self.path.resolve().mkdir(parents=True, exist_ok=True)  # a link may lead to a folder that is yet to be
-        whole = {**content, "versions": _versions(arch), "git_commit": _git_commit()}
+        whole = {**content, "versions": versions(arch), "git_commit": _git_commit()}
         with atomic_file(self._config) as temporary:
             temporary.write_text(json.dumps(whole, indent=2, sort_keys=True) + "\n")
 
@@ -93,6 +98,14 @@ class RunFolder:
         content = self.content(TRAIN)
         try:
             return TrainConfig.from_dict(content.get("config"))
+        except ValueError as error:
+            raise ValueError(f"{printable(self._config)} cannot be read: {error}") from error
+
+    def begun(self, task: str = TRAIN) -> Begun:
+        """How it began. Raises `ValueError` when that cannot be read."""
+        content = self.content(task)
+        try:
+            return Begun.of(content)
         except ValueError as error:
             raise ValueError(f"{printable(self._config)} cannot be read: {error}") from error
 
@@ -137,21 +150,23 @@ class RunFolder:
 
 def _visible(folder: Path) -> list[Path]:
     """What lies in a folder, without the temporary files of a killed process."""
-    return [path for path in folder.iterdir() if not path.name.startswith(".")]
+    return [folder / name for name in contents(folder) if not name.startswith(".")]
 
 
-def _versions(arch: str) -> dict[str, str]:
-    versions = {
+def versions(arch: str) -> dict[str, str]:
+    """The versions of what computes a run of an architecture, by package."""
+    found = {
         "byol": __version__,
         "python": platform.python_version(),
         "torch": torch.__version__,
         "torchvision": torchvision.__version__,
+        "pillow": PIL.__version__,
     }
     if arch.startswith(TIMM):
         import timm
 
-        versions["timm"] = timm.__version__
-    return versions
+        found["timm"] = timm.__version__
+    return found
 
 
 def _git_commit() -> str | None:

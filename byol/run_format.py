@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 from byol.files import read_regular
 from byol.limits import limit
+from byol.strict_json import read_object
 
 CONFIG, METRICS, LAST, VIEWS = "config.json", "metrics.jsonl", "last.safetensors", "views.png"
 MOST_CONFIG = 16 << 20  # bytes: far more than any run writes
@@ -14,6 +16,26 @@ TRAIN, FINETUNE = "train", "finetune"  # the commands that write one: `task` in 
 
 # Below the first and the third of these training is collapsing; a healthy std_ratio is between the second and 1.
 COLLAPSED_STD_RATIO, HEALTHY_STD_RATIO, COLLAPSED_RANK = 0.1, 0.5, 1.5
+
+
+OWN_VIEWS = "the views of a training run, which byol wrote; they are no image"
+
+
+def is_run(content: bytes) -> bool:
+    """Whether this is what the `config.json` of a run holds: it says which byol wrote it."""
+    try:
+        versions = read_object(content).get("versions")
+    except ValueError:
+        return False
+    return isinstance(versions, dict) and "byol" in versions
+
+
+def is_run_folder(folder: str | bytes) -> bool:
+    """Whether a local folder holds a run."""
+    try:
+        return is_run(read_regular(os.path.join(os.fsdecode(folder), CONFIG), MOST_CONFIG, follow=False))
+    except OSError:
+        return False
 
 
 def read_metrics(path: Path) -> bytes:

@@ -18,13 +18,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from byol.begun import identity
 from byol.cache import DecodedCache
-from byol.data import ImageTensor, canvas_side, load_canvases, load_evaluation, source_digest
+from byol.data import Advance, ImageTensor, canvas_side, load_canvases, load_evaluation
 from byol.draws import draw, holdout
 from byol.finetune import Classifier, FinetuneConfig, LabelledImages, Scores, Trial, Tuner
 from byol.finetuned import save_finetuned
 from byol.images import ImageSource, Preprocess, Skipped, require_known, require_labels
-from byol.locations import Location, last_part
+from byol.locations import Location
 from byol.model import build_encoder
 from byol.pretrained import Pretrained
 from byol.run import RunFolder
@@ -48,7 +49,9 @@ class Sets:
     skipped: list[Skipped]
 
 
-def read_sets(config: FinetuneConfig, image_size: int, data: Location, test: Location | None) -> Sets:
+def read_sets(
+    config: FinetuneConfig, image_size: int, data: Location, test: Location | None, advance: Advance | None = None
+) -> Sets:
     """Draw the labelled images and decode them, and the test set. What can be refused is refused first.
 
     Raises `ValueError` for images without labels, too few of a class or none that can be read, and test classes that
@@ -63,14 +66,14 @@ def read_sets(config: FinetuneConfig, image_size: int, data: Location, test: Loc
         require_known(source, other)
     chosen = np.unique(np.concatenate(draws))  # (n,) rows of the source
     part, preprocess, names = source.subset(chosen), Preprocess.for_size(image_size), source.classes
-    canvases = load_canvases(part, canvas_side(part, image_size), cache=DecodedCache())
-    preprocessed = load_evaluation(part, preprocess, DecodedCache())
+    canvases = load_canvases(part, canvas_side(part, image_size), advance, DecodedCache())
+    preprocessed = load_evaluation(part, preprocess, DecodedCache(), advance)
     if not np.array_equal(canvases.indices, preprocessed.indices):
         raise ValueError(f"{source.name} changed while it was read; start again")
     readable = chosen[canvases.indices]
     for rows in draws:
         _require_every_class(names, labels[np.intersect1d(rows, readable)], source.name, canvases.skipped)
-    scored = load_evaluation(other, preprocess, DecodedCache()) if other else None
+    scored = load_evaluation(other, preprocess, DecodedCache(), advance) if other else None
     return Sets(
         names,
         LabelledImages(canvases, preprocessed, _numbers(names, part, canvases)),
@@ -98,7 +101,7 @@ def _numbers(names: list[str], source: ImageSource, images: ImageTensor) -> Tens
 
 
 def _facts(location: Location, source: ImageSource) -> dict[str, Any]:
-    return {"name": last_part(location), "images": len(source), "digest": source_digest(source)}
+    return {**identity(location, source), "images": len(source)}
 
 
 class Sweep:

@@ -47,6 +47,7 @@ def tar_source(name: str, files: Sequence[Path], file_names: Sequence[str]) -> I
         skipped=index.skipped,
         open=lambda i: _read(shards, *places[i].tolist()),
         stamp=lambda: file_stamp(files),
+        content=lambda: file_stamp(files, times=False),
     )
 
 

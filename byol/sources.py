@@ -15,10 +15,11 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import chain
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 from PIL import Image
 
 from byol.arrays import open_arrays
@@ -29,11 +30,11 @@ from byol.images import SUFFIXES, Anchors, ImageSource, Place, Skipped, Unreadab
 from byol.labels import labels_of_array
 from byol.locations import Location, NotAllowed, is_url, names_below, written_out
 from byol.named import SPLITS, is_named, named_file
-from byol.remote import RemoteTree, asked
+from byol.remote import RemoteTree, asked, facts_of
 from byol.remote_path import RemotePath, remote_path
 from byol.shard_files import PACKED_REASON, AnyPath, is_packed, open_file, shards_below
 from byol.shards import tar_source
-from byol.stamps import file_stamp
+from byol.stamps import LOOKED_INTO, ListedFiles, file_stamp, spread
 from byol.tables import Unusable, holds_images, table_source
 from byol.text import on_one_line, path_text, printable, reason_of, url_without_secrets
 
@@ -126,14 +127,38 @@ def _list_source(name: str, content: bytes, start: bytes | None) -> ImageSource:
     # Of the folder in which relative paths start, also the stamp tells: there may be other images elsewhere.
     here = b"" if all(os.path.isabs(line) or b"://" in line for line in listed) else start or os.getcwdb()
     names, anchors = Names(pa.array(listed, pa.large_binary())), _common_folder(listed, here)
+    is_url_line = pc.match_substring(names.raw, b"://")
+    urls, local = names.raw.filter(is_url_line), _files(names.raw.filter(pc.invert(is_url_line)), here, anchors)
+
+    def remote() -> Iterator[RemotePath]:
+        lines = (urls[i].as_py() for i in spread(len(urls), LOOKED_INTO).tolist())
+        return filter(None, map(_listed_url, lines))
+
+    def digest(*more: str) -> str:
+        return hashlib.sha256(b"\n".join([content + here, *map(str.encode, more)])).hexdigest()
+
     return ImageSource(
         name=name,
         ids=Computed(len(names), lambda i: url_without_secrets(names[i])),
         labels=Labels.none(len(names)),
         skipped=[],
         open=lambda i: _read_listed(names.raw[i].as_py(), here, anchors),
-        stamp=lambda: hashlib.sha256(content + here).hexdigest(),
+        stamp=lambda: digest(local.stamp(), *(str(facts_of(url)) for url in remote())),
+        content=lambda: digest(local.content(), *(str(facts_of(url)[0]) for url in remote())),
+        listing=digest,
     )
+
+
+def _files(lines: Any, here: bytes, anchors: Anchors) -> ListedFiles:
+    return ListedFiles(Names(lines), lambda line: os.path.join(here, line), anchors)
+
+
+def _listed_url(line: bytes) -> RemotePath | None:
+    """A line as a URL; None for one that is not read."""
+    try:
+        return remote_path(line.decode(), in_list=True)
+    except (NotAllowed, UnicodeDecodeError, Refusal):
+        return None
 
 
 def _unquoted(line: bytes) -> bytes:
@@ -232,9 +257,9 @@ def open_sections(location: Location, size: int, after: str = "", ends: Sequence
     come or go meanwhile move no other image. Raises `ValueError` as `open_source` does, at the first section, and
     `SourceUnavailable` when a folder holds nothing any more of what came before.
     """
-    kind, _, place = after.partition(":")
+    rows = (after or next(iter(ends), "")).startswith("row:")  # of a folder of shards, which is listed as a whole
     path = asked(str(location), lambda: _path_of(location))
-    if kind != "row" and asked(str(location), path.is_dir):
+    if not rows and asked(str(location), path.is_dir):
         sections = folder_sections(_tree(path), size, _last_of(after), [_last_of(end) for end in ends])
         first = next(sections, None)
         if first or after:
@@ -242,11 +267,12 @@ def open_sections(location: Location, size: int, after: str = "", ends: Sequence
                 yield Section(source, f"path:{last.hex()}", None)
             return
     whole = open_source(location)
-    stamp = whole.stamp() if whole.stamp else None
-    for start in range(int(place or 0), len(whole), size):
-        rows = range(start, min(start + size, len(whole)))
-        source = replace(whole.subset(rows), skipped=whole.skipped if start == 0 else [], places=rows)
-        yield Section(source, f"row:{rows.stop}", stamp)
+    identity = whole.listing or whole.stamp
+    stamp = identity() if identity else None
+    for start in range(int(after.removeprefix("row:") or 0), len(whole), size):
+        part = range(start, min(start + size, len(whole)))
+        source = replace(whole.subset(part), skipped=whole.skipped if start == 0 else [], places=part)
+        yield Section(source, f"row:{part.stop}", stamp)
 
 
 def _last_of(end: str) -> bytes:
@@ -297,4 +323,5 @@ def _npz_source(path: AnyPath, name: str) -> ImageSource:
         skipped=[],
         open=lambda i: Image.fromarray(images[i]),
         stamp=lambda: file_stamp([cast(Path, path)]),
+        content=lambda: file_stamp([cast(Path, path)], times=False),
     )

@@ -12,7 +12,7 @@ from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import astuple, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pyarrow as pa
@@ -33,6 +33,14 @@ LABELS_READ = 65_536  # rows
 MOST_WALKED = 64  # row groups whose runs are remembered; streamed training is in 16 at a time
 MOST_NAMES = 4 << 20  # bytes of Hugging Face's metadata: the names of 100,000 classes
 MOST_LISTED = 20  # columns that a message names
+
+
+# The columns of features, of lists of errors, and of classes: no images, and more of them with every command.
+RESULTS = {
+    ("id", "label", "features"),
+    ("path", "stage", "reason"),
+    ("id", "label", "predicted", "probability", "probabilities"),
+}
 
 
 class Unusable(ValueError):
@@ -68,11 +76,14 @@ def table_source(name: str, files: Sequence[Path], file_names: Sequence[str]) ->
     skipped: list[Skipped] = []
     for file, file_name in zip(files, file_names, strict=True):
         try:
-            tables.append(_listed(file, file_name))
+            table = _listed(file, file_name)
+            tables += [table] if table else []
         except Unusable as error:
             skipped.append(Skipped(path_text(file_name), str(error)))
     if not tables:
-        raise ValueError(f"{printable(files[0])} {skipped[0].reason}")
+        reason = skipped[0].reason if skipped else "holds results of byol, and no images"
+        raise ValueError(f"{printable(files[0])} {reason}")
+    used = [cast(Path, table.shard.path) for table in tables]  # or a `RemotePath`
     groups = [(table, group) for table in tables for group in range(len(table.rows))]
     starts = _starts([rows for table in tables for rows in table.rows])  # (groups + 1,)
     firsts = _starts([sum(table.rows) for table in tables])  # (tables + 1,)
@@ -88,7 +99,8 @@ def table_source(name: str, files: Sequence[Path], file_names: Sequence[str]) ->
         labels=_concatenated([table.labels for table in tables]),
         skipped=skipped,
         open=lambda i: store.image(*_locate(starts, i)),
-        stamp=lambda: file_stamp(files),
+        stamp=lambda: file_stamp(used),
+        content=lambda: file_stamp(used, times=False),
         blocks=starts[:-1],
     )
 
@@ -106,12 +118,16 @@ def _locate(starts: np.ndarray, i: int) -> tuple[int, int]:
 # ------------------------------------------------------------------------------------------------------- listing
 
 
-def _listed(file: Path, name: str) -> _Table:
+def _listed(file: Path, name: str) -> _Table | None:
+    """A file's table; None for results that byol wrote beside the images. Raises `Unusable`."""
     shard = Shard(file)
     try:
         with shard.listing() as stream:
             table = open_table(stream, ["label"])
-            [leaf] = table.leaves_below(_image_path(table.file.schema_arrow))
+            schema = table.file.schema_arrow
+            if tuple(schema.names) in RESULTS and image_column(schema) is None:
+                return None
+            [leaf] = table.leaves_below(_image_path(schema))
             column = table.file.metadata.schema.column(leaf)
             if column.physical_type != "BYTE_ARRAY" or column.max_repetition_level:
                 raise Unusable(f"holds no bytes in its column {column.path:.80}")

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from byol.augment import draw, render
+from byol.begun import Computed
 from byol.checkpoint import Checkpoint
 from byol.config import TrainConfig, ViewConfig
 from byol.data import ImageTensor, StreamedImages
@@ -62,16 +63,27 @@ class Plan:
 class Trainer:
     """Networks, optimizer and images of one run, and the optimizer step that ties them together.
 
-    With several processes each one sees its part of every batch, and all hold the same weights after every step.
+    With several processes each one sees its part of every batch, and all hold the same weights after every step. What
+    the settings leave open is decided as `begun` was, by the run that goes on.
     Raises `ValueError` when the batch cannot be divided among them.
     """
 
-    def __init__(self, config: TrainConfig, images: ImageTensor | StreamedImages, world: World | None = None):
+    def __init__(
+        self,
+        config: TrainConfig,
+        images: ImageTensor | StreamedImages,
+        world: World | None = None,
+        begun: Computed | None = None,
+    ):
         self.config, self.world = config, world or World()
         self.plan = Plan.of(config, len(images))
         self.device = resolve_device(config.device, self.world.local_rank)
-        self.precision = resolve_precision(config.precision, self.device)
-        self.compiled = resolve_compile(config.compile, self.device, self.plan.total * config.batch_size)
+        decided = config
+        if begun:
+            decided = begun.settings(config, self.device.type)
+            begun.take_threads(self.device.type, self.world.size)
+        self.precision = resolve_precision(decided.precision, self.device)
+        self.compiled = resolve_compile(decided.compile, self.device, self.plan.total * config.batch_size)
         if self.compiled == "all" and config.recompute:  # which breaks the networks' graph
             self.compiled = "augmentation"
         self.sync_norm = resolve_sync_norm(config.sync_norm, self._micro_batch(), self.world.size)
@@ -96,6 +108,11 @@ class Trainer:
         if self.compiled != "none":
             on_trial = config.compile == "auto" and self.device.type == "cpu"
             self._render = compiled_or_eager(render) if on_trial else torch.compile(render, dynamic=False)
+
+    @property
+    def computed(self) -> Computed:
+        """What decides the last bits here besides the settings."""
+        return Computed.here(self.device, self.precision, self.compiled, self.world.size)
 
     def _micro_batch(self) -> int:
         """Images per process and forward."""

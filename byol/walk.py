@@ -12,6 +12,8 @@ import pyarrow.compute as pc
 
 from byol.files import NO_FILE
 from byol.images import SUFFIXES, Anchors, SourceUnavailable
+from byol.names import OF_THE_SYSTEM
+from byol.run_format import OWN_VIEWS, VIEWS, is_run_folder
 from byol.surroundings import ITS_OWN, unavailable
 from byol.text import printable, reason_of
 
@@ -19,7 +21,7 @@ ENDINGS = tuple(os.fsencode(suffix) for suffix in SUFFIXES)
 NOT_READ = (b".heic", b".heif", b".avif", b".jp2", b".jxl", b".svg", b".raw", b".cr2", b".nef", b".dng")
 NOT_READ_REASON = "images of this format are not read; convert it to PNG or JPEG"
 CHUNK = 65_536  # names of a folder held as Python objects at a time
-OF_THE_SYSTEM = (b"lost+found", b"System Volume Information", b"$RECYCLE.BIN")  # of a disk's root; hold no images
+OWN = os.fsencode(VIEWS)
 TWICE = "symbolic link to a folder that is already listed"
 
 Skip = Callable[[bytes, str], None]  # called with a path and why it is left out
@@ -108,7 +110,7 @@ class Walk:
     def _require_gone(self, path: bytes, folder: bytes, error: OSError) -> None:
         """Raise `SourceUnavailable` unless a folder has just vanished, or is the system's own."""
         refused = isinstance(error, PermissionError)
-        if refused and folder in OF_THE_SYSTEM:
+        if refused and os.fsdecode(folder) in OF_THE_SYSTEM:
             return
         if refused:
             raise SourceUnavailable(
@@ -140,6 +142,8 @@ def _entries(path: bytes, judge: Judge) -> tuple[Iterator[bytes], dict[bytes, st
                 folders.append(entry.name)
             elif verdict:
                 left_out[entry.name] = verdict
+            elif verdict == "" and entry.name == OWN and is_run_folder(path):
+                left_out[entry.name] = OWN_VIEWS
             elif verdict == "" and _is_something_else(entry):
                 left_out[entry.name] = NO_FILE
             elif verdict == "":  # also a link that leads nowhere: opening it tells the reason

@@ -135,7 +135,7 @@ def export_bundle(source: Path | Source, out: Path, additions: Additions = ONLY_
             Model(graph.graph, weights), source.layer, source.head.classes, images, features
         )
     out.parent.mkdir(parents=True, exist_ok=True)
-    with atomic_folder(out) as folder:
+    with atomic_folder(out, MANIFEST) as folder:
         for name, content in weights.items():
             (folder / name).write_bytes(content)
         save_tensors({name: value.contiguous() for name, value in encoder.state_dict().items()}, folder / WEIGHTS)

@@ -5,9 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 
 from byol.files import atomic_folder, remove, require_folder_place
+from byol.locks import LOCK
 from byol.serve.bundle import Bundle
 from byol.serve.manifest import ENCODER_WEIGHTS, GRAPHS, graph_interface
 
+CONFIG = "config.pbtxt"
 MAX_BATCH_SIZE = 256
 QUEUE_DELAY = 2000  # microseconds that a request may wait for others to share its batch
 TYPES = {"tensor(uint8)": "TYPE_UINT8", "tensor(float)": "TYPE_FP32"}
@@ -53,7 +55,7 @@ def require_repository(out: Path) -> None:
     if not out.exists():
         require_folder_place(out)
         return
-    if not out.is_dir() or (any(out.iterdir()) and not list(out.glob("*/config.pbtxt"))):
+    if not out.is_dir() or (any(out.iterdir()) and not list(out.glob(f"*/{CONFIG}"))):
         raise ValueError(f"{out} exists and is no model repository; choose another --triton")
     for name in map(_model_name, GRAPHS):
         if (out / name).exists() and not _is_ours(out / name):
@@ -70,9 +72,9 @@ def write_repository(bundle: Path, out: Path) -> list[str]:
     names = [_model_name(graph) for graph in opened.manifest.graphs]
     for graph, name in zip(opened.manifest.graphs, names, strict=True):
         model = opened.model(graph)
-        with atomic_folder(out / name) as folder:
+        with atomic_folder(out / name, CONFIG) as folder:
             (folder / "1").mkdir()
-            (folder / "config.pbtxt").write_text(model_config(opened, graph, name))
+            (folder / CONFIG).write_text(model_config(opened, graph, name))
             for file, content in {"model.onnx": model.graph, **model.weights}.items():
                 (folder / "1" / file).write_bytes(content)
     for name in set(map(_model_name, GRAPHS)) - set(names):
@@ -87,11 +89,11 @@ def _model_name(graph: str) -> str:
 
 def _is_ours(model: Path) -> bool:
     """Whether byol wrote the model, and nothing was put beside it: a further version, say."""
-    config = model / "config.pbtxt"
+    config = model / CONFIG
     if not config.is_file() or not config.read_bytes().startswith(_OURS.encode()):
         return False
-    found = {str(path.relative_to(model)) for path in model.rglob("*")}
-    return found <= {"config.pbtxt", "1", "1/model.onnx", f"1/{ENCODER_WEIGHTS}"}
+    found = {str(path.relative_to(model)) for path in model.rglob("*")} - {LOCK}
+    return found <= {CONFIG, "1", "1/model.onnx", f"1/{ENCODER_WEIGHTS}"}
 
 
 def model_config(bundle: Bundle, graph: str, name: str) -> str:

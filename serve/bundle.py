@@ -15,7 +15,7 @@ from typing import BinaryIO
 
 import numpy as np
 
-from byol.files import open_regular, read_regular, require_folder_place, sha256_of
+from byol.files import contents, is_half_filled, open_regular, read_regular, require_folder_place, sha256_of
 from byol.limits import limit
 from byol.serve.manifest import (
     ANY_SIZE,
@@ -192,8 +192,8 @@ def golden_names(graph: str) -> tuple[str, str]:
 def require_place(out: Path) -> None:
     """Raise `ValueError` when no bundle can be written to the folder `out`, or would replace anything but a bundle."""
     require_folder_place(out)
-    found = {entry.name for entry in out.iterdir()} if out.exists() else set()
-    if not found:
+    found = contents(out) if out.exists() else set()
+    if not found or (found <= FILES and is_half_filled(out)):
         return
     try:
         manifest = read_object(read_regular(out / MANIFEST, MAX_BYTES, follow=False))

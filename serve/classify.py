@@ -16,10 +16,10 @@ import pyarrow as pa
 import pyarrow.csv
 import pyarrow.parquet as pq
 
-from byol.files import atomic_file, behind_links
+from byol.files import atomic_file, behind_links, made_folder
 from byol.images import ImageSource, Skipped
 from byol.serve.bundle import Bundle
-from byol.serve.extract import Advance, Extraction, Options, checked_batches, errors_of, folder, require_images
+from byol.serve.extract import Advance, Extraction, Options, checked_batches, errors_of, require_images
 from byol.serve.features import write_errors
 from byol.serve.manifest import CLASSIFIER
 from byol.serve.pipeline import Batch, Pipeline, open_graph
@@ -60,7 +60,7 @@ def classify(
     skipped: list[Skipped] = []
     is_csv = out.suffix.lower() == ".csv"
     schema = _schema(classifier.classes, with_all=not is_csv)
-    with folder(behind_links(out).parent), atomic_file(out) as temporary, open(temporary, "wb") as stream:
+    with made_folder(behind_links(out).parent), atomic_file(out) as temporary, open(temporary, "wb") as stream:
         with (pyarrow.csv.CSVWriter if is_csv else pq.ParquetWriter)(stream, schema) as writer:
             for _, batch in checked_batches(classifier, [source], options, advance):
                 table = _table(source, batch, classifier.classes, cell if is_csv else str)

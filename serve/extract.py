@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import time
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
@@ -12,7 +11,7 @@ from typing import Protocol
 
 import numpy as np
 
-from byol.files import behind_links
+from byol.files import behind_links, made_folder
 from byol.images import ImageSource, Skipped
 from byol.locations import Location, is_url
 from byol.names import with_ending
@@ -91,7 +90,7 @@ def extract(encoder: Encoder, source: ImageSource, path: Path, options: Options,
     images = 0
     skipped: list[Skipped] = []
     with (
-        folder(behind_links(path).parent),
+        made_folder(behind_links(path).parent),
         feature_file(path, encoder.feature_dim, encoder.digest, options.dtype) as write,
     ):
         for _, batch in checked_batches(encoder, [source], options, advance):
@@ -156,18 +155,3 @@ def require_images(count: int, source: ImageSource, skipped: list[Skipped]) -> N
         raise ValueError(
             f"none of the {len(source)} images of {source.name} can be read (first: {first.path}: {first.reason})"
         )
-
-
-@contextlib.contextmanager
-def folder(path: Path) -> Iterator[None]:
-    """Make a folder and its parents; those made here go again when the block fails."""
-    path = Path(os.path.realpath(path))  # a link may lead to a folder that is yet to be
-    made = [folder for folder in (path, *path.parents) if not folder.exists()]
-    path.mkdir(parents=True, exist_ok=True)
-    try:
-        yield
-    except BaseException:
-        for folder in made:
-            with contextlib.suppress(OSError):
-                folder.rmdir()
-        raise

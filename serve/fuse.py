@@ -18,7 +18,7 @@ from byol.files import atomic_folder
 from byol.serve.bundle import Bundle, describe_file, require_place
 from byol.serve.card import write_card
 from byol.serve.linear import LinearProbe
-from byol.serve.manifest import CARD, CLASSIFIER, ENCODER, GOLDEN, Head, Manifest
+from byol.serve.manifest import CARD, CLASSIFIER, ENCODER, GOLDEN, MANIFEST, Head, Manifest
 from byol.serve.model import Model, check_graph
 from byol.serve.parity import pass_gate, run_graph
 from byol.serve.verify import verify
@@ -71,7 +71,7 @@ def save_classifier(bundle: Path, probe: LinearProbe, head: Head, out: Path) -> 
     kept = [file for file in opened.manifest.files if file not in (CLASSIFIER, GOLDEN, CARD)]
     tensors = {key: value for key, value in opened.golden_tensors().items() if key != CLASSIFIER}
     out.parent.mkdir(parents=True, exist_ok=True)
-    with atomic_folder(out) as folder:
+    with atomic_folder(out, MANIFEST) as folder:
         for file in kept:
             (folder / file).write_bytes(opened.read(file))
         (folder / CLASSIFIER).write_bytes(model.graph)

@@ -19,6 +19,7 @@ import pyarrow as pa
 from byol.files import atomic_file, open_regular
 from byol.images import Skipped
 from byol.locations import is_url, last_part
+from byol.locks import LOCK
 from byol.names import leftovers_in
 from byol.outputs import require_output
 from byol.parquet import open_table
@@ -59,7 +60,6 @@ class PartsFolder:
 
     def __init__(self, path: Path, settings: dict[str, Any]) -> None:
         self.path, self.name, self.settings = path, printable(path), {"format": FORMAT, **settings}
-        self.lock = path / ".lock"  # not beside the folder: that may be a mount point
 
     def part_file(self, number: int) -> Path:
         """The file of a part."""
@@ -119,7 +119,7 @@ class PartsFolder:
         """The parts of a complete extraction, None when there is something left to do. Raises `ValueError` as above."""
         stored = self.manifest()
         finished = self.finished() if stored else {}
-        if self.lock.exists() or not (stored and stored["complete"] and len(stored["parts"]) == len(finished)):
+        if (self.path / LOCK).exists() or not (stored and stored["complete"] and len(stored["parts"]) == len(finished)):
             return None
         return finished
 

@@ -12,11 +12,12 @@ from itertools import count, groupby, takewhile
 from pathlib import Path
 from typing import Any
 
+from byol.files import made_folder
 from byol.images import ImageSource, Skipped
 from byol.locations import Location, is_url
-from byol.locks import only_writer
+from byol.locks import only_writer_in
 from byol.serve import PART_IMAGES
-from byol.serve.extract import Advance, Engine, Extraction, Options, checked_batches, folder
+from byol.serve.extract import Advance, Engine, Extraction, Options, checked_batches
 from byol.serve.features import DIGEST_KEY, feature_file
 from byol.serve.part_files import Part, PartsFolder, named_source
 from byol.sources import Section, open_sections
@@ -106,7 +107,7 @@ def complete(
         known = _count_known(finished, advance)
         _require_enough(finished, task)
     else:
-        with folder(task.out), only_writer(parts.path, parts.lock):
+        with made_folder(task.out), only_writer_in(parts.path):
             stored = parts.manifest()  # first: what is another's is refused, and nothing of it removed
             parts.sweep()
             found = parts.finished() if stored else {}

@@ -1,5 +1,8 @@
 """What is printed beside results."""
 
+import threading
+from collections.abc import Iterator
+
 import pytest
 
 from byol import console
@@ -14,3 +17,53 @@ def test_without_a_terminal_progress_is_a_line_now_and_then(
         for _ in range(3):
             advance(1000)
     assert capsys.readouterr().err == "extract: 2,000 of 5,000\n"
+
+
+class Said:
+    """What was said, and waiting for it: no test measures time."""
+
+    def __init__(self) -> None:
+        self.lines: list[str] = []
+        self._changed = threading.Condition()
+
+    def note(self, line: str) -> None:
+        with self._changed:
+            self.lines.append(line)
+            self._changed.notify_all()
+
+    def wait_for(self, start: str) -> None:
+        with self._changed:
+            assert self._changed.wait_for(lambda: any(line.startswith(start) for line in self.lines), timeout=30)
+
+
+@pytest.fixture
+def said(monkeypatch: pytest.MonkeyPatch) -> Iterator[Said]:
+    """A minute is short here."""
+    found = Said()
+    monkeypatch.setattr(console, "SECONDS_A_LINE", 0.05)
+    monkeypatch.setattr(console, "note", found.note)
+    with console.never_silent():
+        yield found
+
+
+def test_work_that_says_nothing_is_said_to_go_on(said: Said) -> None:
+    said.wait_for("at work (0 min")
+    with console.progress("decode photos", 600) as advance:
+        said.wait_for("decode photos: 0 of 600 (")  # while the first image takes long
+        threads = [threading.Thread(target=advance, args=(1,)) for _ in range(20)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        said.wait_for("decode photos: 20 of 600 (")
+        with console.progress("within", None):
+            said.wait_for("within: 0 (")
+    said.lines.clear()
+    said.wait_for("at work (")
+
+
+def test_work_that_speaks_for_itself_is_not_spoken_of(said: Said) -> None:
+    with console.at_work(str):
+        said.lines.clear()
+        assert not threading.Event().wait(0.3)
+        assert said.lines == []

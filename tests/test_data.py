@@ -6,19 +6,23 @@ import json
 import os
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from click.testing import CliRunner
+from PIL import Image
 
 from byol import data
 from byol import images as images_module
 from byol.cache import META, DecodedCache, size_limit
 from byol.cache_command import cache as cache_command
+from byol.columns import Labels
 from byol.data import ImageTensor, StreamedImages, load_canvases, open_images
 from byol.feed import FetchedFeed, ResidentFeed, open_feed
+from byol.images import ImageSource
 from byol.order import Order
 from byol.sources import open_source
 from byol.train import Trainer
@@ -100,6 +104,23 @@ def test_a_changed_image_is_decoded_again(images: Path, cache: DecodedCache):
     assert len(cache.entries()) == 3
 
 
+def test_a_changed_image_of_a_list_is_decoded_again(images: Path, cache: DecodedCache, tmp_path: Path):
+    (tmp_path / "list.txt").write_text("".join(f"{path}\n" for path in sorted(images.rglob("*.png"))) + "gone.png\n")
+    os.mkfifo(tmp_path / "pipe.png")  # which nobody waits for
+    with (tmp_path / "list.txt").open("a") as file:
+        file.write(f"{tmp_path}/pipe.png\n")
+    source = open_source(tmp_path / "list.txt")
+    before = load_canvases(source, 16, cache=cache)
+    (images / "cat" / "000.png").write_bytes((images / "dog" / "000.png").read_bytes())
+    after = load_canvases(open_source(tmp_path / "list.txt"), 16, cache=cache)
+    assert torch.equal(after.pixels[0], after.pixels[10])
+    assert not torch.equal(after.pixels[0], before.pixels[0])
+    again = open_source(tmp_path / "list.txt")
+    assert source.listing is not None
+    assert again.listing is not None
+    assert source.listing() == again.listing()  # which an extraction goes on with
+
+
 def test_a_copy_of_the_images_shares_the_entry(images: Path, cache: DecodedCache, decoded: list[int], tmp_path: Path):
     load_canvases(open_source(images), 16, cache=cache)
     images.rename(tmp_path / "elsewhere")
@@ -147,6 +168,24 @@ def test_the_cache_stays_within_its_size_and_drops_what_was_used_longest_ago(tmp
     assert cache.has_room(3500)
     assert cache.clear() > 0
     assert cache.entries() == []
+
+
+def test_an_image_counts_when_it_is_decoded_and_not_with_its_chunk():
+    counted, number = threading.Event(), 32 * images_module.usable_cores()
+
+    def slow(row: int) -> Image.Image:
+        if row % 32 and not counted.wait(60):
+            raise AssertionError("nothing is counted before the first chunk ends")
+        return Image.new("RGB", (4, 4))
+
+    source = ImageSource("slow", [str(i) for i in range(number)], Labels.none(number), [], slow)
+    done: list[int] = []
+
+    def advance(count: int) -> None:
+        done.append(count)
+        counted.set()
+
+    assert len(load_canvases(source, 4, advance)) == number == sum(done)
 
 
 def test_a_failure_while_decoding_leaves_nothing(images: Path, cache: DecodedCache):

@@ -352,7 +352,7 @@ def test_a_stamp_is_not_made_of_a_failing_disk(images: Path, monkeypatch: pytest
 
     monkeypatch.setattr(os, "stat", stat)
     if call == "content_stamp":
-        monkeypatch.setattr("byol.folders.content_stamp", fails(errno.ESTALE))
+        monkeypatch.setattr("byol.stamps.content_stamp", fails(errno.ESTALE))
     assert source.stamp is not None
     with pytest.raises(SourceUnavailable):
         source.stamp()

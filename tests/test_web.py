@@ -107,6 +107,21 @@ def test_a_server_that_goes_stops_the_work_and_the_same_command_goes_on(
     assert contents(tmp_path / "out") == contents(tmp_path / "whole")
 
 
+def test_a_list_s_stamp_changes_with_what_the_server_says(tmp_path: Path, web: Web, png: bytes) -> None:
+    web.files |= {"/a.png": png, "/b.png": png}
+    found = listed(tmp_path, f"{web.url}/a.png", f"{web.url}/b.png", f"{web.url}/gone.png", "ftp://x/c.png")
+
+    def digests() -> list[str]:
+        source = open_source(found)
+        return [digest() for digest in (source.stamp, source.content, source.listing) if digest]
+
+    before = digests()
+    assert digests() == before
+    web.files["/b.png"] += b"more"
+    after = digests()
+    assert [a == b for a, b in zip(before, after, strict=True)] == [False, False, True]
+
+
 def test_a_port_where_nothing_listens_and_a_name_that_nobody_has(tmp_path: Path, png: bytes) -> None:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
