@@ -11,12 +11,12 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import TypeVar
 
-from byol.headers import NOT_THERE, SCAN, only_with, segments, tags
+from byol.headers import NOT_THERE, SCAN, gif_blocks, gif_screen_end, only_with, segments, tags
 from byol.surroundings import UnreadableImage
 
 T = TypeVar("T")
 
-MOST_SEGMENTS = 1_000_000  # beside the pixels; each takes a microsecond
+MOST_SEGMENTS = 1_000_000  # each takes a microsecond, and some more in a decoder
 MOST_TEXT = 4 << 20  # bytes of a text in which the orientation is looked for
 
 EXIF, XMP = b"Exif\0\0", b"http://ns.adobe.com/xap/1.0/\0"
@@ -31,6 +31,8 @@ TIFF_TAGS = frozenset(
     + (332, 334, 338, 339, 347, *range(512, 522), *range(529, 533), 32996, 32997, 48129, 50674)
 )
 XMP_TAG = 700
+
+GIF_CONTROL = 0xF9  # the label of what says which colour is transparent
 
 WEBP_CHUNKS = (b"VP8X", b"VP8 ", b"VP8L", b"ALPH", b"ANIM", b"ANMF")
 WEBP_FLAGS = 0x12  # of the first chunk: transparency and frames, without a profile, EXIF and XMP
@@ -48,7 +50,7 @@ class Bare:
 def bare(kind: str, content: bytes) -> Bare:
     """An encoded picture of Pillow's format `kind`, bare; one that is damaged stays as it is, for the decoder to tell.
 
-    Raises `UnreadableImage` for more than `MOST_SEGMENTS` things beside the pixels.
+    Raises `UnreadableImage` for one in more than `MOST_SEGMENTS` pieces.
     """
     return _BARED[kind](content) if kind in _BARED else Bare(content)
 
@@ -57,17 +59,17 @@ def bare(kind: str, content: bytes) -> Bare:
 
 
 def _bare_jpeg(content: bytes) -> Bare:
-    kept, exif, xmp = [content[:2]], b"", b""
+    kept, exif, xmp = bytearray(content[:2]), bytearray(), b""
     for marker, place in _counted(segments(content)):
         if marker == SCAN:
-            return Bare(b"".join([*kept, b"\xff\xda", memoryview(content)[place:]]), exif, xmp)
+            return Bare(b"".join([kept, b"\xff\xda", memoryview(content)[place:]]), bytes(exif), xmp)
         data = content[place : place + _length(content, place, marker)]
         if marker == APP1 and data.startswith(EXIF, 2) and len(exif) < MOST_TEXT:
             exif += data[2 + len(EXIF) if exif else 2 :]  # one block may lie in several segments
         elif marker == APP1 and data.startswith(XMP, 2):
             xmp = data[2 + len(XMP) :]
         if _is_of_the_pixels(marker, data):
-            kept.append(bytes([0xFF, marker]) + data)
+            kept += bytes([0xFF, marker]) + data
     return Bare(content)
 
 
@@ -89,24 +91,23 @@ def _is_of_the_pixels(marker: int, data: bytes) -> bool:
 
 def _bare_png(content: bytes) -> Bare:
     """Its critical chunks: even transparency is dropped by what decodes them."""
-    kept, start, found = list[memoryview](), 0, dict[bytes, tuple[bytes, bytes]]()
+    kept, start, found = bytearray(), 0, dict[bytes, tuple[bytes, bytes]]()
     for name, place, end in _counted(_chunks(content)):
         if name[0] & 32:  # written small: ancillary
-            kept.append(memoryview(content)[start:place])
+            kept += memoryview(content)[start:place]
             start = end
             found |= _turning(name, content, place + 8, end - 4)
     exif, text, xmp = (_text(*found.get(title, (b"", b""))) for title in (b"eXIf", EXIF_TEXT, XMP_TEXT))
-    whole = b"".join([*kept, memoryview(content)[start:]]) if kept else content
+    whole = b"".join([kept, memoryview(content)[start:]]) if start else content
     return Bare(whole, exif or _unhexed(text), xmp)
 
 
 def _chunks(content: bytes) -> Iterator[tuple[bytes, int, int]]:
-    """Yield (name, place, end) of the chunks but those of the pixels, up to the last one or to damage."""
+    """Yield (name, place, end) of the chunks, up to the last one or to damage."""
     place = 8
     while (name := content[place + 4 : place + 8]).isalpha() and len(name) == 4 and name != b"IEND":
         end = place + 12 + int.from_bytes(content[place : place + 4], "big")
-        if name != b"IDAT":
-            yield name, place, end
+        yield name, place, end
         place = end
 
 
@@ -146,28 +147,28 @@ def _unhexed(text: bytes) -> bytes:
 
 def _bare_tiff(content: bytes) -> Bare:
     try:
-        xmp = [tag for tag in tags(content) if tag.number == XMP_TAG]
+        xmp = next((tag for tag in tags(content) if tag.number == XMP_TAG), None)
         only = only_with(content, TIFF_TAGS)
     except NOT_THERE:
         return Bare(content, content)
-    return Bare(only, content, b"".join(content[tag.offset : tag.offset + tag.values] for tag in xmp))
+    return Bare(only, content, content[xmp.offset : xmp.offset + min(xmp.values, MOST_TEXT)] if xmp else b"")
 
 
 # ------------------------------------------------------------------------------------------------------- WebP
 
 
 def _bare_webp(content: bytes) -> Bare:
-    kept, found = list[bytes](), dict[bytes, bytes]()
+    kept, found = bytearray(b"WEBP"), dict[bytes, bytes]()
     end = min(len(content), 8 + int.from_bytes(content[4:8], "little"))
     for name, place, size in _counted(_webp_chunks(content, end)):
         if name in WEBP_CHUNKS:
-            kept.append(content[place : place + 8 + size + size % 2])
+            kept += content[place : place + 8 + size + size % 2]
         elif name in (b"EXIF", b"XMP "):
             found[name] = content[place + 8 : place + 8 + size]
-    if kept and kept[0].startswith(b"VP8X") and len(kept[0]) > 8:
-        kept[0] = kept[0][:8] + bytes([kept[0][8] & WEBP_FLAGS]) + kept[0][9:]
-    pixels = b"WEBP" + b"".join(kept)
-    return Bare(b"RIFF" + len(pixels).to_bytes(4, "little") + pixels, found.get(b"EXIF", b""), found.get(b"XMP ", b""))
+    if kept.startswith(b"VP8X", 4) and len(kept) > 12:
+        kept[12] &= WEBP_FLAGS
+    whole = b"".join([b"RIFF", len(kept).to_bytes(4, "little"), kept])
+    return Bare(whole, found.get(b"EXIF", b""), found.get(b"XMP ", b""))
 
 
 def _webp_chunks(content: bytes, end: int) -> Iterator[tuple[bytes, int, int]]:
@@ -179,17 +180,31 @@ def _webp_chunks(content: bytes, end: int) -> Iterator[tuple[bytes, int, int]]:
         place += 8 + size + size % 2
 
 
+# -------------------------------------------------------------------------------------------------------- GIF
+
+
+def _bare_gif(content: bytes) -> Bare:
+    """Without comments and programs' own blocks before its first frame; no other one is read."""
+    start, end = gif_screen_end(content), 0
+    kept = bytearray(content[:start])
+    for label, place, end in _counted(gif_blocks(content, start)):
+        if label == GIF_CONTROL:
+            kept += content[place:end]
+    return Bare(b"".join([kept, memoryview(content)[end:]]) if len(kept) < end else content)
+
+
 # -----------------------------------------------------------------------------------------------------------
 
 
 def _counted(found: Iterator[T]) -> Iterator[T]:
     for number, one in enumerate(found):
         if number == MOST_SEGMENTS:
-            raise UnreadableImage(f"more than {MOST_SEGMENTS:,} segments beside its pixels")
+            raise UnreadableImage(f"more than {MOST_SEGMENTS:,} segments")
         yield one
 
 
 _BARED: dict[str, Callable[[bytes], Bare]] = {
+    "GIF": _bare_gif,
     "JPEG": _bare_jpeg,
     "PNG": _bare_png,
     "TIFF": _bare_tiff,

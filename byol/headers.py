@@ -25,8 +25,8 @@ TEXT_SHARE = 8  # formats that Pillow decodes in Python, pixel by pixel, get an 
 
 _COMMENT = re.compile(rb"#[^\r\n]*")
 _START_OF_SCAN = re.compile(rb"\xff\xda")
-_MARKER = re.compile(rb"\xff+([^\x00\xff])")
-_NEXT_MARKER = re.compile(rb"\xff+([^\x00\xff\xd0-\xd7])")  # in a scan: no stuffed byte, no restart
+_MARKER = re.compile(rb"\xff([^\x00\xff])")  # the last of the bytes that may fill: `\xff+` is slow where none is behind
+_NEXT_MARKER = re.compile(rb"\xff([^\x00\xff\xd0-\xd7])")  # in a scan: no stuffed byte, no restart
 SCAN = 0xDA
 _TYPE_BYTES = {1: 1, 2: 1, 3: 2, 4: 4, 5: 8, 6: 1, 7: 1, 8: 2, 9: 4, 10: 8, 11: 4, 12: 8, 13: 4, 16: 8, 17: 8, 18: 8}
 _NUMBERS = frozenset(_TYPE_BYTES) - {1, 2, 6, 7}
@@ -68,17 +68,35 @@ def _webp_size(content: bytes) -> Size:
 
 def _gif_size(content: bytes) -> Size:
     """The screen, or what its first frame reaches beyond it."""
-    width, height, flags = unpack_from("<HHB", content, 6)
-    place = 13 + (3 << (flags & 7) + 1 if flags & 128 else 0)
-    while content[place] == 0x21:  # extensions: a label, then blocks with their length before them
-        place += 2
-        while content[place]:
-            place += content[place] + 1
-        place += 1
+    width, height = unpack_from("<HH", content, 6)
+    place = start = gif_screen_end(content)
+    for _, _, end in gif_blocks(content, start):
+        place = end
     if content[place] != 0x2C:
         return width, height
     left, top, across, down = unpack_from("<HHHH", content, place + 1)
     return max(width, left + across), max(height, top + down)
+
+
+def gif_screen_end(content: bytes) -> int:
+    """Where the screen and its colours end, and what a GIF holds begins."""
+    flags = content[10] if len(content) > 10 else 0
+    return 13 + (3 << (flags & 7) + 1 if flags & 128 else 0)
+
+
+def gif_blocks(content: bytes, place: int) -> Iterator[tuple[int, int, int]]:
+    """Yield (label, place, end) of the pieces of the extensions that lie from `place` on, without a gap.
+
+    A piece is the label, or a block with its length before it: an empty one is an extension's last.
+    """
+    while content[place : place + 1] == b"\x21" and place + 2 < len(content):
+        label, length = content[place + 1], 1
+        yield label, place, place + 2
+        place += 2
+        while length and place < len(content):
+            length = content[place]
+            yield label, place, place + 1 + length
+            place += 1 + length
 
 
 def _tile_size(content: bytes) -> Size:
@@ -194,10 +212,12 @@ def tags(content: bytes, start: int = 0) -> Iterator[Tag]:
 def only_with(content: bytes, wanted: Container[int]) -> bytes:
     """A TIFF whose first directory is its only one, and has only some tags; all else stays where it is.
 
+    Of a tag that stands there twice the last one is kept: Pillow believes it, libtiff the first.
+
     Raises `NOT_THERE` where its directory is cut off.
     """
     order, is_big, place, _ = _directory(content, 0)
-    kept = [tag.entry for tag in tags(content) if tag.number in wanted]
+    kept = list({tag.number: tag.entry for tag in tags(content) if tag.number in wanted}.values())
     width = 8 if is_big else 2
     new = pack(order + ("Q" if is_big else "H"), len(kept)) + b"".join(kept) + bytes(8 if is_big else 4)
     view, start = memoryview(content), place - width

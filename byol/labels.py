@@ -102,9 +102,29 @@ def _comparable(column: Any) -> Any:
 
 
 def _values(dictionary: Any) -> Iterable[Any]:
-    """As Python has them; floats keep their width, in which 0.1 is 0.1."""
-    is_float = pa.types.is_floating(dictionary.type)
-    return list(dictionary.to_numpy(zero_copy_only=False)) if is_float else list(dictionary.to_pylist())
+    """As Python has them; floats keep their width, in which 0.1 is 0.1.
+
+    Times are text: Python has no nanoseconds, no year 10,000 and no time zone that the machine does not know.
+    """
+    kind = dictionary.type
+    if pa.types.is_duration(kind):
+        return [
+            None if number is None else f"{number} {kind.unit}" for number in dictionary.cast(pa.int64()).to_pylist()
+        ]
+    if pa.types.is_temporal(kind):
+        return [_time(text, bool(getattr(kind, "tz", None))) for text in _as_texts(dictionary)]
+    return list(dictionary.to_numpy(zero_copy_only=False) if pa.types.is_floating(kind) else dictionary.to_pylist())
+
+
+def _as_texts(times: Any) -> list[str | None]:
+    universal = times.cast(pa.timestamp(times.type.unit)) if pa.types.is_timestamp(times.type) else times
+    return list(universal.cast(pa.string()).to_pylist())
+
+
+def _time(text: str | None, is_universal: bool) -> str | None:
+    """As Python writes it: without a fraction that is zero."""
+    plain = text and re.sub(r"\.0+$", "", text)
+    return f"{plain}+00:00" if plain and is_universal else plain
 
 
 def _named(value: Any, names: Sequence[str]) -> Any:

@@ -19,8 +19,10 @@ _CONTROLS = {"Cc", "Cs", "Zl", "Zp"}
 _USER = re.compile(r"(?<=://)[^/?#\s]*@")
 _URL = re.compile(r"([^?#]*?://)(?:[^/?#]*@)?([^?#]*)(?:[?#](.*))?", re.DOTALL)
 _FORMULA = re.compile(r"\s*[=+\-@\uff1d\uff0b\uff0d\uff20]")  # also in the wide forms that spreadsheets take
-_NUMBER = re.compile(r"\s*[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?\s*", re.ASCII)
-_QUERY = re.compile(r"(?<=://)([^\s?#'\"<>]*)[?#]([^\s'\"<>]*)")
+_NUMBER = re.compile(r"\s*[+-]?(\d+(\.\d*)?|\.\d+)([eE][+-]?\d+)?\s*", re.ASCII)
+_QUERY = re.compile(
+    r"(://[^\s?#'\"<>]*)(?:[?#]([^\s'\"<>]*))?"
+)  # also without a query, or each `://` would be searched
 
 
 class Recipe(ValueError):
@@ -92,7 +94,9 @@ def without_secrets(text: str) -> str:
     """
     if "://" not in text:
         return text
-    return _QUERY.sub(lambda found: f"{found[1]}?{_short(found[2])}", _USER.sub("", text))
+    return _QUERY.sub(
+        lambda found: found[1] if found[2] is None else f"{found[1]}?{_short(found[2])}", _USER.sub("", text)
+    )
 
 
 def url_without_secrets(url: str) -> str:

@@ -13,6 +13,7 @@ from PIL import Image, ImageOps
 
 from byol import bare as module
 from byol.bare import bare
+from byol.headers import tags
 from byol.images import UnreadableImage, read_image
 from tests.odd_images import encoded, picture
 from tests.test_images import exif_block
@@ -247,6 +248,14 @@ def test_a_tiff_is_turned_by_its_xmp_where_no_tag_says_it() -> None:
     np.testing.assert_array_equal(decoded(content), turned(PLAIN))
 
 
+def test_of_a_tag_that_stands_twice_every_reader_sees_the_same() -> None:
+    """libtiff would take memory for a tile of 1.6 gigapixels, where Pillow sees one of 256."""
+    sides = [(322, 40_000), (323, 40_000), (322, 16), (323, 16)]
+    entries = b"".join(struct.pack("<HHII", tag, 4, 1, side) for tag, side in sides)
+    content = b"II*\0\x08\0\0\0\4\0" + entries + bytes(100)
+    assert [(tag.number, tag.value) for tag in tags(bare("TIFF", content).content)] == [(322, 16), (323, 16)]
+
+
 # ------------------------------------------------------------------------------------------------------- WebP
 
 
@@ -274,3 +283,18 @@ def test_of_an_animated_webp_the_first_frame_is_read() -> None:
     frames = [PLAIN.rotate(90), PLAIN.rotate(180)]
     content = encoded(PLAIN, "WEBP", save_all=True, append_images=frames, lossless=True, exif=rich_exif())
     np.testing.assert_array_equal(decoded(content), turned(PLAIN))
+
+
+# -------------------------------------------------------------------------------------------------------- GIF
+
+
+def test_no_block_before_the_first_frame_costs_a_gif() -> None:
+    palette = PLAIN.quantize(16)
+    frames = [palette, palette.rotate(90)]
+    content = encoded(palette, "GIF", save_all=True, append_images=frames[1:], transparency=3, comment=b"a" * 5000)
+    with Image.open(io.BytesIO(content)) as opened:
+        expected = np.asarray(opened.convert("RGBA").convert("RGB"))
+    place = content.index(b"\x21\xfe")
+    for odd in (b"", b"\x21\xff\0", b"\x21\xff\x0bNETSCAPE2.0\1\1\0", b"\x21\x01\1a\0", b"\x21\xfe\0"):
+        np.testing.assert_array_equal(decoded(content[:place] + odd + content[place:]), expected)
+    assert b"aaa" not in bare("GIF", content).content

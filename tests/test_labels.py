@@ -111,6 +111,24 @@ def test_columns_of_all_types(name: str) -> None:
     assert [names[code] for code in codes] == ([None] * 3 if name == "null" else ["1", None, "0"])
 
 
+@pytest.mark.parametrize(
+    ("kind", "number", "label"),
+    [
+        (pa.timestamp("us"), 10**12, "1970-01-12 13:46:40"),
+        (pa.timestamp("ns"), 1, "1970-01-01 00:00:00.000000001"),
+        (pa.timestamp("us", tz="No/Zone"), 0, "1970-01-01 00:00:00+00:00"),
+        (pa.timestamp("us"), 2**63 - 1, f"<value out of range: {2**63 - 1}>"),
+        (pa.time64("ns"), 2, "00:00:00.000000002"),
+        (pa.duration("s"), 2**62, f"{2**62} s"),
+        (pa.date64(), 86_400_000, "1970-01-02"),
+    ],
+)
+def test_times_that_python_does_not_have_are_labels(kind: pa.DataType, number: int, label: str) -> None:
+    numbers: dict[str, int] = {}
+    assert list(codes_of_column(pa.array([number, None], pa.int64()).view(kind), numbers)) == [0, -1]
+    assert list(numbers) == [label]
+
+
 def test_shards_with_and_without_missing_labels_have_the_same_classes(tmp_path: Path) -> None:
     """pandas writes integers as floats where one is missing."""
     for number, values in enumerate(([0, 1], [0, None], [1.0, np.nan])):

@@ -20,6 +20,7 @@ from PIL import Image
 from byol import decode as decoding
 from byol.budget import PIXELS, PixelBudget
 from byol.columns import Labels
+from byol.headers import gif_screen_end
 from byol.images import ImageSource, SourceUnavailable, UnreadableImage, decode, read_image
 from tests.odd_images import bomb, encoded, picture
 from tests.small import REPOSITORY
@@ -86,6 +87,13 @@ def gif(frame: tuple[int, int]) -> bytes:
     )
 
 
+def commented(blocks: bytes) -> bytes:
+    """A GIF with a comment of these blocks before its frame."""
+    content = encoded(Image.new("L", (1, 1)), "GIF")
+    place = gif_screen_end(content)
+    return content[:place] + b"\x21\xfe" + blocks + b"\0" + content[place:]
+
+
 @functools.cache
 def bombs() -> dict[str, tuple[bytes, str]]:
     """Name to content and a word of the reason; "read" where nothing of it reaches a decoder."""
@@ -110,6 +118,12 @@ def bombs() -> dict[str, tuple[bytes, str]]:
         "frame.gif": (gif((60_000, 60_000)), "decompression bomb"),
         "chunks.png": (png(chunk(b"abCd") * 1_100_000), "more than 1,000,000 segments"),
         "segments.jpg": (progressive(8)[:2] + b"\xff\xe5\0\2" * 1_100_000 + progressive(8)[2:], "more than 1,000,000"),
+        "pixels.png": (png(chunk(b"IDAT") * 1_100_000), "more than 1,000,000"),
+        "blocks.gif": (commented(b"\x01a" * 1_100_000), "more than 1,000,000"),
+        "comment.gif": (commented((b"\xff" + b"a" * 255) * 100_000), "read"),
+        "fill.jpg": (progressive(8)[:2] + b"\xff" * 1_000_000 + b"\0" + progressive(8)[2:], "read"),
+        "exif.jpg": (progressive(8)[:2] + b"\xff\xe1\0\x0cExif\0\0abcd" * 900_000 + progressive(8)[2:], "read"),
+        "xmp.tif": (b"II*\0\x08\0\0\0\xff\xff" + struct.pack("<HHII", 700, 1, 1 << 31, 0) * 65_535, "not an image"),
         "text.png": (png(chunk(b"zTXt", b"a\0\0" + zlib.compress(b"\0" * (1 << 25))) * 200), "read"),  # 6 GB unpacked
         "profile.png": (png(chunk(b"iCCP", b"a\0\0" + zlib.compress(b"\0" * (1 << 27)) * 32)), "read"),
         "lines.bmp": (run_length_bmp(13_000, 13_000), "decompression bomb"),

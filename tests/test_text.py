@@ -159,3 +159,11 @@ def test_a_code_span_is_one_whatever_is_in_it(given_text: str) -> None:
 def test_the_limits_of_what_counts_as_done() -> None:
     assert text.reason_of(OSError(5, "bad\x1b[2J")) == "bad\\x1b[2J"
     assert text.first_line(ValueError("one\x07\ntwo")) == "one\\x07"
+
+
+def test_long_texts_take_no_time() -> None:
+    """Each would take an hour where every place of it is a beginning to be searched from: a test's time is limited."""
+    many = 500_000
+    assert cell("-" + "1" * many + "x").startswith("'-")
+    assert without_secrets("a://" * many) == "a://" * many
+    assert without_secrets("://a:" * many + "?secret").count("secret") == 0
