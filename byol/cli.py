@@ -10,6 +10,7 @@ from types import TracebackType
 import click
 
 from byol import __version__
+from byol.children import safe_children
 from byol.console import note
 from byol.memory import keep_freed_memory
 from byol.signals import Stopped, stopping
@@ -97,7 +98,7 @@ def main() -> None:
     prepare()
     keep_freed_memory()
     sys.excepthook = _show_defect
-    with stopping():
+    with safe_children(), stopping():
         _run()
 
 

@@ -15,14 +15,15 @@ OPTIONAL = {"ray", "fsspec"}  # of extras, inside functions only
 REMOTE = {"aiohttp", "fsspec"}  # of the extra `remote`, for `http_files`, which is imported inside a function
 REPORT = SERVING | {"bokeh", "jinja2", "markupsafe", "umap"}  # of the extras `report` and `report-umap`
 SHARED = (
-    *("arrays", "budget", "cache", "columns", "console", "decode", "draws", "faults", "files", "folders"),
+    *("arrays", "budget", "cache", "children", "columns", "console", "decode", "draws", "faults", "files", "folders"),
     *("headers", "http_files", "images", "limits", "locations", "locks", "named", "names", "outputs", "parameters"),
     *("parquet", "remote", "remote_path", "run_format", "shard_files", "shards", "signals", "sources", "stamps"),
     *("streams", "strict_json", "surroundings", "tables", "tars", "telemetry", "text", "thrift", "walk", "zips"),
 )
 SERVE_MAY_USE = ("byol.serve", *(f"byol.{name}" for name in SHARED))
-# The first two start the commands, the third has bundles read by serving's strict reader; inside functions only.
-LAZY = {"cli.py", "demo.py", "pretrained.py"}
+# Inside functions only: the first two start the commands, the third has bundles read by serving's strict reader, the
+# fourth asks export before training whether it will do.
+LAZY = {"cli.py", "demo.py", "pretrained.py", "exportable.py"}
 
 
 def imports(path: Path) -> list[tuple[str, bool]]:

@@ -18,6 +18,7 @@ import pytest
 from byol.serve.parts import Share
 from byol.serve.processes import Crew, _follow, _take_share_of_machine
 from tests.command_line import byol
+from tests.small import REPOSITORY, traps
 from tests.tiny import write_images, write_tiny_bundle
 
 CPU = ("--device", "cpu", "--part-images", 5, "--batch-size", 4)
@@ -38,7 +39,11 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def command(place: Path, out: Path, *more: object) -> list[str]:
     words = ("extract", place / "bundle", place / "images", "--out", f"{out}/", *CPU, "--processes", 2, *more)
-    return [sys.executable, "-m", "byol", *map(str, words)]
+    return [sys.executable, "-P", "-m", "byol", *map(str, words)]
+
+
+def environment() -> dict[str, str]:
+    return {**os.environ, "PYTHONPATH": str(REPOSITORY)}
 
 
 def contents(folder: Path) -> dict[str, bytes]:
@@ -53,7 +58,8 @@ def workers_of(pid: int) -> list[int]:
 
 
 def test_two_processes_write_what_one_does(place: Path, tmp_path: Path) -> None:
-    done = subprocess.run(command(place, tmp_path / "out", "--json"), capture_output=True, text=True, check=True)
+    here, run = traps(tmp_path / "here"), command(place, tmp_path / "out", "--json")
+    done = subprocess.run(run, cwd=here, env=environment(), capture_output=True, text=True, check=True)
     assert json.loads(done.stdout)["images"] == 56
     assert contents(tmp_path / "out") == contents(place / "whole")
 
