@@ -126,7 +126,7 @@ def require_labels(source: ImageSource, least_classes: int = 2) -> list[str]:
     if len(missing):
         raise ValueError(
             f"{source.name}: {len(missing)} of {len(source)} images have no label (first: {source.ids[missing[0]]}); "
-            "put each image into a sub-folder named after its class, or give an .npz with `labels`"
+            "put each image into a sub-folder named after its class or move it away, or give an .npz with `labels`"
         )
     if len(source.classes) < least_classes:
         raise ValueError(

@@ -16,17 +16,20 @@ from byol.console import note, note_skipped, progress, progress_bar, warnings_as
 from byol.data import ImageTensor, StreamedImages, canvas_side, open_images, source_digest
 from byol.distributed import LostProcess, World, joined
 from byol.events import EventLog, require_tensorboard
+from byol.exportable import require_exportable
 from byol.fit import Interrupted, Unheard, fit
+from byol.images import ImageSource
 from byol.locations import Location, last_part
-from byol.model import BYOL, require_fit
-from byol.monitor import KNNMonitor
+from byol.model import BYOL, build_encoder, require_fit
+from byol.monitor import KNNMonitor, KNNSets
+from byol.pretrained import Pretrained
 from byol.run import RunFolder
-from byol.run_format import TRAIN
+from byol.run_format import TRAIN, VAL_DATA
 from byol.signals import hang_up_is_ignored
 from byol.sources import open_source
 from byol.streams import reader_is_gone
 from byol.text import printable
-from byol.train import Trainer
+from byol.train import Setup, Trainer
 
 
 def run_training(
@@ -36,8 +39,11 @@ def run_training(
     val_data: Location | None = None,
     resume: bool = False,
     tensorboard: bool = False,
+    export_check: bool = False,
 ) -> None:
     """Train from images to a finished run folder, with progress on stderr.
+
+    `export_check`: an encoder that could not be exported is refused before a new run begins.
 
     Raises `ValueError` or `OSError` for whatever a user can cause, `click.ClickException` when stopped by a signal or
     out of memory.
@@ -45,7 +51,7 @@ def run_training(
     try:
         run = RunFolder(out)
         with joined() as world, run.alone() if world.first else nullcontext():
-            _train_in(world, config, data, run, val_data, resume, tensorboard)
+            _train_in(world, config, data, run, val_data, resume, tensorboard, export_check)
     except (Interrupted, LostProcess) as error:
         raise click.ClickException(str(error)) from error
     except (RuntimeError, MemoryError) as error:
@@ -70,29 +76,35 @@ def _train_in(
     val_data: Location | None,
     resume: bool,
     tensorboard: bool,
+    export_check: bool,
 ) -> None:
     continuing = resume and run.exists()
     if world.first and not continuing:
         run.require_new()
     if tensorboard:
         require_tensorboard()
-    source = open_source(data)
+    source, validation = open_source(data), open_source(val_data) if val_data else None
+    sets = KNNSets.choose(config, source, validation) if validation else None
+    facts = _facts(data, source)
+    compared = _facts(val_data, validation) if val_data and validation else None
+    checkpoint = run.checkpoint() if continuing else None
+    if continuing:
+        _require_same_images(run, checkpoint, facts, counted=False)
+        _require_same_validation(run, compared, world)
+    _require_possible(config, source, world, checkpoint, run)
+    if not continuing and export_check and world.first:
+        _require_exportable(config)
     if not config.canvas_size:
         side = run.config().canvas_size if continuing else canvas_side(source, config.image_size)
         config = config.replace(canvas_size=side)
     with warnings_as_notes(), progress(f"decode {source.name}", len(source)) as advance:
         images = world.first_then_others(lambda: open_images(source, config.canvas_size, advance))
-    facts = {"name": last_part(data), "images": len(images), "digest": source_digest(source)}
-    checkpoint = run.checkpoint() if continuing else None
+    facts |= {"images": len(images)}  # that can be read
     if continuing:
         _require_same_images(run, checkpoint, facts)
-    if checkpoint:  # before memory is taken for what a small file may claim
-        with torch.device("meta"):
-            require_fit(BYOL(config).state_dict(), checkpoint.model(), str(run.last))
     trainer = Trainer(config, images, world)
-    validation = open_source(val_data) if val_data else None
     with warnings_as_notes():
-        knn = world.first_then_others(lambda: KNNMonitor(config, source, validation)) if validation else None
+        knn = world.first_then_others(lambda: KNNMonitor(config, sets)) if sets else None
     start = _continue(trainer, run, checkpoint) if continuing else 0
     world.require_same(start, "number of finished steps")
     if world.first:
@@ -100,12 +112,53 @@ def _train_in(
         if not continuing:
             run.create(config, {"data": facts, "skipped": [vars(item) for item in images.skipped]})
         note(_headline(trainer, images, start))
+        if knn and sets and compared:
+            run.remember(VAL_DATA, compared)
+            told = set(images.skipped)
+            note_skipped([item for item in knn.skipped if item not in told], of="the images for kNN")
+            note(f"kNN: {sets.described}")
     listed = len(images.skipped)
     events = EventLog(run.path, start) if tensorboard and world.first else None
     with trainer, Reporter(trainer.plan.total, start, events, shown=world.first) as reporter:
         fit(trainer, run, facts, start, knn, reporter.report, reporter.warn)
     if world.first:
         note_skipped(images.skipped[listed:])  # what a stream met on its way
+
+
+def _facts(location: Location, source: ImageSource) -> dict[str, Any]:
+    return {"name": last_part(location), "images": len(source), "digest": source_digest(source)}
+
+
+def _require_possible(
+    config: TrainConfig, source: ImageSource, world: World, checkpoint: Checkpoint | None, run: RunFolder
+) -> None:
+    """Raise `ValueError` for what cannot work, before an image is decoded, or memory taken for what a file claims."""
+    Setup.of(config, len(source), world)
+    with torch.device("meta"):
+        shapes = BYOL(config).state_dict()
+    if checkpoint:
+        require_fit(shapes, checkpoint.model(), str(run.last))
+
+
+def _require_exportable(config: TrainConfig) -> None:
+    stem, size = config.resolved_stem, config.image_size
+    encoder = build_encoder(config.arch, stem, size)
+    require_exportable(Pretrained(encoder, config.arch, stem, size, config.mean, config.std))
+
+
+def _require_same_validation(run: RunFolder, found: dict[str, Any] | None, world: World) -> None:
+    """Raise `ValueError` when a run's kNN was measured on other images; without any it ends, which is said."""
+    stored = run.content(TRAIN).get(VAL_DATA)
+    if not isinstance(stored, dict):
+        return
+    if found is None:
+        if world.first:
+            note(f"warning: no kNN from here on; the run measured it on {_described(stored)}: give --val-data again")
+    elif stored != found:
+        raise ValueError(
+            f"{printable(run.path)} measures kNN on {_described(stored)}, but --val-data now has {_described(found)}; "
+            "give the images that it began with"
+        )
 
 
 def _headline(trainer: Trainer, images: ImageTensor | StreamedImages, start: int) -> str:
@@ -123,10 +176,15 @@ def _headline(trainer: Trainer, images: ImageTensor | StreamedImages, start: int
     )
 
 
-def _require_same_images(run: RunFolder, checkpoint: Checkpoint | None, facts: dict[str, Any]) -> None:
-    """Raise `ValueError` when a run began with other images; nothing is changed before this is known."""
+def _require_same_images(
+    run: RunFolder, checkpoint: Checkpoint | None, facts: dict[str, Any], counted: bool = True
+) -> None:
+    """Raise `ValueError` when a run began with other images; nothing is changed before this is known.
+
+    Before the readable ones are `counted`, by the list of all.
+    """
     stored = checkpoint.data if checkpoint else run.content(TRAIN).get("data", facts)
-    if stored != facts:
+    if stored != facts | ({} if counted else {"images": stored.get("images")}):
         raise ValueError(
             f"{printable(run.path)} was trained on {_described(stored)}, but the images now are {_described(facts)}; "
             "give the images that it began with, or start a new run with another --out"

@@ -34,6 +34,7 @@ from byol.optim import (
 )
 from byol.order import Order, seeded, share
 from byol.recompute import recompute_blocks
+from byol.strides import step_by_one
 from byol.sync_norm import synchronise_norms
 
 
@@ -59,27 +60,58 @@ class Plan:
         return cls(per_epoch, total, min(round(config.warmup_epochs * per_epoch), total // 2))
 
 
+def micro_batch(config: TrainConfig, processes: int) -> int:
+    """Images per process and forward. Raises `ValueError` when the batch cannot be divided."""
+    parts = config.accumulate * processes
+    if config.batch_size % parts or config.batch_size < 2 * parts:
+        raise ValueError(
+            f"batch_size {config.batch_size} cannot be split into {config.accumulate} micro-batches for "
+            f"{processes} processes of 2 or more images; use a multiple of {parts}, at least {2 * parts}"
+        )
+    return config.batch_size // parts
+
+
+@dataclass(frozen=True)
+class Setup:
+    """What a configuration means for so many images, here: known before an image is decoded."""
+
+    plan: Plan
+    device: torch.device
+    precision: str
+    compiled: str
+    sync_norm: bool
+
+    @classmethod
+    def of(cls, config: TrainConfig, images: int, world: World) -> Setup:
+        """Raises `ValueError` when that cannot work: too few images, a device that is not there, ..."""
+        plan = Plan.of(config, images)
+        device = resolve_device(config.device, world.local_rank)
+        compiled = resolve_compile(config.compile, device, plan.total * config.batch_size)
+        if compiled == "all" and config.recompute:  # which breaks the networks' graph
+            compiled = "augmentation"
+        sync_norm = resolve_sync_norm(config.sync_norm, micro_batch(config, world.size), world.size)
+        return cls(plan, device, resolve_precision(config.precision, device), compiled, sync_norm)
+
+
 class Trainer:
     """Networks, optimizer and images of one run, and the optimizer step that ties them together.
 
     With several processes each one sees its part of every batch, and all hold the same weights after every step.
-    Raises `ValueError` when the batch cannot be divided among them.
+    Raises `ValueError`: see `Setup`.
     """
 
     def __init__(self, config: TrainConfig, images: ImageTensor | StreamedImages, world: World | None = None):
         self.config, self.world = config, world or World()
-        self.plan = Plan.of(config, len(images))
-        self.device = resolve_device(config.device, self.world.local_rank)
-        self.precision = resolve_precision(config.precision, self.device)
-        self.compiled = resolve_compile(config.compile, self.device, self.plan.total * config.batch_size)
-        if self.compiled == "all" and config.recompute:  # which breaks the networks' graph
-            self.compiled = "augmentation"
-        self.sync_norm = resolve_sync_norm(config.sync_norm, self._micro_batch(), self.world.size)
+        setup = Setup.of(config, len(images), self.world)
+        self.plan, self.device, self.precision = setup.plan, setup.device, setup.precision
+        self.compiled, self.sync_norm = setup.compiled, setup.sync_norm
         torch.manual_seed(config.seed)
         self.model = BYOL(config)
         self.model = self.model.to(self.device).train()
         if config.channels_last:
             use_channels_last(self.model, config.image_size)
+        if self.device.type == "cpu" and self.precision == "bf16":
+            step_by_one(self.model.online.encoder)
         if config.recompute:
             recompute_blocks(self.model.online.encoder)
         self.parameters = self.model.trained_parameters()
@@ -96,16 +128,6 @@ class Trainer:
         if self.compiled != "none":
             on_trial = config.compile == "auto" and self.device.type == "cpu"
             self._render = compiled_or_eager(render) if on_trial else torch.compile(render, dynamic=False)
-
-    def _micro_batch(self) -> int:
-        """Images per process and forward."""
-        parts = self.config.accumulate * self.world.size
-        if self.config.batch_size % parts or self.config.batch_size < 2 * parts:
-            raise ValueError(
-                f"batch_size {self.config.batch_size} cannot be split into {self.config.accumulate} micro-batches for "
-                f"{self.world.size} processes of 2 or more images; use a multiple of {parts}, at least {2 * parts}"
-            )
-        return self.config.batch_size // parts
 
     def _open_feed(self, images: ImageTensor | StreamedImages) -> Feed:
         config, world = self.config, self.world
