@@ -39,7 +39,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def command(place: Path, out: Path, *more: object) -> list[str]:
     words = ("extract", place / "bundle", place / "images", "--out", f"{out}/", *CPU, "--processes", 2, *more)
-    return [sys.executable, "-P", "-m", "byol", *map(str, words)]
+    return [sys.executable, "-m", "byol", *map(str, words)]
 
 
 def environment() -> dict[str, str]:
@@ -58,7 +58,10 @@ def workers_of(pid: int) -> list[int]:
 
 
 def test_two_processes_write_what_one_does(place: Path, tmp_path: Path) -> None:
-    here, run = traps(tmp_path / "here"), command(place, tmp_path / "out", "--json")
+    """As the installed command, which Python takes no modules from the current folder for, in a folder of such."""
+    (tmp_path / "byol").write_text("from byol.cli import main\nif __name__ == '__main__':\n    main()\n")
+    here, words = traps(tmp_path / "here"), command(place, tmp_path / "out", "--json")[3:]
+    run = [sys.executable, str(tmp_path / "byol"), *words]
     done = subprocess.run(run, cwd=here, env=environment(), capture_output=True, text=True, check=True)
     assert json.loads(done.stdout)["images"] == 56
     assert contents(tmp_path / "out") == contents(place / "whole")
