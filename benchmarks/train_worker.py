@@ -24,7 +24,7 @@ from byol.config import TrainConfig
 from byol.data import ImageTensor, StreamedImages, canvas_side, open_images
 from byol.memory import keep_freed_memory
 from byol.model import build_encoder, feature_dim
-from byol.monitor import KNNMonitor, collapse_statistics
+from byol.monitor import KNNMonitor, KNNSets, collapse_statistics
 from byol.presets import PRESETS
 from byol.sources import open_source
 from byol.train import Trainer
@@ -91,7 +91,8 @@ def knn(config: TrainConfig, data: Path, seconds: float) -> float:
     rate = ours(config, data, seconds)
     trainer = our_trainer(config, data)
     source = open_source(data)
-    monitor = KNNMonitor(trainer.config, source, open_source(data.parent / "test"))
+    sets = KNNSets.choose(trainer.config, source, open_source(data.parent / "test"))
+    monitor = KNNMonitor(trainer.config, sets)
     monitor.measure(trainer.features)
     started = time.perf_counter()
     monitor.measure(trainer.features)

@@ -32,13 +32,14 @@ def difference(stored: dict[str, Any], now: dict[str, Any]) -> str | None:
     told = {name: value for name, value in now.items() if name in stored}
     if told == stored:
         return None
-    before, after = _described(stored), _described(now)
+    before, after = described(stored), described(now)
     if before != after:
         return f"{before}, but the images now are {after}"
     return f"{before}, of which some are others now, under the same names"
 
 
-def _described(facts: dict[str, Any]) -> str:
+def described(facts: dict[str, Any]) -> str:
+    """A set of images in a few words."""
     return f"{facts.get('images')} images of {facts.get('name')} (digest {facts.get('digest')})"
 
 

@@ -12,6 +12,7 @@ from types import TracebackType
 import click
 
 from byol import __version__
+from byol.children import RANKS, safe_children
 from byol.console import never_silent, note
 from byol.memory import keep_freed_memory
 from byol.signals import Stopped, stopping
@@ -53,7 +54,6 @@ COMMANDS = {
     ),
 }
 
-RANKS = ("RANK", "SLURM_PROCID", "OMPI_COMM_WORLD_RANK", "PMI_RANK")  # a process's number among those of a job
 
 # Top-level packages an extra brings: a missing one is a set-up problem, told in one line.
 EXTRAS = {
@@ -102,7 +102,7 @@ def main() -> None:
     keep_freed_memory()
     sys.excepthook = _show_defect
     first = all(os.environ.get(name, "0") == "0" for name in RANKS)
-    with stopping(), never_silent() if first else nullcontext():
+    with safe_children(), stopping(), never_silent() if first else nullcontext():
         _run()
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import sys
 from pathlib import Path
 from typing import Any
@@ -13,7 +12,7 @@ import click
 from byol.config import ARCHITECTURES, OPTIMIZERS, STEMS, TIMM, TrainConfig, ViewConfig
 from byol.console import note
 from byol.locations import LOCATION, Location
-from byol.parameters import Output
+from byol.parameters import Output, export_check_option
 from byol.presets import PRESETS
 from byol.text import printable
 
@@ -52,19 +51,32 @@ from byol.text import printable
     help="Any other setting of docs/recipe.md, as --set knn_every=5 or --set view1.crop_area=[0.2,1].",
 )
 @click.option("--tensorboard", is_flag=True, help="Also write TensorBoard event files (needs the `tensorboard` extra).")
-@click.option("--nproc", type=click.IntRange(1), default=1, show_default=True, help="Processes, one per GPU.")
+@click.option("--nproc", type=click.IntRange(1, 256), default=1, show_default=True, help="Processes, one per GPU.")
 @click.option("--resume", is_flag=True, help="Continue the run in --out; start it when there is none.")
+@export_check_option
 def train(
-    data: Location, out: Path, val_data: Location | None, tensorboard: bool, nproc: int, resume: bool, **options: Any
+    data: Location,
+    out: Path,
+    val_data: Location | None,
+    tensorboard: bool,
+    nproc: int,
+    resume: bool,
+    export_check: bool,
+    **options: Any,
 ) -> None:
     """Learn an encoder from the unlabelled images in DATA: a folder, an .npz file, shards (.tar, .parquet) or cifar10.
 
     Without --preset: ResNet-50 at 224 px with the paper's 100-epoch settings, batch 256.
     """
-    from byol.distributed import is_launched, launch
+    from byol.device import resolve_device
+    from byol.distributed import launch, launched_as
     from byol.job import run_training
     from byol.run import RunFolder
+    from byol.train import micro_batch
 
+    rank, processes = launched_as()
+    listed = "-" in (str(data), str(val_data))
+    own = _starts_processes(nproc, processes, listed)
     run = RunFolder(out)
     stored = run.config() if resume and run.exists() else None
     try:
@@ -75,15 +87,33 @@ def train(
             check_name(config.timm_name)
             if config.start_size:
                 require_any_size(config.timm_name)
+        if val_data and not config.knn_every:
+            raise ValueError("--val-data is for kNN every knn_every epochs, and knn_every is 0; leave one of them out")
     except ValueError as error:
         raise click.UsageError(str(error)) from error
-    if nproc > 1 and not is_launched():
-        if not launch(nproc, sys.argv[1:]):
+    if own:
+        resolve_device(config.device, nproc - 1)
+        micro_batch(config, nproc)  # both would be told by each of the processes
+        if not launch(nproc, sys.argv[1:], listed):
             raise click.exceptions.Exit(1)
         return
-    run_training(config, data, out, val_data, resume, tensorboard)
-    if os.environ.get("RANK", "0") == "0":
+    run_training(config, data, out, val_data, resume, tensorboard, export_check)
+    if rank == 0:
         note(f"Done. Next: byol export {printable(out)} --out BUNDLE")
+
+
+def _starts_processes(nproc: int, launched: int, list_comes: bool) -> bool:
+    """Whether this process is to start others; `launched`: how many a launcher has started. Raises `UsageError`."""
+    from byol.distributed import is_own
+
+    if launched > 1 and not is_own():
+        if nproc > 1:
+            raise click.UsageError(
+                f"--nproc {nproc} starts processes, and a launcher has started {launched} (WORLD_SIZE); leave one out"
+            )
+        if list_comes:
+            raise click.UsageError("several processes cannot read one list; write it to a file, as list.txt")
+    return nproc > 1 and not is_own()
 
 
 def chosen_config(stored: TrainConfig | None, options: dict[str, Any]) -> TrainConfig:

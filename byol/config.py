@@ -22,7 +22,8 @@ COMPILE = ("auto", "all", "augmentation", "none")
 # What no run needs more of; beyond it arithmetic on sizes overflows, and a slip of the keyboard takes all memory.
 LARGEST = {
     **dict.fromkeys(("projector_hidden", "projector_out", "predictor_hidden", "batch_size"), 1 << 20),
-    **dict.fromkeys(("image_size", "start_size", "canvas_size"), 1 << 14),
+    **dict.fromkeys(("image_size", "start_size"), 1 << 13),  # as in a bundle
+    "canvas_size": 1 << 14,
     **dict.fromkeys(("epochs", "max_steps", "keep_every", "checkpoint_every", "knn_every", "log_every"), 1 << 40),
     **dict.fromkeys(("knn_k", "knn_bank", "knn_queries"), 1 << 40),
 }
@@ -223,7 +224,7 @@ class TrainConfig:
         _require(self.weight_decay >= 0, "weight_decay", self.weight_decay, "0 or more")
         _require(self.warmup_epochs >= 0, "warmup_epochs", self.warmup_epochs, "0 or more")
         _require(self.knn_temperature > 0, "knn_temperature", self.knn_temperature, "above 0")
-        _require(all(value > 0 for value in self.std), "std", self.std, "above 0")
+        _require(all(value >= 1e-6 for value in self.std), "std", self.std, "1e-6 or more")
         if self.recompute and self.compile == "all":
             raise ValueError("recompute and compile all do not go together; use --set compile=augmentation")
         self._check_lr()

@@ -59,11 +59,11 @@ def note_device(asked: str, device: str, reason: str) -> None:
         note(f"device: {device} ({reason})")
 
 
-def note_skipped(skipped: Sequence[Skipped], listed_in: str = "") -> None:
-    """List what was left out; after the first 20, count."""
+def note_skipped(skipped: Sequence[Skipped], listed_in: str = "", of: str = "") -> None:
+    """List what was left out, and `of` what; after the first 20, count."""
     if not skipped:
         return
-    note(f"skipped {len(skipped)}{f' (listed in {listed_in})' if listed_in else ''}:")
+    note(f"skipped {len(skipped)}{of and f' of {of}'}{f' (listed in {listed_in})' if listed_in else ''}:")
     for item in skipped[:LISTED]:
         note(f"  {item.path}: {item.reason}")
     if len(skipped) > LISTED:

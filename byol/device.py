@@ -32,7 +32,8 @@ def resolve_device(name: str, local_rank: int = 0) -> torch.device:
         if local_rank >= torch.cuda.device_count():
             count = torch.cuda.device_count()
             raise ValueError(
-                f"process {local_rank + 1} on this machine finds {count} GPUs; use --nproc {count} or fewer"
+                f"process {local_rank + 1} on this machine finds {count} GPUs; use --nproc {count} or fewer, or "
+                "LOCAL_RANK=0 where a launcher gives each process a GPU of its own"
             )
         return torch.device("cuda", local_rank)
     return torch.device(name)
@@ -56,13 +57,17 @@ def _has_fast_bf16(device: torch.device) -> bool:
 def resolve_compile(choice: str, device: torch.device, images: int) -> str:
     """`auto` for a run that sees so many images: what is worth the time that compiling takes.
 
-    On a CPU the networks gain nothing (benchmarks/README.md); the augmentation takes some 20 s to compile.
+    On a CPU the networks gain nothing (benchmarks/README.md); the augmentation takes some 20 s to compile. Raises
+    `ValueError` when a CPU is to compile and has no compiler.
     """
+    name = os.environ.get("CXX", "clang++" if sys.platform == "darwin" else "g++")
+    compiler = device.type == "cuda" or shutil.which(name)
+    if choice in ("all", "augmentation") and not compiler:
+        raise ValueError(f"compile is {choice}, but the C++ compiler {name} is not found; install it, or --no-compile")
     if choice != "auto":
         return choice
     if device.type == "cuda":
         return "all"
-    compiler = shutil.which(os.environ.get("CXX", "g++"))
     return "augmentation" if images >= WORTH_COMPILING and compiler else "none"
 
 

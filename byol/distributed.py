@@ -5,14 +5,16 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
+import platform
 import signal
 import sys
 import tempfile
 import uuid
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from datetime import timedelta
 from pathlib import Path
 from typing import Any, TypeVar
@@ -22,8 +24,11 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from byol.children import RANKS
 from byol.console import at_work
 from byol.images import usable_cores
+from byol.streams import READ_ALREADY, standard_input
+from byol.text import reason_of
 
 T = TypeVar("T")
 PATIENCE = timedelta(days=365)  # a process that dies is noticed at once: its connections close
@@ -119,18 +124,17 @@ class World:
 def joined() -> Iterator[World]:
     """The world that a launcher started this process in: alone without one.
 
-    Raises `LostProcess` in place of the errors that follow when another process is gone.
+    Raises `ValueError` for an environment that is no launcher's, and `LostProcess` in place of the errors that follow
+    when another process is gone.
     """
-    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+    rank, size = launched_as()
+    if size == 1:
         yield World()
         return
-    world = World(*(int(os.environ[name]) for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK")))
-    # CPU tensors travel by gloo also where GPUs use NCCL: small agreements need not wait for a GPU.
-    backend, place = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo", os.environ.get(_MEETING)
-    here: dict[str, Any] = {"init_method": place, "rank": world.rank, "world_size": world.size} if place else {}
-    dist.init_process_group(backend, **here)
+    _connect(rank, size)
     try:
-        yield replace(world, patient=dist.new_group(backend="gloo", timeout=PATIENCE))
+        patient = dist.new_group(backend="gloo", timeout=PATIENCE)
+        yield World(rank, size, _local_rank(World(rank, size)), patient)
     except RuntimeError as error:
         if _is_lost(error):
             raise LostProcess("another process of this job is gone; continue with --resume") from error
@@ -145,9 +149,59 @@ def _is_lost(error: RuntimeError) -> bool:
     return network or "Connection closed by peer" in text or "Connection reset by peer" in text
 
 
-def is_launched() -> bool:
-    """Whether a launcher started this process."""
-    return "TORCHELASTIC_RUN_ID" in os.environ or "WORLD_SIZE" in os.environ
+def launched_as() -> tuple[int, int]:
+    """This process's number and the number of processes that a launcher started: (0, 1) without one.
+
+    A job is what `WORLD_SIZE` says. Slurm and MPI number the processes under names of their own. Raises `ValueError`
+    for what is no such number.
+    """
+    size = _number("WORLD_SIZE", 1, 1 << 20) if os.environ.get("WORLD_SIZE") else 1
+    if size == 1:
+        return 0, 1
+    for name in RANKS:
+        if os.environ.get(name):
+            return _number(name, 0, size - 1), size
+    raise ValueError(
+        f"WORLD_SIZE is {size}, but which of the {size} processes this one is stands nowhere; set RANK, 0 to {size - 1}"
+    )
+
+
+def is_own() -> bool:
+    """Whether `launch` started this process, and not the user or another launcher."""
+    return _MEETING in os.environ
+
+
+def _number(name: str, least: int, most: int) -> int:
+    text = os.environ[name].strip()
+    if not (text.isascii() and text.isdigit() and len(text) < 10 and least <= int(text) <= most):
+        raise ValueError(
+            f"{name} is {text!r:.40} in the environment; a launcher sets a whole number, {least} to {most}"
+        )
+    return int(text)
+
+
+def _connect(rank: int, size: int) -> None:
+    """Connect the processes of a job. Raises `ValueError` when they do not find each other."""
+    # CPU tensors travel by gloo also where GPUs use NCCL: small agreements need not wait for a GPU.
+    backend, place = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo", os.environ.get(_MEETING)
+    address = [os.environ.get(name, "") for name in ("MASTER_ADDR", "MASTER_PORT")]
+    if not place and not all(address):
+        raise ValueError(
+            f"WORLD_SIZE is {size}, but MASTER_ADDR and MASTER_PORT, where the processes of the job meet, are not both "
+            "set; set them, or unset WORLD_SIZE"
+        )
+    try:
+        dist.init_process_group(backend, place or "env://", rank=rank, world_size=size)
+    except (dist.DistError, ValueError) as error:
+        raise ValueError(f"the processes of this job do not meet at {':'.join(address)}: {reason_of(error)}") from error
+
+
+def _local_rank(world: World) -> int:
+    """The number of this process on its machine: its launcher's, else counted by the machines' names."""
+    if os.environ.get("LOCAL_RANK"):
+        return _number("LOCAL_RANK", 0, world.size - 1)
+    name = torch.tensor([int.from_bytes(hashlib.sha256(platform.node().encode()).digest()[:7])])
+    return int((world.gather(name)[: world.rank] == name).sum())
 
 
 def _passed_on() -> list[str]:
@@ -156,10 +210,10 @@ def _passed_on() -> list[str]:
     return [n for n in names if hasattr(signal, n) and signal.getsignal(getattr(signal, n)) is not signal.SIG_IGN]
 
 
-def launch(processes: int, arguments: Sequence[str]) -> bool:
+def launch(processes: int, arguments: Sequence[str], list_comes: bool = False) -> bool:
     """Run `byol ARGUMENTS` in so many processes on this machine, until all have ended; whether all succeeded.
 
-    Raises `ValueError` when the machine has GPUs, but fewer than processes.
+    `list_comes`: on standard input, to be read by all of them.
     """
     from torch.distributed.elastic.multiprocessing.api import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
@@ -168,6 +222,10 @@ def launch(processes: int, arguments: Sequence[str]) -> bool:
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, usable_cores() // processes)))
     with tempfile.TemporaryDirectory(prefix="byol-") as folder:
         _stay_on_this_machine(Path(folder))
+        if list_comes:
+            kept = Path(folder) / "list"
+            kept.write_bytes(standard_input())
+            os.environ[READ_ALREADY] = str(kept)
         config = LaunchConfig(
             min_nodes=1,
             max_nodes=1,

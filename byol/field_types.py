@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import re
-import sys
 from typing import Any
 
 _COUNTS = {2: "two", 3: "three"}
+LARGEST_FLOAT = 3e38  # float32's, in which all of it is computed
 
 
 def check_fields(settings: Any) -> None:
-    """Raises `ValueError` that names the first field whose value is of another type or length, or not finite.
+    """Raises `ValueError` that names the first field whose value is of another type or length, or not float32's.
 
     For fields of bool, int, float, str, fixed-length tuples of float, and dataclasses.
     """
@@ -26,7 +26,7 @@ def _fits(value: object, kind: str) -> bool:
     if numbers:
         return isinstance(value, list | tuple) and len(value) == numbers and all(_fits(part, "float") for part in value)
     if kind == "float":
-        return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= sys.float_info.max
+        return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= LARGEST_FLOAT
     if kind == "int":
         return isinstance(value, int) and not isinstance(value, bool) and abs(value) < 2**64
     if kind in ("bool", "str"):
@@ -37,11 +37,11 @@ def _fits(value: object, kind: str) -> bool:
 def _legal(kind: str) -> str:
     numbers = _numbers(kind)
     if numbers:
-        return f"{_COUNTS[numbers]} finite numbers"
+        return f"{_COUNTS[numbers]} finite numbers, at most 3e38"
     words = {
         "bool": "true or false",
         "int": "a whole number of at most 64 bits",
-        "float": "a finite number",
+        "float": "a finite number, at most 3e38",
         "str": "text",
     }
     return words.get(kind, f"a {kind}")

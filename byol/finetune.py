@@ -22,12 +22,15 @@ from byol.augment import draw, render
 from byol.config import ViewConfig
 from byol.data import ImageTensor
 from byol.feed import Batch, open_feed
+from byol.field_types import LARGEST_FLOAT
 from byol.memory_format import encoder_channels_last
 from byol.model import feature_dim
 from byol.optim import learning_rate, set_learning_rate
 from byol.order import Order, seeded
+from byol.strides import step_by_one
 
 MOMENTUM = 0.9
+MOST = 1 << 20  # of anything that is counted
 SCORED = 256  # images at a time
 
 
@@ -58,16 +61,20 @@ class FinetuneConfig:
 
     def __post_init__(self) -> None:
         share = isinstance(self.labels, float)
-        if not self.labels > 0 or (share and self.labels > 1):
-            raise ValueError(f"labels is {self.labels}; legal: a number of images, or a share above 0 and up to 1")
-        if self.draws < 1 or (self.draws > 1 and share and self.labels == 1):
-            raise ValueError(f"draws is {self.draws}; legal: 1 or more of some labels, 1 where all of them are used")
-        if not self.lr or not all(0 < rate < float("inf") for rate in self.lr):
-            raise ValueError(f"lr is {self.lr}; legal: one or more numbers above 0")
-        if not self.epochs or min(self.epochs) < 1:
-            raise ValueError(f"epochs is {self.epochs}; legal: one or more numbers, 1 or more")
-        if self.batch_size < 2:
-            raise ValueError(f"batch_size is {self.batch_size}; legal: 2 or more, batch-norm needs two images")
+        if not self.labels > 0 or self.labels > (1 if share else MOST):
+            raise ValueError(f"labels is {self.labels!r:.60}; legal: a number of images, or a share above 0, up to 1")
+        if not 1 <= self.draws <= MOST or (self.draws > 1 and share and self.labels == 1):
+            raise ValueError(
+                f"draws is {self.draws!r:.60}; legal: 1 or more of some labels, 1 where all of them are used"
+            )
+        if not self.lr or not all(0 < rate <= LARGEST_FLOAT for rate in self.lr):
+            raise ValueError(f"lr is {self.lr!r:.60}; legal: one or more numbers above 0, at most {LARGEST_FLOAT:g}")
+        if not self.epochs or not 1 <= min(self.epochs) <= max(self.epochs) <= MOST:
+            raise ValueError(f"epochs is {self.epochs!r:.60}; legal: one or more numbers, 1 to {MOST:,}")
+        if not 2 <= self.batch_size <= MOST:
+            raise ValueError(
+                f"batch_size is {self.batch_size!r:.60}; legal: 2 to {MOST:,}, batch-norm needs two images"
+            )
         if not 0 < self.crop_area <= 1:
             raise ValueError(f"crop_area is {self.crop_area}; legal: above 0, up to 1")
 
@@ -147,6 +154,8 @@ class Tuner:
         total = trial.epochs * epoch
         model.to(self.device).train()
         encoder_channels_last(model.encoder, self.image_size)
+        if self.device.type == "cpu" and self.precision == "bf16":
+            step_by_one(model.encoder)
         optimizer = SGD(model.parameters(), trial.lr, momentum=MOMENTUM, nesterov=True)
         classes = images.classes.to(self.device)
         torch.manual_seed(seed)  # for whatever an encoder draws itself

@@ -14,14 +14,15 @@ from byol.begun import Begun, Computed, difference, keeping_threads
 from byol.console import at_work, note, note_skipped, progress, show_json, show_table, warnings_as_notes
 from byol.device import resolve_device, resolve_precision
 from byol.draws import describe, deviation
+from byol.exportable import require_exportable
 from byol.files import atomic_file
 from byol.finetune import FinetuneConfig, Tuner
 from byol.locations import LOCATION, Location
-from byol.parameters import FiniteRange, Output
-from byol.pretrained import read_pretrained, weights_digest
+from byol.parameters import FiniteRange, Output, export_check_option
+from byol.pretrained import is_bundle, read_pretrained, weights_digest
 from byol.run import RunFolder, versions
 from byol.run_format import FINETUNE, RESULT
-from byol.semi_supervised import Sets, Sweep, is_whole, read_sets
+from byol.semi_supervised import Sets, Sweep, choose_images, is_whole, read_sets
 from byol.signals import Stopped
 from byol.text import printable
 
@@ -57,6 +58,7 @@ SCORES = ("top1", "top5", "mean_per_class")
     help="Of training; auto: bf16 where it is fast. Accuracies are measured in fp32.",
 )
 @click.option("--resume", is_flag=True, help="Go on with the sweep in --out; start it when there is none.")
+@export_check_option
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object on stdout, nothing else.")
 def finetune(
     encoder: Path,
@@ -66,6 +68,7 @@ def finetune(
     labels_per_class: int | None,
     test: Location | None,
     resume: bool,
+    export_check: bool,
     as_json: bool,
     **options: Any,
 ) -> None:
@@ -83,7 +86,7 @@ def finetune(
         raise click.UsageError(str(error)) from error
     try:
         with RunFolder(out).alone(), keeping_threads():
-            values = run_finetuning(config, encoder, data, out, test, resume)
+            values = run_finetuning(config, encoder, data, out, test, resume, export_check)
     except (KeyboardInterrupt, Stopped) as error:
         if not RunFolder(out).exists():
             raise
@@ -96,10 +99,17 @@ def finetune(
 
 
 def run_finetuning(
-    config: FinetuneConfig, encoder: Path, data: Location, out: Path, test: Location | None = None, resume: bool = False
+    config: FinetuneConfig,
+    encoder: Path,
+    data: Location,
+    out: Path,
+    test: Location | None = None,
+    resume: bool = False,
+    export_check: bool = False,
 ) -> dict[str, Any]:
     """The whole protocol into the folder `out`; what its `result.json` holds. Raises `ValueError` or `OSError`.
 
+    `export_check`: a run's encoder that could not be exported is refused before a new fine-tuning begins.
     `click.UsageError` when a resumed one has other settings, encoder or images.
     """
     run = RunFolder(out)
@@ -114,20 +124,24 @@ def run_finetuning(
     source = read_pretrained(encoder)
     if source.finetuning:
         raise ValueError(f"{printable(encoder)} was fine-tuned already; give the run or bundle that it was made from")
-    with warnings_as_notes(), progress("decode", None) as advance:
-        sets = read_sets(config, source.image_size, data, test, advance)
-    note_skipped(sets.skipped)
+    chosen = choose_images(config, data, test)
     content = {
         "task": FINETUNE,
         "config": config.to_dict(),
         "encoder": {"name": encoder.resolve().name, "digest": weights_digest(source.encoder.state_dict())},
         "computed": asdict(computed),
-        **sets.facts,
+        **chosen.facts,
     }
     if continuing:
         _require_same(run.content(FINETUNE), content)
         if changed := begun.changes(computed, versions(source.arch)):
             note(changed)
+    elif export_check and not is_bundle(encoder):
+        require_exportable(source)
+    with warnings_as_notes(), progress("decode", None) as advance:
+        sets = read_sets(chosen, source.image_size, advance)
+    note_skipped(sets.skipped)
+    if continuing:
         run.remove_leftovers()
         run.mend_metrics()
     else:

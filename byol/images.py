@@ -132,7 +132,7 @@ def require_labels(source: ImageSource, least_classes: int = 2) -> list[str]:
         raise ValueError(
             f"{source.name}: {len(missing)} of {len(source)} images have no label (first: {source.ids[missing[0]]})"
             f"{source.labels.why and f', as {source.labels.why}'}; put each image into a sub-folder named after its "
-            "class, or give an .npz with `labels`"
+            "class or move it away, or give an .npz with `labels`"
         )
     if len(source.classes) < least_classes:
         raise ValueError(

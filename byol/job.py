@@ -10,25 +10,27 @@ from typing import Any
 import click
 import torch
 
-from byol.begun import Begun, contents, difference, identity, keeping_threads
+from byol.begun import Begun, contents, described, difference, identity, keeping_threads
 from byol.checkpoint import Checkpoint
 from byol.config import TrainConfig
 from byol.console import at_work, note, note_skipped, progress, progress_bar, warnings_as_notes
 from byol.data import ImageTensor, Intake, StreamedImages, canvas_side, open_images
 from byol.distributed import LostProcess, World, joined
 from byol.events import EventLog, require_tensorboard
+from byol.exportable import require_exportable
 from byol.fit import Interrupted, Unheard, fit
 from byol.images import ImageSource
 from byol.locations import Location
-from byol.model import BYOL, require_fit
-from byol.monitor import KNNMonitor
+from byol.model import BYOL, build_encoder, require_fit
+from byol.monitor import KNNMonitor, KNNSets
+from byol.pretrained import Pretrained
 from byol.run import RunFolder, versions
-from byol.run_format import TRAIN
+from byol.run_format import TRAIN, VAL_DATA
 from byol.signals import hang_up_is_ignored
 from byol.sources import open_source
 from byol.streams import reader_is_gone
 from byol.text import printable
-from byol.train import Trainer
+from byol.train import Setup, Trainer
 
 
 def run_training(
@@ -38,8 +40,11 @@ def run_training(
     val_data: Location | None = None,
     resume: bool = False,
     tensorboard: bool = False,
+    export_check: bool = False,
 ) -> None:
     """Train from images to a finished run folder, with progress on stderr.
+
+    `export_check`: an encoder that could not be exported is refused before a new run begins.
 
     Raises `ValueError` or `OSError` for whatever a user can cause, `click.ClickException` when stopped by a signal or
     out of memory.
@@ -47,7 +52,7 @@ def run_training(
     try:
         run = RunFolder(out)
         with keeping_threads(), joined() as world, run.alone() if world.first else nullcontext():
-            _train_in(world, config, data, run, val_data, resume, tensorboard)
+            _train_in(world, config, data, run, val_data, resume, tensorboard, export_check)
     except (Interrupted, LostProcess) as error:
         raise click.ClickException(str(error)) from error
     except (RuntimeError, MemoryError) as error:
@@ -72,31 +77,35 @@ def _train_in(
     val_data: Location | None,
     resume: bool,
     tensorboard: bool,
+    export_check: bool,
 ) -> None:
     continuing = resume and run.exists()
     if world.first and not continuing:
         run.require_new()
     if tensorboard:
         require_tensorboard()
-    source = open_source(data)
-    checkpoint, begun = (run.checkpoint(), run.begun()) if continuing else (None, Begun())
+    source, validation = open_source(data), open_source(val_data) if val_data else None
+    sets = KNNSets.choose(config, source, validation) if validation else None
     facts = identity(data, source)
-    if begun.intake:  # before anything is decoded
-        _require_same_images(run, checkpoint, {**facts, "images": begun.intake.count(source)})
+    compared = {**identity(val_data, validation), "images": len(validation)} if val_data and validation else None
+    checkpoint, begun = (run.checkpoint(), run.begun()) if continuing else (None, Begun())
+    if continuing:
+        if begun.intake:
+            _require_same_images(run, checkpoint, {**facts, "images": begun.intake.count(source)})
+        _require_same_validation(run, compared, world)
+    _require_possible(config, source, world, checkpoint, run, begun)
+    if not continuing and export_check and world.first:
+        _require_exportable(config)
     if not config.canvas_size:
         side = run.config().canvas_size if continuing else _canvas_side(world, source, config)
         config = config.replace(canvas_size=side)
     images, intake = _opened(world, source, config.canvas_size, begun.intake)
-    facts["images"] = len(images)
+    facts["images"] = len(images)  # that can be read
     if continuing:
         _require_same_images(run, checkpoint, facts)
-    if checkpoint:  # before memory is taken for what a small file may claim
-        with torch.device("meta"):
-            require_fit(BYOL(config).state_dict(), checkpoint.model(), str(run.last))
     trainer = Trainer(config, images, world, begun.computed)
-    validation = open_source(val_data) if val_data else None
     with warnings_as_notes():
-        knn = world.first_then_others(lambda: _monitor(world, config, source, validation)) if validation else None
+        knn = world.first_then_others(lambda: _monitor(world, config, sets)) if sets else None
     start = _continue(trainer, run, checkpoint) if continuing else 0
     world.require_same(start, "number of finished steps")
     if world.first:
@@ -107,6 +116,11 @@ def _train_in(
         note(_headline(trainer, images, start))
         if changed := begun.changes(trainer.computed, versions(config.arch)):
             note(changed)
+        if knn and sets and compared:
+            run.remember(VAL_DATA, compared)
+            told = set(images.skipped)
+            note_skipped([item for item in knn.skipped if item not in told], of="the images for kNN")
+            note(f"kNN: {sets.described}")
     listed = len(images.skipped)
     events = EventLog(run.path, start) if tensorboard and world.first else None
     with trainer, Reporter(trainer.plan.total, start, events, shown=world.first) as reporter:
@@ -141,9 +155,40 @@ def _opened(
     return images, told
 
 
-def _monitor(world: World, config: TrainConfig, source: ImageSource, validation: ImageSource) -> KNNMonitor:
-    with progress(f"decode {validation.name} for kNN", None) if world.first else nullcontext() as advance:
-        return KNNMonitor(config, source, validation, advance)
+def _monitor(world: World, config: TrainConfig, sets: KNNSets) -> KNNMonitor:
+    with progress(f"decode {sets.queries.name} for kNN", None) if world.first else nullcontext() as advance:
+        return KNNMonitor(config, sets, advance)
+
+
+def _require_possible(
+    config: TrainConfig, source: ImageSource, world: World, checkpoint: Checkpoint | None, run: RunFolder, begun: Begun
+) -> None:
+    """Raise `ValueError` for what cannot work, before an image is decoded, or memory taken for what a file claims."""
+    Setup.of(config, len(source), world, begun.computed)
+    with torch.device("meta"):
+        shapes = BYOL(config).state_dict()
+    if checkpoint:
+        require_fit(shapes, checkpoint.model(), str(run.last))
+
+
+def _require_exportable(config: TrainConfig) -> None:
+    stem, size = config.resolved_stem, config.image_size
+    encoder = build_encoder(config.arch, stem, size)
+    require_exportable(Pretrained(encoder, config.arch, stem, size, config.mean, config.std))
+
+
+def _require_same_validation(run: RunFolder, found: dict[str, Any] | None, world: World) -> None:
+    """Raise `ValueError` when a run's kNN was measured on other images; without any it ends, which is said."""
+    stored = run.content(TRAIN).get(VAL_DATA)
+    if not isinstance(stored, dict):
+        return
+    if found is None:
+        if world.first:
+            note(f"warning: no kNN from here on; the run measured it on {described(stored)}: give --val-data again")
+    elif changed := difference(stored, found):
+        raise ValueError(
+            f"{printable(run.path)} measures kNN on {changed}; give the validation images that it began with"
+        )
 
 
 def _headline(trainer: Trainer, images: ImageTensor | StreamedImages, start: int) -> str:

@@ -6,7 +6,9 @@ Legend: N bank, Q queries, B batch, D feature, P projection, C classes, K neighb
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -42,45 +44,85 @@ def weighted_knn(
     return torch.cat(predictions)
 
 
-class KNNMonitor:
-    """kNN top-1 of the encoder on labelled validation images.
+@dataclass(frozen=True)
+class KNNSets:
+    """What kNN is to be measured on, not decoded yet: a labelled bank and queries; `described` says which they are."""
 
-    The bank is the training set where it has labels for every class of the validation set (at most
-    `config.knn_bank` images of it, drawn once), else every second validation image. Of the queries at most
-    `config.knn_queries` are taken, drawn once as well.
-    """
+    bank: ImageSource
+    queries: ImageSource
+    described: str
 
-    def __init__(
-        self,
-        config: TrainConfig,
-        training: ImageSource,
-        validation: ImageSource,
-        advance: Callable[[int], None] | None = None,
-    ):
+    @classmethod
+    def choose(cls, config: TrainConfig, training: ImageSource, validation: ImageSource) -> KNNSets:
+        """The bank is the training set's labelled images where they are of every class of the validation set (at most
+        `config.knn_bank` of them, drawn once), else every second validation image. Of the queries at most
+        `config.knn_queries` are taken, drawn once as well.
+
+        Raises `ValueError` when a validation image has no label, and when there is nothing to measure on.
+        """
         labels = require_labels(validation)
-        if not len(training.labels.missing) and set(training.classes) >= set(validation.classes):
-            bank, queries = self._drawn(config, training, "bank", config.knn_bank), validation
-        else:
-            first, second = split_halves(labels)
-            if not second:
-                raise ValueError(f"{validation.name}: one image per class is too few for validation, give two or more")
-            bank, queries = validation.subset(first), validation.subset(second)
-        queries = self._drawn(config, queries, "queries", config.knn_queries)
+        lacking = sorted(set(validation.classes) - set(training.classes))
+        if lacking:
+            return cls._halves(config, validation, labels, _why_halves(training, lacking))
+        labelled = _labelled(training)
+        bank, queries = _drawn(config, labelled, "bank", config.knn_bank), _queries(config, validation)
+        return cls(bank, queries, f"{_part(queries, validation)} validation images, {_bank(bank, labelled, training)}")
+
+    @classmethod
+    def _halves(cls, config: TrainConfig, validation: ImageSource, labels: list[str], why: str) -> KNNSets:
+        first, second = split_halves(labels)
+        if not second:
+            raise ValueError(f"{validation.name}: one image per class is too few for validation, give two or more")
+        bank, queries = validation.subset(first), _queries(config, validation.subset(second))
+        told = f"{_part(queries, validation)} validation images, bank: {len(bank):,} others of them, as {why}"
+        return cls(bank, queries, told)
+
+
+def _why_halves(training: ImageSource, lacking: list[str]) -> str:
+    if not training.classes:
+        return "the training images have no labels"
+    more = f" and {len(lacking) - 1} more" if len(lacking) > 1 else ""
+    return f"the training images have none of class {lacking[0]}{more}"
+
+
+def _labelled(source: ImageSource) -> ImageSource:
+    return source.subset(np.flatnonzero(source.labels.codes >= 0)) if len(source.labels.missing) else source
+
+
+def _bank(bank: ImageSource, labelled: ImageSource, training: ImageSource) -> str:
+    missing = training.labels.missing
+    without = f"; {len(missing)} without a label left out, first {training.ids[missing[0]]}" if len(missing) else ""
+    return f"bank: {_part(bank, labelled)} training images{without}"
+
+
+def _part(some: ImageSource, whole: ImageSource) -> str:
+    return f"{len(some):,}" if len(some) == len(whole) else f"{len(some):,} of {len(whole):,}"
+
+
+def _queries(config: TrainConfig, source: ImageSource) -> ImageSource:
+    return _drawn(config, source, "queries", config.knn_queries)
+
+
+def _drawn(config: TrainConfig, source: ImageSource, purpose: str, most: int) -> ImageSource:
+    if len(source) <= most:
+        return source
+    chosen = torch.randperm(len(source), generator=seeded("cpu", config.seed, purpose))[:most]
+    return source.subset(sorted(chosen.tolist()))
+
+
+class KNNMonitor:
+    """kNN top-1 of the encoder on labelled images, decoded when this is made; `skipped` are the unreadable ones."""
+
+    def __init__(self, config: TrainConfig, sets: KNNSets, advance: Callable[[int], None] | None = None):
         self.config = config
-        self.classes = bank.classes
+        self.classes = sets.bank.classes
         preprocess = Preprocess.for_size(config.image_size)
         cache = DecodedCache()
-        self.bank = load_evaluation(bank, preprocess, cache, advance)
-        self.queries = load_evaluation(queries, preprocess, cache, advance)
-        self.bank_labels = self._numbers(bank, self.bank)
-        self.query_labels = self._numbers(queries, self.queries)
-
-    @staticmethod
-    def _drawn(config: TrainConfig, source: ImageSource, purpose: str, most: int) -> ImageSource:
-        if len(source) <= most:
-            return source
-        chosen = torch.randperm(len(source), generator=seeded("cpu", config.seed, purpose))[:most]
-        return source.subset(sorted(chosen.tolist()))
+        self.bank = load_evaluation(sets.bank, preprocess, cache, advance)
+        self.queries = load_evaluation(sets.queries, preprocess, cache, advance)
+        self.bank_labels = self._numbers(sets.bank, self.bank)
+        self.query_labels = self._numbers(sets.queries, self.queries)
+        self.skipped = list(dict.fromkeys([*self.bank.skipped, *self.queries.skipped]))
 
     def _numbers(self, source: ImageSource, images: ImageTensor) -> Tensor:
         number = {name: i for i, name in enumerate(self.classes)}

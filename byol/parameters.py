@@ -62,3 +62,11 @@ class OutputFile(Output):
         if not folder.is_dir() or not os.access(folder, os.W_OK | os.X_OK):
             self.fail(f"{folder} is no folder that can be written to; make it first.", param, ctx)
         return path
+
+
+export_check_option = click.option(
+    "--export-check/--no-export-check",
+    default=True,
+    show_default=True,
+    help="Find out first whether the encoder can be exported; takes seconds, for ResNets of usual sizes nothing.",
+)

@@ -47,13 +47,18 @@ def load_encoder(location: str | Path) -> nn.Module:
 
 def read_pretrained(path: Path) -> Pretrained:
     """The online encoder of a run or a checkpoint, or the encoder of a bundle. Raises `ValueError`."""
-    if (path / "manifest.json").is_file():
+    if is_bundle(path):
         return _of_bundle(path)
     checkpoint = read_checkpoint(path)
     config = checkpoint.config
     stem, facts = config.resolved_stem, training_facts(checkpoint)
     encoder = encoder_with(config.arch, stem, config.image_size, checkpoint.encoder(), printable(path))
     return Pretrained(encoder, config.arch, stem, config.image_size, config.mean, config.std, facts)
+
+
+def is_bundle(path: Path) -> bool:
+    """Whether a path is a bundle's, and not a run's or a checkpoint's."""
+    return (path / "manifest.json").is_file()
 
 
 def training_facts(checkpoint: Checkpoint) -> dict[str, Any]:

@@ -75,9 +75,17 @@ class RunFolder:
         """The same with the content of `config.json`, to which versions and commit are added."""
         self.require_new()
         self.path.resolve().mkdir(parents=True, exist_ok=True)  # a link may lead to a folder that is yet to be
-        whole = {**content, "versions": versions(arch), "git_commit": _git_commit()}
+        self._write({**content, "versions": versions(arch), "git_commit": _git_commit()})
+
+    def remember(self, name: str, value: dict[str, Any]) -> None:
+        """Add to `config.json` of a training what was not known when it began."""
+        content = self.content(TRAIN)
+        if content.get(name) != value:
+            self._write({**content, name: value})
+
+    def _write(self, content: dict[str, Any]) -> None:
         with atomic_file(self._config) as temporary:
-            temporary.write_text(json.dumps(whole, indent=2, sort_keys=True) + "\n")
+            temporary.write_text(json.dumps(content, indent=2, sort_keys=True) + "\n")
 
     def content(self, task: str) -> dict[str, Any]:
         """What `config.json` holds. Raises `ValueError` when it cannot be read, or belongs to another task."""

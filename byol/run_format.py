@@ -13,6 +13,7 @@ CONFIG, METRICS, LAST, VIEWS = "config.json", "metrics.jsonl", "last.safetensors
 MOST_CONFIG = 16 << 20  # bytes: far more than any run writes
 RESULT = "result.json"  # of a fine-tuning
 TRAIN, FINETUNE = "train", "finetune"  # the commands that write one: `task` in config.json and in checkpoints
+VAL_DATA = "val_data"  # in config.json: what kNN was measured on
 
 # Below the first and the third of these training is collapsing; a healthy std_ratio is between the second and 1.
 COLLAPSED_STD_RATIO, HEALTHY_STD_RATIO, COLLAPSED_RANK = 0.1, 0.5, 1.5

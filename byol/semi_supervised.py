@@ -49,13 +49,20 @@ class Sets:
     skipped: list[Skipped]
 
 
-def read_sets(
-    config: FinetuneConfig, image_size: int, data: Location, test: Location | None, advance: Advance | None = None
-) -> Sets:
-    """Draw the labelled images and decode them, and the test set. What can be refused is refused first.
+@dataclass(frozen=True)
+class Chosen:
+    """The images of a fine-tuning, none of them decoded: the rows of `source` for each draw, and the test set."""
 
-    Raises `ValueError` for images without labels, too few of a class or none that can be read, and test classes that
-    `data` lacks.
+    source: ImageSource
+    draws: list[np.ndarray]
+    test: ImageSource | None
+    facts: dict[str, Any]
+
+
+def choose_images(config: FinetuneConfig, data: Location, test: Location | None) -> Chosen:
+    """Draw the labelled images. What can be refused is refused here, before the work.
+
+    Raises `ValueError` for images without labels, too few of a class, and test classes that `data` lacks.
     """
     source = open_source(data)
     labels = np.array(require_labels(source))
@@ -64,22 +71,30 @@ def read_sets(
     if other:
         require_labels(other, least_classes=1)
         require_known(source, other)
-    chosen = np.unique(np.concatenate(draws))  # (n,) rows of the source
-    part, preprocess, names = source.subset(chosen), Preprocess.for_size(image_size), source.classes
+    facts = {"data": _facts(data, source), "test": _facts(test, other) if test and other else None}
+    return Chosen(source, draws, other, facts)
+
+
+def read_sets(chosen: Chosen, image_size: int, advance: Advance | None = None) -> Sets:
+    """Decode what was chosen. Raises `ValueError` when none of a class, or of the test set, can be read."""
+    source, other, draws = chosen.source, chosen.test, chosen.draws
+    labels = np.array(source.labels[:])
+    rows = np.unique(np.concatenate(draws))  # (n,) of the source
+    part, preprocess, names = source.subset(rows), Preprocess.for_size(image_size), source.classes
     canvases = load_canvases(part, canvas_side(part, image_size), advance, DecodedCache())
     preprocessed = load_evaluation(part, preprocess, DecodedCache(), advance)
     if not np.array_equal(canvases.indices, preprocessed.indices):
         raise ValueError(f"{source.name} changed while it was read; start again")
-    readable = chosen[canvases.indices]
-    for rows in draws:
-        _require_every_class(names, labels[np.intersect1d(rows, readable)], source.name, canvases.skipped)
+    readable = rows[canvases.indices]
+    for drawn in draws:
+        _require_every_class(names, labels[np.intersect1d(drawn, readable)], source.name, canvases.skipped)
     scored = load_evaluation(other, preprocess, DecodedCache(), advance) if other else None
     return Sets(
         names,
         LabelledImages(canvases, preprocessed, _numbers(names, part, canvases)),
-        [np.flatnonzero(np.isin(readable, rows)) for rows in draws],
+        [np.flatnonzero(np.isin(readable, drawn)) for drawn in draws],
         (scored.pixels, _numbers(names, other, scored)) if other and scored else None,
-        {"data": _facts(data, source), "test": _facts(test, other) if test and other else None},
+        chosen.facts,
         [*canvases.skipped, *(scored.skipped if scored else [])],
     )
 

@@ -10,7 +10,6 @@ import functools
 import glob
 import hashlib
 import os
-import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import chain
@@ -35,6 +34,7 @@ from byol.remote_path import RemotePath, remote_path
 from byol.shard_files import PACKED_REASON, AnyPath, is_packed, open_file, shards_below
 from byol.shards import tar_source
 from byol.stamps import LOOKED_INTO, ListedFiles, file_stamp, spread
+from byol.streams import standard_input
 from byol.tables import Unusable, holds_images, table_source
 from byol.text import on_one_line, path_text, printable, reason_of, url_without_secrets
 
@@ -52,7 +52,7 @@ def open_source(location: Location, here: bytes | None = None) -> ImageSource:
     Raises `ValueError` when there is nothing there, no image in it, or the file is none of these.
     """
     if str(location) == "-":
-        source = _list_source("standard input", sys.stdin.buffer.read(), here)
+        source = _list_source("standard input", standard_input(), here)
     elif is_url(location):
         source = asked(str(location), lambda: _source_at(_path_of(location), str(location), here))
     else:

@@ -6,9 +6,11 @@ import errno
 import io
 import os
 import sys
+from pathlib import Path
 from typing import Any
 
 STDERR = 2
+READ_ALREADY = "BYOL_STANDARD_INPUT"  # the file that holds what a launcher read from there, for each of its processes
 _reader_gone = False
 
 
@@ -44,6 +46,12 @@ class _Unfailing(io.FileIO):
             _reader_gone = _reader_gone or error.errno == errno.EPIPE
             written = None
         return memoryview(data).nbytes if written is None else written  # None: full, and not to be waited for
+
+
+def standard_input() -> bytes:
+    """All of standard input, also where the launcher of this process has read it."""
+    kept = os.environ.get(READ_ALREADY)
+    return Path(kept).read_bytes() if kept else sys.stdin.buffer.read()
 
 
 def reader_is_gone() -> bool:

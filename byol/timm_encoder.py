@@ -10,7 +10,7 @@ from typing import Any
 
 import timm
 import torch
-from timm.data import resolve_data_config
+from timm.data.config import resolve_data_config
 from timm.models import get_pretrained_cfg
 from torch import nn
 
@@ -48,9 +48,9 @@ def input_config(name: str) -> tuple[str, dict[str, Any]]:
     except RuntimeError as error:
         tags = [known.partition(".")[2] for known in timm.list_pretrained(f"{architecture}.*")]
         raise ValueError(f"timm has no weights {tag!r} of {architecture}; legal: {', '.join(tags)}") from error
-    known = config.to_dict() if config else {}
+    known = config.to_dict() if config else {}  # type: ignore[no-untyped-call]
     full_name = f"{architecture}.{known['tag']}" if known.get("tag") else architecture
-    return full_name, resolve_data_config(pretrained_cfg=known)
+    return full_name, resolve_data_config(pretrained_cfg=known)  # type: ignore[no-untyped-call]
 
 
 def classifier_tensors(name: str) -> set[str]:

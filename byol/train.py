@@ -35,6 +35,7 @@ from byol.optim import (
 )
 from byol.order import Order, seeded, share
 from byol.recompute import recompute_blocks
+from byol.strides import step_by_one
 from byol.sync_norm import synchronise_norms
 
 
@@ -60,12 +61,49 @@ class Plan:
         return cls(per_epoch, total, min(round(config.warmup_epochs * per_epoch), total // 2))
 
 
+def micro_batch(config: TrainConfig, processes: int) -> int:
+    """Images per process and forward. Raises `ValueError` when the batch cannot be divided."""
+    parts = config.accumulate * processes
+    if config.batch_size % parts or config.batch_size < 2 * parts:
+        raise ValueError(
+            f"batch_size {config.batch_size} cannot be split into {config.accumulate} micro-batches for "
+            f"{processes} processes of 2 or more images; use a multiple of {parts}, at least {2 * parts}"
+        )
+    return config.batch_size // parts
+
+
+@dataclass(frozen=True)
+class Setup:
+    """What a configuration means for so many images, here: known before an image is decoded."""
+
+    plan: Plan
+    device: torch.device
+    precision: str
+    compiled: str
+    sync_norm: bool
+
+    @classmethod
+    def of(cls, config: TrainConfig, images: int, world: World, begun: Computed | None = None) -> Setup:
+        """With a run that goes on, decided as when that had `begun`.
+
+        Raises `ValueError` when it cannot work: too few images, a device that is not there, ...
+        """
+        plan = Plan.of(config, images)
+        device = resolve_device(config.device, world.local_rank)
+        decided = begun.settings(config, device.type) if begun else config
+        compiled = resolve_compile(decided.compile, device, plan.total * config.batch_size)
+        if compiled == "all" and config.recompute:  # which breaks the networks' graph
+            compiled = "augmentation"
+        sync_norm = resolve_sync_norm(config.sync_norm, micro_batch(config, world.size), world.size)
+        return cls(plan, device, resolve_precision(decided.precision, device), compiled, sync_norm)
+
+
 class Trainer:
     """Networks, optimizer and images of one run, and the optimizer step that ties them together.
 
     With several processes each one sees its part of every batch, and all hold the same weights after every step. What
     the settings leave open is decided as `begun` was, by the run that goes on.
-    Raises `ValueError` when the batch cannot be divided among them.
+    Raises `ValueError`: see `Setup`.
     """
 
     def __init__(
@@ -76,22 +114,18 @@ class Trainer:
         begun: Computed | None = None,
     ):
         self.config, self.world = config, world or World()
-        self.plan = Plan.of(config, len(images))
-        self.device = resolve_device(config.device, self.world.local_rank)
-        decided = config
+        setup = Setup.of(config, len(images), self.world, begun)
+        self.plan, self.device, self.precision = setup.plan, setup.device, setup.precision
+        self.compiled, self.sync_norm = setup.compiled, setup.sync_norm
         if begun:
-            decided = begun.settings(config, self.device.type)
             begun.take_threads(self.device.type, self.world.size)
-        self.precision = resolve_precision(decided.precision, self.device)
-        self.compiled = resolve_compile(decided.compile, self.device, self.plan.total * config.batch_size)
-        if self.compiled == "all" and config.recompute:  # which breaks the networks' graph
-            self.compiled = "augmentation"
-        self.sync_norm = resolve_sync_norm(config.sync_norm, self._micro_batch(), self.world.size)
         torch.manual_seed(config.seed)
         self.model = BYOL(config)
         self.model = self.model.to(self.device).train()
         if config.channels_last:
             use_channels_last(self.model, config.image_size)
+        if self.device.type == "cpu" and self.precision == "bf16":
+            step_by_one(self.model.online.encoder)
         if config.recompute:
             recompute_blocks(self.model.online.encoder)
         self.parameters = self.model.trained_parameters()
@@ -113,16 +147,6 @@ class Trainer:
     def computed(self) -> Computed:
         """What decides the last bits here besides the settings."""
         return Computed.here(self.device, self.precision, self.compiled, self.world.size)
-
-    def _micro_batch(self) -> int:
-        """Images per process and forward."""
-        parts = self.config.accumulate * self.world.size
-        if self.config.batch_size % parts or self.config.batch_size < 2 * parts:
-            raise ValueError(
-                f"batch_size {self.config.batch_size} cannot be split into {self.config.accumulate} micro-batches for "
-                f"{self.world.size} processes of 2 or more images; use a multiple of {parts}, at least {2 * parts}"
-            )
-        return self.config.batch_size // parts
 
     def _open_feed(self, images: ImageTensor | StreamedImages) -> Feed:
         config, world = self.config, self.world

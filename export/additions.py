@@ -20,7 +20,7 @@ from byol.export.variants import fp16_graph, int8_graph
 from byol.images import Preprocess, UnreadableImage, decode
 from byol.locations import Location
 from byol.serve.bundle import golden_names, load_manifest
-from byol.serve.evaluate import load_evaluation
+from byol.serve.evaluate import load_evaluation, open_labelled
 from byol.serve.fuse import Layer, fuse
 from byol.serve.knn import KNNClassifier
 from byol.serve.manifest import ANY_SIZE, CLASSIFIER, ENCODER, VARIANTS, Evaluation, Parity
@@ -60,10 +60,12 @@ class Additions:
             raise ValueError("--eval-train and --eval-test belong together; give both or none")
 
     def require(self) -> None:
-        """Raise `ValueError` or `OSError` for images that cannot be found; before work that would be lost."""
-        for location in (self.calibrate, self.eval_train, self.eval_test):
-            if location is not None:
-                open_source(location)
+        """Raise `ValueError` or `OSError` for images that will not do; before work that would be lost."""
+        if self.calibrate is not None:
+            source = open_source(self.calibrate)
+            _require_enough(source.name, len(source))
+        if self.eval_train is not None and self.eval_test is not None:
+            open_labelled(self.eval_train, self.eval_test)
 
 
 @dataclass(frozen=True)
@@ -164,13 +166,16 @@ def _read_calibration(location: Location, preprocess: Preprocess) -> _Calibratio
         images.append(result[0])
         if index % max(1, count // PICTURES) == 0:
             pictures.append(np.asarray(result[1]))
-    if len(images) < LEAST_CALIBRATION_IMAGES:
-        raise ValueError(
-            f"{source.name} has {len(images)} readable images; calibration needs {LEAST_CALIBRATION_IMAGES} or more"
-        )
+    _require_enough(source.name, len(images))
     held = np.arange(len(images)) % 5 == 4
     stacked = np.stack(images)
     return _Calibration(stacked[~held], stacked[held], pictures[:PICTURES])
+
+
+def _require_enough(name: str, images: int) -> None:
+    least = LEAST_CALIBRATION_IMAGES
+    if images < least:
+        raise ValueError(f"{name} has {images} images; calibration needs {least} or more that can be read")
 
 
 def evaluate_variants(bundle: Path, train: Location, test: Location) -> Evaluation:

@@ -2,25 +2,26 @@
 
 from __future__ import annotations
 
+import copy
 import json
-import os
 import subprocess
-import sys
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 
 import numpy as np
+from onnx import ModelProto
 from safetensors.numpy import save_file as save_arrays
 from safetensors.torch import save_file as save_tensors
 from torch import nn
 
 import byol
 from byol.checkpoint import FINETUNE, checkpoint_file, finite, task_of
+from byol.children import python_running
 from byol.config import TIMM
 from byol.export.additions import GOLDEN_IMAGES, Additions, Derived, classifier, derive, evaluate_variants
 from byol.export.graph import INPUT, OUTPUT, encoder_to_onnx
 from byol.export.large import move_weights
-from byol.export.parity import measure
+from byol.export.parity import measure, sample_images, torch_features
 from byol.files import atomic_folder
 from byol.finetuned import read_finetuned
 from byol.images import Preprocess
@@ -29,6 +30,7 @@ from byol.pretrained import Pretrained, read_pretrained
 from byol.serve.bundle import describe_file, require_place
 from byol.serve.card import write_card
 from byol.serve.fuse import Layer
+from byol.serve.judge import judge
 from byol.serve.manifest import (
     CLASSIFIER,
     ENCODER,
@@ -43,6 +45,7 @@ from byol.serve.manifest import (
     Head,
     Manifest,
     Origin,
+    Parity,
     PreprocessSpec,
     Training,
 )
@@ -118,8 +121,7 @@ def export_bundle(source: Path | Source, out: Path, additions: Additions = ONLY_
     additions.require()
     source = read_run(source) if isinstance(source, Path) else source
     encoder, size, mean, std = source.encoder, source.image_size, source.mean, source.std
-    preprocess = Preprocess(source.resize, size) if source.resize else Preprocess.for_size(size)
-    spec = PreprocessSpec(preprocess.resize, preprocess.crop, mean, std)
+    preprocess, spec = _preprocess(source), _spec(source)
     contract = {"preprocess": json.dumps(vars(spec), sort_keys=True), "byol_version": byol.__version__}
     proto = encoder_to_onnx(encoder, size, mean, std, contract)
     weights = move_weights(proto, ENCODER_WEIGHTS)
@@ -139,25 +141,57 @@ def export_bundle(source: Path | Source, out: Path, additions: Additions = ONLY_
         for name, content in weights.items():
             (folder / name).write_bytes(content)
         save_tensors({name: value.contiguous() for name, value in encoder.state_dict().items()}, folder / WEIGHTS)
-        manifest = Manifest(
-            architecture=_architecture(source),
-            feature_dim=feature_dim(encoder),
-            image_size=size,
-            preprocess=spec,
-            onnx=Graph(proto.opset_import[0].version, proto.ir_version, INPUT, OUTPUT),
-            files=_write_graphs(folder, graphs) | {name: describe_file(folder / name) for name in (WEIGHTS, *weights)},
-            training=source.training,
-            origin=source.origin,
-            classifier=source.head,
-            finetuning=source.finetuning,
-            byol_version=byol.__version__,
-        )
-        manifest = write_card(manifest, folder)
+        files = _write_graphs(folder, graphs) | {name: describe_file(folder / name) for name in (WEIGHTS, *weights)}
+        manifest = write_card(_manifest(source, proto, spec, files), folder)
         if additions.eval_train and additions.eval_test:
             evaluation = evaluate_variants(folder, additions.eval_train, additions.eval_test)
             manifest = write_card(replace(manifest, evaluation=evaluation), folder)
         prove(folder)
     return manifest
+
+
+def try_export(trained: Pretrained) -> None:
+    """Raise `ValueError` when `export_bundle` would refuse an encoder, whatever its weights; nothing is written.
+
+    The encoder stays as it is. Random weights whose features are not finite prove nothing about the figures.
+    """
+    source = _source(replace(trained, encoder=copy.deepcopy(trained.encoder), training=None))
+    encoder, size, mean, std = source.encoder, source.image_size, source.mean, source.std
+    proto = encoder_to_onnx(encoder, size, mean, std)
+    weights = move_weights(proto, ENCODER_WEIGHTS)
+    graph = Model(proto.SerializeToString(), weights)
+    parity = Parity(0.0, 1.0, 1, (1,), "none", "none", "torch", "none")
+    if np.isfinite(torch_features(encoder, sample_images(1, size), mean, std)).all():
+        parity, _ = measure(encoder, graph, size, mean, std, batch_sizes=(1, 2))
+    unwritten = FileEntry("0" * 64, 0)
+    files = {ENCODER: FileEntry("0" * 64, 0, "fp32", parity), WEIGHTS: unwritten, GOLDEN: unwritten}
+    judge(ENCODER, graph.graph, _manifest(source, proto, _spec(source), files))
+
+
+def _spec(source: Source) -> PreprocessSpec:
+    preprocess = _preprocess(source)
+    return PreprocessSpec(preprocess.resize, preprocess.crop, source.mean, source.std)
+
+
+def _preprocess(source: Source) -> Preprocess:
+    size = source.image_size
+    return Preprocess(source.resize, size) if source.resize else Preprocess.for_size(size)
+
+
+def _manifest(source: Source, proto: ModelProto, spec: PreprocessSpec, files: dict[str, FileEntry]) -> Manifest:
+    return Manifest(
+        architecture=_architecture(source),
+        feature_dim=feature_dim(source.encoder),
+        image_size=source.image_size,
+        preprocess=spec,
+        onnx=Graph(proto.opset_import[0].version, proto.ir_version, INPUT, OUTPUT),
+        files=files,
+        training=source.training,
+        origin=source.origin,
+        classifier=source.head,
+        finetuning=source.finetuning,
+        byol_version=byol.__version__,
+    )
 
 
 def _write_graphs(folder: Path, graphs: dict[str, Derived]) -> dict[str, FileEntry]:
@@ -182,7 +216,6 @@ def _architecture(source: Source) -> Architecture:
 
 
 _PROOF = """
-import sys
 sys.modules["torch"] = None  # any attempt to import torch fails
 from byol.serve.verify import verify
 problems = verify(sys.argv[1]).problems
@@ -192,11 +225,7 @@ sys.exit("; ".join(problems) if problems else 0)
 
 def prove(folder: Path) -> None:
     """Verify a written bundle in a new process that cannot import torch. Raises `ValueError` when it fails."""
-    package = str(Path(byol.__file__).resolve().parent.parent)
-    paths = [package, *filter(None, [os.environ.get("PYTHONPATH")])]
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(paths)}
-    command = [sys.executable, "-P", "-c", _PROOF, str(folder)]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    done = subprocess.run([*python_running(_PROOF), str(folder)], capture_output=True, text=True, check=False)
     if done.returncode != 0:
         reason = done.stderr.strip().rpartition("\n")[2] or f"exit status {done.returncode}"
         raise ValueError(f"export refused: the written files do not pass their own check: {reason}")

@@ -47,7 +47,12 @@ def torch_features(encoder: nn.Module, images: np.ndarray, mean: Sequence[float]
 
 
 def measure(
-    encoder: nn.Module, graph: bytes | Model, size: int, mean: Sequence[float], std: Sequence[float]
+    encoder: nn.Module,
+    graph: bytes | Model,
+    size: int,
+    mean: Sequence[float],
+    std: Sequence[float],
+    batch_sizes: tuple[int, ...] = BATCH_SIZES,
 ) -> tuple[Parity, tuple[np.ndarray, np.ndarray]]:
     """Compare ONNX Runtime with torch at every batch size; also returns (inputs, torch features) of the largest.
 
@@ -55,7 +60,7 @@ def measure(
     """
     session = open_session(graph, "cpu", lambda _: {INPUT: sample_images(1, size)})
     figures = []
-    for batch in BATCH_SIZES:
+    for batch in batch_sizes:
         images = sample_images(batch, size, seed=batch)
         expected = torch_features(encoder, images, mean, std)
         (found,) = session.run({INPUT: images})
@@ -66,4 +71,4 @@ def measure(
         raise ValueError(f"export refused: ONNX Runtime does not reproduce torch: {problem}")
     provider = session.inference.get_providers()[0]
     versions = onnxruntime.__version__, "torch", torch.__version__.partition("+")[0]
-    return Parity(error, cosine, sum(BATCH_SIZES), BATCH_SIZES, provider, *versions), (images, expected)
+    return Parity(error, cosine, sum(batch_sizes), batch_sizes, provider, *versions), (images, expected)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -151,13 +151,10 @@ def linear(
 
         with of_option("--confusion"):
             require_output(confusion, kinds.CONFUSION, [train, test, bundle])
-    data = _load(bundle, train, test, device)
-    from byol.draws import draw
+    data = _load(bundle, train, test, device, (*few_counts, *few_shares))
     from byol.serve.linear import LinearProbe
     from byol.text import printable
 
-    for amount in (*few_counts, *few_shares):
-        draw(data.y_train, amount, seed=0)  # which says where a class has too few; before the fit
     classifier = LinearProbe(l2, data.encoder.device if data.encoder else device)
     _fit(classifier, data, device)
     top1, top5 = classifier.top_k_scores(data.test.x, data.y_test)
@@ -228,8 +225,14 @@ def _write_confusion(path: Path, classes: np.ndarray, counts: np.ndarray) -> Non
         writer.writerows([name, *row] for name, row in zip(names, counts.tolist(), strict=True))
 
 
-def _load(bundle: Path | None, train: Location, test: Location, device: str) -> Evaluation:
-    from byol.serve.evaluate import load_evaluation, needs_bundle
+def _load(
+    bundle: Path | None, train: Location, test: Location, device: str, amounts: Sequence[int | float] = ()
+) -> Evaluation:
+    """Both sets; `amounts` of labels that are going to be drawn are there, before the first image is encoded."""
+    import numpy as np
+
+    from byol.draws import draw
+    from byol.serve.evaluate import load_opened, needs_bundle, open_labelled
     from byol.sources import open_source
     from byol.text import printable
 
@@ -241,7 +244,12 @@ def _load(bundle: Path | None, train: Location, test: Location, device: str) -> 
             f"{option} {printable(images)} is not a features file, so the bundle that encodes its images is needed: "
             f"byol {click.get_current_context().info_name} BUNDLE --train SRC --test SRC"
         )
-    data = load_evaluation(bundle, train, test, device, progress)
+    sets = open_labelled(train, test)
+    for amount in amounts:
+        draw(np.array(sets[0].labels[:]), amount, seed=0)  # which says where a class has too few
+    data = load_opened(bundle, sets, device, progress)
+    for amount in amounts:
+        draw(data.y_train, amount, seed=0)  # of the images that can be read
     if data.encoder:
         note_device(device, data.encoder.device, data.encoder.reason)
     note_skipped(data.skipped)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import tempfile
 from collections.abc import Generator, Iterable, Iterator
 from functools import partial
 from pathlib import Path
@@ -19,6 +20,7 @@ import numpy as np
 from byol.budget import PIXELS
 from byol.images import ImageSource, Preprocess, Skipped, SourceUnavailable, UnreadableImage
 from byol.locations import Location, is_url
+from byol.named import is_named
 from byol.serve.bundle import Bundle
 from byol.serve.encoder import Encoder, encoder_digest
 from byol.serve.pipeline import Batch, require_finite
@@ -57,8 +59,8 @@ class RayEngine:
             encoder_digest(opened, variant),
             variant,
         )
-        self._location = location if is_url(location) or not Path(location).exists() else Path(location).resolve()
-        self._here = os.getcwdb()  # the workers have other ones
+        self._location = _for_workers(location)
+        self._here = os.getcwdb()
         self._transform = opened.manifest.preprocess.transform()
         self._arguments = (Path(bundle).resolve(), self.device, batch_size, variant)
         self._actors = gpus if self.device == "cuda" else nodes
@@ -91,6 +93,15 @@ class RayEngine:
             for number in np.unique(block["section"]):  # in order: a block's rows are
                 mine = block["section"] == number
                 yield sources[number], _batch(sources[number], {name: values[mine] for name, values in block.items()})
+
+
+def _for_workers(location: Location) -> Location:
+    """A location as other processes find it: they have other current folders."""
+    if is_url(location):
+        return location
+    if Path(location).exists():
+        return Path(location).resolve()
+    return location if is_named(str(location)) else Path(location).absolute()  # a pattern
 
 
 def _waves(sources: Iterable[ImageSource]) -> Iterator[list[ImageSource]]:
@@ -183,20 +194,29 @@ def cluster(address: str | None) -> Iterator[None]:
     except ImportError as error:
         raise ValueError("--engine ray needs Ray: pip install 'byol[ray]'") from error
     quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
-    try:
-        ray.init(address, **quiet) if address else ray.init("local", include_dashboard=False, **quiet)
-    except Exception as error:  # Ray raises a bare one when its processes do not come up in time
-        trouble = f"no Ray cluster answers at {address}" if address else "Ray cannot start a cluster here"
-        raise ValueError(f"{trouble}: {reason_of(error)}") from error
+    with tempfile.TemporaryDirectory(prefix="byol-", ignore_cleanup_errors=True) as empty:
+        try:
+            with contextlib.chdir(empty):  # from the current folder Ray's workers would import first, before torch, say
+                ray.init(address, **quiet) if address else ray.init("local", include_dashboard=False, **quiet)
+        except Exception as error:  # Ray raises a bare one when its processes do not come up in time
+            trouble = f"no Ray cluster answers at {address}" if address else "Ray cannot start a cluster here"
+            raise ValueError(f"{trouble}: {reason_of(error)}") from error
+        _settle()
+        try:
+            yield
+        finally:
+            ray.shutdown()
+
+
+def _settle() -> None:
+    """Blocks in their order, and no words of Ray's own."""
+    import ray.data
+
     settings = ray.data.DataContext.get_current()
     settings.execution_options.preserve_order = True
     settings.enable_progress_bars = False
     settings.print_on_execution_start = False
     logging.getLogger("ray.data").setLevel(logging.ERROR)
-    try:
-        yield
-    finally:
-        ray.shutdown()
 
 
 def _readable(error: Exception) -> Exception:

@@ -132,9 +132,12 @@ def test_what_does_not_go_together_is_a_wrong_command(place, tmp_path, words, me
     [
         (["--calibrate", "nothing", "--precision", "int8"], "nothing does not exist"),
         (["--eval-train", "nothing", "--eval-test", "nothing"], "nothing does not exist"),
+        (["--calibrate", "test/cat", "--precision", "int8"], "test/cat has 8 images; calibration needs 20 or more"),
+        (["--eval-train", "test", "--eval-test", "test/cat"], "8 of 8 images have no label"),
     ],
 )
-def test_images_that_are_not_there_are_missed_before_the_work(place, tmp_path, monkeypatch, words, message):
+def test_images_that_will_not_do_are_refused_before_the_work(place, tmp_path, monkeypatch, words, message):
+    monkeypatch.chdir(place)
     monkeypatch.setattr("byol.export.bundle.encoder_to_onnx", None)  # calling it would be the work
     done = byol("export", place / "run", "--out", tmp_path / "b", *words)
     assert (done.code, message in done.err) == (1, True), done.err
@@ -148,12 +151,12 @@ def test_where_no_classifier_can_be_saved_nothing_is_computed(place, tmp_path, m
     assert (done.code, "exists and is no bundle" in done.err) == (1, True), done.err
 
 
-def test_too_few_calibration_images_are_refused_and_nothing_is_written(place, tmp_path):
-    done = byol(
-        *("export", place / "run", "--out", tmp_path / "b", "--precision", "int8"),
-        *("--calibrate", place / "test" / "cat"),
-    )
-    assert (done.code, "has 8 readable images; calibration needs 20 or more" in done.err) == (1, True)
+def test_too_few_readable_calibration_images_are_refused_and_nothing_is_written(place, tmp_path):
+    images = folder(tmp_path / "images", per_class=11)
+    for path in sorted(images.rglob("*.png"))[::4]:
+        path.write_bytes(b"no picture")
+    done = byol("export", place / "run", "--out", tmp_path / "b", "--precision", "int8", "--calibrate", images)
+    assert (done.code, "has 16 images; calibration needs 20 or more that can be read" in done.err) == (1, True)
     assert not (tmp_path / "b").exists()
 
 

@@ -26,8 +26,11 @@ def test_auto_compiles_what_pays(choice, device, images, expected, tmp_path, mon
 
 
 def test_auto_compiles_nothing_on_a_cpu_without_a_compiler(tmp_path, monkeypatch):
+    monkeypatch.delenv("CXX", raising=False)
     monkeypatch.setenv("PATH", str(tmp_path))
     assert resolve_compile("auto", CPU, 10**9) == "none"
+    with pytest.raises(ValueError, match=r"compile is all, but the C\+\+ compiler \S+ is not found"):
+        resolve_compile("all", CPU, 1)
 
 
 def test_a_machine_that_cannot_compile_goes_on_without(monkeypatch):

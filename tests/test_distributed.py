@@ -16,14 +16,16 @@ from safetensors.torch import load_file
 from torch import nn
 
 from byol.augment import draw
+from byol.children import RANKS
 from byol.config import ViewConfig
 from byol.data import load_canvases
 from byol.device import resolve_sync_norm
-from byol.distributed import World
+from byol.distributed import World, launched_as
 from byol.order import share
 from byol.sources import open_source
 from byol.train import Trainer
-from tests.small import REPOSITORY, config, folder
+from tests.command_line import byol
+from tests.small import REPOSITORY, config, folder, traps
 
 SETTINGS = {
     "arch": "timm:test_resnet", "image-size": 16, "batch-size": 16, "epochs": 20, "optimizer": "sgd", "lr": 1e-5,
@@ -38,7 +40,20 @@ MORE = (
 def command(images: Path, out: Path, *words: str) -> list[str]:
     options = [word for name, value in SETTINGS.items() for word in (f"--{name}", str(value))]
     settings = [word for setting in MORE for word in ("--set", setting)]
-    return [sys.executable, "-m", "byol", "train", str(images), "--out", str(out), *options, *settings, *words]
+    return [
+        sys.executable,
+        "-P",
+        "-m",
+        "byol",
+        "train",
+        str(images),
+        "--out",
+        str(out),
+        "--no-export-check",
+        *options,
+        *settings,
+        *words,
+    ]
 
 
 def environment(**changes: str) -> dict[str, str]:
@@ -96,6 +111,70 @@ def test_two_processes_reproduce_one_with_the_same_global_batch(images: Path, al
         for name in ("std_ratio", "rankme", "cosine"):
             assert a[name] == pytest.approx(b[name], rel=1e-3)
     assert sum("knn_top1" in record for record in one) == 2
+
+
+def test_processes_share_a_list_on_standard_input_and_nothing_of_the_folder_they_start_in(
+    images: Path, tmp_path: Path
+) -> None:
+    """And `WORLD_SIZE=1`, which some clusters set for a job of one process, keeps nobody from starting two."""
+    listed = "".join(f"{path}\n" for path in sorted(images.rglob("*.png")))
+    done = subprocess.run(
+        command(Path("-"), tmp_path / "run", "--nproc", "2", "--max-steps", "1"),
+        cwd=traps(tmp_path / "here"),
+        env=environment(WORLD_SIZE="1", RANK="0"),
+        input=listed,
+        capture_output=True,
+        text=True,
+        timeout=240,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "on 20 images, 1 steps of 16, cpu, fp32, 2 processes" in done.stderr
+    assert [record["step"] for record in records(tmp_path / "run")] == [1]
+
+
+@pytest.mark.parametrize(
+    ("variables", "words", "message"),
+    [
+        ({"WORLD_SIZE": "4", "RANK": "1"}, ("--nproc", "2"), "a launcher has started 4 (WORLD_SIZE); leave one out"),
+        ({"WORLD_SIZE": "4", "RANK": "1"}, (), "MASTER_ADDR and MASTER_PORT, where the processes of the job meet"),
+        ({"WORLD_SIZE": "4"}, (), "WORLD_SIZE is 4, but which of the 4 processes this one is stands nowhere"),
+        ({"WORLD_SIZE": "four"}, (), "WORLD_SIZE is 'four' in the environment"),
+        ({"WORLD_SIZE": "4", "RANK": "4"}, (), "RANK is '4' in the environment; a launcher sets a whole number"),
+        ({"WORLD_SIZE": "2", "RANK": "0", "MASTER_ADDR": "::", "MASTER_PORT": "x"}, (), "do not meet at :::x"),
+    ],
+)
+def test_a_launcher_s_environment_is_taken_at_its_word(
+    images: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    variables: dict[str, str],
+    words: tuple[str, ...],
+    message: str,
+) -> None:
+    for name in ("WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT", *RANKS):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    done = byol("train", images, "--out", tmp_path / "run", *words)
+    assert done.code in (1, 2)
+    assert message in done.err
+
+
+def test_processes_are_numbered_as_slurm_and_mpi_do(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SLURM_PROCID", "3")
+    monkeypatch.delenv("WORLD_SIZE", raising=False)
+    assert launched_as() == (0, 1)  # in a batch script, outside of srun, too
+    monkeypatch.setenv("WORLD_SIZE", "8")
+    assert launched_as() == (3, 8)
+    monkeypatch.setenv("RANK", "5")
+    assert launched_as() == (5, 8)
+
+
+def test_several_processes_of_a_launcher_cannot_read_one_list(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv("RANK", "0")
+    done = byol("train", "-", "--out", tmp_path / "run")
+    assert (done.code, "several processes cannot read one list" in done.err) == (2, True)
 
 
 def test_a_run_resumes_with_another_number_of_processes(images: Path, alone: Path, tmp_path: Path) -> None:
@@ -198,13 +277,15 @@ def test_twenty_steps_at_a_usual_rate_in_float64(images: Path, tmp_path: Path) -
 
 
 NORMS = """
-import sys
+import os, sys
 import torch, torch.distributed as dist
 from torch import nn
 from byol.distributed import joined
 from byol.sync_norm import synchronise_norms
 from tests.test_distributed import network
+del os.environ["LOCAL_RANK"]  # which not every launcher sets
 with joined() as world:
+    assert world.local_rank == world.rank
     torch.manual_seed(0)
     reference, net = network(), network()
     net.load_state_dict(reference.state_dict())

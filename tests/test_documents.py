@@ -113,7 +113,8 @@ def command_lines(page: str) -> Iterator[list[str]]:
             lexer.whitespace_split = True
             for operator, words in itertools.groupby(lexer if "byol " in line else (), OPERATORS.fullmatch):
                 command = list(words)
-                if not operator and "byol" in command and (command[0] == "byol" or "-m" in command):
+                started = command[0] in ("byol", "srun") or {"-m", "--no-python"} & set(command)
+                if not operator and "byol" in command and started:
                     yield command[command.index("byol") + 1 :]
 
 
@@ -132,7 +133,15 @@ def check(words: list[str]) -> None:
     command, rest = resolve(words)
     options = command.make_context("byol", rest).params
     if command.name == "train":
-        for name in ("data", "out", "val_data", "tensorboard", "nproc", "resume"):  # the others are settings
+        for name in (
+            "data",
+            "out",
+            "val_data",
+            "tensorboard",
+            "nproc",
+            "resume",
+            "export_check",
+        ):  # the others are settings
             del options[name]
         chosen_config(None, options)
 

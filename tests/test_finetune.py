@@ -20,7 +20,7 @@ from byol.finetune import Classifier, FinetuneConfig, LabelledImages, Scores, Tr
 from byol.images import Preprocess
 from byol.pretrained import read_pretrained
 from byol.run import RunFolder
-from byol.semi_supervised import Sweep, read_sets
+from byol.semi_supervised import Sweep, choose_images, read_sets
 from byol.serve.bundle import load_manifest
 from byol.serve.manifest import Finetuning
 from byol.serve.verify import verify
@@ -124,7 +124,7 @@ class Recorder(Tuner):
 
 def test_settings_are_chosen_on_a_part_of_the_labels_and_never_on_the_test_set(quick, tmp_path):
     config = FinetuneConfig(labels=10, draws=2, lr=(0.1, 0.4, 0.3), epochs=(1,))
-    sets = read_sets(config, 16, quick / "train", quick / "test")
+    sets = read_sets(choose_images(config, quick / "train", quick / "test"), 16)
     assert sets.test is not None
     run = RunFolder(tmp_path)
     recorder = Recorder(config)
@@ -147,7 +147,7 @@ def test_settings_are_chosen_on_a_part_of_the_labels_and_never_on_the_test_set(q
 def test_one_label_a_class_leaves_nothing_to_choose_on(quick, tmp_path):
     config = FinetuneConfig(labels=1, lr=(0.3, 0.1, 0.2), epochs=(2, 1))
     recorder = Recorder(config)
-    sets = read_sets(config, 16, quick / "train", None)
+    sets = read_sets(choose_images(config, quick / "train", None), 16)
     Sweep(recorder, read_pretrained(quick / "run"), sets, RunFolder(tmp_path), lambda record: None).fit()
     assert [trial for _, trial, _ in recorder.fitted] == [Trial(0.1, 1)]
     assert recorder.scored == []
@@ -157,7 +157,7 @@ def test_one_label_a_class_leaves_nothing_to_choose_on(quick, tmp_path):
 def test_draws_are_those_of_the_linear_probe(quick, amount):
     source = open_source(quick / "train")
     labels = np.array(list(source.labels))
-    sets = read_sets(FinetuneConfig(labels=amount, draws=2), 16, quick / "train", None)
+    sets = read_sets(choose_images(FinetuneConfig(labels=amount, draws=2), quick / "train", None), 16)
     for seed, rows in enumerate(sets.draws):
         expected = sorted(draw(labels, amount, seed))
         pictures = np.stack([Preprocess.for_size(16)(source.open(int(row))) for row in expected])
@@ -168,7 +168,7 @@ def test_draws_are_those_of_the_linear_probe(quick, amount):
 def test_an_unreadable_image_is_left_out(quick, tmp_path, capsys):
     data = folder(tmp_path / "data", per_class=4)
     (data / "cat" / "000.png").write_bytes(b"no image")
-    sets = read_sets(FinetuneConfig(), 16, data, None)
+    sets = read_sets(choose_images(FinetuneConfig(), data, None), 16)
     assert [len(sets.draws[0]), len(sets.labelled.classes), sets.skipped[0].path] == [7, 7, "cat/000.png"]
     assert sets.labelled.classes.tolist() == [0, 0, 0, 1, 1, 1, 1]
 
@@ -314,6 +314,11 @@ def test_an_interrupted_sweep_goes_on_and_ends_the_same(quick, result, tmp_path,
         (("--epochs", 0), 2, "epochs is (0,)"),
         (("--batch-size", 1), 2, "batch_size is 1"),
         (("--crop-area", 2), 2, "crop_area is 2.0"),
+        (("--lr", 1e308), 2, "lr is (1e+308,)"),
+        (("--epochs", 10**30), 2, "epochs is (1000"),
+        (("--batch-size", 10**30), 2, "batch_size is 1000"),
+        (("--labels-per-class", 10**30), 2, "labels is 1000"),
+        (("--draws", 10**30, "--labels-per-class", 2), 2, "draws is 1000"),
         (("--labels-per-class", 17), 1, "class cat has 16 images, 17 labelled ones were asked for"),
         (("--test", "birds"), 1, "birds has classes that train lacks: owl"),
         (("--test", "nowhere"), 1, "nowhere does not exist"),

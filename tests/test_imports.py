@@ -15,15 +15,16 @@ OPTIONAL = {"ray", "fsspec", "sklearn"}  # of extras, or of whoever calls, insid
 REMOTE = {"aiohttp", "fsspec"}  # of the extra `remote`, for `http_files`, which is imported inside a function
 REPORT = SERVING | {"bokeh", "jinja2", "markupsafe", "umap"}  # of the extras `report` and `report-umap`
 SHARED = (
-    *("arrays", "bare", "budget", "cache", "columns", "console", "decode", "draws", "faults", "files", "folders"),
-    *("headers", "http_files", "images", "labels", "limits", "locations", "locks", "named", "names", "outputs"),
-    *("parameters", "parquet", "parquet_runs", "remote", "remote_path", "run_format", "shard_files", "shards"),
-    *("signals", "sources", "stamps", "streams", "strict_json", "surroundings", "tables", "tars"),
+    *("arrays", "bare", "budget", "cache", "children", "columns", "console", "decode", "draws", "faults", "files"),
+    *("folders", "headers", "http_files", "images", "labels", "limits", "locations", "locks", "named", "names"),
+    *("outputs", "parameters", "parquet", "parquet_runs", "remote", "remote_path", "run_format", "shard_files"),
+    *("shards", "signals", "sources", "stamps", "streams", "strict_json", "surroundings", "tables", "tars"),
     *("telemetry", "text", "thrift", "walk", "zips"),
 )
 SERVE_MAY_USE = ("byol.serve", *(f"byol.{name}" for name in SHARED))
-# The first two start the commands, the third has bundles read by serving's strict reader; inside functions only.
-LAZY = {"cli.py", "demo.py", "pretrained.py"}
+# Inside functions only: the first two start the commands, the third has bundles read by serving's strict reader, the
+# fourth asks export before training whether it will do.
+LAZY = {"cli.py", "demo.py", "pretrained.py", "exportable.py"}
 
 
 def imports(path: Path) -> list[tuple[str, bool]]:

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from byol.model import Observation
-from byol.monitor import KNNMonitor, collapse_statistics, collapse_warning, rankme, std_ratio, weighted_knn
+from byol.monitor import KNNMonitor, KNNSets, collapse_statistics, collapse_warning, rankme, std_ratio, weighted_knn
 from byol.order import split_halves
 from byol.serve import KNNClassifier
 from byol.sources import open_source
@@ -90,6 +90,10 @@ def test_halves_keep_the_class_proportions():
     assert [labels[i] for i in second] == ["a", "a", "a", "b", "b"]
 
 
+def measured(settings, training, validation):
+    return KNNMonitor(settings, KNNSets.choose(settings, training, validation))
+
+
 def colour_features(pixels):
     """Mean colour: tells the tinted classes of `folder` apart."""
     return pixels.float().mean(dim=(1, 2))
@@ -98,7 +102,7 @@ def colour_features(pixels):
 def test_labelled_training_images_are_the_bank(tmp_path):
     training = open_source(folder(tmp_path / "train", per_class=12))
     validation = open_source(folder(tmp_path / "val", per_class=5, start=5000))
-    monitor = KNNMonitor(config(knn_k=3, knn_bank=20), training, validation)
+    monitor = measured(config(knn_k=3, knn_bank=20), training, validation)
     assert len(monitor.bank) == 20
     assert len(monitor.queries) == 10
     assert monitor.measure(colour_features) > 0.8
@@ -107,21 +111,56 @@ def test_labelled_training_images_are_the_bank(tmp_path):
 def test_bank_and_queries_are_bounded_and_drawn_the_same_every_time(tmp_path):
     training = open_source(folder(tmp_path / "train", per_class=12))
     validation = open_source(folder(tmp_path / "val", per_class=12, start=5000))
-    first, again = (KNNMonitor(config(knn_bank=9, knn_queries=7), training, validation) for _ in range(2))
+    settings = config(knn_bank=9, knn_queries=7)
+    first, again = (measured(settings, training, validation) for _ in range(2))
     assert (len(first.bank), len(first.queries)) == (9, 7)
     assert torch.equal(first.queries.pixels, again.queries.pixels)
     assert set(first.query_labels.tolist()) == {0, 1}
+    told = KNNSets.choose(settings, training, validation).described
+    assert told == "7 of 24 validation images, bank: 9 of 24 training images"
 
 
 def test_without_training_labels_half_of_the_validation_images_are_the_bank(tmp_path):
     training = open_source(folder(tmp_path / "train", classes=("photos",), per_class=12))
     validation = open_source(folder(tmp_path / "val", per_class=6))
-    monitor = KNNMonitor(config(knn_k=200), training, validation)  # k above the bank means the whole bank
+    monitor = measured(config(knn_k=200), training, validation)  # k above the bank means the whole bank
     assert (len(monitor.bank), len(monitor.queries)) == (6, 6)
     assert 0 <= monitor.measure(colour_features) <= 1
+    told = KNNSets.choose(config(), training, validation).described
+    assert told == (
+        "6 of 12 validation images, bank: 6 others of them, as the training images have none of class cat and 1 more"
+    )
+    assert KNNSets.choose(config(), open_source(tmp_path / "train" / "photos"), validation).described == (
+        "6 of 12 validation images, bank: 6 others of them, as the training images have no labels"
+    )
+
+
+def test_a_stray_image_costs_no_other_its_label(tmp_path):
+    data = folder(tmp_path / "train", per_class=12)
+    (data / "cat" / "000.png").rename(data / "montage.png")
+    validation = open_source(folder(tmp_path / "val", per_class=5, start=5000))
+    sets = KNNSets.choose(config(), open_source(data), validation)
+    assert (len(sets.bank), len(sets.queries), len(sets.bank.labels.missing)) == (23, 10, 0)
+    assert sets.described == (
+        "10 validation images, bank: 23 training images; 1 without a label left out, first montage.png"
+    )
 
 
 def test_unlabelled_validation_images_are_refused(tmp_path):
     training = open_source(folder(tmp_path / "train"))
     with pytest.raises(ValueError, match="images have no label"):
-        KNNMonitor(config(), training, open_source(tmp_path / "train" / "cat"))
+        KNNSets.choose(config(), training, open_source(tmp_path / "train" / "cat"))
+    (tmp_path / "train" / "cat" / "000.png").rename(tmp_path / "train" / "montage.png")
+    with pytest.raises(ValueError, match=r"1 of 20 images have no label \(first: montage\.png\)"):
+        KNNSets.choose(config(), training, open_source(tmp_path / "train"))
+
+
+def test_unreadable_images_of_both_sets_are_named_once(tmp_path):
+    training = open_source(folder(tmp_path / "train", classes=("photos",), per_class=12))
+    data = folder(tmp_path / "val", per_class=6)
+    for name in ("cat/001.png", "dog/002.png"):  # every second one is in the bank
+        (data / name).write_bytes(b"no picture")
+    (data / "dog" / "photo.heic").touch()
+    monitor = measured(config(), training, open_source(data))
+    assert sorted(item.path for item in monitor.skipped) == ["cat/001.png", "dog/002.png", "dog/photo.heic"]
+    assert (len(monitor.bank), len(monitor.queries)) == (5, 5)

@@ -1,13 +1,16 @@
 """LARS against a float64 definition, schedules against hand-written numbers, state that survives a round trip."""
 
+import dataclasses
 import math
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from torch import nn
 
-from byol.config import TrainConfig
+from byol.augment import draw, render
+from byol.config import TrainConfig, ViewConfig
 from byol.optim import (
     LARS,
     build_optimizer,
@@ -17,6 +20,7 @@ from byol.optim import (
     set_learning_rate,
     tau_at,
 )
+from byol.train import Plan
 
 
 def test_learning_rate_warms_up_linearly_then_falls_along_a_cosine():
@@ -149,3 +153,44 @@ def test_state_that_does_not_fit_is_refused(names, message):
     state = {f"{name}.momentum_buffer": torch.ones(2, 2) for name in names}
     with pytest.raises(ValueError, match=message):
         load_optimizer_tensors(build_optimizer(TrainConfig(), p), p, state)
+
+
+def numbers_of(settings):
+    """Each setting that is a number, or holds numbers, with a value of its kind."""
+    for field in dataclasses.fields(settings):
+        value = getattr(settings, field.name)
+        if isinstance(value, tuple) or (isinstance(value, int | float) and not isinstance(value, bool)):
+            yield field.name, value
+
+
+@pytest.mark.parametrize("extreme", [5e-324, 1e-38, 3e38, 1e308, 1 << 20, (1 << 63) - 1, 1 << 64, 10**400])
+def test_no_number_is_too_much_for_the_schedules(extreme):
+    """Refused, or calculated with; nothing between."""
+    taken = 0
+    for name, value in numbers_of(TrainConfig()):
+        number = extreme if isinstance(value, float | tuple) else int(extreme)
+        change: dict[str, Any] = {name: (number,) * len(value) if isinstance(value, tuple) else number}
+        try:
+            config = TrainConfig(**change)
+        except ValueError:
+            continue
+        taken += 1
+        plan = Plan.of(config, 1 << 24)
+        for step in (0, plan.warmup, plan.total - 1):
+            assert math.isfinite(learning_rate(step, plan.total, plan.warmup, config.peak_lr))
+            assert 0 <= tau_at(step, plan.total, config.tau, config.tau_cosine) <= 1
+    assert taken or extreme >= 1e308
+
+
+@pytest.mark.parametrize("extreme", [5e-324, 1e-38, 3e38, 1e308])
+def test_no_number_is_too_much_for_the_views(extreme):
+    images, aspect = torch.rand(2, 3, 12, 12), torch.ones(2)
+    for name, value in numbers_of(ViewConfig()):
+        changes: list[Any] = [(extreme, extreme), (extreme, 1.0), (1.0, extreme)]
+        for change in changes if isinstance(value, tuple) else [extreme]:
+            try:
+                view = ViewConfig(**{name: change})
+            except ValueError:
+                continue
+            params = draw(view, aspect, torch.Generator().manual_seed(0))
+            assert torch.isfinite(render(view, images, params, 8)).all(), (name, change)

@@ -18,6 +18,7 @@ import pytest
 from byol.serve.parts import Share
 from byol.serve.processes import Crew, _follow, _take_share_of_machine
 from tests.command_line import byol
+from tests.small import REPOSITORY, traps
 from tests.tiny import write_images, write_tiny_bundle
 
 CPU = ("--device", "cpu", "--part-images", 5, "--batch-size", 4)
@@ -41,6 +42,10 @@ def command(place: Path, out: Path, *more: object) -> list[str]:
     return [sys.executable, "-m", "byol", *map(str, words)]
 
 
+def environment() -> dict[str, str]:
+    return {**os.environ, "PYTHONPATH": str(REPOSITORY)}
+
+
 def contents(folder: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in sorted(folder.iterdir())}
 
@@ -53,7 +58,11 @@ def workers_of(pid: int) -> list[int]:
 
 
 def test_two_processes_write_what_one_does(place: Path, tmp_path: Path) -> None:
-    done = subprocess.run(command(place, tmp_path / "out", "--json"), capture_output=True, text=True, check=True)
+    """As the installed command, which Python takes no modules from the current folder for, in a folder of such."""
+    (tmp_path / "byol").write_text("from byol.cli import main\nif __name__ == '__main__':\n    main()\n")
+    here, words = traps(tmp_path / "here"), command(place, tmp_path / "out", "--json")[3:]
+    run = [sys.executable, str(tmp_path / "byol"), *words]
+    done = subprocess.run(run, cwd=here, env=environment(), capture_output=True, text=True, check=True)
     assert json.loads(done.stdout)["images"] == 56
     assert contents(tmp_path / "out") == contents(place / "whole")
 

@@ -16,7 +16,9 @@ import pyarrow.parquet as pq
 import pytest
 
 from byol.serve.features import read_features
+from byol.serve.ray_engine import _for_workers
 from tests.command_line import byol
+from tests.small import REPOSITORY, traps
 from tests.tiny import write_images, write_tiny_bundle
 from tests.web import Web, always
 
@@ -40,7 +42,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def command(place: Path, images: str, out: Path) -> list[str]:
     words = ("extract", place / "bundle", place / images, "--out", f"{out}/", *WORDS, "--engine", "ray")
-    return [sys.executable, "-m", "byol", *map(str, words)]
+    return [sys.executable, "-P", "-m", "byol", *map(str, words)]
 
 
 def require_same(place: Path, out: Path) -> None:
@@ -52,9 +54,21 @@ def require_same(place: Path, out: Path) -> None:
 
 
 def test_the_rows_are_those_of_the_local_engine(place: Path, tmp_path: Path) -> None:
-    done = subprocess.run(command(place, "images", tmp_path / "out"), capture_output=True, text=True)
+    """Also from a folder in which Ray's workers would find other modules than ours."""
+    here, environment = traps(tmp_path / "here"), {**os.environ, "PYTHONPATH": str(REPOSITORY)}
+    run = command(place, "images", tmp_path / "out")
+    done = subprocess.run(run, cwd=here, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     require_same(place, tmp_path / "out")
+
+
+def test_workers_find_what_is_meant_from_here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("images").mkdir()
+    assert _for_workers(Path("images")) == tmp_path.resolve() / "images"
+    assert _for_workers(Path("shards/*.tar")) == tmp_path / "shards" / "*.tar"
+    for location in ("s3://bucket/images", Path("cifar10:test")):
+        assert _for_workers(location) == location
 
 
 def test_workers_killed_in_the_middle_lose_nothing(place: Path, tmp_path: Path) -> None:

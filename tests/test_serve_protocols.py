@@ -110,10 +110,12 @@ def test_few_labels_from_the_command_line(place: Path) -> None:
 
 
 def test_too_few_images_for_few_labels(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    words = ("--train", place / "train.parquet", "--test", place / "test.parquet", *CPU, "--labels-per-class", 11)
     monkeypatch.setattr("byol.serve.evaluate_command._fit", None)  # said before the work
-    done = byol("linear", *words)
-    assert (done.code, "class owl has 10 images, 11 labelled ones" in done.err) == (1, True)
+    monkeypatch.setattr("byol.serve.evaluate.collect", None)
+    for suffix in (".parquet", ""):
+        words = ("--train", f"{place}/train{suffix}", "--test", f"{place}/test{suffix}", "--labels-per-class", 11)
+        done = byol("linear", place / "bundle", *words, *CPU)
+        assert (done.code, "class owl has 10 images, 11 labelled ones" in done.err) == (1, True)
 
 
 @pytest.mark.parametrize(

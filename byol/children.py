@@ -1,0 +1,44 @@
+"""Python processes that ours start: they import what this one does, nothing of their folder. Torch-free.
+
+With `-m` and `-c` Python looks into the current folder first: a `queue.py` beside somebody's pictures would be run.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+# The number of a process among those of a job, as launchers set it.
+RANKS = ("RANK", "SLURM_PROCID", "OMPI_COMM_WORLD_RANK", "PMI_RANK")
+ROOT = str(Path(__file__).resolve().parent.parent)
+
+
+@contextmanager
+def safe_children() -> Iterator[None]:
+    """Meanwhile every Python that is started leaves the current folder out, whoever starts it.
+
+    torch's launcher, torch.compile, `multiprocessing` and Ray all pass the environment on. Where that folder is the one
+    that byol itself was found in (`python -m byol` in a checkout), it counts as given.
+    """
+    changed = {"PYTHONSAFEPATH": "1"}
+    if sys.path and os.path.realpath(sys.path[0] or os.curdir) == ROOT:
+        changed["PYTHONPATH"] = os.pathsep.join(filter(None, [ROOT, os.environ.get("PYTHONPATH")]))
+    before = {name: os.environ.get(name) for name in changed}
+    os.environ.update(changed)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value
+
+
+def python_running(code: str) -> list[str]:
+    """The beginning of a command: this Python, with this process's search path for modules, running `code`."""
+    path = [os.path.abspath(entry) for entry in sys.path if entry]
+    return [sys.executable, "-P", "-c", f"import sys; sys.path[:] = {path!r}\n{code}"]

@@ -1,0 +1,65 @@
+"""A Python that ours starts imports nothing of the folder it is started in, whoever starts it."""
+
+import multiprocessing
+import os
+import subprocess
+import sys
+
+import pytest
+
+from byol.children import ROOT, python_running, safe_children
+from byol.text import printable
+from tests.command_line import byol
+from tests.small import traps
+
+
+@pytest.fixture
+def trapped(tmp_path, monkeypatch):
+    monkeypatch.chdir(traps(tmp_path / "here"))
+    monkeypatch.delenv("PYTHONSAFEPATH", raising=False)
+    monkeypatch.setenv("PYTHONPATH", ROOT)
+
+
+def test_processes_of_multiprocessing_and_of_others(trapped):
+    assert subprocess.run([sys.executable, "-c", "import queue"], capture_output=True).returncode == 1  # traps work
+    with safe_children():
+        done = subprocess.run([sys.executable, "-m", "byol", "--version"], capture_output=True, text=True)
+        assert (done.returncode, done.stderr) == (0, "")
+        worker = multiprocessing.get_context("spawn").Process(target=printable, args=("a",))
+        worker.start()
+        worker.join()
+        assert worker.exitcode == 0
+
+
+def test_the_environment_is_as_before(monkeypatch):
+    monkeypatch.delenv("PYTHONSAFEPATH", raising=False)
+    before = dict(os.environ)
+    with safe_children():
+        assert os.environ["PYTHONSAFEPATH"] == "1"
+    assert dict(os.environ) == before
+
+
+def test_every_command_runs_with_safe_children(monkeypatch):
+    seen = []
+    monkeypatch.setattr("byol.cli._run", lambda: seen.append(os.environ.get("PYTHONSAFEPATH")))
+    byol("doctor")
+    assert seen == ["1"]
+
+
+def test_a_checkout_that_is_the_current_folder_is_found(monkeypatch):
+    monkeypatch.chdir(ROOT)
+    monkeypatch.setattr(sys, "path", [ROOT, *sys.path])
+    monkeypatch.setenv("PYTHONPATH", "/elsewhere")
+    with safe_children():
+        assert os.environ["PYTHONPATH"] == os.pathsep.join([ROOT, "/elsewhere"])
+
+
+def test_a_python_with_the_search_path_of_this_one(trapped, tmp_path, monkeypatch):
+    monkeypatch.setattr(sys, "path", ["", str(tmp_path), *sys.path])
+    code = "import json, queue; print(json.dumps([sys.path, sys.argv[1]]))"
+    done = subprocess.run([*python_running(code), "given"], capture_output=True, text=True, check=True)
+    import json
+
+    path, given = json.loads(done.stdout)
+    assert path == [entry for entry in sys.path if entry]
+    assert given == "given"
