@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from byol.text import as_message
+from byol.text import as_message, printable
 
 if TYPE_CHECKING:
     from rich.progress import Progress
@@ -59,7 +59,7 @@ def note_skipped(skipped: Sequence[Skipped], listed_in: str = "") -> None:
         return
     note(f"skipped {len(skipped)}{f' (listed in {listed_in})' if listed_in else ''}:")
     for item in skipped[:LISTED]:
-        note(f"  {item.path}: {item.reason}")
+        note(f"  {printable(item.path)}: {item.reason}")
     if len(skipped) > LISTED:
         note(f"  and {len(skipped) - LISTED} more")
 
