@@ -123,6 +123,11 @@ def _run() -> None:
             raise
         note(f"Error: {error.name} is needed and not installed; run: pip install 'byol[{extra}]'")
         sys.exit(1)
+    except ImportError as error:
+        if (why := _why_not_loaded(error)) is None:
+            raise
+        note(why)
+        sys.exit(1)
     except Stopped as error:
         note(f"Error: {error}")
         sys.exit(1)
@@ -133,10 +138,27 @@ def _run() -> None:
         note(f"Error: {error}")
         sys.exit(1)
     except (MemoryError, RuntimeError) as error:
+        if "start new thread" in str(error):
+            note("Error: no more threads can be started: memory or the number of processes is limited; raise the limit")
+            sys.exit(1)
         if not isinstance(error, MemoryError) and "allocate memory" not in str(error):  # how torch says it on a CPU
             raise
         note(f"Error: not enough memory: {error}; take smaller images or batches")
         sys.exit(1)
+
+
+def _why_not_loaded(error: ImportError) -> str | None:
+    """What a person did, or can do, about a library that is there and was not loaded; None for a defect."""
+    cause: BaseException | None = error
+    while cause is not None:
+        if isinstance(cause, KeyboardInterrupt):
+            return "Aborted!"
+        cause = cause.__cause__ or cause.__context__
+    if "initialization failed" in str(error):  # all that compiled modules say of an interruption
+        return "Aborted while libraries were loaded, or one of them is damaged; give the same command again"
+    if "shared object" in str(error):
+        return f"Error: a library cannot be loaded: {error}; memory may be limited, or the library is damaged"
+    return None
 
 
 def _show_defect(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from byol.text import as_message
+from byol.text import as_message, printable
 
 if TYPE_CHECKING:
     from rich.progress import Progress
@@ -65,7 +65,7 @@ def note_skipped(skipped: Sequence[Skipped], listed_in: str = "", of: str = "") 
         return
     note(f"skipped {len(skipped)}{of and f' of {of}'}{f' (listed in {listed_in})' if listed_in else ''}:")
     for item in skipped[:LISTED]:
-        note(f"  {item.path}: {item.reason}")
+        note(f"  {printable(item.path)}: {item.reason}")
     if len(skipped) > LISTED:
         note(f"  and {len(skipped) - LISTED} more")
 

@@ -23,6 +23,7 @@ from PIL import Image
 from byol.budget import PIXELS
 from byol.columns import Computed, Labels
 from byol.decode import read_image, to_rgb
+from byol.labels import require_short
 from byol.surroundings import Anchors, SourceUnavailable, UnreadableImage
 
 __all__ = [  # what lies in modules of its own belongs to this one for its users
@@ -139,6 +140,7 @@ def require_labels(source: ImageSource, least_classes: int = 2) -> list[str]:
             f"{source.name} holds one class only ({source.classes[0]}), so there is nothing to tell apart; "
             "point to the folder whose sub-folders are the classes"
         )
+    require_short(source.classes, source.name)
     return [label for label in source.labels if label is not None]
 
 

@@ -15,6 +15,7 @@ from numpy.typing import ArrayLike
 from byol.columns import Labels
 
 NO_PARTITION = "__HIVE_DEFAULT_PARTITION__"  # what Hive's writers call the folder of missing values
+LONGEST = 1024  # characters of a class: NumPy gives each row of a column of text the room of the longest one
 _WHOLE = re.compile(r"(-?[0-9]{1,20})(\.0*)?")
 
 
@@ -137,6 +138,15 @@ def _named(value: Any, names: Sequence[str]) -> Any:
 # ------------------------------------------------------------------------------------------------ classifiers
 
 
+def require_short(labels: Iterable[str], name: str) -> None:
+    """Raise `ValueError` when one is longer than `LONGEST`; `name` is what the message calls them."""
+    longest = max(labels, key=len, default="")
+    if len(longest) > LONGEST:
+        raise ValueError(
+            f"{name} has a label of {len(longest):,} characters ({longest[:20]}...); a class has {LONGEST:,} at most"
+        )
+
+
 def require_classes(y: ArrayLike, count: int) -> np.ndarray:
     """The labels (N,) for a classifier, as NumPy has them: text or numbers, one for each of `count` rows.
 
@@ -152,6 +162,8 @@ def require_classes(y: ArrayLike, count: int) -> np.ndarray:
     kinds = {_kind_of(label, row) for row, label in enumerate(labels.tolist())}
     if len(kinds) > 1:
         raise ValueError(f"y has labels of several kinds ({', '.join(sorted(kinds))}); give text or numbers only")
+    if kinds == {"text"}:
+        require_short(labels.tolist(), "y")
     return np.asarray(labels.tolist())
 
 

@@ -28,6 +28,7 @@ from byol.text import path_text, printable, reason_of
 from byol.walk import NOT_READ, NOT_READ_REASON, is_image
 
 MOST_CLASS_BYTES = 1024  # of a `.cls` file
+MOST_NAME = 4096  # bytes: no system unpacks longer ones, and every copy of a table would hold them
 
 
 def tar_source(name: str, files: Sequence[Path], file_names: Sequence[str]) -> ImageSource:
@@ -81,6 +82,9 @@ class _Index:
         if any(part.startswith(b".") and part != b"." for part in (*folder.split(b"/"), base)):
             return  # hidden
         stem, dot, extension = base.partition(b".")
+        if len(member.name) > MOST_NAME:
+            self.skipped.append(Skipped(path_text(member.name[:200]) + "...", f"a name of {len(member.name):,} bytes"))
+            return
         path, key = prefix + member.name, (number, folder + slash + stem)
         if member.name.lower().endswith(NOT_READ):
             self.skipped.append(Skipped(path_text(path), NOT_READ_REASON))

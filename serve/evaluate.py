@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from byol.images import ImageSource, Skipped, require_known, require_labels
+from byol.labels import require_short
 from byol.locations import Location, last_part
 from byol.serve.bundle import Bundle
 from byol.serve.encoder import Encoder
@@ -151,6 +152,7 @@ def _require_labels(opened: ImageSource | Features, least_classes: int) -> None:
         raise ValueError(
             f"{features.name} holds one class only ({features.labels[0]}), so there is nothing to tell apart"
         )
+    require_short((label for label in features.labels if label is not None), features.name)
 
 
 def _features(

@@ -34,6 +34,7 @@ from byol.text import printable, reason_of
 
 ERRORS = "errors.parquet"
 KINDS = {"float32": pa.float32(), "float16": pa.float16()}
+LONGEST_TEXT = 8192  # characters of a name or label in an .npz, where each takes the room of the longest
 ROWS_PER_GROUP = 4096  # 32 MB at D = 2048: what the writer holds
 
 Write = Callable[[Sequence[str], Sequence[str | None], np.ndarray], None]
@@ -132,6 +133,11 @@ def _npz_writer(path: Path, dim: int, digest: str, dtype: str) -> Iterator[Write
     parts = [np.empty((0, dim), dtype)]
 
     def write(new_ids: Sequence[str], new_labels: Sequence[str | None], features: np.ndarray) -> None:
+        if max(map(len, [*new_ids, *filter(None, new_labels)]), default=0) > LONGEST_TEXT:
+            raise ValueError(
+                f"{printable(path)}: an image's name or label has more than {LONGEST_TEXT:,} characters, "
+                "for which NumPy takes as much room in every row; write .parquet"
+            )
         ids.extend(new_ids)
         labels.extend(new_labels)
         parts.append(features)

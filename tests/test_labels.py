@@ -17,7 +17,7 @@ from byol.images import ImageSource, require_labels
 from byol.labels import codes_of_column, label_in, label_of, label_of_folders, require_classes
 from byol.serve import KNNClassifier, LinearProbe
 from byol.serve.evaluate import open_labelled
-from byol.serve.features import read_features
+from byol.serve.features import _npz_writer, read_features
 from byol.sources import open_source
 from tests.test_sources import image_structs, png, write_table, write_tar
 
@@ -143,6 +143,22 @@ def test_names_of_hugging_face_are_those_of_floats_too(tmp_path: Path) -> None:
     labels = pa.array([1.0, None, -1.0, 0.0, 7.0])
     write_table(tmp_path / "a.parquet", {"image": image_structs(5), "label": labels}, ["cat", "dog"])
     assert list(open_source(tmp_path / "a.parquet").labels) == ["dog", None, None, "cat", "7"]
+
+
+def test_a_label_that_is_no_class_takes_no_room_in_every_row(tmp_path: Path) -> None:
+    labels = pa.array(["a" * 1_000_000, "b", "c"])
+    write_table(tmp_path / "images.parquet", {"image": image_structs(3), "label": labels})
+    pq.write_table(pa.table({"label": labels, "features": [[1.0, 2.0]] * 3}), tmp_path / "features.parquet")
+    for name in ("images.parquet", "features.parquet"):
+        with pytest.raises(ValueError, match=r"a label of 1,000,000 characters \(aaaaaaaaaaaaaaaaaaaa\.\.\.\)"):
+            open_labelled(tmp_path / name, tmp_path / name)
+    with pytest.raises(ValueError, match="y has a label of 1,000,000 characters"):
+        KNNClassifier().fit(np.eye(3), labels.to_pylist())
+    with (
+        pytest.raises(ValueError, match=r"write \.parquet"),
+        _npz_writer(tmp_path / "out.npz", 2, "", "float32") as write,
+    ):
+        write(["1"], ["a" * 10_000], np.zeros((1, 2), np.float32))
 
 
 @pytest.mark.parametrize("column", [pa.array([[1], [2]]), pa.array([{"a": 1}, {"a": 2}])])

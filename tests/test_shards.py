@@ -95,6 +95,13 @@ def test_a_damaged_tar_is_left_out_from_there_on(tmp_path: Path, name: str, join
     np.testing.assert_array_equal(PIXELS(source.open(0)), picture(seed=0))
 
 
+def test_a_name_that_no_system_unpacks_is_left_out_with_its_length(tmp_path: Path) -> None:
+    (tmp_path / "a.tar").write_bytes(pax(path="a" * 100_000 + ".png") + WHOLE + WHOLE)
+    source = open_source(tmp_path / "a.tar")
+    assert list(source.ids) == ["a.png"]
+    assert [(item.path, item.reason) for item in source.skipped] == [("a" * 200 + "...", "a name of 100,004 bytes")]
+
+
 @pytest.mark.parametrize("form", [tarfile.USTAR_FORMAT, tarfile.GNU_FORMAT, tarfile.PAX_FORMAT])
 def test_names_of_all_formats(tmp_path: Path, form: int) -> None:
     names = ["a.png", f"{'d' * 90}/{'e' * 90}.png", f"{'ö' * 40}.png"]

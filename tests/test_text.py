@@ -12,6 +12,8 @@ from hypothesis import strategies as st
 from markdown_it import MarkdownIt
 
 from byol import text
+from byol.console import note_skipped
+from byol.images import Skipped
 from byol.text import as_message, cell, code_span, for_terminal, on_one_line, path_text, printable, without_secrets
 
 # Whole Unicode with halves of surrogate pairs, and what does harm more often than chance would have it.
@@ -167,3 +169,8 @@ def test_long_texts_take_no_time() -> None:
     assert cell("-" + "1" * many + "x").startswith("'-")
     assert without_secrets("a://" * many) == "a://" * many
     assert without_secrets("://a:" * many + "?secret").count("secret") == 0
+
+
+def test_of_a_long_name_that_was_left_out_a_part_is_shown(capsys: pytest.CaptureFixture[str]) -> None:
+    note_skipped([Skipped("a" * 1_000_000, "no such file")])
+    assert len(capsys.readouterr().err) < 1200

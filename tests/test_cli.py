@@ -1,0 +1,48 @@
+"""What ends a command from without is one line, no traceback."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from byol import cli
+
+
+def interrupted() -> ImportError:
+    error = ImportError("a compiled module")
+    error.__cause__ = KeyboardInterrupt()
+    return error
+
+
+@pytest.mark.parametrize(
+    ("error", "line"),
+    [
+        (interrupted(), "Aborted!"),
+        (ImportError("initialization failed"), "Aborted while libraries were loaded"),
+        (ImportError("x.so: failed to map segment from shared object"), "Error: a library cannot be loaded: x.so"),
+        (RuntimeError("can't start new thread"), "Error: no more threads can be started"),
+    ],
+)
+def test_limits_of_the_machine_are_one_line(
+    error: Exception, line: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fail(**_: Any) -> None:
+        raise error
+
+    monkeypatch.setattr(cli, "byol", fail)
+    with pytest.raises(SystemExit) as ended:
+        cli._run()
+    assert ended.value.code == 1
+    shown = capsys.readouterr().err
+    assert shown.startswith(line)
+    assert shown.count("\n") == 1
+
+
+def test_an_import_that_is_a_defect_is_shown_whole(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(**_: Any) -> None:
+        raise ImportError("cannot import name 'x' from 'byol'")
+
+    monkeypatch.setattr(cli, "byol", fail)
+    with pytest.raises(ImportError):
+        cli._run()
