@@ -18,6 +18,7 @@ from byol.names import OF_THE_SYSTEM, leftovers_of, new_name
 from byol.text import printable
 
 NO_FILE = "not a regular file"
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 A_LINK = "a symbolic link; put the file itself there"
 
 
@@ -40,9 +41,16 @@ def atomic_file(path: str | os.PathLike[str]) -> Iterator[Path]:
             _publish(temporary, mode)
             os.replace(temporary, final)
             sync(final.parent)
-        except BaseException:
+        except BaseException as error:
             temporary.unlink(missing_ok=True)
+            _say_where(error, final)
             raise
+
+
+def _say_where(error: BaseException, path: Path) -> None:
+    """Have an error of a disk that is full name what was written, which no error of an open file does by itself."""
+    if isinstance(error, OSError) and error.errno in FULL and error.filename is None:
+        error.filename = os.fspath(path)
 
 
 @contextmanager
@@ -65,8 +73,9 @@ def atomic_folder(path: str | os.PathLike[str], last: str) -> Iterator[Path]:
         try:
             yield temporary
             _publish_all(temporary)
-        except BaseException:
+        except BaseException as error:
             shutil.rmtree(temporary, ignore_errors=True)
+            _say_where(error, final)
             raise
         if stays:
             _fill(final, temporary, last)

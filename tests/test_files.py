@@ -1,5 +1,6 @@
 """What is written takes its name whole, replaces nothing else, and has one writer."""
 
+import errno
 import functools
 import os
 import subprocess
@@ -82,6 +83,13 @@ def test_a_failed_write_leaves_what_was_there(tmp_path):
     with pytest.raises(ValueError, match="no"):
         fail()
     assert [str(path.relative_to(tmp_path)) for path in sorted(tmp_path.rglob("*"))] == ["out", "out/old"]
+
+
+@pytest.mark.parametrize("write", WRITERS.values())
+def test_an_error_of_a_full_disk_names_what_was_written(tmp_path, write):
+    with pytest.raises(OSError, match=r"No space left on device: .*out"), write(tmp_path / "out"):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    assert os.listdir(tmp_path) == []
 
 
 def test_behind_a_link_the_folder_is_replaced_and_the_link_stays(tmp_path):
