@@ -27,6 +27,7 @@ from torch import Tensor
 from byol.children import RANKS
 from byol.console import at_work
 from byol.images import usable_cores
+from byol.signals import HANG_UP, handled
 from byol.streams import READ_ALREADY, standard_input
 from byol.text import reason_of
 
@@ -191,7 +192,8 @@ def _connect(rank: int, size: int) -> None:
             "set; set them, or unset WORLD_SIZE"
         )
     try:
-        dist.init_process_group(backend, place or "env://", rank=rank, world_size=size)
+        with handled((signal.SIGTERM, signal.SIGINT, HANG_UP), signal.SIG_DFL):  # torch waits without listening
+            dist.init_process_group(backend, place or "env://", rank=rank, world_size=size)
     except (dist.DistError, ValueError) as error:
         raise ValueError(f"the processes of this job do not meet at {':'.join(address)}: {reason_of(error)}") from error
 

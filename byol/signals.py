@@ -16,7 +16,7 @@ class Stopped(BaseException):
 
 
 @contextmanager
-def handled(numbers: Sequence[int | None], handler: Callable[[int, Any], None]) -> Iterator[None]:
+def handled(numbers: Sequence[int | None], handler: Callable[[int, Any], None] | signal.Handlers) -> Iterator[None]:
     """Have a handler for these signals, but for those that the parent had ignored, as `nohup` does.
 
     Outside the main thread nothing changes: there the host program handles its signals.

@@ -26,5 +26,5 @@ def _is_centred(conv: nn.Conv2d) -> bool:
     return odd and any(half) and conv.padding == half and conv.dilation == (1, 1)
 
 
-def _step(stride: tuple[int, int], conv: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+def _step(stride: tuple[int, ...], conv: nn.Module, inputs: tuple[Tensor, ...]) -> None:
     conv.stride = (1, 1) if inputs[0].shape[-2:] == torch.Size((1, 1)) else stride  # type: ignore[assignment]
