@@ -14,20 +14,18 @@ from collections.abc import Iterator, Sequence
 
 import onnx
 import torch
-import torchvision
 from torch import Tensor, nn
-from torch.nn.utils.fusion import fuse_conv_bn_eval
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from byol.export.large import is_large
-from byol.export.translate import TRANSLATIONS, spread_by_sum
+from byol.export.settle import settle
+from byol.export.translate import TRANSLATIONS
+from byol.serve.graph_operators import OPERATORS
 from byol.serve.model import check_graph
+from byol.text import first_line
 
 OPSET = 20
 INPUT, OUTPUT = "images", "features"
-
-# Batch-norm must be folded; shape arithmetic means that some size was not fixed at export.
-SHAPE_OPS = {"Shape", "Size", "Gather", "Range", "Expand", "ConstantOfShape", "NonZero", "Where", "Loop", "If", "Scan"}
-FORBIDDEN_OPS = SHAPE_OPS | {"BatchNormalization"}
 
 
 class ServingEncoder(nn.Module):
@@ -52,35 +50,6 @@ class ServingEncoder(nn.Module):
         return features
 
 
-class _Tracer(torch.fx.Tracer):
-    """Takes convolutions as they are, also those that pad in a way of their own."""
-
-    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        return isinstance(m, nn.Conv2d) or super().is_leaf_module(m, module_qualified_name)
-
-
-def fold_batch_norm(encoder: nn.Module) -> nn.Module:
-    """A copy of an encoder in eval mode with every batch-norm folded into the convolution before it.
-
-    Raises `ValueError` when one cannot be folded.
-    """
-    traced = torch.fx.GraphModule(encoder.eval(), _Tracer().trace(encoder))
-    modules = dict(traced.named_modules())
-    for node in list(traced.graph.nodes):
-        if node.op != "call_module" or not isinstance(modules[node.target], nn.BatchNorm2d):
-            continue
-        source = node.args[0]
-        conv = modules.get(source.target) if source.op == "call_module" else None
-        if not isinstance(conv, nn.Conv2d) or len(source.users) > 1:
-            raise ValueError(f"batch-norm {node.target} does not follow a convolution of its own; it cannot be folded")
-        traced.set_submodule(source.target, fuse_conv_bn_eval(conv, modules[node.target]))
-        node.replace_all_uses_with(source)
-        traced.graph.erase_node(node)
-    traced.delete_all_unused_submodules()
-    traced.recompile()
-    return traced
-
-
 def encoder_to_onnx(
     encoder: nn.Module,
     size: int,
@@ -92,45 +61,54 @@ def encoder_to_onnx(
 
     Raises `ValueError` when torch cannot export it, or when the graph would not be clean.
     """
-    # The norms of timm's models branch on their mode, which fx cannot follow; there the exporter's optimizer folds.
-    folded = fold_batch_norm(encoder) if isinstance(encoder, torchvision.models.ResNet) else encoder.eval()
-    model = ServingEncoder(folded, mean, std).eval()
-    example = torch.zeros(2, size, size, 3, dtype=torch.uint8)
     try:
-        with quiet():
-            program = torch.onnx.export(
-                model,
-                (example,),
-                dynamo=True,
-                opset_version=OPSET,
-                input_names=[INPUT],
-                output_names=[OUTPUT],
-                dynamic_shapes={"images": {0: torch.export.Dim("batch", min=1)}},
-                external_data=False,
-                optimize=True,
-                custom_translation_table=TRANSLATIONS,
-            )
-    except torch.onnx.errors.OnnxExporterError as error:
-        reason = str(error.__cause__ or error).strip().partition("\n")[0]
+        proto = _traced(ServingEncoder(encoder, mean, std).eval(), size)
+        settle(proto)
+    except MemoryError:
+        raise
+    except Exception as error:  # whatever the exporter, its optimizer, and the rules for some model's operations raise
+        reason = first_line(error.__cause__ or error)
         raise ValueError(f"torch cannot export this encoder to ONNX: {reason}; choose another --arch") from error
-    assert program is not None  # None only without dynamo
-    proto = program.model_proto
-    spread_by_sum(proto.graph)
     strip(proto)
     onnx.helper.set_model_props(proto, metadata or {})
     check_clean(proto)
     return proto
 
 
+def _traced(model: nn.Module, size: int) -> onnx.ModelProto:
+    """What torch makes of a model of uint8 images (B, S, S, 3). Raises whatever torch does."""
+    example = torch.zeros(2, size, size, 3, dtype=torch.uint8)
+    # With attention's definition only: of others the exporter forgets how their result lies in memory.
+    with quiet(), sdpa_kernel(SDPBackend.MATH):
+        program = torch.onnx.export(
+            model,
+            (example,),
+            dynamo=True,
+            opset_version=OPSET,
+            input_names=[INPUT],
+            output_names=[OUTPUT],
+            dynamic_shapes={"images": {0: torch.export.Dim("batch", min=1)}},
+            external_data=False,
+            optimize=True,
+            custom_translation_table=TRANSLATIONS,
+        )
+    assert program is not None  # None only without dynamo
+    return program.model_proto
+
+
 def check_clean(proto: onnx.ModelProto) -> None:
-    """Raise `ValueError` when the graph holds batch-norm or shape arithmetic, or is not valid ONNX."""
-    found = sorted({node.op_type for node in proto.graph.node} & FORBIDDEN_OPS)
+    """Raise `ValueError` when the graph holds what a bundle's may not, shape arithmetic say, or is not valid ONNX."""
+    found = sorted({node.op_type for node in proto.graph.node} - OPERATORS.keys())
     if found or proto.functions:
         raise ValueError(
             f"the exported graph is not clean: it holds {', '.join(found) or 'local functions'}; choose another --arch"
         )
-    if not is_large(proto):  # onnx's check takes one message; a large graph is checked without its weights
+    if is_large(proto):  # onnx's check takes one message; a large graph is checked without its weights
+        return
+    try:
         check_graph(proto)
+    except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
+        raise ValueError(f"the exported graph is not valid ONNX: {first_line(error)}; choose another --arch") from error
 
 
 def strip(proto: onnx.ModelProto) -> None:

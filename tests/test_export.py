@@ -23,7 +23,7 @@ from byol.checkpoint import Checkpoint, read_checkpoint, save_checkpoint
 from byol.export import bundle as export_module
 from byol.export.bundle import export_bundle, prove
 from byol.export.command import export
-from byol.export.graph import FORBIDDEN_OPS, check_clean, encoder_to_onnx, fold_batch_norm
+from byol.export.graph import check_clean, encoder_to_onnx
 from byol.export.parity import BATCH_SIZES, measure, sample_images, torch_features
 from byol.model import BYOL, build_encoder
 from byol.serve import Encoder
@@ -85,27 +85,10 @@ def test_every_encoder_kind_passes_the_gate_with_a_clean_graph(arch, stem, size)
     proto = encoder_to_onnx(encoder, size, MEAN, STD)
     kinds = {node.op_type for node in proto.graph.node}
     assert kinds <= {"Transpose", "Cast", "Mul", "Add", "Conv", "Relu", "MaxPool", "ReduceMean"}
-    assert not kinds & FORBIDDEN_OPS
     parity, _ = measure(encoder, proto.SerializeToString(), size, MEAN, STD)
     assert parity.batch_sizes == (1, 2, 3, 33)
     assert parity.max_relative_error < 1e-4
     assert parity.min_cosine > 0.99999
-
-
-def test_folding_changes_the_weights_but_not_the_features():
-    encoder = randomise_norms(build_encoder("resnet18", "cifar")).eval()
-    folded = fold_batch_norm(encoder)
-    assert not any(isinstance(m, nn.BatchNorm2d) for m in folded.modules())
-    assert not torch.allclose(folded.get_parameter("conv1.weight"), encoder.get_parameter("conv1.weight"))
-    x = torch.rand(3, 3, 32, 32)
-    with torch.no_grad():
-        torch.testing.assert_close(folded(x), encoder(x), atol=1e-4, rtol=1e-4)
-
-
-def test_a_batch_norm_without_a_convolution_before_it_is_refused():
-    odd = nn.Sequential(nn.ReLU(), nn.BatchNorm2d(3))
-    with pytest.raises(ValueError, match="batch-norm 1 does not follow a convolution"):
-        fold_batch_norm(odd)
 
 
 def test_a_graph_with_shape_arithmetic_is_refused():

@@ -89,7 +89,7 @@ def test_validation_images_are_remembered(images, tmp_path, capfd):
     run_training(settings, images, run, resume=True)
     said = capfd.readouterr().err
     assert "warning: no kNN from here on; the run measured it on 8 images of val (digest " in said
-    with pytest.raises(ValueError, match=r"measures kNN on 8 images of val .*, but --val-data now has 16 images"):
+    with pytest.raises(ValueError, match=r"measures kNN on 8 images of val .*, but the images now are 16 images"):
         run_training(settings, images, run, images, resume=True)
 
 

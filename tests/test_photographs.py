@@ -34,7 +34,7 @@ def work(tmp_path_factory):
     folder = tmp_path_factory.mktemp("photos")
     with tarfile.open(ARCHIVE) as archive:
         archive.extractall(folder, filter="data")
-    settings = config(stem="imagenet", image_size=64, canvas_size=0, batch_size=64, max_steps=4)
+    settings = config(arch="resnet18", stem="imagenet", image_size=64, canvas_size=0, batch_size=64, max_steps=4)
     run_training(settings, folder / "train", folder / "run", None)
     export_bundle(folder / "run", folder / "bundle")
     return folder
