@@ -70,7 +70,7 @@ def _interpolation(operation: Any) -> Callable[..., Any]:
 
 def _nearest(image: Any, output_size: Any = None, scale_factors: Any = None) -> Any:
     def operation(given: torch.Tensor, size: Any, _: bool, scales: Any) -> torch.Tensor:
-        return torch.ops.aten.upsample_nearest2d.vec(given, size, scales)
+        return torch.ops.aten.upsample_nearest2d.vec(given, size, scales)  # type: ignore[no-any-return]
 
     return _interpolation(operation)(image, output_size, False, scale_factors)
 

@@ -44,7 +44,7 @@ def exported(encoder: nn.Module) -> onnx.ModelProto:
 
 def channels_last(x: Tensor, convolution: nn.Module, norm: nn.Module, pool: nn.Module) -> Tensor:
     """A ConvNeXt block: its norm leaves the image with the channels last in memory."""
-    return pool(norm(convolution(x).permute(0, 2, 3, 1)).permute(0, 3, 1, 2)).flatten(1)
+    return pool(norm(convolution(x).permute(0, 2, 3, 1)).permute(0, 3, 1, 2)).flatten(1)  # type: ignore[no-any-return]
 
 
 def evonorm(x: Tensor, convolution: nn.Module) -> Tensor:
