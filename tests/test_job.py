@@ -133,7 +133,7 @@ def test_an_encoder_that_cannot_be_exported_is_told_apart():
     assert encoder.training
     for name, value in encoder.state_dict().items():
         assert torch.equal(value, before[name])
-    with pytest.raises(ValueError, match="the exported graph is not clean: it holds .*NonZero"):
+    with pytest.raises(ValueError, match=r"the exported graph is not clean: it holds .*NonZero"):
         try_export(untrained(Unexportable()))
     with pytest.raises(ValueError, match="Sinh"):
         try_export(untrained(Unjudged()))
