@@ -11,7 +11,7 @@ import tempfile
 import venv
 from pathlib import Path
 
-from tests.small import REPOSITORY, config, folder
+from tests.small import REPOSITORY, RESNET18, config, folder
 
 
 def run(*command: object, cwd: Path) -> str:
@@ -33,7 +33,7 @@ def main() -> None:
         work = Path(name)
         train = folder(work / "train", per_class=20)
         test = folder(work / "test", per_class=5, start=9000)
-        run_training(config(epochs=1), train, work / "run", None)
+        run_training(config(**RESNET18, epochs=1), train, work / "run", None)
         export_bundle(work / "run", work / "bundle")
         run(sys.executable, "-m", "build", "--wheel", "--outdir", work / "dist", REPOSITORY, cwd=work)
         (wheel,) = (work / "dist").glob("*.whl")
