@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import TypeVar
 
-from byol.headers import NOT_THERE, SCAN, gif_blocks, gif_screen_end, only_with, segments, tags
+from byol.headers import NOT_THERE, SCAN, gif_blocks, gif_screen_end, only_with, segment_length, segments, tags
 from byol.surroundings import UnreadableImage
 
 T = TypeVar("T")
@@ -63,7 +63,7 @@ def _bare_jpeg(content: bytes) -> Bare:
     for marker, place in _counted(segments(content)):
         if marker == SCAN:
             return Bare(b"".join([kept, b"\xff\xda", memoryview(content)[place:]]), bytes(exif), xmp)
-        data = content[place : place + _length(content, place, marker)]
+        data = content[place : place + segment_length(content, place, marker)]
         if marker == APP1 and data.startswith(EXIF, 2) and len(exif) < MOST_TEXT:
             exif += data[2 + len(EXIF) if exif else 2 :]  # one block may lie in several segments
         elif marker == APP1 and data.startswith(XMP, 2):
@@ -71,12 +71,6 @@ def _bare_jpeg(content: bytes) -> Bare:
         if _is_of_the_pixels(marker, data):
             kept += bytes([0xFF, marker]) + data
     return Bare(content)
-
-
-def _length(content: bytes, place: int, marker: int) -> int:
-    """The bytes of a segment behind its marker."""
-    alone = marker == 0x01 or 0xD0 <= marker <= 0xD8
-    return 0 if alone else int.from_bytes(content[place : place + 2], "big")
 
 
 def _is_of_the_pixels(marker: int, data: bytes) -> bool:

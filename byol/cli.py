@@ -54,7 +54,6 @@ COMMANDS = {
     ),
 }
 
-
 # Top-level packages an extra brings: a missing one is a set-up problem, told in one line.
 EXTRAS = {
     "torch": "train",

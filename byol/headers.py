@@ -145,9 +145,14 @@ def segments(content: bytes) -> Iterator[tuple[int, int]]:
     while found and found[1] != b"\xd9":
         marker, place = found[1][0], found.end()
         yield marker, place
-        alone = marker == 0x01 or 0xD0 <= marker <= 0xD8
-        place += 0 if alone else int.from_bytes(content[place : place + 2], "big")
+        place += segment_length(content, place, marker)
         found = (_NEXT_MARKER if marker == SCAN else _MARKER).search(content, place)
+
+
+def segment_length(content: bytes, place: int, marker: int) -> int:
+    """The bytes of a segment behind its marker; some markers stand alone."""
+    alone = marker == 0x01 or 0xD0 <= marker <= 0xD8
+    return 0 if alone else int.from_bytes(content[place : place + 2], "big")
 
 
 # ------------------------------------------------------------------------------------------------- TIFF, EXIF

@@ -6,6 +6,7 @@ one does. Legend: B batch, S view pixels, M canvas pixels.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
@@ -165,9 +166,11 @@ class Trainer:
         if self.sync_norm:
             synchronise_norms(self.model, self.world.rank, self.world.size, self.world.group)
         devices = [self.device.index] if self.device.type == "cuda" else None
-        return DistributedDataParallel(
-            self.model, device_ids=devices, broadcast_buffers=False, gradient_as_bucket_view=True
-        )
+        with warnings.catch_warnings():  # torch 2.15 has another name for it, which 2.14 does not know
+            warnings.filterwarnings("ignore", "`broadcast_buffers`", FutureWarning)
+            return DistributedDataParallel(
+                self.model, device_ids=devices, broadcast_buffers=False, gradient_as_bucket_view=True
+            )
 
     def step(self, step: int) -> tuple[Tensor, Observation]:
         """Optimizer step number `step` (from 0): gradients of all micro-batches, update, then the target follows.

@@ -102,6 +102,7 @@ def test_two_processes_reproduce_one_with_the_same_global_batch(images: Path, al
     said = train(images, tmp_path / "run", "--val-data", str(images), "--nproc", "2")
     assert "2 processes, batch-norm over all" in said
     assert said.count("Done.") == 1
+    assert "Warning" not in said
     assert difference(alone, tmp_path / "run") < 1e-5
     one, two = records(alone), records(tmp_path / "run")
     assert len(one) == len(two) == 20

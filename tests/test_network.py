@@ -57,8 +57,6 @@ def commands(here: Path) -> list[list[str]]:
             images,
             "--device",
             "cpu",
-            "--precision",
-            "fp32",
             "--nproc",
             "2",
             *SMALL,
