@@ -33,7 +33,7 @@ SETTINGS = {
 }  # fmt: skip
 MORE = (
     "canvas_size=16", "projector_hidden=32", "projector_out=16", "predictor_hidden=32", "log_every=1",
-    "warmup_epochs=2", "knn_every=10", "checkpoint_every=5",
+    "warmup_epochs=2", "knn_every=10", "checkpoint_every=1",
 )  # fmt: skip
 
 

@@ -24,7 +24,7 @@ from byol.job import run_training
 from tests.small import config
 
 images, out, kills = Path(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3])
-settings = config(max_steps=60, checkpoint_every=1, keep_every=10)
+settings = config(max_steps=400, checkpoint_every=1, keep_every=10)  # more than a quick machine takes in all lives
 
 def start(bytes_a_file=None):
     child = os.fork()
@@ -59,7 +59,7 @@ while kills:
     child = start()
     while kills % 2 and changed() == before and time.monotonic() < deadline:
         time.sleep(0.01)  # every second life makes progress, the others may end before their first step
-    time.sleep(random.uniform(0, 0.4))
+    time.sleep(random.uniform(0, 0.2))
     os.kill(child, signal.SIGKILL)
     assert finish(child) == -signal.SIGKILL, "the run ended before it was killed"
     kills -= 1
@@ -102,6 +102,6 @@ def test_twenty_kills_end_in_the_weights_of_an_uninterrupted_run(images: Path, t
         assert (killed.step, killed.config, killed.data) == (whole.step, whole.config, whole.data)
     assert not list((tmp_path / "killed").glob(".*"))
     steps = [json.loads(line)["step"] for line in (tmp_path / "killed" / "metrics.jsonl").read_text().splitlines()]
-    assert steps == list(range(1, 61))
+    assert steps == list(range(1, 401))
     assert said.count("killed after") == 20
     assert "refused:" in said  # the full disk

@@ -181,7 +181,7 @@ def test_resume_continues_exactly(images, tmp_path, changes):
 
 def test_a_killed_run_resumes_to_the_same_bytes(images, tmp_path):
     command = [sys.executable, "-m", "byol", "train", str(images), "--preset", "demo", "--batch-size", "4"]
-    command += ["--epochs", "4", "--device", "cpu", "--set", "checkpoint_every=1", "--set", "projector_hidden=32"]
+    command += ["--epochs", "30", "--device", "cpu", "--set", "checkpoint_every=1", "--set", "projector_hidden=32"]
     command += ["--arch", "timm:test_resnet"]
     command += ["--set", "predictor_hidden=32"]
 
