@@ -17,7 +17,7 @@ from typing import Any
 import click
 
 from benchmarks.evaluate import byol
-from byol.demo import write_digits
+from byol.commands.demo import write_digits
 
 VARIANTS: dict[str, list[str]] = {
     "full recipe (tau 0.99 to 1)": [],

@@ -18,8 +18,8 @@ from typing import Any
 import click
 import numpy as np
 
-from byol.images import ImageSource, Preprocess, decode, require_labels
-from byol.sources import open_source
+from byol.images.open import open_source
+from byol.images.source import ImageSource, Preprocess, decode, require_labels
 
 KNN = ({"k": 20, "temperature": 0.07}, {"k": 200, "temperature": 0.1})
 

@@ -17,15 +17,15 @@ import timm
 import torch
 
 from benchmarks.train import command_line, machine
-from byol.config import TIMM, TrainConfig
+from byol.bundle.graph.judge import weights_of
+from byol.bundle.graph.operators import OPERATORS
+from byol.bundle.graph.walk import Step, walk
+from byol.encoders.timm_models import input_config
 from byol.export.graph import INPUT, OUTPUT, encoder_to_onnx
 from byol.export.parity import measure
-from byol.model import build_encoder
 from byol.serve import MAX_BATCH_SIZE
-from byol.serve.graph_operators import OPERATORS
-from byol.serve.graph_walk import Step, walk
-from byol.serve.judge import weights_of
-from byol.timm_encoder import input_config
+from byol.training.config import TIMM, TrainConfig
+from byol.training.model import build_encoder
 
 FAMILIES = (
     *("vit_tiny_patch16_224", "deit_tiny_patch16_224", "vit_base_patch16_siglip_224", "beit_base_patch16_224"),

@@ -27,7 +27,7 @@ import click
 import pyarrow.parquet as pq
 
 from benchmarks.train import command_line, machine
-from byol.sources import open_source
+from byol.images.open import open_source
 
 BROKEN_EVERY = 20
 

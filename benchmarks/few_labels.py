@@ -16,7 +16,7 @@ import click
 
 from benchmarks.evaluate import byol, raw_pixels
 from benchmarks.train import command_line, machine
-from byol.sources import open_source
+from byol.images.open import open_source
 
 
 def curve(train: Path, test: Path, amounts: tuple[int, ...], draws: int) -> dict[str, Any]:

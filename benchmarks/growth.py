@@ -21,7 +21,7 @@ import click
 import numpy as np
 
 from benchmarks.train import command_line, machine, work
-from byol.sources import open_source
+from byol.images.open import open_source
 
 IMAGES = (1_000, 10_000, 50_000)
 BATCHES = (64, 128, 256, 512, 1024)

@@ -57,9 +57,9 @@ def features(classes: int = 10) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.
 
 def image_row(row: str, photos: Path, work: Path, options: dict[str, Any]) -> Callable[[], int]:
     """A function that goes once over the photographs and returns how many there were."""
-    from byol.images import decode
+    from byol.images.open import open_source
+    from byol.images.source import decode
     from byol.serve import Encoder
-    from byol.sources import open_source
 
     source = open_source(photos)
     if row.startswith("torch"):
@@ -89,7 +89,7 @@ def torch_row(photos: Path, work: Path, options: dict[str, Any]) -> Callable[[],
     from torchvision import transforms
     from torchvision.datasets import ImageFolder
 
-    from byol.model import build_encoder
+    from byol.training.model import build_encoder
 
     size, device = options["image_size"], torch.device(options["device"])
     encoder = build_encoder(options["arch"], "imagenet", size)
@@ -111,7 +111,7 @@ def lightly_row(photos: Path, work: Path, options: dict[str, Any]) -> Callable[[
     """Its documented call, on a checkpoint that it wrote itself after a step; every pass is a whole call."""
     import lightly_train
 
-    from byol.sources import open_source
+    from byol.images.open import open_source
 
     checkpoint = work / "lightly" / "checkpoints" / "last.ckpt"
     accelerator = {"cpu": "cpu", "cuda": "gpu"}[options["device"]]
@@ -156,7 +156,7 @@ def knn_row(row: str, options: dict[str, Any]) -> dict[str, float]:
 
 def real_features(folder: Path, classes: int) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
     """Real train and test features: with their own labels, or where others are asked for, those of a noisy teacher."""
-    from byol.serve.features import read_features
+    from byol.serve.features.read import read_features
 
     train, test = (read_features(folder / f"{part}.parquet") for part in ("train", "test"))
     if len(set(train.labels)) == classes:
@@ -259,7 +259,7 @@ def main(photos: Path, out: Path, rounds: int, only: tuple[str, ...], **options:
 
 if __name__ == "__main__":
     if sys.argv[1:2] == ["--worker"]:
-        from byol.memory import keep_freed_memory
+        from byol.machine import keep_freed_memory
 
         if ": ours" in sys.argv[2] or "alone" in sys.argv[2]:  # as the `byol` command does
             keep_freed_memory()

@@ -19,15 +19,15 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
-from byol import memory_format
-from byol.config import TrainConfig
-from byol.data import ImageTensor, StreamedImages, canvas_side, open_images
-from byol.memory import keep_freed_memory
-from byol.model import build_encoder, feature_dim
-from byol.monitor import KNNMonitor, KNNSets, collapse_statistics
-from byol.presets import PRESETS
-from byol.sources import open_source
-from byol.train import Trainer
+from byol.encoders import memory_format
+from byol.images.open import open_source
+from byol.machine import keep_freed_memory
+from byol.training.config import TrainConfig
+from byol.training.data.decoded import ImageTensor, StreamedImages, canvas_side, open_images
+from byol.training.model import build_encoder, feature_dim
+from byol.training.monitor import KNNMonitor, KNNSets, collapse_statistics
+from byol.training.presets import PRESETS
+from byol.training.trainer import Trainer
 
 
 def timed(step: Callable[[int], object], seconds: float, device: torch.device, images: int) -> float:

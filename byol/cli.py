@@ -14,42 +14,42 @@ import click
 from byol import __version__
 from byol.children import RANKS, safe_children
 from byol.console import never_silent, note
-from byol.memory import keep_freed_memory
+from byol.machine import keep_freed_memory
 from byol.signals import Stopped, stopping
 from byol.streams import prepare
 from byol.text import Recipe, as_message, for_terminal
 
 # name: (module, one line for `byol --help`). The command is the module's attribute of the same name.
 COMMANDS = {
-    "train": ("byol.command", "Train an encoder from unlabelled images (needs the `train` extra)."),
+    "train": ("byol.commands.train", "Train an encoder from unlabelled images (needs the `train` extra)."),
     "finetune": (
-        "byol.finetune_command",
+        "byol.commands.finetune",
         "Fine-tune an encoder on a part of the labels, or train from scratch (needs the `train` extra).",
     ),
     "export": (
         "byol.export.command",
         "Turn a run into a verified, torch-free bundle (needs the `train` extra).",
     ),
-    "extract": ("byol.serve.extract_command", "Compute the features of images with a bundle."),
-    "classify": ("byol.serve.command", "Classify images with the classifier in a bundle."),
-    "knn": ("byol.serve.evaluate_command", "Weighted k-nearest-neighbour accuracy of a bundle's features."),
-    "linear": ("byol.serve.evaluate_command", "Linear-probe accuracy of a bundle's features."),
+    "extract": ("byol.serve.commands.extract", "Compute the features of images with a bundle."),
+    "classify": ("byol.serve.commands.classify", "Classify images with the classifier in a bundle."),
+    "knn": ("byol.serve.commands.knn", "Weighted k-nearest-neighbour accuracy of a bundle's features."),
+    "linear": ("byol.serve.commands.knn", "Linear-probe accuracy of a bundle's features."),
     "transfer": (
-        "byol.serve.transfer_command",
+        "byol.serve.commands.transfer",
         "Linear-probe and kNN accuracy of a bundle on several data sets.",
     ),
-    "neighbors": ("byol.serve.neighbors_command", "The images of a bank that are nearest to each query."),
+    "neighbors": ("byol.serve.commands.neighbors", "The images of a bank that are nearest to each query."),
     "report": (
-        "byol.serve.report.command",
+        "byol.serve.commands.report",
         "Show runs and bundles as one HTML page: curves, accuracies, neighbours (needs the `report` extra).",
     ),
-    "info": ("byol.serve.command", "Show what a bundle holds; check it against itself."),
-    "bench": ("byol.serve.bench", "Measure a bundle on this machine: images/s and latency of every stage."),
-    "doctor": ("byol.serve.doctor", "Say which devices ONNX Runtime can use on this machine, and why not."),
-    "fetch": ("byol.cache_command", "Download a named data set (needs the `train` extra)."),
-    "cache": ("byol.cache_command", "Show or clear the decoded images kept for later runs."),
+    "info": ("byol.serve.commands.classify", "Show what a bundle holds; check it against itself."),
+    "bench": ("byol.serve.commands.bench", "Measure a bundle on this machine: images/s and latency of every stage."),
+    "doctor": ("byol.serve.commands.doctor", "Say which devices ONNX Runtime can use on this machine, and why not."),
+    "fetch": ("byol.commands.cache", "Download a named data set (needs the `train` extra)."),
+    "cache": ("byol.commands.cache", "Show or clear the decoded images kept for later runs."),
     "demo": (
-        "byol.demo",
+        "byol.commands.demo",
         "Train, export and evaluate on real digits, offline (needs the `train` and `demo` extras).",
     ),
 }

@@ -18,7 +18,7 @@ from byol.text import as_message, printable
 if TYPE_CHECKING:
     from rich.progress import Progress
 
-    from byol.images import Skipped
+    from byol.images.source import Skipped
 
 LISTED = 20
 SECONDS_A_LINE = 60.0

@@ -7,10 +7,10 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from byol.files import behind_links, is_mount, require_writable
-from byol.locations import Location
+from byol.files.atomic import behind_links, is_mount, require_writable
+from byol.images.location import Location
+from byol.images.walk import is_image
 from byol.text import printable, reason_of
-from byol.walk import is_image
 
 
 @dataclass(frozen=True)

@@ -12,10 +12,10 @@ from safetensors import SafetensorError
 from safetensors.torch import load
 from torch import Tensor, nn
 
-from byol.checkpoint import Checkpoint, read_checkpoint
-from byol.config import TIMM
-from byol.model import encoder_with
 from byol.text import on_one_line, printable, reason_of
+from byol.training.checkpoint import Checkpoint, read_checkpoint
+from byol.training.config import TIMM
+from byol.training.model import encoder_with
 
 
 @dataclass(frozen=True)
@@ -76,9 +76,9 @@ def training_facts(checkpoint: Checkpoint) -> dict[str, Any]:
 
 def _of_bundle(path: Path) -> Pretrained:
     """Read as serving reads it: what is damaged, edited or of a newer schema is refused."""
-    from byol.serve.bundle import Bundle
-    from byol.serve.manifest import WEIGHTS
-    from byol.serve.strict_json import plain
+    from byol.bundle.folder import Bundle
+    from byol.bundle.manifest import WEIGHTS
+    from byol.bundle.schema import plain
 
     bundle = Bundle.open(path)
     architecture, preprocess = bundle.manifest.architecture, bundle.manifest.preprocess

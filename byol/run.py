@@ -1,202 +1,47 @@
-"""The run folder: `config.json`, `metrics.jsonl`, `last.safetensors`, `views.png`."""
+"""What a run leaves behind and how it is read: the names of its files, the limits of its metrics. Torch-free."""
 
 from __future__ import annotations
 
-import json
 import os
-import platform
-import subprocess
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
-import numpy as np
-import PIL
-import torch
-import torchvision
-from PIL import Image
-from torch import Tensor
-
-from byol import __version__
-from byol.begun import Begun
-from byol.checkpoint import Checkpoint, read_checkpoint
-from byol.config import TIMM, TrainConfig
-from byol.files import atomic_file, contents, made_folder, read_regular
-from byol.locks import only_writer_in
-from byol.names import leftovers_in
-from byol.outputs import require_output_folder
-from byol.run_format import CONFIG, LAST, METRICS, MOST_CONFIG, RESULT, TRAIN, VIEWS, read_metrics
+from byol.files.atomic import read_regular
+from byol.limits import limit
 from byol.strict_json import read_object
-from byol.text import printable, reason_of
 
-FILES = (CONFIG, LAST, METRICS, RESULT, VIEWS, "step-*.safetensors")
+CONFIG, METRICS, LAST, VIEWS = "config.json", "metrics.jsonl", "last.safetensors", "views.png"
+MOST_CONFIG = 16 << 20  # bytes: far more than any run writes
+RESULT = "result.json"  # of a fine-tuning
+TRAIN, FINETUNE = "train", "finetune"  # the commands that write one: `task` in config.json and in checkpoints
+VAL_DATA = "val_data"  # in config.json: what kNN was measured on
 
-
-class RunFolder:
-    """One run's files, under the names of `byol.run_format`."""
-
-    def __init__(self, path: Path):
-        self.path = path
-        self.last = path / LAST
-        self.views = path / VIEWS
-        self._config = path / CONFIG
-        self._metrics = path / METRICS
-
-    def numbered(self, step: int) -> Path:
-        """Where a checkpoint that is kept goes."""
-        return self.path / f"step-{step:08d}.safetensors"
-
-    @contextmanager
-    def alone(self) -> Iterator[None]:
-        """Keep other processes out of the run. A folder made for it goes again when it fails before anything is there.
-
-        Raises `BlockingIOError` while another process is at work in it, and `ValueError` where no folder can be.
-        """
-        require_output_folder(self.path)
-        with made_folder(self.path), only_writer_in(self.path.resolve()):
-            yield
-
-    def exists(self) -> bool:
-        """Whether a run was started here."""
-        return self._config.exists()
-
-    def require_new(self) -> None:
-        """Raises `ValueError` when the folder holds other files."""
-        if self.path.exists() and (not self.path.is_dir() or any(_visible(self.path))):
-            remedy = "add --resume to continue it" if self.exists() else "it holds no run"
-            raise ValueError(f"{printable(self.path)} is not empty ({remedy}); choose another --out")
-
-    def create(self, config: TrainConfig, facts: dict[str, Any]) -> None:
-        """Start a run: the folder and `config.json`. Raises `ValueError` when the folder holds other files."""
-        self.start({"config": config.to_dict(), **facts}, config.arch)
-
-    def start(self, content: dict[str, Any], arch: str) -> None:
-        """The same with the content of `config.json`, to which versions and commit are added."""
-        self.require_new()
-        self.path.resolve().mkdir(parents=True, exist_ok=True)  # a link may lead to a folder that is yet to be
-        self._write({**content, "versions": versions(arch), "git_commit": _git_commit()})
-
-    def remember(self, name: str, value: dict[str, Any]) -> None:
-        """Add to `config.json` of a training what was not known when it began."""
-        content = self.content(TRAIN)
-        if content.get(name) != value:
-            self._write({**content, name: value})
-
-    def _write(self, content: dict[str, Any]) -> None:
-        with atomic_file(self._config) as temporary:
-            temporary.write_text(json.dumps(content, indent=2, sort_keys=True) + "\n")
-
-    def content(self, task: str) -> dict[str, Any]:
-        """What `config.json` holds. Raises `ValueError` when it cannot be read, or belongs to another task."""
-        try:
-            content = read_object(read_regular(self._config, MOST_CONFIG, follow=False))
-            found = content.get("task", TRAIN)
-            for part in ("config", "data"):
-                if not isinstance(content.get(part, {}), dict):
-                    raise ValueError(f"{part} is {content[part]!r:.40}; expected an object")
-        except (OSError, ValueError) as error:
-            raise ValueError(f"{printable(self._config)} cannot be read: {reason_of(error)}") from error
-        if found != task:
-            raise ValueError(f"{printable(self.path)} was written by `byol {found}`; choose another --out")
-        return content
-
-    def config(self) -> TrainConfig:
-        """The configuration the run was started with. Raises `ValueError` when it cannot be read."""
-        content = self.content(TRAIN)
-        try:
-            return TrainConfig.from_dict(content.get("config"))
-        except ValueError as error:
-            raise ValueError(f"{printable(self._config)} cannot be read: {error}") from error
-
-    def begun(self, task: str = TRAIN) -> Begun:
-        """How it began. Raises `ValueError` when that cannot be read."""
-        content = self.content(task)
-        try:
-            return Begun.of(content)
-        except ValueError as error:
-            raise ValueError(f"{printable(self._config)} cannot be read: {error}") from error
-
-    def checkpoint(self) -> Checkpoint | None:
-        """The newest checkpoint, None when the run was stopped before its first."""
-        return read_checkpoint(self.path) if os.path.lexists(self.last) else None
-
-    def remove_leftovers(self) -> None:
-        """Remove half-written files and locks of killed processes, safetensors' own (`.tmpXXXXXX`) among them."""
-        for path in (*leftovers_in(self.path, FILES), *self.path.glob(".tmp" + "[0-9A-Za-z]" * 6)):
-            if path.is_file() or path.is_symlink():
-                path.unlink(missing_ok=True)
-
-    def log(self, record: dict[str, Any]) -> None:
-        """Append one line to `metrics.jsonl`."""
-        with self._metrics.open("a") as file:
-            file.write(json.dumps(record) + "\n")
-
-    def metrics(self) -> list[dict[str, Any]]:
-        """All complete lines of `metrics.jsonl`. Raises `OSError` when it is no regular file, or too large."""
-        records = []
-        for line in read_metrics(self._metrics).splitlines():
-            try:
-                records.append(read_object(line))
-            except ValueError:  # the half-written line of a killed process, or nothing of ours
-                continue
-        return records
-
-    def drop_metrics_after(self, step: int) -> None:
-        """Remove the lines past a step, the steps a resumed run does again, and lines that are none of a run's."""
-        self._keep([r for r in self.metrics() if type(r.get("step")) in (int, float) and r["step"] <= step])
-
-    def mend_metrics(self) -> None:
-        """Remove the half-written line of a killed process, so that the next one stands on a line of its own."""
-        self._keep(self.metrics())
-
-    def _keep(self, records: list[dict[str, Any]]) -> None:
-        if self._metrics.exists():
-            with atomic_file(self._metrics) as temporary:
-                temporary.write_text("".join(json.dumps(record) + "\n" for record in records))
+# Below the first and the third of these training is collapsing; a healthy std_ratio is between the second and 1.
+COLLAPSED_STD_RATIO, HEALTHY_STD_RATIO, COLLAPSED_RANK = 0.1, 0.5, 1.5
 
 
-def _visible(folder: Path) -> list[Path]:
-    """What lies in a folder, without the temporary files of a killed process."""
-    return [folder / name for name in contents(folder) if not name.startswith(".")]
+OWN_VIEWS = "the views of a training run, which byol wrote; they are no image"
 
 
-def versions(arch: str) -> dict[str, str]:
-    """The versions of what computes a run of an architecture, by package."""
-    found = {
-        "byol": __version__,
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "torchvision": torchvision.__version__,
-        "pillow": PIL.__version__,
-    }
-    if arch.startswith(TIMM):
-        import timm
-
-        found["timm"] = timm.__version__
-    return found
-
-
-def _git_commit() -> str | None:
-    """The commit of the checkout this code runs from, None when it is installed."""
-    folder = Path(__file__).resolve().parent.parent
-    if not (folder / ".git").exists():
-        return None
+def is_run(content: bytes) -> bool:
+    """Whether this is what the `config.json` of a run holds: it says which byol wrote it."""
     try:
-        command = ["git", "-C", str(folder), "rev-parse", "HEAD"]
-        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
-    except (OSError, subprocess.CalledProcessError):
-        return None
+        versions = read_object(content).get("versions")
+    except ValueError:
+        return False
+    return isinstance(versions, dict) and "byol" in versions
 
 
-def save_views(path: Path, view1: Tensor, view2: Tensor) -> None:
-    """Write a grid of two views (B, 3, S, S) in 0..1, view 2 below view 1: what the encoder is trained on."""
-    pixels = (torch.stack([view1, view2]).clamp(0, 1) * 255).round().to(torch.uint8)
-    rows = pixels.permute(0, 3, 1, 4, 2).cpu().numpy()  # (2, S, B, S, 3)
-    columns = min(8, len(view1))
-    blocks = [
-        np.concatenate([row[:, i : i + columns].reshape(row.shape[0], -1, 3) for row in rows])
-        for i in range(0, len(view1) - columns + 1, columns)
-    ]
-    with atomic_file(path) as temporary:
-        Image.fromarray(np.concatenate(blocks)).save(temporary, format="PNG")
+def is_run_folder(folder: str | bytes) -> bool:
+    """Whether a local folder holds a run."""
+    try:
+        return is_run(read_regular(os.path.join(os.fsdecode(folder), CONFIG), MOST_CONFIG, follow=False))
+    except OSError:
+        return False
+
+
+def read_metrics(path: Path) -> bytes:
+    """The content of `metrics.jsonl`, nothing where there is no such file. Raises `OSError`."""
+    try:
+        return read_regular(path, limit("BYOL_METRICS_MB") * 10**6, follow=False)
+    except FileNotFoundError:
+        return b""

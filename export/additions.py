@@ -13,20 +13,20 @@ import onnx
 from onnx import ModelProto
 from PIL import Image
 
+from byol.bundle.folder import golden_names, load_manifest
+from byol.bundle.manifest import ANY_SIZE, CLASSIFIER, ENCODER, VARIANTS, Evaluation, Parity
+from byol.bundle.model import Model, check_graph
 from byol.console import progress
 from byol.export.any_size import any_size_graph
 from byol.export.parity import sample_images
-from byol.export.variants import fp16_graph, int8_graph
-from byol.images import Preprocess, UnreadableImage, decode
-from byol.locations import Location
-from byol.serve.bundle import golden_names, load_manifest
-from byol.serve.evaluate import load_evaluation, open_labelled
+from byol.export.precision import fp16_graph, int8_graph
+from byol.images.location import Location
+from byol.images.open import open_source
+from byol.images.source import Preprocess, UnreadableImage, decode
+from byol.serve.evaluate.knn import KNNClassifier
+from byol.serve.evaluate.sets import load_evaluation, open_labelled
 from byol.serve.fuse import Layer, fuse
-from byol.serve.knn import KNNClassifier
-from byol.serve.manifest import ANY_SIZE, CLASSIFIER, ENCODER, VARIANTS, Evaluation, Parity
-from byol.serve.model import Model, check_graph
 from byol.serve.parity import pass_gate, run_graph
-from byol.sources import open_source
 
 GOLDEN_IMAGES = 5
 CALIBRATION_IMAGES = 320  # every fifth is held out, for the gate

@@ -10,19 +10,19 @@ import click
 import onnxscript  # noqa: F401 - torch.onnx needs it; missing, it is reported before any work is done
 import torch  # noqa: F401
 
-from byol.config import TIMM
+from byol.bundle.folder import require_place
+from byol.bundle.manifest import LARGEST_SIZE, Manifest
 from byol.console import note, show_line
 from byol.export.additions import Additions
-from byol.export.bundle import Source, export_bundle
-from byol.export.foreign import TOOLKITS, foreign_encoder
-from byol.export.foreign_input import Input, Three
+from byol.export.exporter import Source, export_bundle
+from byol.export.foreign.input import Input, Three
+from byol.export.foreign.toolkits import TOOLKITS, foreign_encoder
 from byol.export.triton import require_repository, write_repository
-from byol.locations import LOCATION
+from byol.images.location import LOCATION
+from byol.options import FiniteRange, Output, of_option
 from byol.outputs import require_output_folder
-from byol.parameters import FiniteRange, Output, of_option
-from byol.serve.bundle import require_place
-from byol.serve.manifest import LARGEST_SIZE, Manifest
 from byol.text import printable
+from byol.training.config import TIMM
 
 
 @click.command()

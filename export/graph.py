@@ -17,11 +17,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from byol.bundle.graph.operators import OPERATORS
+from byol.bundle.model import check_graph
 from byol.export.large import is_large
 from byol.export.settle import settle
 from byol.export.translate import TRANSLATIONS
-from byol.serve.graph_operators import OPERATORS
-from byol.serve.model import check_graph
 from byol.text import first_line
 
 OPSET = 20

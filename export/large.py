@@ -5,7 +5,7 @@ from __future__ import annotations
 from onnx import ModelProto
 from onnx.external_data_helper import set_external_data
 
-from byol.serve.model import check_graph
+from byol.bundle.model import check_graph
 
 LIMIT = 2**31 - 2**24  # bytes of weights; the rest of a message is for the graph itself
 SMALL = 1024  # bytes up to which a tensor stays inside: shapes and scalars, which the checks compute with

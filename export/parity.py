@@ -13,10 +13,10 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
+from byol.bundle.folder import GATES, compare_features
+from byol.bundle.manifest import ENCODER, Parity
+from byol.bundle.model import Model
 from byol.export.graph import INPUT
-from byol.serve.bundle import GATES, compare_features
-from byol.serve.manifest import ENCODER, Parity
-from byol.serve.model import Model
 from byol.serve.session import open_session
 
 # 1 and 2 catch a batch axis that was fixed, 3 and 33 kernels that treat a remainder in a way of their own.

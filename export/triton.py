@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from byol.files import atomic_folder, remove, require_folder_place
-from byol.locks import LOCK
-from byol.serve.bundle import Bundle
-from byol.serve.manifest import ENCODER_WEIGHTS, GRAPHS, graph_interface
+from byol.bundle.folder import Bundle
+from byol.bundle.manifest import ENCODER_WEIGHTS, GRAPHS, graph_interface
+from byol.files.atomic import atomic_folder, remove, require_folder_place
+from byol.files.locks import LOCK
 
 CONFIG = "config.pbtxt"
 MAX_BATCH_SIZE = 256

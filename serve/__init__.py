@@ -5,8 +5,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from byol.serve.classify import ImageClassifier
     from byol.serve.encoder import Encoder
-    from byol.serve.knn import KNNClassifier
-    from byol.serve.linear import LinearProbe
+    from byol.serve.evaluate.knn import KNNClassifier
+    from byol.serve.evaluate.linear import LinearProbe
 
 __all__ = ["Encoder", "ImageClassifier", "KNNClassifier", "LinearProbe"]
 

@@ -16,12 +16,12 @@ import pyarrow as pa
 import pyarrow.csv
 import pyarrow.parquet as pq
 
-from byol.files import atomic_file, behind_links, made_folder
-from byol.images import ImageSource, Skipped
-from byol.serve.bundle import Bundle
-from byol.serve.extract import Advance, Extraction, Options, checked_batches, errors_of, require_images
-from byol.serve.features import write_errors
-from byol.serve.manifest import CLASSIFIER
+from byol.bundle.folder import Bundle
+from byol.bundle.manifest import CLASSIFIER
+from byol.files.atomic import atomic_file, behind_links, made_folder
+from byol.images.source import ImageSource, Skipped
+from byol.serve.extract.engine import Advance, Extraction, Options, checked_batches, errors_of, require_images
+from byol.serve.features.read import write_errors
 from byol.serve.pipeline import Batch, Pipeline, open_graph
 from byol.text import cell, printable
 

@@ -11,11 +11,11 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
-from byol.images import ImageSource
-from byol.serve.bundle import Bundle
+from byol.bundle.folder import Bundle
+from byol.bundle.manifest import ENCODER, VARIANTS
+from byol.images.source import ImageSource
 from byol.serve.hardware import fast_int8
 from byol.serve.items import ImageItem, open_images
-from byol.serve.manifest import ENCODER, VARIANTS
 from byol.serve.pipeline import Pipeline, open_graph
 from byol.serve.session import Session
 from byol.text import as_message

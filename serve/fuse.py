@@ -14,12 +14,12 @@ import onnx
 from onnx import ModelProto, TensorProto, helper, numpy_helper
 from safetensors.numpy import save_file
 
-from byol.files import atomic_folder
-from byol.serve.bundle import Bundle, describe_file, require_place
-from byol.serve.card import write_card
-from byol.serve.linear import LinearProbe
-from byol.serve.manifest import CARD, CLASSIFIER, ENCODER, GOLDEN, MANIFEST, Head, Manifest
-from byol.serve.model import Model, check_graph
+from byol.bundle.card import write_card
+from byol.bundle.folder import Bundle, describe_file, require_place
+from byol.bundle.manifest import CARD, CLASSIFIER, ENCODER, GOLDEN, MANIFEST, Head, Manifest
+from byol.bundle.model import Model, check_graph
+from byol.files.atomic import atomic_folder
+from byol.serve.evaluate.linear import LinearProbe
 from byol.serve.parity import pass_gate, run_graph
 from byol.serve.verify import verify
 

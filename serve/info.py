@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from byol.serve.bundle import Bundle
+from byol.bundle.folder import Bundle
 from byol.serve.verify import verify as verify_bundle
 from byol.text import printable
 

@@ -9,9 +9,9 @@ from collections.abc import Sequence
 import numpy as np
 from PIL import Image
 
-from byol.columns import Labels
-from byol.images import Anchors, ImageSource, SourceUnavailable, UnreadableImage, read_image, to_rgb
-from byol.sources import open_source
+from byol.images.columns import Labels
+from byol.images.open import open_source
+from byol.images.source import Anchors, ImageSource, SourceUnavailable, UnreadableImage, read_image, to_rgb
 from byol.text import printable
 
 ImageItem = str | os.PathLike[str] | Image.Image | np.ndarray

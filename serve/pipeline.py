@@ -13,10 +13,10 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from byol.budget import PIXELS
-from byol.images import ImageSource, Skipped, UnreadableImage, decode_all
+from byol.bundle.folder import Bundle
+from byol.images.picture.budget import PIXELS
+from byol.images.source import ImageSource, Skipped, UnreadableImage, decode_all
 from byol.serve import MAX_BATCH_SIZE
-from byol.serve.bundle import Bundle
 from byol.serve.items import ImageItem, items_source
 from byol.serve.session import Feeds, Session, open_session
 

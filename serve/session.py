@@ -17,10 +17,10 @@ from collections.abc import Callable, Iterator, Mapping
 import numpy as np
 import onnxruntime as ort
 
-from byol.images import usable_cores
+from byol.bundle.model import Model
+from byol.images.source import usable_cores
 from byol.serve import DEVICES
 from byol.serve.hardware import driver_problem
-from byol.serve.model import Model
 from byol.text import first_line
 
 Feeds = Mapping[str, np.ndarray | ort.OrtValue]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass
 
-from byol.serve.bundle import GATES, Bundle, BundleError, compare_features
+from byol.bundle.folder import GATES, Bundle, BundleError, compare_features
 from byol.serve.pipeline import open_graph
 
 

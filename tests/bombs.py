@@ -15,14 +15,14 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 READ = {
-    "images": "from byol.sources import open_source; read = lambda path: images(open_source(path))",
-    "features": "from byol.serve.features import read_features as read",
-    "checkpoint": "from pathlib import Path; from byol.export.foreign_file import read_models; "
+    "images": "from byol.images.open import open_source; read = lambda path: images(open_source(path))",
+    "features": "from byol.serve.features.read import read_features as read",
+    "checkpoint": "from pathlib import Path; from byol.export.foreign.files import read_models; "
     "read = lambda path: len(read_models(Path(path)))",
 }
 CHILD = """
 import json, resource, sys
-from byol.images import UnreadableImage
+from byol.images.source import UnreadableImage
 
 def images(source):
     for i in {0, len(source) - 1}:

@@ -30,8 +30,8 @@ def place(tmp_path_factory):
     """A run's checkpoint, labelled images, and the bundle with everything in it."""
     import torch
 
-    from byol.checkpoint import Checkpoint, save_checkpoint
-    from byol.model import BYOL
+    from byol.training.checkpoint import Checkpoint, save_checkpoint
+    from byol.training.model import BYOL
     from tests.command_line import byol
     from tests.small import RESNET18, config, folder
     from tests.test_export import randomise_norms
@@ -71,9 +71,9 @@ def quick(tmp_path_factory):
     """run/, its bundle/, and labelled train/ and test/: an encoder that trains in a second."""
     import torch
 
-    from byol.checkpoint import Checkpoint, save_checkpoint
-    from byol.export.bundle import export_bundle
-    from byol.model import BYOL
+    from byol.export.exporter import export_bundle
+    from byol.training.checkpoint import Checkpoint, save_checkpoint
+    from byol.training.model import BYOL
     from tests.small import config, folder
 
     root = tmp_path_factory.mktemp("quick")

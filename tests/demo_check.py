@@ -4,7 +4,7 @@ import json
 import sys
 from pathlib import Path
 
-from byol.demo import FEW_LABELS
+from byol.commands.demo import FEW_LABELS
 
 if __name__ == "__main__":
     raw, untrained, trained = json.loads((Path(sys.argv[1]) / "results.json").read_text())

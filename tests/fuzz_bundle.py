@@ -11,10 +11,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from byol.serve.bundle import Bundle, describe_file
-from byol.serve.manifest import CHECKSUM, GOLDEN, MANIFEST, Manifest
+from byol.bundle.folder import Bundle, describe_file
+from byol.bundle.manifest import CHECKSUM, GOLDEN, MANIFEST, Manifest
+from byol.images.open import open_source
 from byol.serve.verify import verify
-from byol.sources import open_source
 from tests.tiny import write_images, write_tiny_bundle
 
 VALUES: tuple[Any, ...] = (
@@ -115,7 +115,7 @@ def _judged(bundle: Path, spoilt: str, text: bytes) -> None:
 def _with_checksum(text: str) -> str:
     values = json.loads(text)
     try:
-        from byol.serve.strict_json import build
+        from byol.bundle.schema import build
 
         values[CHECKSUM] = build(Manifest, values).checksum
     except (ValueError, OSError):

@@ -21,7 +21,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from byol.images import UnreadableImage
+from byol.images.source import UnreadableImage
 from tests import bombs
 from tests.odd_images import encoded, picture
 
@@ -120,7 +120,7 @@ CHANGES = (flip, flip, flip, number, number, digits, cut, repeat)
 
 
 def images() -> Callable[[Path], object]:
-    from byol.sources import open_source
+    from byol.images.open import open_source
 
     def read(path: Path) -> None:
         source = open_source(path)
@@ -135,14 +135,14 @@ def images() -> Callable[[Path], object]:
 
 
 def features() -> Callable[[Path], object]:
-    from byol.serve.features import is_features, read_features
+    from byol.serve.features.read import is_features, read_features
 
     return lambda path: (is_features(path), read_features(path))
 
 
 def weights() -> Callable[[Path], object]:
     warnings.simplefilter("ignore")
-    from byol.export.foreign_file import read_models
+    from byol.export.foreign.files import read_models
 
     return read_models
 

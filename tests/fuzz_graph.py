@@ -24,9 +24,9 @@ from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 from onnx import AttributeProto, ModelProto, NodeProto, TensorProto, helper, numpy_helper
 
-from byol.serve.graph_operators import OPERATORS
-from byol.serve.judge import judge
-from byol.serve.manifest import BundleError, Manifest
+from byol.bundle.graph.judge import judge
+from byol.bundle.graph.operators import OPERATORS
+from byol.bundle.manifest import BundleError, Manifest
 from tests.graphs import DIM, GRAPHS, SIZE
 from tests.tiny import tiny_manifest, write_tiny_bundle
 
@@ -236,7 +236,7 @@ def mutated(random: random.Random) -> bytes:
 _CHILD = """
 import struct, sys
 import numpy as np
-from byol.serve.model import Model
+from byol.bundle.model import Model
 from byol.serve.session import SessionError, open_session
 images = [np.random.default_rng(n).integers(0, 256, (n, {size}, {size}, 3), dtype=np.uint8) for n in (1, 2, 3)]
 while head := sys.stdin.buffer.read(8):

@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from byol.config import TrainConfig, ViewConfig
+from byol.training.config import TrainConfig, ViewConfig
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 

@@ -12,14 +12,14 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from byol.export import additions, variants
+from byol.bundle.folder import compare_features, load_manifest
+from byol.bundle.manifest import Head
+from byol.export import additions, precision
 from byol.export.additions import Additions
-from byol.export.bundle import export_bundle
-from byol.images import Preprocess
+from byol.export.exporter import export_bundle
+from byol.images.source import Preprocess
 from byol.serve import Encoder, LinearProbe
-from byol.serve.bundle import compare_features, load_manifest
-from byol.serve.features import read_features
-from byol.serve.manifest import Head
+from byol.serve.features.read import read_features
 from byol.serve.verify import verify
 from tests.command_line import byol
 from tests.small import folder
@@ -141,13 +141,13 @@ def test_what_does_not_go_together_is_a_wrong_command(place, tmp_path, words, me
 )
 def test_images_that_will_not_do_are_refused_before_the_work(place, tmp_path, monkeypatch, words, message):
     monkeypatch.chdir(place)
-    monkeypatch.setattr("byol.export.bundle.encoder_to_onnx", None)  # calling it would be the work
+    monkeypatch.setattr("byol.export.exporter.encoder_to_onnx", None)  # calling it would be the work
     done = byol("export", place / "run", "--out", tmp_path / "b", *words)
     assert (done.code, message in done.err) == (1, True), done.err
 
 
 def test_where_no_classifier_can_be_saved_nothing_is_computed(place, tmp_path, monkeypatch):
-    monkeypatch.setattr("byol.serve.evaluate_command._load", None)
+    monkeypatch.setattr("byol.serve.commands.knn._load", None)
     (tmp_path / "mine").touch()
     words = ("--train", place / "train", "--test", place / "test", "--save-classifier", tmp_path)
     done = byol("linear", place / "bundle", *words)
@@ -181,7 +181,7 @@ def test_a_graph_beyond_its_gate_is_refused(monkeypatch, tmp_path, wanted, modul
 
 def test_int8_beyond_its_gate_is_refused(place, tmp_path, monkeypatch):
     ranges = np.zeros((32, 16, 16, 3), np.uint8)  # calibrated on black pictures
-    monkeypatch.setattr(additions, "int8_graph", lambda encoder, _: variants.int8_graph(encoder, ranges))
+    monkeypatch.setattr(additions, "int8_graph", lambda encoder, _: precision.int8_graph(encoder, ranges))
     with pytest.raises(ValueError, match=f"{INT8} is refused"):
         export_bundle(place / "run", tmp_path / "b", Additions(("int8",), calibrate=place / "train"))
     assert not (tmp_path / "b").exists()

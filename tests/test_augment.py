@@ -8,7 +8,8 @@ import torch
 import torchvision.transforms.functional as tvf
 from PIL import Image
 
-from byol.augment import (
+from byol.training.config import ViewConfig
+from byol.training.data.augment import (
     BRIGHTNESS,
     CONTRAST,
     HUE,
@@ -22,7 +23,6 @@ from byol.augment import (
     resize_matrix,
     shift_hue,
 )
-from byol.config import ViewConfig
 
 
 def pictures(count, size, seed=0):

@@ -11,10 +11,10 @@ import numpy as np
 import pytest
 from PIL import Image, ImageOps
 
-from byol import bare as module
-from byol.bare import bare
-from byol.headers import tags
-from byol.images import UnreadableImage, read_image
+from byol.images.picture import bare as module
+from byol.images.picture.bare import bare
+from byol.images.picture.headers import tags
+from byol.images.source import UnreadableImage, read_image
 from tests.odd_images import encoded, picture
 from tests.test_images import exif_block
 from tests.test_picture_bombs import chunk

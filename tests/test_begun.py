@@ -17,13 +17,14 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from byol import data, device
-from byol.begun import Begun, difference
-from byol.cache import DecodedCache
-from byol.data import ImageTensor, Intake, StreamedImages, open_images
-from byol.job import run_training
-from byol.run import RunFolder
-from byol.sources import open_source
+from byol.images.cache import DecodedCache
+from byol.images.open import open_source
+from byol.training import device
+from byol.training.begun import Begun, difference
+from byol.training.data import decoded
+from byol.training.data.decoded import ImageTensor, Intake, StreamedImages, open_images
+from byol.training.job import run_training
+from byol.training.run_folder import RunFolder
 from tests.small import config, folder
 
 STEPS = 6
@@ -32,7 +33,7 @@ STEPS = 6
 @pytest.fixture(autouse=True)
 def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """A cache of this test's own that also takes few images."""
-    monkeypatch.setattr(data, "SMALL", 0)
+    monkeypatch.setattr(decoded, "SMALL", 0)
     monkeypatch.setenv("BYOL_HOME", str(tmp_path / "home"))
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
@@ -113,8 +114,8 @@ def test_without_a_word_of_it_both_ways_would_differ(tmp_path: Path, monkeypatch
 
 
 def test_an_image_that_can_be_read_now_stays_left_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from byol import folders
-    from byol.images import UnreadableImage, read_image
+    from byol.images import folder
+    from byol.images.source import UnreadableImage, read_image
 
     found = folder(tmp_path / "images")
 
@@ -124,7 +125,7 @@ def test_an_image_that_can_be_read_now_stays_left_out(tmp_path: Path, monkeypatc
         return read_image(path)
 
     with monkeypatch.context() as patch:
-        patch.setattr(folders, "read_image", refuse)
+        patch.setattr(folder, "read_image", refuse)
         train(found, tmp_path / "whole")
         train(found, tmp_path / "run", stop_after=2)
     train(found, tmp_path / "run", resume=True)
@@ -161,7 +162,7 @@ def test_rows_of_a_run_are_streamed_or_decoded_in_the_same_order(tmp_path: Path)
 def test_the_number_of_threads_and_the_precision_stay(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr("byol.begun.usable_cores", lambda: 2)
+    monkeypatch.setattr("byol.training.begun.usable_cores", lambda: 2)
     found = folder(tmp_path / "images", per_class=6)
     with monkeypatch.context() as patch:
         patch.setattr(device, "_has_fast_bf16", lambda _: True)

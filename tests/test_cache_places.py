@@ -17,12 +17,12 @@ import pytest
 import torch
 from click.testing import CliRunner
 
-from byol import cache as cache_module
-from byol import data
-from byol.cache import META, CacheError, DecodedCache, home, reserve
-from byol.cache_command import cache as cache_command
-from byol.data import ImageTensor, StreamedImages, load_canvases, open_images
-from byol.sources import open_source
+from byol.commands.cache import cache as cache_command
+from byol.images import cache as cache_module
+from byol.images.cache import META, CacheError, DecodedCache, home, reserve
+from byol.images.open import open_source
+from byol.training.data import decoded
+from byol.training.data.decoded import ImageTensor, StreamedImages, load_canvases, open_images
 from tests.small import REPOSITORY, folder
 
 WHOLE = {"name": "x", "images": 1, "shape": [1, 2, 2, 3], "listed": [], "unreadable": []}
@@ -30,7 +30,7 @@ WHOLE = {"name": "x", "images": 1, "shape": [1, 2, 2, 3], "listed": [], "unreada
 
 @pytest.fixture
 def images(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setattr(data, "SMALL", 0)
+    monkeypatch.setattr(decoded, "SMALL", 0)
     made: Path = folder(tmp_path / "images")
     return made
 
@@ -61,12 +61,12 @@ def test_a_disk_that_fills_while_images_are_decoded_ends_no_process(images: Path
     script = """
 import sys
 from pathlib import Path
-from byol import data
-from byol.cache import DecodedCache
-from byol.data import load_canvases
-from byol.sources import open_source
+from byol.training.data import decoded
+from byol.images.cache import DecodedCache
+from byol.training.data.decoded import load_canvases
+from byol.images.open import open_source
 from tests.test_cache_places import fill
-data.SMALL = 0
+decoded.SMALL = 0
 full = []
 def advance(count):
     if not full:
@@ -166,7 +166,7 @@ def test_a_full_disk_is_told_when_blocks_are_asked_for(disk: Path, monkeypatch: 
 HOLD = """
 import socket, sys
 from pathlib import Path
-from byol.cache import DecodedCache
+from byol.images.cache import DecodedCache
 socket.gethostname = lambda: "same"
 with DecodedCache(Path(sys.argv[1]), 10**6).create("a", 10) as folder:
     (folder / "pixels.npy").write_bytes(b"half")

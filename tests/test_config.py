@@ -2,9 +2,9 @@
 
 import pytest
 
-from byol.command import chosen_config
-from byol.config import TrainConfig, ViewConfig
-from byol.presets import PRESETS
+from byol.commands.train import chosen_config
+from byol.training.config import TrainConfig, ViewConfig
+from byol.training.presets import PRESETS
 
 
 def options(**given):

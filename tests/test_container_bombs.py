@@ -11,8 +11,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from byol.images import UnreadableImage
-from byol.sources import open_source
+from byol.images.open import open_source
+from byol.images.source import UnreadableImage
 from tests import bombs
 from tests.bombs import outcomes
 

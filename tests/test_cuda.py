@@ -4,18 +4,18 @@ import numpy as np
 import pytest
 import torch
 
-from byol.checkpoint import read_checkpoint
-from byol.data import load_canvases
+from byol.bundle.folder import GATES, Bundle, compare_features
 from byol.export.additions import Additions
-from byol.export.bundle import export_bundle
-from byol.feed import FetchedFeed, ResidentFeed, open_feed
-from byol.job import run_training
-from byol.order import Order
+from byol.export.exporter import export_bundle
+from byol.images.open import open_source
 from byol.serve import Encoder, KNNClassifier, LinearProbe
-from byol.serve.bundle import GATES, Bundle, compare_features
 from byol.serve.pipeline import open_graph
-from byol.sources import open_source
-from byol.train import Trainer
+from byol.training.checkpoint import read_checkpoint
+from byol.training.data.decoded import load_canvases
+from byol.training.data.feed import FetchedFeed, ResidentFeed, open_feed
+from byol.training.data.order import Order
+from byol.training.job import run_training
+from byol.training.trainer import Trainer
 from tests.small import config, folder
 
 pytestmark = [

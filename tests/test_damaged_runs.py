@@ -14,9 +14,9 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 
 from byol import load_encoder
-from byol.checkpoint import read_checkpoint
-from byol.run import RunFolder
 from byol.strict_json import read_object
+from byol.training.checkpoint import read_checkpoint
+from byol.training.run_folder import RunFolder
 from tests.command_line import Outcome, byol
 from tests.small import config
 

@@ -15,17 +15,17 @@ import torch
 from click.testing import CliRunner
 from PIL import Image
 
-from byol import data
-from byol import images as images_module
-from byol.cache import META, DecodedCache, size_limit
-from byol.cache_command import cache as cache_command
-from byol.columns import Labels
-from byol.data import ImageTensor, StreamedImages, load_canvases, open_images
-from byol.feed import FetchedFeed, ResidentFeed, open_feed
-from byol.images import ImageSource
-from byol.order import Order
-from byol.sources import open_source
-from byol.train import Trainer
+from byol.commands.cache import cache as cache_command
+from byol.images import source as images_module
+from byol.images.cache import META, DecodedCache, size_limit
+from byol.images.columns import Labels
+from byol.images.open import open_source
+from byol.images.source import ImageSource
+from byol.training.data import decoded as module
+from byol.training.data.decoded import ImageTensor, StreamedImages, load_canvases, open_images
+from byol.training.data.feed import FetchedFeed, ResidentFeed, open_feed
+from byol.training.data.order import Order
+from byol.training.trainer import Trainer
 from tests.odd_images import bad_images
 from tests.small import config, folder
 
@@ -41,7 +41,7 @@ def images(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> DecodedCache:
-    monkeypatch.setattr(data, "SMALL", 0)
+    monkeypatch.setattr(module, "SMALL", 0)
     return DecodedCache(tmp_path / "cache", limit=10**9)
 
 
@@ -55,7 +55,7 @@ def decoded(monkeypatch: pytest.MonkeyPatch) -> list[int]:
         calls.append(len(source))
         return real(source, transform)
 
-    monkeypatch.setattr(data, "decode", counting)
+    monkeypatch.setattr(module, "decode", counting)
     return calls
 
 
@@ -129,17 +129,17 @@ def test_a_copy_of_the_images_shares_the_entry(images: Path, cache: DecodedCache
 
 
 def test_what_could_not_be_read_and_now_can_is_read(images: Path, cache: DecodedCache, monkeypatch: pytest.MonkeyPatch):
-    from byol import folders
-    from byol.images import UnreadableImage, read_image
+    from byol.images import folder
+    from byol.images.source import UnreadableImage, read_image
 
     def refuse(path: bytes, anchors: object) -> object:
         if b"001" in path:
             raise UnreadableImage("Permission denied")
         return read_image(path)
 
-    monkeypatch.setattr(folders, "read_image", refuse)
+    monkeypatch.setattr(folder, "read_image", refuse)
     assert len(load_canvases(open_source(images), 16, cache=cache)) == 18
-    monkeypatch.setattr(folders, "read_image", read_image)
+    monkeypatch.setattr(folder, "read_image", read_image)
     assert len(load_canvases(open_source(images), 16, cache=cache)) == 20
     assert len(cache.entries()) == 1
 
@@ -199,7 +199,7 @@ def test_a_failure_while_decoding_leaves_nothing(images: Path, cache: DecodedCac
 
 def test_what_a_killed_process_left_is_removed(images: Path, cache: DecodedCache):
     script = (
-        "import os, sys; from pathlib import Path; from byol.cache import DecodedCache\n"
+        "import os, sys; from pathlib import Path; from byol.images.cache import DecodedCache\n"
         "with DecodedCache(Path(sys.argv[1]), 10**6).create('k', 10) as folder:\n"
         "    (folder / 'pixels.npy').write_bytes(b'half'); os.kill(os.getpid(), 9)"
     )
@@ -232,7 +232,7 @@ def test_a_limit_that_is_no_number_is_refused(monkeypatch: pytest.MonkeyPatch):
 
 
 def test_the_command_shows_and_clears(images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(data, "SMALL", 0)
+    monkeypatch.setattr(module, "SMALL", 0)
     monkeypatch.setenv("BYOL_HOME", str(tmp_path / "home"))
     load_canvases(open_source(images), 16, cache=DecodedCache())
     shown = CliRunner().invoke(cache_command, [])
@@ -320,7 +320,7 @@ def test_streaming_replaces_unreadable_images_and_reports_them(images: Path):
 
 
 def test_sources_larger_than_the_cache_are_streamed(images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(data, "SMALL", 0)
+    monkeypatch.setattr(module, "SMALL", 0)
     source = open_source(images)
     assert isinstance(open_images(source, 16, cache=DecodedCache(tmp_path / "none", limit=0)), StreamedImages)
     assert isinstance(open_images(source, 16, cache=DecodedCache(tmp_path / "some", limit=10**9)), ImageTensor)

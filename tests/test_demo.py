@@ -7,10 +7,10 @@ from click.testing import CliRunner
 from PIL import Image
 from sklearn.datasets import load_digits
 
-from byol.demo import FEW_LABELS, TRAIN_IMAGES, demo, run_demo, table, write_digits
-from byol.presets import PRESETS
+from byol.commands.demo import FEW_LABELS, TRAIN_IMAGES, demo, run_demo, table, write_digits
+from byol.images.open import open_source
 from byol.serve.verify import verify
-from byol.sources import open_source
+from byol.training.presets import PRESETS
 
 
 def test_digits_are_written_without_loss(tmp_path):

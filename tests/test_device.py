@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from byol.device import WORTH_COMPILING, compiled_or_eager, resolve_compile
+from byol.training.device import WORTH_COMPILING, compiled_or_eager, resolve_compile
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
 

@@ -15,15 +15,15 @@ import torch
 from safetensors.torch import load_file
 from torch import nn
 
-from byol.augment import draw
 from byol.children import RANKS
-from byol.config import ViewConfig
-from byol.data import load_canvases
-from byol.device import resolve_sync_norm
-from byol.distributed import World, launched_as
-from byol.order import share
-from byol.sources import open_source
-from byol.train import Trainer
+from byol.images.open import open_source
+from byol.training.config import ViewConfig
+from byol.training.data.augment import draw
+from byol.training.data.decoded import load_canvases
+from byol.training.data.order import share
+from byol.training.device import resolve_sync_norm
+from byol.training.parallel.processes import World, launched_as
+from byol.training.trainer import Trainer
 from tests.command_line import byol
 from tests.small import REPOSITORY, config, folder, traps
 
@@ -243,10 +243,10 @@ def test_norms_are_synchronised_where_a_process_sees_few_images() -> None:
 STEPS = """
 import sys
 import torch
-from byol.data import load_canvases
-from byol.distributed import World, joined
-from byol.sources import open_source
-from byol.train import Trainer
+from byol.training.data.decoded import load_canvases
+from byol.training.parallel.processes import World, joined
+from byol.images.open import open_source
+from byol.training.trainer import Trainer
 from tests.small import config
 
 class Wide(Trainer):
@@ -281,8 +281,8 @@ NORMS = """
 import os, sys
 import torch, torch.distributed as dist
 from torch import nn
-from byol.distributed import joined
-from byol.sync_norm import synchronise_norms
+from byol.training.parallel.processes import joined
+from byol.training.parallel.sync_norm import synchronise_norms
 from tests.test_distributed import network
 del os.environ["LOCAL_RANK"]  # which not every launcher sets
 with joined() as world:

@@ -18,12 +18,12 @@ import pytest
 from safetensors.numpy import load_file
 
 import byol.serve
+from byol.bundle.folder import compare_features
 from byol.cli import COMMANDS
 from byol.cli import byol as group
-from byol.command import chosen_config
-from byol.config import TrainConfig, ViewConfig
+from byol.commands.train import chosen_config
 from byol.serve import Encoder
-from byol.serve.bundle import compare_features
+from byol.training.config import TrainConfig, ViewConfig
 from tests.documents import DOCS, PAGES, blocks, code, inline_code
 
 SHELL = ("", "sh", "console")

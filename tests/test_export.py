@@ -19,15 +19,15 @@ from torch import nn
 
 import byol
 from byol import load_encoder
-from byol.checkpoint import Checkpoint, read_checkpoint, save_checkpoint
-from byol.export import bundle as export_module
-from byol.export.bundle import export_bundle, prove
+from byol.export import exporter as export_module
 from byol.export.command import export
+from byol.export.exporter import export_bundle, prove
 from byol.export.graph import check_clean, encoder_to_onnx
 from byol.export.parity import BATCH_SIZES, measure, sample_images, torch_features
-from byol.model import BYOL, build_encoder
 from byol.serve import Encoder
 from byol.serve.verify import verify
+from byol.training.checkpoint import Checkpoint, read_checkpoint, save_checkpoint
+from byol.training.model import BYOL, build_encoder
 from tests.documents import code
 from tests.small import RESNET18, config
 
@@ -166,7 +166,7 @@ def test_golden_features_are_torchs_not_onnx_runtimes(bundle):
 
 
 def test_the_same_checkpoint_gives_the_same_bytes_in_another_process(run, bundle, tmp_path):
-    code = "import sys; from pathlib import Path; from byol.export.bundle import export_bundle;"
+    code = "import sys; from pathlib import Path; from byol.export.exporter import export_bundle;"
     code += "export_bundle(Path(sys.argv[1]), Path(sys.argv[2]))"
     subprocess.run([sys.executable, "-c", code, str(run), str(tmp_path / "again")], check=True, env=_environment())
     for path in bundle.iterdir():

@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from byol import faults
-from byol.faults import Fault, Refusal, fault_of, patiently, words_for
-from byol.images import SourceUnavailable
-from byol.sources import open_source
+from byol.images.open import open_source
+from byol.images.remote import faults
+from byol.images.remote.faults import Fault, Refusal, fault_of, patiently, words_for
+from byol.images.source import SourceUnavailable
 from tests.tiny import write_images
 from tests.web import Web, always, listed, once, reason, say
 

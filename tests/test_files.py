@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from byol.files import atomic_file, require_folder_place
-from byol.files import atomic_folder as atomic_folder_by
-from byol.serve.bundle import require_place
+from byol.bundle.folder import require_place
+from byol.files.atomic import atomic_file, require_folder_place
+from byol.files.atomic import atomic_folder as atomic_folder_by
 from tests.tiny import write_tiny_bundle
 
 atomic_folder = functools.partial(atomic_folder_by, last="a")
@@ -245,7 +245,7 @@ def test_leftovers_are_swept_under_the_lock_and_files_that_look_alike_stay(tmp_p
 
 def test_a_run_sweeps_its_own_leftovers_only(tmp_path):
     pytest.importorskip("torch")
-    from byol.run import RunFolder
+    from byol.training.run_folder import RunFolder
 
     own = [".config.json.tmp", ".last.safetensors.lock", f".metrics.jsonl.byol-{'a' * 16}.tmp", ".tmpAb12Cd"]
     others = [".tmpfile", ".my.tmp.notes", ".important.lock", ".template"]

@@ -14,17 +14,17 @@ from sklearn.metrics import accuracy_score, balanced_accuracy_score, top_k_accur
 from torch import nn
 
 from byol import load_encoder
-from byol.data import ImageTensor
-from byol.draws import draw
-from byol.finetune import Classifier, FinetuneConfig, LabelledImages, Scores, Trial, Tuner, scores
-from byol.images import Preprocess
+from byol.bundle.folder import load_manifest
+from byol.bundle.manifest import Finetuning
+from byol.finetuning.protocol import Sweep, choose_images, read_sets
+from byol.finetuning.tuner import Classifier, FinetuneConfig, LabelledImages, Scores, Trial, Tuner, scores
+from byol.images.open import open_source
+from byol.images.source import Preprocess
+from byol.images.splits import draw
 from byol.pretrained import read_pretrained
-from byol.run import RunFolder
-from byol.semi_supervised import Sweep, choose_images, read_sets
-from byol.serve.bundle import load_manifest
-from byol.serve.manifest import Finetuning
 from byol.serve.verify import verify
-from byol.sources import open_source
+from byol.training.data.decoded import ImageTensor
+from byol.training.run_folder import RunFolder
 from tests.command_line import byol
 from tests.small import folder
 

@@ -16,12 +16,12 @@ import torchvision
 from torch import nn
 from torch.utils.data import TensorDataset
 
-from byol.export.foreign import foreign_encoder
-from byol.export.foreign_input import input_of
+from byol.bundle.folder import compare_features, load_manifest
+from byol.export.foreign.input import input_of
+from byol.export.foreign.toolkits import foreign_encoder
 from byol.export.graph import encoder_to_onnx
 from byol.export.parity import measure
 from byol.serve import Encoder
-from byol.serve.bundle import compare_features, load_manifest
 from tests.command_line import byol
 from tests.documents import code
 from tests.test_export import randomise_norms

@@ -19,13 +19,13 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from byol.files import atomic_folder, contents, is_half_filled, is_mount, must_stay
+from byol import kinds
+from byol.bundle.folder import Bundle, require_place
+from byol.files.atomic import atomic_folder, contents, is_half_filled, is_mount, must_stay
+from byol.images.open import open_source
 from byol.outputs import require_output, require_output_folder
-from byol.run_format import OWN_VIEWS
-from byol.serve import kinds
-from byol.serve.bundle import Bundle, require_place
+from byol.run import OWN_VIEWS
 from byol.serve.verify import verify
-from byol.sources import open_source
 from tests.command_line import byol
 from tests.small import REPOSITORY
 from tests.tiny import write_images, write_tiny_bundle
@@ -73,8 +73,8 @@ def write_bundle(out: Path) -> None:
 
 def test_a_run_is_trained_and_gone_on_with(given: Path, tmp_path: Path) -> None:
     pytest.importorskip("torch")
-    from byol.job import run_training
-    from byol.run import RunFolder
+    from byol.training.job import run_training
+    from byol.training.run_folder import RunFolder
     from tests.small import config, folder
 
     images = folder(tmp_path / "images", per_class=4)
@@ -124,7 +124,7 @@ def test_a_writer_killed_while_it_fills_leaves_what_the_next_one_replaces(
         real(source, target)
 
     with monkeypatch.context() as patch:
-        patch.setattr("byol.files.os.replace", killed)
+        patch.setattr("byol.files.atomic.os.replace", killed)
         with pytest.raises(KeyboardInterrupt):
             write_bundle(given)
     assert is_half_filled(given)
@@ -147,7 +147,7 @@ def test_a_failure_before_it_is_filled_changes_nothing(given: Path) -> None:
 HOLD = """
 import sys
 from pathlib import Path
-from byol.files import atomic_folder
+from byol.files.atomic import atomic_folder
 with atomic_folder(sys.argv[1], "a") as place:
     (place / "a").write_text("first")
     print("at work", flush=True)
@@ -166,8 +166,8 @@ def test_it_has_one_writer_also_where_another_one_could_replace_it(
         assert child.stdout is not None
         assert child.stdout.readline() == "at work\n"
         if seen_as == "any other":
-            monkeypatch.setattr("byol.files.must_stay", lambda _: False)
-            monkeypatch.setattr("byol.files.only_writer", lambda _: contextlib.nullcontext(True))
+            monkeypatch.setattr("byol.files.atomic.must_stay", lambda _: False)
+            monkeypatch.setattr("byol.files.atomic.only_writer", lambda _: contextlib.nullcontext(True))
         with pytest.raises(BlockingIOError, match="another process is writing"), atomic_folder(given, "a"):
             pass
         child.communicate("\n")
@@ -224,7 +224,7 @@ def run_in(folder: Path) -> None:
 
 def test_a_run_in_its_own_images_goes_on(tmp_path: Path) -> None:
     pytest.importorskip("torch")
-    from byol.job import run_training
+    from byol.training.job import run_training
     from tests.small import config, folder
 
     images = folder(tmp_path / "images", per_class=4)

@@ -15,20 +15,20 @@ import torchvision
 from safetensors.torch import save_file
 
 from byol import load_encoder
-from byol.checkpoint import Checkpoint, read_checkpoint, save_checkpoint, write_tensors
-from byol.data import source_digest
-from byol.export.bundle import read_run
-from byol.export.foreign import foreign_encoder
-from byol.files import A_LINK, NO_FILE
-from byol.finetuned import read_finetuned
-from byol.job import run_training
-from byol.run import RunFolder
+from byol.bundle.folder import Bundle, load_manifest
+from byol.bundle.manifest import BundleError, Manifest
+from byol.export.exporter import read_run
+from byol.export.foreign.toolkits import foreign_encoder
+from byol.files.atomic import A_LINK, NO_FILE
+from byol.finetuning.checkpoint import read_finetuned
+from byol.images.open import open_source
 from byol.serve import Encoder
-from byol.serve.bundle import Bundle, load_manifest
-from byol.serve.manifest import BundleError, Manifest
 from byol.serve.report.runs import read_run as read_report_run
 from byol.serve.verify import verify
-from byol.sources import open_source
+from byol.training.checkpoint import Checkpoint, read_checkpoint, save_checkpoint, write_tensors
+from byol.training.data.decoded import source_digest
+from byol.training.job import run_training
+from byol.training.run_folder import RunFolder
 from tests.command_line import byol
 from tests.small import config
 from tests.small import folder as small_folder

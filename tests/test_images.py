@@ -1,4 +1,4 @@
-"""byol/images.py against bad input and against definitions: what a source lists, what a decoded picture is."""
+"""byol/images/source.py against bad input and against definitions: what a source lists, what a decoded picture is."""
 
 from __future__ import annotations
 
@@ -13,13 +13,21 @@ import numpy as np
 import pytest
 from PIL import Image, ImageOps
 
-from byol import decode as decoding
-from byol import images
-from byol.columns import Labels
-from byol.images import ImageSource, Preprocess, UnreadableImage, decode, read_image, require_labels, to_rgb
-from byol.sources import open_sections, open_source
+from byol.images.columns import Labels
+from byol.images.open import open_sections, open_source
+from byol.images.picture import read as decoding
+from byol.images.source import (
+    ImageSource,
+    Preprocess,
+    UnreadableImage,
+    decode,
+    read_image,
+    require_labels,
+    source,
+    to_rgb,
+)
+from byol.images.walk import NOT_READ
 from byol.text import printable
-from byol.walk import NOT_READ
 from tests.odd_images import bad_images, encoded, odd_images, picture, write_files, write_unreadable
 from tests.tiny import write_images
 
@@ -139,7 +147,7 @@ def test_a_large_image_is_held_once(name: str, tmp_path: Path) -> None:
     image = Image.fromarray(grey)
     (image if name == "sixteen.png" else image.convert("RGB")).save(tmp_path / name)
     program = (
-        "import sys\nfrom byol.images import read_image\n"
+        "import sys\nfrom byol.images.source import read_image\n"
         "def peak(): return int(open('/proc/self/status').read().split('VmHWM:')[1].split()[0])\n"
         "read_image(sys.argv[2]); before = peak(); image = read_image(sys.argv[1]); print((peak() - before) * 1024)"
     )
@@ -167,7 +175,7 @@ def test_pillow_warns_of_nothing_as_it_does_not_say_of_which_image(tmp_path: Pat
 import sys
 from pathlib import Path
 from PIL import Image
-from byol.images import UnreadableImage, read_image, to_rgb
+from byol.images.source import UnreadableImage, read_image, to_rgb
 Image.MAX_IMAGE_PIXELS = 100
 for path in sorted(Path(sys.argv[1]).iterdir()):
     try:
@@ -314,7 +322,7 @@ def test_formats_that_are_not_read_are_left_out_with_a_reason(tmp_path: Path) ->
 
 def test_the_page_names_every_suffix() -> None:
     page = (Path(__file__).parent.parent / "docs" / "data.md").read_text()
-    assert all(f"`{suffix}`" in page for suffix in [*images.SUFFIXES, *map(os.fsdecode, NOT_READ)])
+    assert all(f"`{suffix}`" in page for suffix in [*source.SUFFIXES, *map(os.fsdecode, NOT_READ)])
 
 
 @pytest.mark.parametrize("size", [1, 2, 3])
@@ -486,11 +494,11 @@ def test_a_container_s_quota_limits_the_cores(
     text: str, cores: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "cpu.max").write_text(text)
-    monkeypatch.setattr(images, "QUOTA", tmp_path / "cpu.max")
+    monkeypatch.setattr(source, "QUOTA", tmp_path / "cpu.max")
     monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(64)))
-    images._quota.cache_clear()
-    assert images.usable_cores() == cores
-    images._quota.cache_clear()
+    source._quota.cache_clear()
+    assert source.usable_cores() == cores
+    source._quota.cache_clear()
 
 
 def exif_block(*tags: tuple[int, int, int, int], order: str = "<") -> bytes:

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from byol.checkpoint import read_checkpoint
+from byol.training.checkpoint import read_checkpoint
 from tests.small import REPOSITORY, folder
 
 # One process imports torch and then forks what is killed: twenty runs take seconds, not minutes.
@@ -19,8 +19,8 @@ import os, random, resource, signal, sys, time
 from pathlib import Path
 import torch
 torch.set_num_threads(1)
-from byol.checkpoint import read_checkpoint
-from byol.job import run_training
+from byol.training.checkpoint import read_checkpoint
+from byol.training.job import run_training
 from tests.small import config
 
 images, out, kills = Path(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3])

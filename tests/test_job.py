@@ -8,11 +8,11 @@ import pytest
 import torch
 from torch import nn
 
-from byol import exportable, job
-from byol.export.bundle import try_export
-from byol.job import run_training
-from byol.model import build_encoder
+from byol.export.exporter import try_export
 from byol.pretrained import Pretrained
+from byol.training import exportable, job
+from byol.training.job import run_training
+from byol.training.model import build_encoder
 from tests.command_line import byol
 from tests.small import config, folder
 
@@ -156,7 +156,7 @@ def refused(monkeypatch):
         raise ValueError("the exported graph is not clean")
 
     monkeypatch.setattr(exportable, "TESTED_SIZE", 0)
-    monkeypatch.setattr("byol.export.bundle.try_export", refuse)
+    monkeypatch.setattr("byol.export.exporter.try_export", refuse)
     return sizes
 
 

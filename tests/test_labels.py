@@ -13,12 +13,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from byol.images import ImageSource, require_labels
-from byol.labels import codes_of_column, label_in, label_of, label_of_folders, require_classes
+from byol.images.labels import codes_of_column, label_in, label_of, label_of_folders, require_classes
+from byol.images.open import open_source
+from byol.images.source import ImageSource, require_labels
 from byol.serve import KNNClassifier, LinearProbe
-from byol.serve.evaluate import open_labelled
-from byol.serve.features import _npz_writer, read_features
-from byol.sources import open_source
+from byol.serve.evaluate.sets import open_labelled
+from byol.serve.features.read import _npz_writer, read_features
 from tests.test_sources import image_structs, png, write_table, write_tar
 
 NAN = [float("nan"), np.float32("nan"), np.datetime64("NaT"), pandas.NaT]

@@ -10,15 +10,15 @@ import onnxruntime
 import pytest
 from safetensors.numpy import load_file
 
+from byol.bundle.folder import Bundle, describe_file
+from byol.bundle.manifest import BundleError, Head, Manifest
 from byol.export import large
 from byol.export.additions import Additions
-from byol.export.bundle import export_bundle
+from byol.export.exporter import export_bundle
 from byol.export.triton import write_repository
 from byol.serve import Encoder
-from byol.serve.bundle import Bundle, describe_file
+from byol.serve.evaluate.linear import LinearProbe
 from byol.serve.fuse import save_classifier
-from byol.serve.linear import LinearProbe
-from byol.serve.manifest import BundleError, Head, Manifest
 from byol.serve.verify import verify
 
 DATA = "encoder.onnx.data"

@@ -7,11 +7,11 @@ import sys
 
 import pytest
 
-from byol.memory import keep_freed_memory
+from byol.machine import keep_freed_memory
 
 BLOCKS = """
 import resource
-from byol.memory import keep_freed_memory
+from byol.machine import keep_freed_memory
 {call}
 before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
 for _ in range(20):

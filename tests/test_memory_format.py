@@ -5,9 +5,9 @@ from functools import partial
 import pytest
 import torch
 
-from byol import memory_format
-from byol.memory_format import use_channels_last
-from byol.model import BYOL
+from byol.encoders import memory_format
+from byol.encoders.memory_format import use_channels_last
+from byol.training.model import BYOL
 from tests.small import RESNET18, config
 
 

@@ -9,8 +9,8 @@ import torch
 import torchvision
 from torch import nn
 
-from byol.config import ARCHITECTURES
-from byol.model import BYOL, build_encoder, byol_loss, feature_dim, load_strict
+from byol.training.config import ARCHITECTURES
+from byol.training.model import BYOL, build_encoder, byol_loss, feature_dim, load_strict
 from tests.command_line import byol
 from tests.small import config
 
@@ -138,7 +138,7 @@ def test_cifar_stem_keeps_the_resolution():
 
 def test_without_timm_the_extra_is_named(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "timm", None)  # an import of it fails as if it were not installed
-    monkeypatch.delitem(sys.modules, "byol.timm_encoder", raising=False)
+    monkeypatch.delitem(sys.modules, "byol.encoders.timm_models", raising=False)
     with pytest.raises(ValueError, match=r"timm is needed and not installed; run: pip install 'byol\[timm\]'"):
         build_encoder("timm:resnet10t", "imagenet", 32)
     done = byol("train", tmp_path, "--out", tmp_path / "run", "--arch", "timm:resnet10t")

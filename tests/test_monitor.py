@@ -4,11 +4,19 @@ import numpy as np
 import pytest
 import torch
 
-from byol.model import Observation
-from byol.monitor import KNNMonitor, KNNSets, collapse_statistics, collapse_warning, rankme, std_ratio, weighted_knn
-from byol.order import split_halves
+from byol.images.open import open_source
 from byol.serve import KNNClassifier
-from byol.sources import open_source
+from byol.training.data.order import split_halves
+from byol.training.model import Observation
+from byol.training.monitor import (
+    KNNMonitor,
+    KNNSets,
+    collapse_statistics,
+    collapse_warning,
+    rankme,
+    std_ratio,
+    weighted_knn,
+)
 from tests.small import config, folder
 
 

@@ -20,8 +20,8 @@ import pytest
 from markdown_it import MarkdownIt
 from PIL import Image
 
-from byol.serve.card import model_card
-from byol.serve.manifest import Evaluation, Finetuning, Manifest, Origin, Training
+from byol.bundle.card import model_card
+from byol.bundle.manifest import Evaluation, Finetuning, Manifest, Origin, Training
 from tests.command_line import Outcome, byol
 from tests.test_text import harmless
 from tests.tiny import write_images, write_tiny_bundle

@@ -9,9 +9,9 @@ import pytest
 import torch
 from torch import nn
 
-from byol.augment import draw, render
-from byol.config import TrainConfig, ViewConfig
-from byol.optim import (
+from byol.training.config import TrainConfig, ViewConfig
+from byol.training.data.augment import draw, render
+from byol.training.optim import (
     LARS,
     build_optimizer,
     learning_rate,
@@ -20,7 +20,7 @@ from byol.optim import (
     set_learning_rate,
     tau_at,
 )
-from byol.train import Plan
+from byol.training.trainer import Plan
 
 
 def test_learning_rate_warms_up_linearly_then_falls_along_a_cosine():
@@ -96,7 +96,7 @@ def test_lars_leaves_a_parameter_without_gradient_alone():
 
 @pytest.mark.parametrize(("name", "lr"), [("lars", 0.4), ("sgd", 0.1), ("adamw", 1e-3)])
 def test_exactly_the_parameters_with_one_dimension_are_excluded(name, lr):
-    from byol.model import BYOL
+    from byol.training.model import BYOL
 
     config = TrainConfig(
         arch="resnet18", optimizer=name, lr=lr, weight_decay=0.1, projector_hidden=32, predictor_hidden=32

@@ -15,7 +15,7 @@ import onnx
 import pytest
 from onnx.reference import ReferenceEvaluator
 
-from byol.serve.bundle import GATES, Bundle, compare_features
+from byol.bundle.folder import GATES, Bundle, compare_features
 from tests.browser import CHROMIUM
 from tests.small import REPOSITORY
 

@@ -16,12 +16,12 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
+from byol import kinds
+from byol.bundle.folder import require_place
+from byol.images.grid import draw_grid
 from byol.outputs import Kind, require_output, require_output_folder
-from byol.serve import kinds
-from byol.serve.bundle import require_place
-from byol.serve.features import feature_file, write_errors
-from byol.serve.grid import draw_grid
-from byol.serve.part_files import PartsFolder
+from byol.serve.features.parts import PartsFolder
+from byol.serve.features.read import feature_file, write_errors
 from tests.command_line import Outcome, byol
 from tests.tiny import write_images, write_tiny_bundle
 
@@ -157,7 +157,7 @@ def own_files(folder: Path) -> dict[Path, Kind]:
 
 
 def skipped(path: str):
-    from byol.images import Skipped
+    from byol.images.source import Skipped
 
     return Skipped(path, "no image")
 
@@ -328,8 +328,8 @@ def test_a_manifest_of_other_files_is_no_bundles(tmp_path: Path) -> None:
 
 
 def test_a_manifest_names_the_source_without_its_folders_and_secrets(place: Path, tmp_path: Path) -> None:
-    from byol.serve.extract import Options
-    from byol.serve.parts import Task
+    from byol.serve.extract.engine import Options
+    from byol.serve.extract.resumable import Task
 
     assert byol("extract", place / "bundle", place / "test", "--out", f"{tmp_path}/out/", *CPU).code == 0
     text = (tmp_path / "out" / "_manifest.json").read_text()
@@ -358,7 +358,7 @@ def test_a_folder_that_an_earlier_version_began_is_gone_on_with(place: Path, tmp
 
 
 def test_sources_of_one_name_are_told_apart(tmp_path: Path) -> None:
-    from byol.serve.part_files import named_source
+    from byol.serve.features.parts import named_source
 
     PartsFolder(tmp_path, {"bundle_sha256": "a", **named_source("/x/photos")}).begin(None)
     with pytest.raises(ValueError, match=r"source_sha256 [0-9a-f]{12}, now [0-9a-f]{12}; give an empty folder"):
@@ -366,7 +366,7 @@ def test_sources_of_one_name_are_told_apart(tmp_path: Path) -> None:
 
 
 def test_fetch_replaces_only_a_data_set(tmp_path: Path, monkeypatch) -> None:
-    from byol.named import DATA_SET, fetch
+    from byol.images.named import DATA_SET, fetch
 
     monkeypatch.setenv("BYOL_HOME", str(tmp_path))
     (tmp_path / "datasets").mkdir()

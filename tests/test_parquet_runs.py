@@ -11,11 +11,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from byol import tables
-from byol.images import UnreadableImage, decode
-from byol.parquet_runs import Runs
-from byol.sources import open_source
-from byol.thrift import Reader, Short, written
+from byol.files.thrift import Reader, Short, written
+from byol.images.open import open_source
+from byol.images.shards import parquet
+from byol.images.shards.parquet_runs import Runs
+from byol.images.source import UnreadableImage, decode
 from tests.odd_images import picture
 from tests.test_sources import PIXELS, png
 
@@ -26,7 +26,7 @@ MB = 1 << 20
 @pytest.fixture(autouse=True)
 def small_runs(monkeypatch: pytest.MonkeyPatch) -> None:
     """Runs of a few images, as of photographs in larger ones."""
-    monkeypatch.setattr(tables, "LEAST", 4096)
+    monkeypatch.setattr(parquet, "LEAST", 4096)
 
 
 @pytest.fixture
@@ -166,7 +166,7 @@ def test_damage_within_a_row_group_is_of_the_images_behind_it(tmp_path: Path) ->
 
 
 def test_few_row_groups_are_remembered(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(tables, "MOST_WALKED", 2)
+    monkeypatch.setattr(parquet, "MOST_WALKED", 2)
     pq.write_table(pa.table({"image": plain()}), tmp_path / "a.parquet", row_group_size=4)
     source = open_source(tmp_path / "a.parquet")
     for i in (0, 39, 20, 1, 38):

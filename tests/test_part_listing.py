@@ -10,9 +10,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from byol.serve.features import DIGEST_KEY, feature_file, is_features, read_features
-from byol.serve.part_files import NOTES, PartsFolder, read_part
-from byol.serve.part_listing import MANIFEST, part_files
+from byol.serve.features.listing import MANIFEST, part_files
+from byol.serve.features.parts import NOTES, PartsFolder, read_part
+from byol.serve.features.read import DIGEST_KEY, feature_file, is_features, read_features
 from tests.test_serve_features import DIGEST, write
 
 

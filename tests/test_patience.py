@@ -23,7 +23,7 @@ def meet(*arguments, **options):
     real(*arguments, **options)
     dist.distributed_c10d._set_pg_timeout(timedelta(seconds=4), None)
 dist.init_process_group = meet
-from byol.distributed import LostProcess, joined
+from byol.training.parallel.processes import LostProcess, joined
 def long_work():
     time.sleep(5)
 """
@@ -53,7 +53,8 @@ except LostProcess as error:
 """
 
 TRAINING = """
-from byol import fit, job
+from byol.training import job
+from byol.training import loop
 def slow(module, name):
     real = getattr(module, name)
     def slowly(*arguments, **options):
@@ -61,7 +62,7 @@ def slow(module, name):
             long_work()
         return real(*arguments, **options)
     setattr(module, name, slowly)
-for module, name in ((fit, "save_views"), (fit, "save_checkpoint"), (job, "open_images")):
+for module, name in ((loop, "save_views"), (loop, "save_checkpoint"), (job, "open_images")):
     slow(module, name)
 from tests.small import config
 job.run_training(config(max_steps=2), sys.argv[1], job.Path(sys.argv[2]))

@@ -10,8 +10,8 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from byol.export.bundle import export_bundle
-from byol.job import run_training
+from byol.export.exporter import export_bundle
+from byol.training.job import run_training
 from tests.small import REPOSITORY, config
 
 ARCHIVE = REPOSITORY.parent / "shared" / "data" / "photos.tar.gz"

@@ -15,8 +15,8 @@ from typing import Any
 
 import pytest
 
-from byol.serve.parts import Share
-from byol.serve.processes import Crew, _follow, _take_share_of_machine
+from byol.serve.extract.processes import Crew, _follow, _take_share_of_machine
+from byol.serve.extract.resumable import Share
 from tests.command_line import byol
 from tests.small import REPOSITORY, traps
 from tests.tiny import write_images, write_tiny_bundle

@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from byol import finetune_command
-from byol.finetune import FinetuneConfig
+from byol.commands import finetune
+from byol.finetuning.tuner import FinetuneConfig
 from tests.command_line import byol
 from tests.small import REPOSITORY, folder
 
@@ -33,7 +33,7 @@ def test_every_command_of_the_page_runs(quick: Path, tmp_path: Path, monkeypatch
         folder(tmp_path / name / "train", classes, per_class=40)
         folder(tmp_path / name / "test", classes, per_class=3, start=1000)
     short = functools.partial(FinetuneConfig, epochs=(3,), lr=(0.01,))  # what the page leaves to the defaults
-    monkeypatch.setattr(finetune_command, "FinetuneConfig", short)
+    monkeypatch.setattr(finetune, "FinetuneConfig", short)
     monkeypatch.chdir(tmp_path)
     found = commands()
     assert {line.split()[1] for line in found} == {"knn", "linear", "finetune", "export", "classify", "transfer"}

@@ -15,8 +15,8 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from byol.serve.features import read_features
-from byol.serve.ray_engine import _for_workers
+from byol.serve.extract.ray_engine import _for_workers
+from byol.serve.features.read import read_features
 from tests.command_line import byol
 from tests.small import REPOSITORY, traps
 from tests.tiny import write_images, write_tiny_bundle
@@ -100,7 +100,7 @@ def ray_workers(kind: str) -> list[int]:
 LISTENERS = """
 import json, os, re
 from pathlib import Path
-from byol.serve.ray_engine import cluster
+from byol.serve.extract.ray_engine import cluster
 
 def parent(process):
     return int(re.search(r"PPid:\\s*(\\d+)", (process / "status").read_text())[1])

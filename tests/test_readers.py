@@ -11,7 +11,7 @@ import numpy as np
 import pandas
 import pytest
 
-from byol.serve.features import read_features
+from byol.serve.features.read import read_features
 from tests.command_line import byol
 from tests.documents import code
 from tests.odd_images import encoded, picture

@@ -6,7 +6,7 @@ import importlib
 
 import pytest
 
-from byol.serve.strict_json import BundleError, read_object
+from byol.bundle.schema import BundleError, read_object
 from tests.fuzz import modules
 
 

@@ -19,10 +19,10 @@ import pytest
 from moto.server import ThreadedMotoServer
 from s3fs import S3FileSystem
 
-from byol import faults
-from byol.images import SourceUnavailable, UnreadableImage
-from byol.serve.features import read_features
-from byol.sources import open_sections, open_source
+from byol.images.open import open_sections, open_source
+from byol.images.remote import faults
+from byol.images.source import SourceUnavailable, UnreadableImage
+from byol.serve.features.read import read_features
 from tests.command_line import byol
 from tests.test_sources import write_tar
 from tests.tiny import write_images, write_tiny_bundle

@@ -17,9 +17,8 @@ from PIL import Image
 from sklearn.datasets import load_digits
 from sklearn.decomposition import PCA
 
-from byol.run import RunFolder
-from byol.serve.bundle import Bundle
-from byol.serve.manifest import Finetuning, Origin
+from byol.bundle.folder import Bundle
+from byol.bundle.manifest import Finetuning, Origin
 from byol.serve.report import pictures
 from byol.serve.report.accuracies import MOST_CLASSES, confusion_figure, shown_classes
 from byol.serve.report.curves import POINTS, thinned
@@ -28,6 +27,7 @@ from byol.serve.report.measure import LABELS_PER_CLASS, Scores, few_amounts, mea
 from byol.serve.report.page import render
 from byol.serve.report.runs import open_entries, read_run
 from byol.serve.report.sections import Report
+from byol.training.run_folder import RunFolder
 from tests.command_line import byol
 from tests.small import RESNET18, config, picture
 from tests.tiny import write_images, write_tiny_bundle

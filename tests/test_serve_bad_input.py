@@ -11,9 +11,9 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from byol.images import Preprocess, read_image
+from byol.images.source import Preprocess, read_image
 from byol.serve import Encoder
-from byol.serve.features import read_features
+from byol.serve.features.read import read_features
 from tests.command_line import byol
 from tests.odd_images import bad_images, odd_images, write_files, write_unreadable
 from tests.tiny import assert_same_features, tiny_reference, write_images, write_tiny_bundle

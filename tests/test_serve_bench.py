@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from byol.serve.bench import BATCHES, SIZE, generated_pictures
+from byol.serve.commands.bench import BATCHES, SIZE, generated_pictures
 from tests.command_line import byol
 from tests.tiny import write_images, write_tiny_bundle
 

@@ -11,9 +11,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from byol.bundle.folder import Bundle, compare_features, load_manifest
+from byol.bundle.manifest import BundleError
 from byol.serve import Encoder
-from byol.serve.bundle import Bundle, compare_features, load_manifest
-from byol.serve.manifest import BundleError
 from byol.serve.verify import verify
 from tests.tiny import tiny_manifest, write_tiny_bundle
 

@@ -12,11 +12,11 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from byol.images import Preprocess
+from byol.bundle.folder import Bundle
+from byol.images.open import open_source
+from byol.images.source import Preprocess
 from byol.serve import KNNClassifier, LinearProbe
-from byol.serve.bundle import Bundle
-from byol.serve.features import read_features
-from byol.sources import open_source
+from byol.serve.features.read import read_features
 from tests.command_line import Outcome, byol
 from tests.tiny import assert_same_features, tiny_reference, write_images, write_tiny_bundle
 
@@ -264,7 +264,7 @@ def test_image_sources_that_do_not_fit_are_refused_before_encoding(
     def never(*arguments: object) -> None:
         raise AssertionError("an encoder was made")
 
-    monkeypatch.setattr("byol.serve.evaluate.Encoder", never)
+    monkeypatch.setattr("byol.serve.evaluate.sets.Encoder", never)
     assert_fails(byol("knn", place / "bundle", "--train", place / train, "--test", place / test), 1, *words)
 
 

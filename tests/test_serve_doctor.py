@@ -42,7 +42,7 @@ def test_it_reports_and_agrees_with_the_encoder(tmp_path: Path) -> None:
 
 
 def test_it_does_not_import_torch(tmp_path: Path) -> None:
-    code = "import sys; from byol.serve.doctor import examine; print(examine()['cpu'], 'torch' in sys.modules)"
+    code = "import sys; from byol.serve.commands.doctor import examine; print(examine()['cpu'], 'torch' in sys.modules)"
     done = python("-c", code, path=tmp_path)
     assert done.stdout == "ok False\n", done.stderr
 

@@ -10,13 +10,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from byol.columns import Labels
-from byol.images import ImageSource, Preprocess, Skipped
+from byol.bundle.folder import Bundle
+from byol.bundle.manifest import BundleError
+from byol.images.columns import Labels
+from byol.images.open import open_source
+from byol.images.source import ImageSource, Preprocess, Skipped
 from byol.serve import Encoder
-from byol.serve.bundle import Bundle
-from byol.serve.manifest import BundleError
 from byol.serve.pipeline import BATCH_SIZES
-from byol.sources import open_source
 from tests.odd_images import bad_images, odd_images, picture, write_files
 from tests.tiny import assert_same_features, tiny_reference, write_images, write_tiny_bundle
 

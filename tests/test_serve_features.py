@@ -9,9 +9,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from byol.images import Skipped
-from byol.serve import features as module
-from byol.serve.features import feature_file, is_features, read_features, write_errors
+from byol.images.source import Skipped
+from byol.serve.features import read as module
+from byol.serve.features.read import feature_file, is_features, read_features, write_errors
 
 DIM = 5
 DIGEST = "ab" * 32

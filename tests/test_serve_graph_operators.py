@@ -7,9 +7,9 @@ import onnx
 import onnxruntime
 import pytest
 
-from byol.serve.graph_operators import OPERATORS
-from byol.serve.graph_walk import Step, walk
-from byol.serve.judge import judge, weights_of
+from byol.bundle.graph.judge import judge, weights_of
+from byol.bundle.graph.operators import OPERATORS
+from byol.bundle.graph.walk import Step, walk
 from tests.graphs import DIM, GRAPHS, SIZE
 from tests.tiny import tiny_manifest, write_tiny_bundle
 

@@ -12,9 +12,9 @@ import onnxruntime
 import pytest
 from onnx import GraphProto, ModelProto, NodeProto, TensorProto, helper, numpy_helper
 
+from byol.bundle.folder import Bundle
+from byol.bundle.manifest import BundleError
 from byol.serve import Encoder
-from byol.serve.bundle import Bundle
-from byol.serve.manifest import BundleError
 from byol.serve.verify import verify
 from tests import fuzz_graph
 from tests.command_line import byol

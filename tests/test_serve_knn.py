@@ -12,8 +12,9 @@ from hypothesis import strategies as st
 from sklearn.datasets import load_digits
 from sklearn.neighbors import KNeighborsClassifier
 
-from byol.serve import KNNClassifier, knn
-from byol.serve.scores import LAST, Scores
+from byol.serve import KNNClassifier
+from byol.serve.evaluate import knn
+from byol.serve.evaluate.scores import LAST, Scores
 
 
 @pytest.fixture(scope="module")

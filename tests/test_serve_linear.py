@@ -14,10 +14,11 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.preprocessing import StandardScaler
 from threadpoolctl import threadpool_limits
 
-from byol.draws import holdout
-from byol.serve import LinearProbe, linear
-from byol.serve.objective import Objective, objective_graph
-from byol.serve.principal_axes import rotate
+from byol.images.splits import holdout
+from byol.serve import LinearProbe
+from byol.serve.evaluate import linear
+from byol.serve.evaluate.objective import Objective, objective_graph
+from byol.serve.evaluate.principal_axes import rotate
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -70,7 +71,7 @@ def test_pieces_add_up_to_the_whole(rows: int, monkeypatch: pytest.MonkeyPatch) 
     parameters = generator.normal(size=3 * 8)
     whole_loss, whole_gradient = Objective(x, y, 3, "cpu")(parameters, 0.1)
     for room in (float("inf"), 3 * rows * 7 * 4, 0.0):  # all, some, none of the pieces stay on the device
-        monkeypatch.setattr("byol.serve.objective.free_memory", lambda device, room=room: room)
+        monkeypatch.setattr("byol.serve.evaluate.objective.free_memory", lambda device, room=room: room)
         loss, gradient = Objective(x, y, 3, "cpu", rows)(parameters, 0.1)
         assert loss == pytest.approx(whole_loss, rel=1e-6)
         np.testing.assert_allclose(gradient, whole_gradient, atol=1e-6)
@@ -87,7 +88,7 @@ def test_curvature_against_finite_differences_of_the_gradient() -> None:
 
 
 def test_curvature_is_measured_on_samples_from_all_over(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("byol.serve.objective.CURVATURE_SAMPLES", 4)
+    monkeypatch.setattr("byol.serve.evaluate.objective.CURVATURE_SAMPLES", 4)
     x, y = np.arange(10, dtype=np.float32)[:, None], np.arange(10) % 2
     some = Objective(x, y, 2, "cpu").curvature(np.zeros(4), 0.0)
     np.testing.assert_allclose(some, [0.25 * np.square([0, 3, 6, 9]).mean()] * 2 + [0.25] * 2)

@@ -15,8 +15,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from byol.serve.bundle import describe_file, load_manifest
-from byol.serve.manifest import BundleError, FileEntry, Manifest, Parity
+from byol.bundle.folder import describe_file, load_manifest
+from byol.bundle.manifest import BundleError, FileEntry, Manifest, Parity
 from tests.tiny import tiny_manifest, write_tiny_bundle
 
 

@@ -17,13 +17,13 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from byol.serve import parts as parts_module
-from byol.serve.bundle import Bundle
-from byol.serve.extract import Options
-from byol.serve.features import DIGEST_KEY, read_features
-from byol.serve.part_files import PartsFolder
-from byol.serve.parts import Task
-from byol.sources import open_sections, open_source
+from byol.bundle.folder import Bundle
+from byol.images.open import open_sections, open_source
+from byol.serve.extract import resumable as parts_module
+from byol.serve.extract.engine import Options
+from byol.serve.extract.resumable import Task
+from byol.serve.features.parts import PartsFolder
+from byol.serve.features.read import DIGEST_KEY, read_features
 from tests.command_line import Outcome, byol
 from tests.odd_images import odd_images
 from tests.tiny import tiny_reference, write_images, write_tiny_bundle

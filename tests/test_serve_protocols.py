@@ -12,11 +12,11 @@ import pytest
 from PIL import Image
 from sklearn.metrics import confusion_matrix
 
-from byol.draws import draw
+from byol.images.grid import GAP, draw_grid
+from byol.images.splits import draw
 from byol.serve import KNNClassifier, LinearProbe
-from byol.serve.features import read_features
-from byol.serve.few_labels import few_label_accuracy
-from byol.serve.grid import GAP, draw_grid
+from byol.serve.evaluate.few_labels import few_label_accuracy
+from byol.serve.features.read import read_features
 from tests.command_line import byol
 from tests.tiny import write_images, write_tiny_bundle
 
@@ -110,8 +110,8 @@ def test_few_labels_from_the_command_line(place: Path) -> None:
 
 
 def test_too_few_images_for_few_labels(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("byol.serve.evaluate_command._fit", None)  # said before the work
-    monkeypatch.setattr("byol.serve.evaluate.collect", None)
+    monkeypatch.setattr("byol.serve.commands.knn._fit", None)  # said before the work
+    monkeypatch.setattr("byol.serve.evaluate.sets.collect", None)
     for suffix in (".parquet", ""):
         words = ("--train", f"{place}/train{suffix}", "--test", f"{place}/test{suffix}", "--labels-per-class", 11)
         done = byol("linear", place / "bundle", *words, *CPU)

@@ -13,7 +13,7 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from byol.serve import Encoder, hardware, session
-from byol.serve.doctor import _convolution
+from byol.serve.commands.doctor import _convolution
 from byol.serve.session import DeviceError, SessionError, open_session
 from tests.command_line import byol
 from tests.tiny import write_tiny_bundle

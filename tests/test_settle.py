@@ -12,10 +12,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from byol.bundle.graph.operators import OPERATORS
 from byol.export.graph import encoder_to_onnx
 from byol.export.parity import measure
 from byol.export.settle import settle
-from byol.serve.graph_operators import OPERATORS
 from tests.test_export import randomise_norms
 
 SIZE = 12

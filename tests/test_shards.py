@@ -15,9 +15,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from byol.files import open_regular
-from byol.images import SourceUnavailable, UnreadableImage, decode, require_labels
-from byol.sources import open_source
+from byol.files.atomic import open_regular
+from byol.images.open import open_source
+from byol.images.source import SourceUnavailable, UnreadableImage, decode, require_labels
 from tests.odd_images import picture
 from tests.test_sources import PIXELS, image_structs, png, write_table, write_tar
 
@@ -358,7 +358,7 @@ def test_an_error_of_the_system_while_a_shard_is_read_stops_the_work(
         open_regular(path).close()
         return io.BufferedReader(Failing(path))
 
-    monkeypatch.setattr("byol.shard_files.open_regular", failing)
+    monkeypatch.setattr("byol.images.shards.listing.open_regular", failing)
     with pytest.raises(SourceUnavailable, match=os.strerror(number)):
         source.open(0)
     with pytest.raises(SourceUnavailable, match=os.strerror(number)):

@@ -16,11 +16,11 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from byol.columns import Computed, Labels, Names
-from byol.images import UnreadableImage, decode
-from byol.locations import names_below
-from byol.named import fetch
-from byol.sources import open_sections, open_source
+from byol.images.columns import Computed, Labels, Names
+from byol.images.location import names_below
+from byol.images.named import fetch
+from byol.images.open import open_sections, open_source
+from byol.images.source import UnreadableImage, decode
 from tests.odd_images import encoded, odd_images, picture
 
 PIXELS = np.asarray

@@ -15,8 +15,8 @@ from pathlib import Path
 
 import pytest
 
-from byol.checkpoint import read_checkpoint
-from byol.serve.features import read_features
+from byol.serve.features.read import read_features
+from byol.training.checkpoint import read_checkpoint
 from tests.small import REPOSITORY, config, folder
 from tests.tiny import write_images, write_tiny_bundle
 
@@ -139,9 +139,9 @@ cli.main()
 @pytest.mark.parametrize(
     ("inside", "words"),
     [
-        ("byol.export.bundle.prove", ["export", "run", "--out", "bundle"]),
+        ("byol.export.exporter.prove", ["export", "run", "--out", "bundle"]),
         (
-            "byol.finetune.scores",
+            "byol.finetuning.tuner.scores",
             ["finetune", "run", "train", "--epochs", "1", "--epochs", "2", "--lr", "0.01", "--out", "new", *CPU],
         ),
         ("byol.serve.report.page.render", ["report", "run", "--out", "new.html"]),

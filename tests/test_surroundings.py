@@ -18,16 +18,18 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from byol import decode as decoding
-from byol import files, surroundings
-from byol.folders import LocalTree
-from byol.images import Anchors, SourceUnavailable, UnreadableImage, decode, read_image
-from byol.serve import Encoder, processes
-from byol.serve.extract import Options
-from byol.serve.part_files import PartsFolder
-from byol.serve.parts import Share, Task
-from byol.serve.ray_engine import _readable
-from byol.sources import open_place, open_source
+from byol.files import atomic
+from byol.images import surroundings
+from byol.images.folder import LocalTree
+from byol.images.open import open_place, open_source
+from byol.images.picture import read as decoding
+from byol.images.source import Anchors, SourceUnavailable, UnreadableImage, decode, read_image
+from byol.serve import Encoder
+from byol.serve.extract import processes
+from byol.serve.extract.engine import Options
+from byol.serve.extract.ray_engine import _readable
+from byol.serve.extract.resumable import Share, Task
+from byol.serve.features.parts import PartsFolder
 from tests.command_line import Outcome, byol
 from tests.small import REPOSITORY
 from tests.tiny import write_images, write_tiny_bundle
@@ -63,7 +65,7 @@ def is_complete(out: Path) -> bool:
 @contextmanager
 def at_picture(number: int, act: Callable[[Path], object]) -> Iterator[None]:
     """Do something right before so many pictures are read."""
-    calls, real = itertools.count(), files.read_regular
+    calls, real = itertools.count(), atomic.read_regular
 
     def read(path: bytes, most: int) -> bytes:
         if next(calls) == number:
@@ -167,7 +169,7 @@ def test_no_memory_is_no_image_s_fault(bundle: Path, images: Path, tmp_path: Pat
 def test_open_files_that_run_out_are_no_image_s_fault(images: Path) -> None:
     program = (
         "import os, resource, sys\nfrom pathlib import Path\n"
-        "from byol.images import SourceUnavailable, UnreadableImage\nfrom byol.sources import open_source\n"
+        "from byol.images.source import SourceUnavailable, UnreadableImage\nfrom byol.images.open import open_source\n"
         "source = open_source(Path(sys.argv[1])); source.open(0)\n"
         "resource.setrlimit(resource.RLIMIT_NOFILE, (40, 40)); held = []\n"
         "try:\n    while True: held.append(os.open('/dev/null', os.O_RDONLY))\nexcept OSError: pass\n"
@@ -352,7 +354,7 @@ def test_a_stamp_is_not_made_of_a_failing_disk(images: Path, monkeypatch: pytest
 
     monkeypatch.setattr(os, "stat", stat)
     if call == "content_stamp":
-        monkeypatch.setattr("byol.stamps.content_stamp", fails(errno.ESTALE))
+        monkeypatch.setattr("byol.images.stamps.content_stamp", fails(errno.ESTALE))
     assert source.stamp is not None
     with pytest.raises(SourceUnavailable):
         source.stamp()
@@ -488,11 +490,11 @@ def test_a_streamed_run_whose_disk_goes_has_saved_its_last_step_and_goes_on_exac
     images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest
 ) -> None:
     torch = pytest.importorskip("torch")
-    from byol.checkpoint import read_checkpoint
-    from byol.job import run_training
+    from byol.training.checkpoint import read_checkpoint
+    from byol.training.job import run_training
     from tests.small import config
 
-    monkeypatch.setattr("byol.data.SMALL", 0)
+    monkeypatch.setattr("byol.training.data.decoded.SMALL", 0)
     monkeypatch.setenv("BYOL_CACHE_GB", "0")
     threads = torch.get_num_threads()
     torch.set_num_threads(1)  # quicker for so little, and on a busy machine
@@ -516,10 +518,10 @@ def test_nothing_of_a_source_that_went_is_kept_in_the_cache(
     images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pytest.importorskip("torch")
-    from byol.cache import DecodedCache
-    from byol.data import canvas_side, load_canvases
+    from byol.images.cache import DecodedCache
+    from byol.training.data.decoded import canvas_side, load_canvases
 
-    monkeypatch.setattr("byol.data.SMALL", 0)
+    monkeypatch.setattr("byol.training.data.decoded.SMALL", 0)
     cache = DecodedCache(tmp_path / "cache", 1 << 30)
     source = open_source(images)
     with at_picture(13, lambda _: removed(images)), pytest.raises(SourceUnavailable):

@@ -13,7 +13,7 @@ from markdown_it import MarkdownIt
 
 from byol import text
 from byol.console import note_skipped
-from byol.images import Skipped
+from byol.images.source import Skipped
 from byol.text import as_message, cell, code_span, for_terminal, on_one_line, path_text, printable, without_secrets
 
 # Whole Unicode with halves of surrogate pairs, and what does harm more often than chance would have it.

@@ -13,16 +13,16 @@ from safetensors.torch import load_file
 from torch import nn
 
 from byol import load_encoder
-from byol.config import TrainConfig
-from byol.export.bundle import export_bundle
+from byol.bundle.graph.operators import OPERATORS
+from byol.bundle.manifest import ENCODER, VARIANTS
+from byol.export.exporter import export_bundle
 from byol.export.graph import encoder_to_onnx
 from byol.export.parity import measure, sample_images, torch_features
-from byol.export.variants import int8_graph
-from byol.model import BYOL, build_encoder, feature_dim
+from byol.export.precision import int8_graph
 from byol.serve import Encoder
-from byol.serve.graph_operators import OPERATORS
-from byol.serve.manifest import ENCODER, VARIANTS
 from byol.serve.parity import pass_gate, run_graph
+from byol.training.config import TrainConfig
+from byol.training.model import BYOL, build_encoder, feature_dim
 from tests.command_line import byol
 from tests.documents import code
 from tests.small import config, folder

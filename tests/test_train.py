@@ -14,15 +14,15 @@ from click.testing import CliRunner
 from PIL import Image
 from safetensors.torch import load_file
 
-from byol.checkpoint import read_checkpoint, save_checkpoint
-from byol.command import train
-from byol.data import load_canvases
-from byol.fit import fit
-from byol.job import run_training
-from byol.order import Order, seeded
-from byol.run import RunFolder
-from byol.sources import open_source
-from byol.train import Plan, Trainer
+from byol.commands.train import train
+from byol.images.open import open_source
+from byol.training.checkpoint import read_checkpoint, save_checkpoint
+from byol.training.data.decoded import load_canvases
+from byol.training.data.order import Order, seeded
+from byol.training.job import run_training
+from byol.training.loop import fit
+from byol.training.run_folder import RunFolder
+from byol.training.trainer import Plan, Trainer
 from tests.small import REPOSITORY, config, folder
 
 

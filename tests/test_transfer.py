@@ -11,7 +11,7 @@ import pytest
 from sklearn.metrics import balanced_accuracy_score
 
 from byol.serve import KNNClassifier, LinearProbe
-from byol.serve.features import read_features
+from byol.serve.features.read import read_features
 from tests.command_line import byol
 from tests.tiny import write_images, write_tiny_bundle
 
@@ -90,7 +90,7 @@ def test_one_bad_data_set_is_an_error_before_any_work(
     place: Path, monkeypatch: pytest.MonkeyPatch, data: str, code: int, message: str
 ) -> None:
     monkeypatch.chdir(place)
-    monkeypatch.setattr("byol.serve.evaluate.Encoder", lambda *_: pytest.fail("encodes"))
+    monkeypatch.setattr("byol.serve.evaluate.sets.Encoder", lambda *_: pytest.fail("encodes"))
     done = byol("transfer", "bundle", "pets", data, *CPU)
     assert (done.code, message in done.err) == (code, True), done.err
 

@@ -13,9 +13,9 @@ import onnxruntime
 import pytest
 from PIL import Image
 
+from byol.bundle.folder import Bundle
 from byol.export.triton import write_repository
 from byol.serve import Encoder
-from byol.serve.bundle import Bundle
 from tests.command_line import byol
 from tests.documents import code
 from tests.small import picture

@@ -15,11 +15,11 @@ import pyarrow.parquet as pq
 import pytest
 from fsspec.registry import known_implementations
 
-from byol import faults
-from byol.http_files import is_public
-from byol.images import ImageSource, SourceUnavailable, UnreadableImage
-from byol.locations import NEVER_IN_LISTS, PROTOCOLS, NotAllowed, allowed_protocol, last_part, written_out
-from byol.sources import open_source
+from byol.images.location import NEVER_IN_LISTS, PROTOCOLS, NotAllowed, allowed_protocol, last_part, written_out
+from byol.images.open import open_source
+from byol.images.remote import faults
+from byol.images.remote.http import is_public
+from byol.images.source import ImageSource, SourceUnavailable, UnreadableImage
 from tests.command_line import byol
 from tests.test_sources import write_tar
 from tests.tiny import write_images, write_tiny_bundle
@@ -251,7 +251,7 @@ def test_a_redirect_to_an_internal_address_is_refused(
     monkeypatch: pytest.MonkeyPatch,
     tmp_path: Path,
 ) -> None:
-    monkeypatch.setattr("byol.http_files.is_public", lambda address: address == "127.0.0.1")
+    monkeypatch.setattr("byol.images.remote.http.is_public", lambda address: address == "127.0.0.1")
     monkeypatch.setenv("BYOL_LIST_ADDRESSES", "public")
     web.files["/a.png"] = png
     web.odd["/b.png"] = always(302, headers={"Location": f"http://127.0.0.2:{web.port}/a.png"})

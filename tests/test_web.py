@@ -14,9 +14,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from byol import faults
-from byol.images import SourceUnavailable
-from byol.sources import open_source
+from byol.images.open import open_source
+from byol.images.remote import faults
+from byol.images.source import SourceUnavailable
 from tests.command_line import Outcome, byol
 from tests.test_sources import write_tar
 from tests.tiny import write_images, write_tiny_bundle
@@ -342,7 +342,7 @@ def test_a_server_without_ranges(place: Path, web: Web, tmp_path: Path) -> None:
 
 
 def test_a_folder_that_lists_itself_without_end(web: Web, png: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("byol.remote.DEEPEST", 5)
+    monkeypatch.setattr("byol.images.remote.tree.DEEPEST", 5)
     web.files = {"/" + "a/" * 9 + "b.png": png, "/c.png": png}
     source = open_source(f"{web.url}/")
     assert list(source.ids) == ["c.png"]

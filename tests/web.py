@@ -12,7 +12,7 @@ from urllib.parse import unquote, urlsplit
 
 import pytest
 
-from byol.images import ImageSource, UnreadableImage
+from byol.images.source import ImageSource, UnreadableImage
 
 Answer = Callable[[BaseHTTPRequestHandler], None]
 

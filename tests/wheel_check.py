@@ -26,8 +26,8 @@ def run(*command: object, cwd: Path) -> str:
 
 def main() -> None:
     """Exit status 0 when everything worked."""
-    from byol.export.bundle import export_bundle
-    from byol.job import run_training
+    from byol.export.exporter import export_bundle
+    from byol.training.job import run_training
 
     with tempfile.TemporaryDirectory() as name:
         work = Path(name)

@@ -10,7 +10,7 @@ import numpy as np
 from bokeh.models import BoxAnnotation, ColumnDataSource, Range1d, Span
 from bokeh.plotting import figure
 
-from byol.run_format import COLLAPSED_RANK, COLLAPSED_STD_RATIO, HEALTHY_STD_RATIO
+from byol.run import COLLAPSED_RANK, COLLAPSED_STD_RATIO, HEALTHY_STD_RATIO
 from byol.serve.report.runs import Record
 from byol.serve.report.style import Stroke, new_figure, show_on_hover
 

@@ -13,13 +13,13 @@ from itertools import chain
 import numpy as np
 from PIL import Image
 
-from byol.locations import Location
-from byol.serve.evaluate import Evaluation
-from byol.serve.features import Features, is_features
-from byol.serve.knn import KNNClassifier, Neighbours, unit_rows
+from byol.images.location import Location
+from byol.images.open import open_source
+from byol.serve.evaluate.knn import KNNClassifier, Neighbours, unit_rows
+from byol.serve.evaluate.sets import Evaluation
+from byol.serve.features.read import Features, is_features
 from byol.serve.report.measure import TEMPERATURE, K
 from byol.serve.report.pictures import thumbnails
-from byol.sources import open_source
 from byol.text import on_one_line
 
 SEED = 0

@@ -9,10 +9,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from byol.serve.evaluate import Evaluation
-from byol.serve.few_labels import FewLabels, few_label_accuracy
-from byol.serve.knn import KNNClassifier
-from byol.serve.linear import LinearProbe
+from byol.serve.evaluate.few_labels import FewLabels, few_label_accuracy
+from byol.serve.evaluate.knn import KNNClassifier
+from byol.serve.evaluate.linear import LinearProbe
+from byol.serve.evaluate.sets import Evaluation
 from byol.text import on_one_line
 
 KS, K, TEMPERATURE = (1, 2, 5, 10, 20, 50, 100, 200), 20, 0.07  # K and TEMPERATURE are those of `byol knn`

@@ -5,8 +5,8 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from byol.serve.bundle import Bundle
-from byol.serve.manifest import FileEntry, Manifest
+from byol.bundle.folder import Bundle
+from byol.bundle.manifest import FileEntry, Manifest
 from byol.serve.report.runs import Entry, Run
 
 Rows = list[tuple[str, str]]

@@ -9,10 +9,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from byol.files import read_regular
-from byol.run_format import CONFIG, FINETUNE, METRICS, MOST_CONFIG, VIEWS, read_metrics
-from byol.serve.bundle import Bundle
-from byol.serve.manifest import MANIFEST
+from byol.bundle.folder import Bundle
+from byol.bundle.manifest import MANIFEST
+from byol.files.atomic import read_regular
+from byol.run import CONFIG, FINETUNE, METRICS, MOST_CONFIG, VIEWS, read_metrics
 from byol.strict_json import read_object
 from byol.text import on_one_line, printable, reason_of
 

@@ -1,0 +1,1 @@
+"""The bundle: the folder that export writes and serving reads. Torch-free."""

@@ -1,0 +1,242 @@
+"""A bundle on disk: its manifest, its files (hash first, use second), its gates. The schema is in `manifest.py`.
+
+Shapes: N images, S pixels, D features.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import BinaryIO
+
+import numpy as np
+
+from byol.bundle.manifest import (
+    ANY_SIZE,
+    CLASSIFIER,
+    ENCODER,
+    ENCODER_WEIGHTS,
+    FILES,
+    GOLDEN,
+    MANIFEST,
+    MAX_BYTES,
+    VARIANTS,
+    WEIGHTS,
+    BundleError,
+    FileEntry,
+    Manifest,
+    Parity,
+)
+from byol.bundle.model import Model
+from byol.bundle.schema import read_object
+from byol.files.atomic import contents, is_half_filled, open_regular, read_regular, require_folder_place, sha256_of
+from byol.limits import limit
+from byol.text import printable, reason_of
+
+_MOST_PADDING = 65_536  # bytes in a file of weights behind the last one
+
+__all__ = ["Bundle", "BundleError", "Gate", "Manifest", "compare_features", "load_manifest"]
+
+
+@dataclass(frozen=True)
+class Gate:
+    """How far outputs may be from what they must reproduce (see `compare_features`)."""
+
+    max_relative_error: float
+    min_cosine: float
+
+    def problem(self, error: float, cosine: float) -> str | None:
+        """What is beyond the gate, in words; None when nothing is."""
+        if error <= self.max_relative_error and cosine >= self.min_cosine:
+            return None
+        limit = f" (at most {self.max_relative_error:g})" if self.max_relative_error < float("inf") else ""
+        return f"relative error {error:.3g}{limit}, cosine {cosine:.7f} (at least {self.min_cosine})"
+
+
+# fp32 normally differs by 1e-6. Fewer bits and another resampling turn features a little; only their angle is bounded.
+GATES = {
+    ENCODER: Gate(1e-4, 0.99999),
+    CLASSIFIER: Gate(1e-3, 0.99999),  # weights of features that hardly vary multiply their rounding
+    ANY_SIZE: Gate(float("inf"), 0.999),
+    VARIANTS["fp16"]: Gate(float("inf"), 0.999),
+    VARIANTS["int8"]: Gate(float("inf"), 0.99),
+}
+
+
+@dataclass(frozen=True)
+class Bundle:
+    """An opened bundle. `digest` is the SHA-256 of `manifest.json` as it is on disk: it names the bundle in outputs."""
+
+    folder: Path
+    manifest: Manifest
+    digest: str
+
+    @classmethod
+    def open(cls, folder: str | os.PathLike[str]) -> Bundle:
+        """Read and check the manifest; the other files are checked when they are read. Raises `BundleError`."""
+        path = Path(folder)
+        if not path.is_dir():
+            raise BundleError(f"{printable(path)} is not a folder; expected a bundle written by `byol export`")
+        file = path / MANIFEST
+        try:
+            text = read_regular(file, MAX_BYTES, follow=False)
+            manifest = Manifest.from_json(text)
+        except FileNotFoundError:
+            raise BundleError(f"{printable(path)} is not a bundle: it holds no {MANIFEST}") from None
+        except (OSError, BundleError) as error:
+            raise BundleError(f"{printable(file)}: {reason_of(error)}") from error
+        return cls(path, manifest, hashlib.sha256(text).hexdigest())
+
+    def read(self, name: str) -> bytes:
+        """The bytes of one file of the manifest, verified. What is used is what was hashed. Raises `BundleError`."""
+        with self._opened(name) as stream:
+            content = stream.read(self.manifest.files[name].size)
+        self._compare(name, hashlib.sha256(content).hexdigest())
+        return content
+
+    def check(self, name: str) -> None:
+        """Verify one file of the manifest without holding it in memory. Raises `BundleError`."""
+        digest, left = hashlib.sha256(), self.manifest.files[name].size
+        with self._opened(name) as stream:
+            while left and (part := stream.read(min(left, 1 << 20))):
+                digest.update(part)
+                left -= len(part)
+        self._compare(name, digest.hexdigest())
+
+    @contextmanager
+    def _opened(self, name: str) -> Iterator[BinaryIO]:
+        """A file of the manifest, of the size that it states: what it grows by afterwards is not read."""
+        wanted, path = self.manifest.files[name].size, self.folder / name
+        most = limit("BYOL_WEIGHTS_GB") * 10**9 if name in (WEIGHTS, ENCODER_WEIGHTS) else 2**31  # as protobuf's
+        try:
+            with open_regular(path, follow=False) as stream:
+                size = os.fstat(stream.fileno()).st_size
+                if size != wanted:
+                    raise BundleError(f"{printable(path)} has {size} bytes, the manifest says {wanted}: damaged")
+                if size > most:  # BYOL_WEIGHTS_GB sets it for weights
+                    raise BundleError(f"{printable(path)} has {size:,} bytes, more than the {most:,} that it may")
+                yield stream
+        except OSError as error:
+            raise BundleError(f"{printable(path)}: {reason_of(error)}; export the bundle again") from error
+
+    def _compare(self, name: str, digest: str) -> None:
+        if digest != self.manifest.files[name].sha256:
+            raise BundleError(f"{printable(self.folder / name)} does not have the manifest's sha256: damaged")
+
+    def model(self, name: str, pictures: Sequence[tuple[int, int]] = ()) -> Model:
+        """A graph with the files its weights lie in, all verified, and judged (see `byol.bundle.graph.judge`).
+
+        No graph of a bundle reaches ONNX Runtime by another way. Raises `BundleError`.
+        """
+        from byol.bundle.graph.judge import judge
+
+        graph = self.read(name)
+        weights = {}
+        for file, size in judge(name, graph, self.manifest, pictures).items():
+            if file not in self.manifest.files:
+                raise BundleError(f"{name} keeps weights in {printable(file)}, a file that the manifest does not list")
+            found = self.manifest.files[file].size
+            if not size <= found < size + _MOST_PADDING:  # before it is read
+                raise BundleError(f"{name} needs {size} bytes of {printable(file)}, which has {found}")
+            weights[file] = self.read(file)
+        return Model(graph, weights)
+
+    def golden(self, graph: str = ENCODER) -> tuple[np.ndarray, np.ndarray]:
+        """A graph's verified golden inputs, uint8 (N, H, W, 3), and outputs, float32 (N, D). Raises `BundleError`.
+
+        H and W are S, but for the graph that takes any size.
+        """
+        size = self.manifest.image_size
+        dim = len(self.manifest.classifier.classes) if graph == CLASSIFIER and self.manifest.classifier else 0
+        dim = dim or self.manifest.feature_dim
+        inputs, outputs = golden_names(graph)
+        name, tensors = printable(self.folder / GOLDEN), self.golden_tensors()
+        images, expected = tensors[inputs], tensors[outputs]
+        shape = "(N, H, W, 3)" if graph == ANY_SIZE else f"(N, {size}, {size}, 3)"
+        fits = images.ndim == 4 and images.shape[3] == 3 and (graph == ANY_SIZE or images.shape[1:3] == (size, size))
+        if images.dtype != np.uint8 or not fits or 0 in images.shape:
+            raise BundleError(f"{name}: {inputs} must be uint8 {shape}, not {images.dtype} {images.shape}")
+        if expected.dtype != np.float32 or expected.shape != (len(images), dim):
+            raise BundleError(
+                f"{name}: {outputs} must be float32 ({len(images)}, {dim}), found {expected.dtype} {expected.shape}"
+            )
+        return images, expected
+
+    def golden_tensors(self) -> dict[str, np.ndarray]:
+        """All of the verified `golden.safetensors`, its names checked against the graphs. Raises `BundleError`."""
+        from safetensors.numpy import load
+
+        name, content = printable(self.folder / GOLDEN), self.read(GOLDEN)
+        try:
+            tensors: dict[str, np.ndarray] = load(content)
+        except Exception as error:  # SafetensorError, and NumPy's for types it lacks
+            raise BundleError(f"{name} is not a safetensors file: {error}") from error
+        wanted = {tensor for graph in self.manifest.graphs for tensor in golden_names(graph)}
+        if set(tensors) != wanted:
+            listed = ", ".join(f"`{tensor}`" for tensor in sorted(wanted))
+            raise BundleError(f"{name} must hold {listed}, found {sorted(tensors)}")
+        return tensors
+
+
+def golden_names(graph: str) -> tuple[str, str]:
+    """The tensors of `golden.safetensors` that are a graph's inputs and outputs."""
+    if graph == ENCODER:
+        return "images", "features"
+    return f"{graph}:images" if graph == ANY_SIZE else "images", graph
+
+
+def require_place(out: Path) -> None:
+    """Raise `ValueError` when no bundle can be written to the folder `out`, or would replace anything but a bundle."""
+    require_folder_place(out)
+    found = contents(out) if out.exists() else set()
+    if not found or (found <= FILES and is_half_filled(out)):
+        return
+    try:
+        manifest = read_object(read_regular(out / MANIFEST, MAX_BYTES, follow=False))
+    except (OSError, BundleError):
+        manifest = {}
+    files = manifest.get("files")
+    if "schema_version" not in manifest or not isinstance(files, dict) or not files.keys() <= FILES:
+        raise ValueError(f"{printable(out)} exists and is no bundle; choose another folder for the bundle")
+    others = sorted(found - {MANIFEST, *files})
+    if others:
+        named = ", ".join(printable(Path(name)) for name in others[:5])
+        raise ValueError(
+            f"{printable(out)} holds more than a bundle ({named}), which the new one would replace; "
+            "move that away, or choose another folder"
+        )
+
+
+def load_manifest(bundle: str | os.PathLike[str]) -> Manifest:
+    """The checked manifest of a bundle folder. Raises `BundleError`."""
+    return Bundle.open(bundle).manifest
+
+
+def describe_file(
+    path: str | os.PathLike[str], precision: str | None = None, parity: Parity | None = None
+) -> FileEntry:
+    """The manifest's entry for a file that is written: its SHA-256 and size, and for a graph its parity."""
+    return FileEntry(sha256_of(path), os.path.getsize(path), precision, parity)
+
+
+def compare_features(expected: np.ndarray, found: np.ndarray) -> tuple[float, float]:
+    """(largest relative error, smallest cosine) of `found` against `expected`, both (N, D), in float64.
+
+    The error of a row is max |found - expected| / max |expected|, so it does not depend on the features' scale.
+    A value that is not finite counts as infinite error and cosine -1. Raises `ValueError` when the shapes differ.
+    """
+    if expected.shape != found.shape or expected.ndim != 2 or expected.size == 0:
+        raise ValueError(f"features must have equal shapes (N, D), found {expected.shape} and {found.shape}")
+    a, b = expected.astype(np.float64), found.astype(np.float64)
+    if not (np.isfinite(a).all() and np.isfinite(b).all()):
+        return float("inf"), -1.0
+    tiny = np.finfo(np.float64).tiny
+    with np.errstate(over="ignore"):  # a row of zeros and anything else: infinite
+        error = np.abs(b - a).max(1) / np.maximum(np.abs(a).max(1), tiny)  # (N,)
+    norms = np.linalg.norm(a, axis=1) * np.linalg.norm(b, axis=1)
+    cosine = np.where(error == 0, 1.0, (a * b).sum(1) / np.maximum(norms, tiny))  # equal zero rows agree
+    return float(error.max()), float(cosine.min())

@@ -1,0 +1,58 @@
+"""`byol cache` and `byol fetch`: what is kept between runs."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+import click
+
+from byol.console import note, show_json, show_line, show_table
+from byol.images.cache import DecodedCache
+from byol.images.named import SPLITS
+from byol.images.named import fetch as fetch_named
+
+
+@click.group(invoke_without_command=True)
+@click.option("--json", "as_json", is_flag=True, help="One JSON object on stdout.")
+@click.pass_context
+def cache(context: click.Context, as_json: bool) -> None:
+    """Show the decoded images kept for later runs; `byol cache clear` removes them.
+
+    They lie in $BYOL_HOME (else ~/.cache/byol); $BYOL_CACHE_GB limits them, 0 keeps none.
+    """
+    if context.invoked_subcommand:
+        return
+    kept = DecodedCache()
+    entries = kept.entries()
+    if as_json:
+        listed = [
+            {"key": e.path.name, "name": e.meta["name"], "images": e.meta["images"], "bytes": e.size} for e in entries
+        ]
+        show_json({"folder": str(kept.root), "limit_bytes": kept.limit, "entries": listed})
+        return
+    total = sum(entry.size for entry in entries)
+    show_table([("folder", kept.root), ("kept", f"{total / 1e9:.2f} GB of {kept.limit / 1e9:.0f} GB")])
+    for entry in entries:
+        days = (time.time() - entry.used) / 86_400
+        what = f"{entry.meta['name']}: {entry.meta['images']} images at {entry.meta['shape'][1]} px"
+        show_line(f"  {what}, {entry.size / 1e6:.0f} MB, used {days:.0f} days ago")
+
+
+@cache.command()
+def clear() -> None:
+    """Remove all decoded images. Fetched data sets stay."""
+    freed = DecodedCache().clear()
+    note(f"{freed / 1e6:.0f} MB freed")
+
+
+@click.command()
+@click.argument("name", type=click.Choice(list(SPLITS)))
+@click.option("--root", type=click.Path(exists=True, file_okay=False, path_type=Path), help="Files already unpacked.")
+def fetch(name: str, root: Path | None) -> None:
+    """Download a named data set through torchvision, for `byol train cifar10` and `--test cifar10:test`.
+
+    With --root nothing is downloaded: the files lie there as torchvision unpacks them (cifar-10-batches-py, say).
+    """
+    for path in fetch_named(name, root):
+        show_line(str(path))

@@ -1,0 +1,170 @@
+"""`byol train`: options to a `TrainConfig`, progress to stderr, results to the run folder."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import click
+
+from byol.console import note
+from byol.images.location import LOCATION, Location
+from byol.options import Output, export_check_option
+from byol.text import printable
+from byol.training.config import ARCHITECTURES, OPTIMIZERS, STEMS, TIMM, TrainConfig, ViewConfig
+from byol.training.presets import PRESETS
+
+
+@click.command()
+@click.argument("data", type=LOCATION)
+@click.option("--out", type=Output(), required=True, help="Folder of the run.")
+@click.option("--preset", type=click.Choice(list(PRESETS)), help="Settings to start from; the options below override.")
+@click.option("--val-data", type=LOCATION, help="Labelled images for kNN accuracy while training.")
+@click.option("--epochs", type=int, help="Passes over the images.")
+@click.option("--batch-size", type=int, help="Images per optimizer step.")
+@click.option(
+    "--arch",
+    metavar=f"[{'|'.join(ARCHITECTURES)}|{TIMM}NAME]",
+    help="Encoder; timm:NAME is any model of timm's (needs the `timm` extra).",
+)
+@click.option(
+    "--stem", type=click.Choice(STEMS), help="First layers of a ResNet; auto: cifar up to 64 px, imagenet above."
+)
+@click.option("--image-size", type=int, help="Side of a view and of the exported input, in pixels.")
+@click.option("--max-steps", type=int, help="End after so many optimizer steps, schedules included.")
+@click.option("--accumulate", type=int, help="Split each batch into so many micro-batches.")
+@click.option("--optimizer", type=click.Choice(OPTIMIZERS), help="Optimizer.")
+@click.option("--lr", type=float, help="Base learning rate per 256 images.")
+@click.option("--tau", type=float, help="Target network's momentum at the start.")
+@click.option("--seed", type=int, help="Seed of weights, order and augmentation.")
+@click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), help="Where to train.")
+@click.option("--precision", type=click.Choice(["auto", "fp32", "bf16"]), help="auto: bf16 where it is fast.")
+@click.option("--recompute", is_flag=True, default=None, help="Less memory for more time: activations are not kept.")
+@click.option("--compile/--no-compile", default=None, help="torch.compile for all or nothing; unset: what pays.")
+@click.option(
+    "--set",
+    "settings",
+    multiple=True,
+    metavar="NAME=VALUE",
+    help="Any other setting of docs/recipe.md, as --set knn_every=5 or --set view1.crop_area=[0.2,1].",
+)
+@click.option("--tensorboard", is_flag=True, help="Also write TensorBoard event files (needs the `tensorboard` extra).")
+@click.option("--nproc", type=click.IntRange(1, 256), default=1, show_default=True, help="Processes, one per GPU.")
+@click.option("--resume", is_flag=True, help="Continue the run in --out; start it when there is none.")
+@export_check_option
+def train(
+    data: Location,
+    out: Path,
+    val_data: Location | None,
+    tensorboard: bool,
+    nproc: int,
+    resume: bool,
+    export_check: bool,
+    **options: Any,
+) -> None:
+    """Learn an encoder from the unlabelled images in DATA: a folder, an .npz file, shards (.tar, .parquet) or cifar10.
+
+    Without --preset: ResNet-50 at 224 px with the paper's 100-epoch settings, batch 256.
+    """
+    from byol.training.device import resolve_device
+    from byol.training.job import run_training
+    from byol.training.parallel.processes import launch, launched_as
+    from byol.training.run_folder import RunFolder
+    from byol.training.trainer import micro_batch
+
+    rank, processes = launched_as()
+    listed = "-" in (str(data), str(val_data))
+    own = _starts_processes(nproc, processes, listed)
+    run = RunFolder(out)
+    stored = run.config() if resume and run.exists() else None
+    try:
+        config = chosen_config(stored, options)
+        if config.timm_name:
+            from byol.encoders.timm_models import check_name, require_any_size  # without timm `main` names the extra
+
+            check_name(config.timm_name)
+            if config.start_size:
+                require_any_size(config.timm_name)
+        if val_data and not config.knn_every:
+            raise ValueError("--val-data is for kNN every knn_every epochs, and knn_every is 0; leave one of them out")
+    except ValueError as error:
+        raise click.UsageError(str(error)) from error
+    if own:
+        resolve_device(config.device, nproc - 1)
+        micro_batch(config, nproc)  # both would be told by each of the processes
+        if not launch(nproc, sys.argv[1:], listed):
+            raise click.exceptions.Exit(1)
+        return
+    run_training(config, data, out, val_data, resume, tensorboard, export_check)
+    if rank == 0:
+        note(f"Done. Next: byol export {printable(out)} --out BUNDLE")
+
+
+def _starts_processes(nproc: int, launched: int, list_comes: bool) -> bool:
+    """Whether this process is to start others; `launched`: how many a launcher has started. Raises `UsageError`."""
+    from byol.training.parallel.processes import is_own
+
+    if launched > 1 and not is_own():
+        if nproc > 1:
+            raise click.UsageError(
+                f"--nproc {nproc} starts processes, and a launcher has started {launched} (WORLD_SIZE); leave one out"
+            )
+        if list_comes:
+            raise click.UsageError("several processes cannot read one list; write it to a file, as list.txt")
+    return nproc > 1 and not is_own()
+
+
+def chosen_config(stored: TrainConfig | None, options: dict[str, Any]) -> TrainConfig:
+    """The configuration of a command: the stored run's or the preset's, overridden by the options given.
+
+    Raises `ValueError` for an illegal value, or one that a resumed run was not started with.
+    """
+    preset = options.pop("preset")
+    base = stored or (PRESETS[preset]() if preset else TrainConfig())
+    given = {name: value for name, value in options.items() if value is not None and name != "settings"}
+    if "compile" in given:
+        given["compile"] = "all" if given["compile"] else "none"
+    for text in options["settings"]:
+        _apply_setting(base, given, text)
+    if stored is not None and given.get("canvas_size") == 0:
+        del given["canvas_size"]  # the run decided when it began what its images need
+    config = base.replace(**given)
+    if stored is not None:
+        changed = [name for name in given if getattr(config, name) != getattr(stored, name) and name != "device"]
+        if preset and preset != stored.preset:
+            changed.append("preset")
+        if changed:
+            raise ValueError(
+                f"a resumed run keeps its settings, but these differ: {', '.join(sorted(changed))}; "
+                "leave the options out, or start a new run with another --out"
+            )
+    return config
+
+
+def _apply_setting(base: TrainConfig, given: dict[str, Any], text: str) -> None:
+    """Add one `--set` to the given settings; `view1.` and `view2.` reach into the views."""
+    name, separator, value = text.partition("=")
+    if not separator:
+        raise ValueError(f"--set {text!r} has no `=`; write NAME=VALUE")
+    try:
+        parsed = json.loads(value)
+    except json.JSONDecodeError:
+        parsed = value  # a plain word
+    parsed = tuple(parsed) if isinstance(parsed, list) else parsed
+    outer, dot, inner = name.partition(".")
+    if name == "preset":
+        raise ValueError("--set preset names settings and does not take them; use --preset NAME")
+    if outer in ("view1", "view2") and not dot:
+        raise ValueError(f"--set {name} needs a field of the view, as --set {name}.flip=0.5")
+    if not dot:
+        given[name] = parsed
+        return
+    view = given.get(outer, getattr(base, outer, None))
+    if not isinstance(view, ViewConfig) or inner not in vars(view):
+        raise ValueError(f"--set {name}: no such setting")
+    try:
+        given[outer] = ViewConfig(**{**vars(view), inner: parsed})
+    except ValueError as error:
+        raise ValueError(f"{outer}.{error}") from error

@@ -1,0 +1,1 @@
+"""Encoders: torchvision's ResNets and timm's models, without their classifiers."""

@@ -1,0 +1,295 @@
+"""Files and folders: atomic writes, so that what bears its final name is whole; regular files only. Torch-free."""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import os
+import re
+import shutil
+import stat
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, suppress
+from pathlib import Path
+from typing import BinaryIO
+
+from byol.files.locks import LOCK, only_writer, only_writer_in
+from byol.files.names import OF_THE_SYSTEM, leftovers_of, new_name
+from byol.text import printable
+
+NO_FILE = "not a regular file"
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+A_LINK = "a symbolic link; put the file itself there"
+
+
+@contextmanager
+def atomic_file(path: str | os.PathLike[str]) -> Iterator[Path]:
+    """Give a temporary path beside `path`; after the block its content is synced to disk and takes the final name.
+
+    Behind a link, that is the name of what it points to, and the link stays. When the block raises, the temporary file
+    is removed and whatever stood under `path` stays as it was. Raises `BlockingIOError` while another process writes
+    the same file, and `OSError` where a pipe, a device or a folder stands.
+    """
+    final = behind_links(path)
+    with only_writer(final) as alone:
+        for leftover in leftovers_of(final, ".tmp") if alone else ():
+            remove(leftover)
+        temporary = final.with_name(new_name(final.name, ".tmp"))
+        mode = _create(temporary)
+        try:
+            yield temporary
+            _publish(temporary, mode)
+            os.replace(temporary, final)
+            sync(final.parent)
+        except BaseException as error:
+            temporary.unlink(missing_ok=True)
+            _say_where(error, final)
+            raise
+
+
+def _say_where(error: BaseException, path: Path) -> None:
+    """Have an error of a disk that is full name what was written, which no error of an open file does by itself."""
+    if isinstance(error, OSError) and error.errno in FULL and error.filename is None:
+        error.filename = os.fspath(path)
+
+
+@contextmanager
+def atomic_folder(path: str | os.PathLike[str], last: str) -> Iterator[Path]:
+    """The same for a folder: an old one is replaced only once the new one is whole; behind a link, what it points to.
+
+    A kill between the two renames at the end leaves the old one as `.NAME.byol-XXXXXXXXXXXXXXXX.old`. A folder that
+    must stay (see `must_stay`) is filled instead: its files are replaced one by one, and `last`, the file by which
+    readers know it, is not there meanwhile. A kill then leaves the others, and a hidden folder (see `is_half_filled`).
+    """
+    final = Path(path).resolve()
+    final.parent.mkdir(parents=True, exist_ok=True)
+    stays = must_stay(final)
+    new = _new_in(final) if stays else final
+    with _alone(final, stays) as alone:
+        for leftover in leftovers_of(new, ".tmp") if alone else ():
+            remove(leftover)
+        temporary = new.with_name(new_name(new.name, ".tmp"))
+        temporary.mkdir()
+        try:
+            yield temporary
+            _publish_all(temporary)
+        except BaseException as error:
+            shutil.rmtree(temporary, ignore_errors=True)
+            _say_where(error, final)
+            raise
+        if stays:
+            _fill(final, temporary, last)
+        else:
+            _exchange(final, temporary, alone)
+
+
+@contextmanager
+def _alone(final: Path, stays: bool) -> Iterator[bool]:
+    """Keep other writers out: by a lock in the folder, and where it is yet to be, or is replaced, one beside it."""
+    with ExitStack() as locks:
+        beside = stays or locks.enter_context(only_writer(final))
+        yield (not final.is_dir() or locks.enter_context(only_writer_in(final))) and beside
+
+
+def _publish_all(folder: Path) -> None:
+    mode = stat.S_IMODE(folder.stat().st_mode) & 0o666
+    for entry in folder.rglob("*"):
+        if entry.is_dir():
+            sync(entry)
+        else:
+            _publish(entry, mode)
+
+
+def _exchange(final: Path, new: Path, alone: bool) -> None:
+    """Rename a new folder to its final name, and remove the old one."""
+    old = final.with_name(new_name(final.name, ".old"))
+    try:
+        if final.exists():
+            os.replace(final, old)
+        os.replace(new, final)
+        sync(final.parent)
+    except BaseException:
+        shutil.rmtree(new, ignore_errors=True)
+        if old.exists() and not final.exists():
+            os.replace(old, final)
+        raise
+    for replaced in leftovers_of(final, ".old") if alone else (old,):
+        remove(replaced)
+
+
+def _fill(final: Path, new: Path, last: str) -> None:
+    """Move what a new folder holds, which lies in the final one, to where it belongs; all else there goes."""
+    remove(final / last)
+    sync(final)
+    names = set(os.listdir(new))
+    for name in sorted(names - {last}):
+        if (final / name).is_dir():
+            remove(final / name)
+        os.replace(new / name, final / name)
+    for name in set(os.listdir(final)) - names - {new.name, LOCK} - OF_THE_SYSTEM:
+        remove(final / name)
+    sync(final)
+    os.replace(new / last, final / last)
+    new.rmdir()
+    sync(final)
+
+
+def must_stay(folder: Path) -> bool:
+    """Whether a folder is one that cannot be renamed, and that no other one can replace.
+
+    That is a mount point, one that this process runs in, and one in a folder that cannot be written to: what a
+    container is given for its results.
+    """
+    runs_in_it = Path.cwd().is_relative_to(folder)
+    return folder.is_dir() and (runs_in_it or is_mount(folder) or not os.access(folder.parent, os.W_OK | os.X_OK))
+
+
+def is_half_filled(folder: Path) -> bool:
+    """Whether a killed writer left a folder as it was being filled."""
+    return bool(leftovers_of(_new_in(folder), ".tmp"))
+
+
+def contents(folder: Path) -> set[str]:
+    """The names in a folder, without our lock, what killed writers left, and what every disk's root holds."""
+    left = {path.name for path in leftovers_of(_new_in(folder), ".tmp")}
+    return set(os.listdir(folder)) - left - {LOCK} - OF_THE_SYSTEM
+
+
+def _new_in(folder: Path) -> Path:
+    """What is made in a folder that is filled is named after this, whatever the folder is called where."""
+    return folder / "new"
+
+
+def is_mount(path: Path) -> bool:
+    """Whether this is a mount point, also of a file, or of the disk that it lies on (a bind mount)."""
+    if os.path.ismount(path):
+        return True
+    try:
+        lines = Path("/proc/self/mountinfo").read_bytes().splitlines()
+    except OSError:  # another system than Linux
+        return False
+    places = (line.split(b" ")[4] for line in lines)
+    return os.fsencode(path) in (re.sub(rb"\\([0-7]{3})", lambda m: bytes([int(m[1], 8)]), place) for place in places)
+
+
+@contextmanager
+def made_folder(path: Path) -> Iterator[None]:
+    """Make a folder and its parents, if they are not there; those made here go again when the block fails."""
+    path = Path(os.path.realpath(path))  # a link may lead to a folder that is yet to be
+    made = [folder for folder in (path, *path.parents) if not folder.exists()]
+    path.mkdir(parents=True, exist_ok=True)
+    try:
+        yield
+    except BaseException:
+        for folder in made:
+            with suppress(OSError):
+                folder.rmdir()
+        raise
+
+
+def behind_links(path: str | os.PathLike[str]) -> Path:
+    """Where a file written to `path` comes to lie. Raises `OSError` where links lead nowhere, or to no file."""
+    try:
+        mode = os.stat(path).st_mode
+    except FileNotFoundError:
+        pass
+    else:
+        if not stat.S_ISREG(mode):
+            raise OSError(errno.EINVAL, NO_FILE, os.fspath(path))
+    return Path(os.path.realpath(path))
+
+
+def _create(path: Path) -> int:
+    """Make a new, empty file, behind no link and in the place of nothing; the permissions that new files get."""
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_NOFOLLOW", 0), 0o666)
+    try:
+        return stat.S_IMODE(os.fstat(descriptor).st_mode)
+    finally:
+        os.close(descriptor)
+
+
+def require_folder_place(path: Path) -> None:
+    """Raise `ValueError` when `atomic_folder` could not put a folder at `path`; before work that would be lost."""
+    final = path.resolve()
+    if final.exists() and not final.is_dir():
+        raise ValueError(f"{printable(path)} is a file; name a folder")
+    require_writable(path, final)
+
+
+def require_writable(path: Path, folder: Path) -> None:
+    """Raise `ValueError` when `path` cannot be written as nothing can be in `folder`, which may be the path itself."""
+    place = lowest_there(folder)
+    if not (place.is_dir() and os.access(place, os.W_OK | os.X_OK)):
+        itself = place == Path(os.path.realpath(path))
+        what = "written to" if itself else f"made: {printable(place)} is no folder that can be written to"
+        raise ValueError(f"{printable(path)} cannot be {what}; choose another place, or change its permissions")
+
+
+def lowest_there(path: Path) -> Path:
+    """The path itself where it is there, else the lowest one above it that is."""
+    whole = path.absolute()
+    return next(place for place in (whole, *whole.parents) if os.path.lexists(place))
+
+
+def open_regular(path: str | bytes | os.PathLike[str], follow: bool = True) -> BinaryIO:
+    """Open a regular file for reading; nothing else is ever opened, as a pipe would be waited for.
+
+    `follow`: also behind a symbolic link, which is right for a path that the user gave and wrong for a file in a folder
+    that came from somebody else. Raises `OSError`.
+    """
+    seen = os.stat(path, follow_symlinks=follow)
+    if stat.S_ISLNK(seen.st_mode):
+        raise OSError(errno.ELOOP, A_LINK, path)
+    if not stat.S_ISREG(seen.st_mode):
+        raise OSError(errno.EINVAL, NO_FILE, path)
+    flags = os.O_RDONLY | sum(getattr(os, name, 0) for name in ("O_BINARY", "O_CLOEXEC", "O_NONBLOCK"))
+    descriptor = os.open(path, flags if follow else flags | getattr(os, "O_NOFOLLOW", 0))
+    stream = open(descriptor, "rb")  # noqa: SIM115 - closed by the caller
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):  # exchanged since it was looked at
+        stream.close()
+        raise OSError(errno.EINVAL, NO_FILE, path)
+    return stream
+
+
+def read_regular(path: str | bytes | os.PathLike[str], most: int, follow: bool = True) -> bytes:
+    """The content of a regular file of at most `most` bytes (see `open_regular`). Raises `OSError`."""
+    with open_regular(path, follow) as stream:
+        size = os.fstat(stream.fileno()).st_size
+        content = stream.read(min(size, most) + 1)  # as much memory is taken at once
+    if len(content) > most:
+        raise OSError(errno.EFBIG, f"larger than {most:,} bytes", path)
+    return content
+
+
+def remove(path: Path) -> None:
+    """Remove a file, a link or a folder with all in it, if it is there."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def sha256_of(path: str | os.PathLike[str]) -> str:
+    """SHA-256 of a file, hexadecimal."""
+    with open(path, "rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def _publish(path: Path, mode: int) -> None:
+    """Give a new file the usual permissions (some writers create private ones), then sync it."""
+    flags = os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0)
+    descriptor = os.open(path, flags)
+    try:
+        os.chmod(descriptor if os.chmod in os.supports_fd else path, mode)
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def sync(path: Path) -> None:
+    """Wait until a file or a folder's entries are on the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

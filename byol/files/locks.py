@@ -1,0 +1,82 @@
+"""One writer at a time: a lock that ends with its process, however that ends. Torch-free."""
+
+from __future__ import annotations
+
+import os
+import stat
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from byol.files.names import hidden_name
+
+if sys.platform != "win32":  # there two writers of one file are not told apart
+    import fcntl
+
+LOCK = ".lock"  # of a folder, in it
+
+
+@contextmanager
+def only_writer(final: Path, lock: Path | None = None) -> Iterator[bool]:
+    """Hold the lock of what is written to `final`; gives whether it is held, which some file systems cannot say.
+
+    It is an empty file beside `final`, or `lock`, and goes with its holder. Raises `BlockingIOError` while another
+    process holds it, and `OSError` when a link or anything but a file stands in its place: that is not ours.
+    """
+    if sys.platform == "win32":
+        yield False
+        return
+    place = lock or final.with_name(hidden_name(final.name, ".lock"))
+    descriptor = _open(place)
+    try:
+        held = _lock(descriptor, final)
+        while held and not _is_at(descriptor, place):  # its last holder has removed it meanwhile
+            os.close(descriptor)
+            descriptor = _open(place)
+            held = _lock(descriptor, final)
+        try:
+            yield held
+        finally:
+            with suppress(OSError):  # one with content is somebody's: it bears our lock and nothing more
+                if os.fstat(descriptor).st_size == 0 and _is_at(descriptor, place):
+                    place.unlink()
+    finally:
+        os.close(descriptor)
+
+
+@contextmanager
+def only_writer_in(folder: Path) -> Iterator[bool]:
+    """The same for a folder that is there. Its lock lies in it: nothing may be written beside a mount point, say."""
+    with only_writer(folder, folder / LOCK) as held:
+        yield held
+
+
+def _open(place: Path) -> int:
+    try:
+        descriptor = os.open(place, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, 0o666)
+    except OSError as error:
+        if place.is_symlink() or (place.exists() and not place.is_file()):
+            raise OSError(f"{place} is in the way: a lock is kept under this name; move it away") from error
+        raise
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise OSError(f"{place} is in the way: a lock is kept under this name; move it away")
+    return descriptor
+
+
+def _lock(descriptor: int, final: Path) -> bool:
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise BlockingIOError(f"another process is writing {final}; wait for it, or choose another place") from None
+    except OSError:  # a file system without locks
+        return False
+    return True
+
+
+def _is_at(descriptor: int, place: Path) -> bool:
+    try:
+        return os.path.samestat(os.fstat(descriptor), os.lstat(place))
+    except FileNotFoundError:
+        return False

@@ -1,0 +1,1 @@
+"""Fine-tuning of a trained encoder on a few labels. Needs the `train` extra."""

@@ -1,0 +1,96 @@
+"""The file of a fine-tuned classifier: `last.safetensors` in a folder that `byol finetune` wrote.
+
+Tensors: `encoder.*` under the backbone's own names, `classifier.weight` (C, D), `classifier.bias` (C,). Metadata
+(strings): format version, task, and as JSON `source` (how to rebuild and feed the encoder, what it was trained on) and
+`head` (what a manifest says of the classifier).
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from byol.field_types import check_fields
+from byol.finetuning.tuner import Classifier
+from byol.pretrained import Pretrained
+from byol.run import FINETUNE
+from byol.strict_json import read_object
+from byol.text import printable
+from byol.training.checkpoint import checkpoint_file, damaged_metadata, finite, read_tensors, write_tensors
+from byol.training.config import LARGEST
+from byol.training.model import build_encoder, load_strict, require_fit
+
+
+@dataclass(frozen=True)
+class FineTuned:
+    """A fine-tuned classifier: `source.encoder` is the encoder now; `weight` (C, D) and `bias` (C,) follow it.
+
+    `source.finetuning` says how; `head` holds the fields of a manifest's `classifier` (docs/bundle.md).
+    """
+
+    source: Pretrained
+    weight: Tensor
+    bias: Tensor
+    head: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class _Rebuilt:
+    """How to rebuild and feed an encoder, as a file says it. Raises `ValueError` for what is of another type."""
+
+    arch: str
+    stem: str
+    image_size: int
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+
+    def __post_init__(self) -> None:
+        check_fields(self)
+        for name in ("mean", "std"):
+            object.__setattr__(self, name, tuple(getattr(self, name)))
+        if not 1 <= self.image_size <= LARGEST["image_size"]:
+            raise ValueError(f"image_size is {self.image_size}; legal: 1 to {LARGEST['image_size']:,}")
+
+    def classifier(self, classes: int) -> Classifier:
+        """The encoder and a layer behind it."""
+        return Classifier(build_encoder(self.arch, self.stem, self.image_size), classes)
+
+
+def _classes(head: dict[str, Any]) -> list[str]:
+    classes = head["classes"]
+    if not (isinstance(classes, list) and all(isinstance(name, str) for name in classes)):
+        raise ValueError(f"head.classes is {classes!r:.40}; expected a list of names")
+    return classes
+
+
+def save_finetuned(path: Path, model: Classifier, source: Pretrained, head: dict[str, Any]) -> None:
+    """Write a classifier whose encoder was `source`'s. Raises `ValueError` when a weight is not finite."""
+    tensors = model.state_dict()
+    if not finite(tensors):
+        raise ValueError("the fine-tuned weights are not all finite; leave out the highest --lr")
+    facts = {field.name: getattr(source, field.name) for field in fields(source) if field.name != "encoder"}
+    texts = {"source": json.dumps(facts, sort_keys=True), "head": json.dumps(head, sort_keys=True)}
+    write_tensors(path, tensors, {"task": FINETUNE, **texts})
+
+
+def read_finetuned(path: Path) -> FineTuned:
+    """The inverse. Raises `ValueError` when the file is missing, damaged, or of another task."""
+    path = checkpoint_file(path)
+    tensors, metadata = read_tensors(path, FINETUNE)
+    with damaged_metadata(path):
+        facts, head = (read_object(metadata[name]) for name in ("source", "head"))
+        count = len(_classes(head))
+        rebuilt = _Rebuilt(**{name: facts.pop(name) for name in ("arch", "stem", "image_size", "mean", "std")})
+        with torch.device("meta"):
+            expected = rebuilt.classifier(count).state_dict()
+    require_fit(expected, tensors, printable(path))  # before memory is taken: a small file can name a large model
+    model = rebuilt.classifier(count)
+    load_strict(model, tensors, printable(path))
+    with damaged_metadata(path):
+        source = Pretrained(model.encoder.eval(), **vars(rebuilt), **facts)
+    return FineTuned(source, tensors["classifier.weight"], tensors["classifier.bias"], head)

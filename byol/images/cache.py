@@ -1,0 +1,248 @@
+"""Where decoded images and fetched data sets are kept between runs. Torch-free.
+
+`$BYOL_HOME`, else `$XDG_CACHE_HOME/byol`, else `~/.cache/byol`. Decoded images lie in `decoded/KEY/`: every run that
+needs the same images at the same size maps the same files. At most `$BYOL_CACHE_GB` (100, and never more than half of
+what the disk has free) is kept; the entry used longest ago goes first.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import secrets
+import shutil
+import stat
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from byol.files.atomic import lowest_there, read_regular, remove, sync
+from byol.files.locks import only_writer
+from byol.strict_json import read_object
+from byol.text import printable, reason_of
+
+DEFAULT_GB = 100.0
+META = "meta.json"
+ARRAYS = ("pixels.npy", "aspect.npy", "indices.npy")
+MOST_META = 256 << 20  # bytes: it lists the images that could not be read
+WEEK = 7 * 86_400  # seconds
+CHUNK = 1 << 24  # bytes written at a time
+_TEMPORARY = ".tmp-"
+_NO_FALLOCATE = (errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSYS, errno.ENOTSUP)
+
+
+def home() -> Path:
+    """The folder of everything kept."""
+    if own := os.environ.get("BYOL_HOME"):
+        return Path(own)
+    try:
+        return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "byol"
+    except RuntimeError:  # a user without a home: nothing can be kept
+        return Path(os.devnull) / "byol"
+
+
+def size_limit() -> int:
+    """`$BYOL_CACHE_GB` in bytes; 0 keeps nothing. Raises `ValueError` when it is not a number of 0 or more."""
+    text = os.environ.get("BYOL_CACHE_GB", "")
+    try:
+        gigabytes = float(text) if text else DEFAULT_GB
+    except ValueError:
+        gigabytes = -1.0
+    if not 0 <= gigabytes < float("inf"):
+        raise ValueError(f"BYOL_CACHE_GB is {text!r}; expected a number of 0 or more")
+    return int(gigabytes * 1e9)
+
+
+class CacheError(OSError):
+    """Nothing can be kept: the disk is full, or the folder cannot be written to. Only the cache is lost."""
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One set of decoded images. `used` in seconds since 1970, `meta` as `read_meta` has checked it."""
+
+    path: Path
+    size: int
+    used: float
+    meta: dict[str, Any]
+
+
+class DecodedCache:
+    """Folders under a content key, written whole or not at all, within a size limit in bytes."""
+
+    def __init__(self, root: Path | None = None, limit: int | None = None):
+        self.root = root or home() / "decoded"
+        self.limit = size_limit() if limit is None else limit
+
+    def find(self, key: str) -> Entry | None:
+        """The entry of a key, marked as used now."""
+        entry = _entry(self.root / key)
+        if entry:
+            with suppress(OSError):
+                os.utime(entry.path)
+        return entry
+
+    def entries(self) -> list[Entry]:
+        """All entries, the one used longest ago first."""
+        try:
+            found = [_entry(path) for path in self.root.glob("[!.]*")] if self.root.is_dir() else []
+        except OSError:  # a folder above that cannot be entered
+            found = []
+        return sorted((entry for entry in found if entry), key=lambda entry: entry.used)
+
+    def has_room(self, size: int) -> bool:
+        """Whether so many bytes may be kept, if need be in place of what is there. Raises `CacheError`."""
+        if size > self.limit:
+            return False
+        kept = sum(entry.size for entry in self.entries())
+        with self.failing_alone():
+            return size <= (shutil.disk_usage(lowest_there(self.root)).free + kept) // 2
+
+    @contextmanager
+    def create(self, key: str, size: int) -> Iterator[Path]:
+        """Give an empty folder; after the block its files are synced and found under `key`.
+
+        Entries used longest ago make room. When another process was first, its entry stays and this one goes. Raises
+        `CacheError`; nothing is left then. A lock beside the folder says that it is being written: process numbers
+        mean nothing where two containers share a home.
+        """
+        temporary = self.root / f"{_TEMPORARY}{secrets.token_hex(8)}"
+        with ExitStack() as stack:
+            with self.failing_alone():
+                self.root.mkdir(parents=True, exist_ok=True)
+                self._remove_abandoned()
+                self._make_room(size)
+                stack.enter_context(only_writer(temporary, _lock_of(temporary)))  # before there is a folder
+                temporary.mkdir()
+            stack.callback(shutil.rmtree, temporary, ignore_errors=True)
+            yield temporary
+            with self.failing_alone():
+                self._publish(temporary, self.root / key)
+
+    @contextmanager
+    def failing_alone(self) -> Iterator[None]:
+        """An `OSError` of the block is the cache's own: a `CacheError`, which no other work ends for."""
+        try:
+            yield
+        except OSError as error:
+            raise CacheError(error.errno, f"{printable(self.root)} keeps no images: {reason_of(error)}") from error
+
+    def _publish(self, temporary: Path, final: Path) -> None:
+        for file in temporary.iterdir():
+            sync(file)
+        try:
+            os.rename(temporary, final)
+        except OSError:
+            if not final.exists():  # another process was not first: a real failure
+                raise
+        sync(self.root)
+
+    def drop(self, key: str) -> None:
+        """Remove an entry. Processes that have mapped its files keep them."""
+        with suppress(OSError):
+            remove(self.root / key)
+
+    def clear(self) -> int:
+        """Remove all entries; the bytes freed."""
+        entries = self.entries()
+        for entry in entries:
+            self.drop(entry.path.name)
+        self._remove_abandoned()
+        return sum(entry.size for entry in entries)
+
+    def _make_room(self, size: int) -> None:
+        entries = self.entries()
+        excess = sum(entry.size for entry in entries) + size - self.limit
+        free = shutil.disk_usage(self.root).free
+        for entry in entries:
+            if excess <= 0 and free >= 2 * size:
+                break
+            self.drop(entry.path.name)
+            excess -= entry.size
+            free += entry.size
+
+    def _remove_abandoned(self) -> None:
+        """Remove what killed processes left half-written: nobody holds its lock. Without one, after a week."""
+        for path in self.root.glob(f"{_TEMPORARY}*"):
+            with suppress(OSError):
+                if path.is_dir() and _is_abandoned(path):
+                    shutil.rmtree(path, ignore_errors=True)
+
+
+def _lock_of(temporary: Path) -> Path:
+    return temporary.with_name(f"{temporary.name}.lock")
+
+
+def _is_abandoned(temporary: Path) -> bool:
+    """Whether the process that wrote the folder is gone; where no lock can tell (or none is there, as of old), by age.
+
+    Raises `BlockingIOError` while it is at work.
+    """
+    lock = _lock_of(temporary)
+    if lock.is_file():
+        with only_writer(temporary, lock) as alone:
+            if alone:
+                return True
+    return time.time() - temporary.stat().st_mtime > WEEK
+
+
+def read_meta(folder: Path) -> dict[str, Any]:
+    """What an entry's `meta.json` says. Raises `ValueError` or `OSError` when it is damaged."""
+    meta = read_object(read_regular(folder / META, MOST_META, follow=False))
+    listed = [*meta["listed"], *meta["unreadable"]] if _has_types(meta) else None
+    if listed is None or not all(_is_skipped(item) for item in listed):
+        raise ValueError("it says something else than an entry does")
+    return meta
+
+
+def _has_types(meta: dict[str, Any]) -> bool:
+    kinds = {"name": str, "images": int, "shape": list, "listed": list, "unreadable": list}
+    typed = all(type(meta.get(name)) is kind for name, kind in kinds.items())
+    return typed and len(meta["shape"]) == 4 and all(type(side) is int and side >= 0 for side in meta["shape"])
+
+
+def _is_skipped(item: object) -> bool:
+    return isinstance(item, dict) and item.keys() == {"path", "reason"} and all(type(v) is str for v in item.values())
+
+
+def _entry(path: Path) -> Entry | None:
+    """An entry, None for anything else: only what is one is ever removed."""
+    try:
+        meta = read_meta(path)
+        files = {file.name: file.lstat() for file in path.iterdir()}
+        used = path.lstat()
+    except (OSError, ValueError):
+        return None
+    plain = stat.S_ISDIR(used.st_mode) and all(stat.S_ISREG(file.st_mode) for file in files.values())
+    if not plain or not files.keys() <= {META, *ARRAYS}:
+        return None
+    return Entry(path, sum(file.st_size for file in files.values()), used.st_mtime, meta)
+
+
+def reserve(path: Path) -> None:
+    """Have the disk give a sparse file its blocks. Raises `OSError` when it is full.
+
+    Else a mapped page that finds no room would end the process (SIGBUS).
+    """
+    with open(path, "r+b") as stream:
+        size = os.fstat(stream.fileno()).st_size
+        try:
+            os.posix_fallocate(stream.fileno(), 0, size)
+        except (AttributeError, OSError) as error:  # macOS has none, some file systems neither
+            if isinstance(error, OSError) and error.errno not in _NO_FALLOCATE:
+                raise
+            _fill(stream, size)
+
+
+def _fill(stream: BinaryIO, size: int) -> None:
+    """Write what the file holds, zeros but for its head, over itself."""
+    for start in range(0, size, CHUNK):
+        stream.seek(start)
+        content = stream.read(min(CHUNK, size - start))
+        stream.seek(start)
+        stream.write(content)
+    stream.flush()
+    os.fsync(stream.fileno())  # some file systems find their room only now

@@ -1,0 +1,156 @@
+"""Folders of images, walked in the order of their paths: as one listing, or in sections meanwhile. Torch-free.
+
+`LocalTree` is a folder of this machine; `byol.images.remote.tree.RemoteTree` one behind a URL.
+"""
+
+from __future__ import annotations
+
+import os
+from array import array
+from collections import deque
+from collections.abc import Iterator, Sequence
+from itertools import chain, islice
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import pyarrow as pa
+from PIL import Image
+
+from byol.images.columns import Computed, Labels, Names
+from byol.images.source import Anchors, ImageSource, Skipped, SourceUnavailable, read_image
+from byol.images.stamps import ListedFiles
+from byol.images.surroundings import GO_ON
+from byol.images.walk import CHUNK, Skip, Walk
+from byol.text import path_text, printable
+
+
+class Files(Protocol):
+    """Images of a tree."""
+
+    def stamp(self) -> str:
+        """A digest that changes when one of them does."""
+
+    def content(self) -> str:
+        """A digest that is the same for a copy of them."""
+
+
+class Tree(Protocol):
+    """A folder of images, at every depth."""
+
+    name: str
+
+    def walk(self, skip: Skip) -> Iterator[bytes]:
+        """Yield the images as paths relative to the folder, sorted by their bytes."""
+
+    def open(self, path: bytes) -> Image.Image:
+        """Decode one of them. Raises `UnreadableImage`."""
+
+    def files(self, names: Names) -> Files:
+        """Some of its images, to tell whether they change."""
+
+
+def folder_source(tree: Tree) -> ImageSource:
+    """All images below a folder, in the order of their paths' bytes; the first folder of a path is the class."""
+    skipped: list[Skipped] = []
+    paths = tree.walk(lambda path, reason: skipped.append(Skipped(path_text(path), reason)))
+    return _section(tree, paths, skipped)
+
+
+def folder_sections(
+    tree: Tree, size: int, after: bytes = b"", ends: Sequence[bytes] = ()
+) -> Iterator[tuple[ImageSource, bytes]]:
+    """The same as consecutive sources of `size` images, each made when it is asked for; with the last path of each.
+
+    What the listing leaves out is `skipped` of the section in whose place it is. Only what comes behind the path
+    `after` is given: a walk can be taken up where another one ended. `ends` are the last paths of the first sections,
+    where these are known: they hold whatever there is now up to them. Raises `SourceUnavailable` when nothing is left
+    of what came up to `after`: the disk of the images is missing, and not the images.
+    """
+    found: list[Skipped] = []
+    inside = 0  # of `found`: those in the place of the current section
+    met = not after
+
+    def skip(path: bytes, reason: str) -> None:
+        if path > after:
+            found.append(Skipped(path_text(path), reason))
+
+    def behind() -> Iterator[bytes]:
+        nonlocal met
+        for path in tree.walk(skip):
+            met = met or path <= after
+            if path > after:
+                yield path
+
+    paths = behind()
+    following: list[bytes] = []
+
+    def section(end: bytes | None) -> Iterator[bytes]:
+        nonlocal following, inside
+        given = 0
+        for path in chain(following, paths):
+            if path > end if end is not None else given == size:
+                following = [path]
+                return
+            given, inside = given + 1, len(found)
+            yield path
+        following, inside = [], len(found)
+
+    following = list(islice(paths, 1))
+    if not met:
+        raise SourceUnavailable(f"{tree.name} holds none of the images any more that the work began with; {GO_ON}")
+    known = deque(ends)
+    while following or known:
+        end = known.popleft() if known else None
+        skipped: list[Skipped] = []
+        source = _section(tree, section(end), skipped)
+        skipped += found[:inside]
+        del found[:inside]
+        last: bytes = end or source.ids.raw[-1].as_py()  # type: ignore[attr-defined]
+        yield source, last
+
+
+def _section(tree: Tree, paths: Iterator[bytes], skipped: list[Skipped]) -> ImageSource:
+    chunks: list[Any] = []
+    codes = array("i")
+    classes: dict[bytes, int] = {}
+    while part := list(islice(paths, CHUNK)):
+        chunks.append(pa.array(part, pa.large_binary()))
+        codes.extend(_class_of(path, classes) for path in part)
+    names = Names.of(chunks)
+    return ImageSource(
+        name=tree.name,
+        ids=names,
+        labels=Labels(np.frombuffer(codes, np.int32), [path_text(name) for name in classes]),
+        skipped=skipped,
+        open=lambda i: tree.open(names.raw[i].as_py()),
+        stamp=lambda: tree.files(names).stamp(),
+        content=lambda: tree.files(names).content(),
+        places=Computed(len(names), lambda i: names.raw[i].as_py()),
+    )
+
+
+def _class_of(path: bytes, classes: dict[bytes, int]) -> int:
+    """The number of a path's first folder, -1 for an image that lies in none; new ones are added to `classes`."""
+    folder, slash, _ = path.partition(b"/")
+    return classes.setdefault(folder, len(classes)) if slash else -1
+
+
+class LocalTree:
+    """A folder of this machine. Its methods raise `SourceUnavailable` when it is gone, or another one in its place."""
+
+    def __init__(self, root: Path) -> None:
+        self.name, self._root = printable(root), os.fsencode(root)
+        self._anchors = Anchors(self._root)
+
+    def walk(self, skip: Skip) -> Iterator[bytes]:
+        """Yield the images as paths relative to the folder, sorted by their bytes."""
+        return Walk(self._root, self._anchors, skip).paths()
+
+    def open(self, path: bytes) -> Image.Image:
+        """Decode one of them. Raises `UnreadableImage`."""
+        return read_image(os.path.join(self._root, path), self._anchors)
+
+    def files(self, names: Names) -> ListedFiles:
+        """Some of its images, to tell whether they change."""
+        return ListedFiles(names, lambda name: os.path.join(self._root, name), self._anchors)

@@ -1,0 +1,327 @@
+"""Where images come from: a folder, one image, an `.npz`, WebDataset or Parquet shards, a named data set. Torch-free.
+
+A listing holds names and labels as arrays, so that ten million images are listed without a Python object for each.
+"""
+
+from __future__ import annotations
+
+import codecs
+import functools
+import glob
+import hashlib
+import os
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from itertools import chain
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from PIL import Image
+
+from byol.files.npz import open_arrays
+from byol.images.columns import Computed, Labels, Names
+from byol.images.folder import LocalTree, Tree, folder_sections, folder_source
+from byol.images.labels import labels_of_array
+from byol.images.location import Location, NotAllowed, is_url, names_below, written_out
+from byol.images.named import SPLITS, is_named, named_file
+from byol.images.remote.faults import Refusal
+from byol.images.remote.path import RemotePath, remote_path
+from byol.images.remote.tree import RemoteTree, asked, facts_of
+from byol.images.shards.listing import PACKED_REASON, AnyPath, is_packed, open_file, shards_below
+from byol.images.shards.parquet import Unusable, holds_images, table_source
+from byol.images.shards.tar import tar_source
+from byol.images.source import SUFFIXES, Anchors, ImageSource, Place, Skipped, UnreadableImage, read_image
+from byol.images.stamps import LOOKED_INTO, ListedFiles, file_stamp, spread
+from byol.streams import standard_input
+from byol.text import on_one_line, path_text, printable, reason_of, url_without_secrets
+
+SHARDS = {".tar": tar_source, ".parquet": table_source}
+
+
+def open_source(location: Location, here: bytes | None = None) -> ImageSource:
+    """Open a location as a source of images.
+
+    A folder (searched to every depth; a folder without images may hold `.tar` or `.parquet` shards), an image, an
+    `.npz` (`images` uint8 (N, H, W, 3), optional `labels` (N,)), a shard, a pattern of shards (`train-*.parquet`,
+    `{000..099}.tar`), a text file with one path or URL a line (relative paths start at `here`, the current folder), `-`
+    for such lines from standard input, the URL of any of these (`s3://bucket/images`), or a named data set (`cifar10`,
+    `cifar10:test`).
+    Raises `ValueError` when there is nothing there, no image in it, or the file is none of these.
+    """
+    if str(location) == "-":
+        source = _list_source("standard input", standard_input(), here)
+    elif is_url(location):
+        source = asked(str(location), lambda: _source_at(_path_of(location), str(location), here))
+    else:
+        source = _source_at(Path(location), str(location), here)
+    if len(source) == 0:
+        reasons = "".join(f"; {printable(item.path)}: {item.reason}" for item in source.skipped[:5])
+        raise ValueError(
+            f"{source.name} holds no images (looked for {', '.join(sorted(SUFFIXES))} at every depth){reasons}"
+        )
+    return source
+
+
+def _source_at(path: AnyPath, location: str, here: bytes | None) -> ImageSource:
+    """What lies at a path, local or remote, or is meant by a location that is no path."""
+    if path.is_dir():
+        source = folder_source(_tree(path))
+        if len(source):
+            return source
+        shards, skipped = shards_below(path, SHARDS)
+        found = _shard_source(printable(str(path)), shards, path) if shards else source
+        both = {item.path: item for item in (*source.skipped, *skipped, *found.skipped)}  # the folder was walked twice
+        return replace(found, skipped=list(both.values()))
+    if path.exists():
+        return _file_source(path, here)
+    if is_named(location):
+        return _npz_source(named_file(location), location)
+    shards = _matching(location)
+    if not shards:
+        raise ValueError(
+            f"{printable(str(path))} does not exist; expected a folder of images, an .npz file, .tar or .parquet "
+            f"shards, or a data set's name ({', '.join(SPLITS)})"
+        )
+    return _shard_source(printable(str(path)), shards)
+
+
+def _path_of(location: Location) -> AnyPath:
+    return remote_path(str(location)) if is_url(location) else Path(location)
+
+
+def _tree(folder: AnyPath) -> Tree:
+    return RemoteTree(folder) if isinstance(folder, RemotePath) else LocalTree(folder)
+
+
+def _file_source(path: AnyPath, here: bytes | None) -> ImageSource:
+    suffix = path.suffix.lower()
+    if suffix == ".npz":
+        return _npz_source(path, printable(str(path)))
+    if suffix in SHARDS:
+        return _shard_source(printable(str(path)), [path])
+    if suffix == ".txt":
+        with open_file(path) as stream:  # of a regular file: a pipe would be waited for
+            return _list_source(printable(str(path)), stream.read(), here)
+    if suffix in SUFFIXES:
+        name = printable(str(path))
+        anchors = Anchors() if isinstance(path, RemotePath) else Anchors(os.fsencode(path.parent))
+        return ImageSource(name, [path_text(path.name)], Labels.none(1), [], lambda _: _read_file(path, anchors))
+    if is_packed(os.fsencode(path.name)):
+        raise ValueError(f"{printable(str(path))}: {PACKED_REASON}")
+    raise ValueError(
+        f"{printable(str(path))} is neither a folder of images, nor an .npz file, nor an image, nor a shard, "
+        "nor a .txt file with one path a line"
+    )
+
+
+def _list_source(name: str, content: bytes, start: bytes | None) -> ImageSource:
+    if b"\0" in content:
+        raise ValueError(f"{name} is no UTF-8 text, it holds zero bytes; save it as UTF-8, one path or URL a line")
+    lines = map(_unquoted, content.removeprefix(codecs.BOM_UTF8).split(b"\n"))
+    listed = [line for line in lines if line]
+    if not listed:
+        raise ValueError(f"{name} holds no images: it is an empty list; write one path or URL a line")
+    # Of the folder in which relative paths start, also the stamp tells: there may be other images elsewhere.
+    here = b"" if all(os.path.isabs(line) or b"://" in line for line in listed) else start or os.getcwdb()
+    names, anchors = Names(pa.array(listed, pa.large_binary())), _common_folder(listed, here)
+    is_url_line = pc.match_substring(names.raw, b"://")
+    urls, local = names.raw.filter(is_url_line), _files(names.raw.filter(pc.invert(is_url_line)), here, anchors)
+
+    def remote() -> Iterator[RemotePath]:
+        lines = (urls[i].as_py() for i in spread(len(urls), LOOKED_INTO).tolist())
+        return filter(None, map(_listed_url, lines))
+
+    def digest(*more: str) -> str:
+        return hashlib.sha256(b"\n".join([content + here, *map(str.encode, more)])).hexdigest()
+
+    return ImageSource(
+        name=name,
+        ids=Computed(len(names), lambda i: url_without_secrets(names[i])),
+        labels=Labels.none(len(names)),
+        skipped=[],
+        open=lambda i: _read_listed(names.raw[i].as_py(), here, anchors),
+        stamp=lambda: digest(local.stamp(), *(str(facts_of(url)) for url in remote())),
+        content=lambda: digest(local.content(), *(str(facts_of(url)[0]) for url in remote())),
+        listing=digest,
+    )
+
+
+def _files(lines: Any, here: bytes, anchors: Anchors) -> ListedFiles:
+    return ListedFiles(Names(lines), lambda line: os.path.join(here, line), anchors)
+
+
+def _listed_url(line: bytes) -> RemotePath | None:
+    """A line as a URL; None for one that is not read."""
+    try:
+        return remote_path(line.decode(), in_list=True)
+    except (NotAllowed, UnicodeDecodeError, Refusal):
+        return None
+
+
+def _unquoted(line: bytes) -> bytes:
+    """A line without blanks and a pair of quotes around it, as other programs write paths; inside, blanks count."""
+    line = line.strip()
+    return line[1:-1] if len(line) > 2 and line[:1] == line[-1:] and line[:1] in (b'"', b"'") else line
+
+
+def _read_file(path: AnyPath, anchors: Anchors) -> Image.Image:
+    if not isinstance(path, RemotePath):
+        return read_image(path, anchors)
+    try:
+        return path.picture()
+    except Refusal as refusal:
+        raise UnreadableImage(refusal.reason) from refusal
+
+
+def _common_folder(listed: Sequence[bytes], here: bytes) -> Anchors:
+    """The deepest folder that holds all local files of a list, as it is now; it tells a lost disk from lost files."""
+    local = [os.path.join(here, line) for line in listed if b"://" not in line]
+    if not local:
+        return Anchors()
+    first, last = min(local), max(local)  # what these two share, all share
+    same = next((i for i, (a, b) in enumerate(zip(first, last, strict=False)) if a != b), len(first))
+    anchors = Anchors()
+    anchors.expect(first[:same].rpartition(b"/")[0].rstrip(b"/") or b"/")
+    return anchors
+
+
+def _read_listed(line: bytes, here: bytes, anchors: Anchors) -> Image.Image:
+    if b"://" not in line:
+        path = os.path.join(here, line)
+        image = read_image(path, anchors)
+        anchors.note_parents(path)
+        return image
+    try:
+        remote = remote_path(line.decode(), in_list=True)
+    except (NotAllowed, UnicodeDecodeError, Refusal) as error:
+        raise UnreadableImage(reason_of(error)) from error
+    return _read_file(remote, anchors)
+
+
+def _matching(pattern: str) -> Sequence[AnyPath]:
+    """The files of a pattern with `*`, `?`, `[...]` and number ranges `{000..099}`, sorted."""
+    if is_url(pattern):
+        remote = {file for one in written_out(pattern) for file in remote_path(one).matching()}
+        return sorted(remote, key=str)
+    found = sorted({Path(name) for one in written_out(pattern) for name in glob.glob(one)})
+    return [file for path in found for file in (shards_below(path, SHARDS)[0] if path.is_dir() else [path])]
+
+
+def _shard_source(name: str, files: Sequence[AnyPath], root: AnyPath | None = None) -> ImageSource:
+    kinds, skipped = {file.suffix.lower() for file in files}, list[Skipped]()
+    if kinds == SHARDS.keys():
+        files, skipped = _without_metadata(files, names_below(files, root))
+        kinds = {file.suffix.lower() for file in files}
+    if len(kinds) > 1 or not kinds <= SHARDS.keys():
+        raise ValueError(f"{name} holds files of {', '.join(sorted(kinds))}; give shards of one kind, .tar or .parquet")
+    # The methods of `Path` that shards are read by, a `RemotePath` has, too.
+    source = SHARDS[kinds.pop()](name, cast(Sequence[Path], files), names_below(files, root))
+    return replace(source, skipped=[*skipped, *source.skipped])
+
+
+def _without_metadata(files: Sequence[AnyPath], names: Sequence[str]) -> tuple[Sequence[AnyPath], list[Skipped]]:
+    """Shards without the tables beside `.tar` files that hold no images, as img2dataset has them; damaged ones."""
+    kept, skipped = list[AnyPath](), list[Skipped]()
+    for file, name in zip(files, names, strict=True):
+        try:
+            if file.suffix.lower() == ".tar" or holds_images(cast(Path, file)):
+                kept.append(file)
+        except Unusable as error:
+            skipped.append(Skipped(path_text(name), str(error)))
+    return kept, skipped
+
+
+# --------------------------------------------------------------------------------------------------- sections
+
+
+@dataclass(frozen=True)
+class Section:
+    """A run of consecutive images of a location.
+
+    `end` says where it ends, for `open_sections` to go on behind it. `stamp` changes when an image of the location
+    does; None for a folder of images, whose files may come and go.
+    """
+
+    source: ImageSource
+    end: str
+    stamp: str | None
+
+
+def open_sections(location: Location, size: int, after: str = "", ends: Sequence[str] = ()) -> Iterator[Section]:
+    """The images of a location in sections of `size`, behind the one that ended at `after`; `ends` of the first ones.
+
+    A folder of images is listed while its sections are used, so that work begins before the listing ends; files that
+    come or go meanwhile move no other image. Raises `ValueError` as `open_source` does, at the first section, and
+    `SourceUnavailable` when a folder holds nothing any more of what came before.
+    """
+    rows = (after or next(iter(ends), "")).startswith("row:")  # of a folder of shards, which is listed as a whole
+    path = asked(str(location), lambda: _path_of(location))
+    if not rows and asked(str(location), path.is_dir):
+        sections = folder_sections(_tree(path), size, _last_of(after), [_last_of(end) for end in ends])
+        first = next(sections, None)
+        if first or after:
+            for source, last in chain([first] if first else [], sections):
+                yield Section(source, f"path:{last.hex()}", None)
+            return
+    whole = open_source(location)
+    identity = whole.listing or whole.stamp
+    stamp = identity() if identity else None
+    for start in range(int(after.removeprefix("row:") or 0), len(whole), size):
+        part = range(start, min(start + size, len(whole)))
+        source = replace(whole.subset(part), skipped=whole.skipped if start == 0 else [], places=part)
+        yield Section(source, f"row:{part.stop}", stamp)
+
+
+def _last_of(end: str) -> bytes:
+    return bytes.fromhex(end.removeprefix("path:"))
+
+
+def open_place(location: Location, place: Place, here: bytes | None = None) -> Image.Image:
+    """Decode the image of a place that a section of `location` named, in any process that sees the location.
+
+    `here` is the folder in which relative paths of a list start. Raises `UnreadableImage`, and `SourceUnavailable` when
+    the location is gone.
+    """
+    return _rows_of(location, here).open(place) if isinstance(place, int) else _opener_below(location)(place)
+
+
+@functools.lru_cache(1)
+def _rows_of(location: Location, here: bytes | None) -> ImageSource:
+    return open_source(location, here)
+
+
+@functools.lru_cache(1)
+def _opener_below(location: Location) -> Callable[[bytes], Image.Image]:
+    return _tree(_path_of(location)).open
+
+
+# ------------------------------------------------------------------------------------------------------- .npz
+
+
+def _npz_source(path: AnyPath, name: str) -> ImageSource:
+    try:
+        with open_file(path) as stream, open_arrays(stream) as arrays:
+            images, labels = (arrays.read(key) if key in arrays.names else None for key in ("images", "labels"))
+            keys = on_one_line(", ".join(arrays.names[:20]))
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{name} cannot be read as an .npz file: {reason_of(error)}") from error
+    if images is None:
+        raise ValueError(f"{name} has no array `images` (it has: {keys or 'nothing'})")
+    if images.dtype != np.uint8 or images.ndim != 4 or images.shape[3] != 3:
+        raise ValueError(f"{name}: `images` must be uint8 (N, H, W, 3), found {images.dtype} {images.shape}")
+    if 0 in images.shape[1:3]:
+        raise ValueError(f"{name}: `images` has no pixels, its shape is {images.shape}")
+    if labels is not None and labels.shape != (len(images),):
+        raise ValueError(f"{name}: `labels` must have shape ({len(images)},), found {labels.shape}")
+    return ImageSource(
+        name=name,
+        ids=Computed(len(images), str),
+        labels=Labels.none(len(images)) if labels is None else labels_of_array(labels),
+        skipped=[],
+        open=lambda i: Image.fromarray(images[i]),
+        stamp=lambda: file_stamp([cast(Path, path)]),
+        content=lambda: file_stamp([cast(Path, path)], times=False),
+    )

@@ -1,0 +1,1 @@
+"""Shards: many images in one `.tar` or Parquet file."""

@@ -1,0 +1,144 @@
+"""Whose fault it is that a file cannot be read: its own, or that of the disk, mount, network or machine around it.
+
+An image is left out for its own faults only. For all others the work stops, and the same command goes on later.
+Torch-free.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+from collections.abc import Iterator
+
+from byol.files.atomic import read_regular
+from byol.limits import limit
+from byol.text import printable, reason_of
+
+# What may be wrong with one file, while its neighbours can be read. Everything else (EIO, ESTALE, ENOTCONN, EMFILE,
+# ENOMEM, ...) is never one file's own.
+ITS_OWN = frozenset(
+    {
+        errno.ENOENT,
+        errno.ENOTDIR,
+        errno.EISDIR,
+        errno.EACCES,
+        errno.EPERM,
+        errno.ELOOP,
+        errno.ENAMETOOLONG,
+        errno.EILSEQ,
+        errno.EINVAL,  # no regular file, or a name that the file system does not know
+        errno.EFBIG,  # larger than the limit
+    }
+)
+GO_ON = "what is finished is kept; give the same command again once this is mended"
+
+
+class UnreadableImage(ValueError):
+    """One image cannot be used. The message is a reason without the path: the caller knows which image it was."""
+
+
+class SourceUnavailable(ValueError):
+    """The place of the images cannot be read (any more): no image is at fault, and none may be left out for it.
+
+    The work stops; what is finished stays, and the same command goes on once the place is back.
+    """
+
+
+class Anchors:
+    """Folders as they were when images were found in them: device and inode.
+
+    A file that is not there is at fault only while the folders above it are still the same; when one is gone, or
+    another one has taken its place (what a mount leaves behind), its whole disk is.
+    """
+
+    def __init__(self, *folders: bytes) -> None:
+        self._seen: dict[bytes, tuple[int, int] | None] = {}  # None: it was not there
+        for folder in folders:
+            self.note(folder)
+
+    def note(self, folder: bytes) -> None:
+        """Remember a folder as it is now. Raises `SourceUnavailable` when it cannot be asked."""
+        if folder not in self._seen:
+            self._seen[folder] = _identity(folder)
+
+    def expect(self, folder: bytes) -> None:
+        """The same for a folder that may be missing now: then it must be there when something in it is not found.
+
+        A path that can be no folder's (too long, through a file) is passed over: the fault is that of who named it.
+        """
+        try:
+            self.note(folder)
+        except SourceUnavailable as error:
+            number = getattr(error.__cause__, "errno", None)
+            if number == errno.ENOENT or number not in ITS_OWN:
+                self._seen[folder] = None
+
+    def note_parents(self, path: bytes) -> None:
+        """Remember all folders above a file that was read."""
+        for folder in _above(path):
+            if folder in self._seen:  # and so are those above it
+                return
+            self.note(folder)
+
+    def require_same(self, path: bytes) -> None:
+        """Raise `SourceUnavailable` when a remembered folder above `path` (or itself) is gone, another one, or empty.
+
+        Empty is what a mount point is before its disk is mounted.
+        """
+        for folder in (path, *_above(path)):
+            if folder not in self._seen:
+                continue
+            before, now = self._seen[folder], _identity(folder)
+            if before not in (None, now):
+                raise SourceUnavailable(f"{printable(folder)} is another folder than before; {GO_ON}")
+            if not _has_entries(folder):
+                raise SourceUnavailable(f"{printable(folder)} is empty: is its disk mounted? {GO_ON}")
+
+    def blame(self, error: OSError, path: bytes) -> UnreadableImage:
+        """The error as a fault of the file itself. Raises `SourceUnavailable` where it is not."""
+        if error.errno not in ITS_OWN:
+            raise unavailable(path, error) from error
+        self.require_same(path)
+        return UnreadableImage(reason_of(error))
+
+
+def unavailable(path: str | bytes | os.PathLike[str], error: OSError) -> SourceUnavailable:
+    """The error as one of the surroundings of `path`."""
+    return SourceUnavailable(f"{printable(path)} cannot be read: {reason_of(error)}; {GO_ON}")
+
+
+def read_encoded(path: str | bytes | os.PathLike[str], anchors: Anchors) -> bytes:
+    """The whole content of an image file, so that what decoding raises afterwards is the image's own.
+
+    Raises `UnreadableImage`, and `SourceUnavailable`.
+    """
+    try:
+        return read_regular(path, limit("BYOL_MAX_PICTURE_MB") << 20)
+    except OSError as error:
+        raise anchors.blame(error, os.fsencode(path)) from error
+
+
+def _above(path: bytes) -> Iterator[bytes]:
+    """The folders above a path, the nearest first, as the path itself spells them."""
+    folder = os.path.dirname(path)
+    while folder and folder != path:
+        yield folder
+        path, folder = folder, os.path.dirname(folder)
+
+
+def _identity(folder: bytes) -> tuple[int, int]:
+    try:
+        status = os.stat(folder)
+    except OSError as error:
+        raise unavailable(folder, error) from error
+    return status.st_dev, status.st_ino
+
+
+def _has_entries(folder: bytes) -> bool:
+    try:
+        with os.scandir(folder) as entries:
+            return next(entries, None) is not None
+    except PermissionError:  # it may be entered and not listed; then it is no empty mount point that anybody sees
+        return True
+    except OSError as error:
+        raise unavailable(folder, error) from error

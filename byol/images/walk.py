@@ -1,0 +1,195 @@
+"""The walk of a local folder: its images, or shards, as paths, in the order of their bytes. Torch-free."""
+
+from __future__ import annotations
+
+import heapq
+import os
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from byol.files.atomic import NO_FILE
+from byol.files.names import OF_THE_SYSTEM
+from byol.images.source import SUFFIXES, Anchors, SourceUnavailable
+from byol.images.surroundings import ITS_OWN, unavailable
+from byol.run import OWN_VIEWS, VIEWS, is_run_folder
+from byol.text import printable, reason_of
+
+ENDINGS = tuple(os.fsencode(suffix) for suffix in SUFFIXES)
+NOT_READ = (b".heic", b".heif", b".avif", b".jp2", b".jxl", b".svg", b".raw", b".cr2", b".nef", b".dng")
+NOT_READ_REASON = "images of this format are not read; convert it to PNG or JPEG"
+CHUNK = 65_536  # names of a folder held as Python objects at a time
+OWN = os.fsencode(VIEWS)
+TWICE = "symbolic link to a folder that is already listed"
+
+Skip = Callable[[bytes, str], None]  # called with a path and why it is left out
+Judge = Callable[[bytes], str | None]  # of a file's name: "" for a file that counts, None for one that does not, or why
+
+
+def is_image(name: bytes) -> bool:
+    """Whether a file's name ends as an image's does."""
+    return name.lower().endswith(ENDINGS)
+
+
+def judge_image(name: bytes) -> str | None:
+    """Whether a file's name is that of an image that counts, or why it is left out."""
+    if name.lower().endswith(NOT_READ):
+        return NOT_READ_REASON
+    return "" if is_image(name) else None
+
+
+def merged(images: Iterable[bytes], folders: Iterable[bytes]) -> Iterator[bytes]:
+    """Sorted images and the folders beside them in the order of their paths; folders end in a slash, as paths go on."""
+    return heapq.merge(images, sorted(name + b"/" for name in folders))
+
+
+class Walk:
+    """The files below a folder that count as paths relative to it, sorted by their bytes; images, if nothing is said.
+
+    A link to a folder is followed where it leads out of everything that is walked; a folder reached twice counts once.
+    Hidden files and folders do not count. A folder that cannot be listed ends the walk: nobody knows what it holds.
+    """
+
+    def __init__(self, root: bytes, anchors: Anchors, skip: Skip, judge: Judge = judge_image) -> None:
+        self._root, self._anchors, self._skip, self._judge = root, anchors, skip, judge
+        self._walked = [os.path.realpath(root)]
+        self._seen: set[tuple[int, int]] = set()
+        self._device: int | None = None
+
+    def paths(self) -> Iterator[bytes]:
+        """Walk, without a call for each level: folders may lie deeper than Python calls."""
+        open_folders = [self._contents(b"")]
+        while open_folders:
+            for path in open_folders[-1]:
+                if path.endswith(b"/"):
+                    open_folders.append(self._contents(path[:-1]))
+                    break
+                yield path
+            else:
+                open_folders.pop()
+
+    def _contents(self, folder: bytes) -> Iterator[bytes]:
+        """What is right in a folder, sorted, folders with a slash behind them. Names what it leaves out."""
+        path = os.path.join(self._root, folder) if folder else self._root
+        try:
+            if (folder and os.path.islink(path) and self._is_listed(path)) or not self._enter(path, folder):
+                self._skip(folder, TWICE)
+                return
+            images, left_out, folders = _entries(path, self._judge)
+        except OSError as error:
+            self._require_gone(path, folder, error)
+            self._skip(folder, reason_of(error))
+            return
+        prefix = folder + b"/" if folder else b""
+        for name in merged(heapq.merge(images, sorted(left_out)), folders):
+            if name in left_out:
+                self._skip(prefix + name, left_out[name])
+            else:
+                yield prefix + name
+
+    def _enter(self, path: bytes, folder: bytes) -> bool:
+        """Note a folder; False when it was met before."""
+        status = os.stat(path)
+        if (status.st_dev, status.st_ino) in self._seen:
+            return False
+        self._seen.add((status.st_dev, status.st_ino))
+        self._device = status.st_dev if self._device is None else self._device
+        if os.path.islink(path) and folder:
+            self._walked.append(os.path.realpath(path))
+        if status.st_dev != self._device:  # a disk of its own may vanish alone
+            self._anchors.note(path)
+        return True
+
+    def _is_listed(self, path: bytes) -> bool:
+        target = os.path.realpath(path)
+        below = (os.path.relpath(target, start) for start in self._walked if _is_below(target, start))
+        return any(b"/." not in b"/" + way or way == b"." for way in below)
+
+    def _require_gone(self, path: bytes, folder: bytes, error: OSError) -> None:
+        """Raise `SourceUnavailable` unless a folder has just vanished, or is the system's own."""
+        refused = isinstance(error, PermissionError)
+        if refused and os.fsdecode(folder) in OF_THE_SYSTEM:
+            return
+        if refused:
+            raise SourceUnavailable(
+                f"{printable(path)} cannot be listed: {reason_of(error)}; make it readable, move it away, or give a "
+                "list of files"
+            ) from error
+        if folder and isinstance(error, FileNotFoundError | NotADirectoryError):
+            self._anchors.require_same(path)
+        else:
+            raise unavailable(path, error) from error
+
+
+def _is_below(path: bytes, folder: bytes) -> bool:
+    return path == folder or path.startswith(folder.rstrip(b"/") + b"/")
+
+
+def _entries(path: bytes, judge: Judge) -> tuple[Iterator[bytes], dict[bytes, str], list[bytes]]:
+    """The files right in a folder, sorted (millions as one array), what is left out, and why, and the folders."""
+    chunks: list[Any] = []
+    names: list[bytes] = []
+    left_out: dict[bytes, str] = {}
+    folders: list[bytes] = []
+    with os.scandir(path) as entries:
+        for entry in entries:
+            if entry.name.startswith(b"."):
+                continue
+            verdict = judge(entry.name)
+            if _is_folder(entry):
+                folders.append(entry.name)
+            elif verdict:
+                left_out[entry.name] = verdict
+            elif verdict == "" and entry.name == OWN and is_run_folder(path):
+                left_out[entry.name] = OWN_VIEWS
+            elif verdict == "" and _is_something_else(entry):
+                left_out[entry.name] = NO_FILE
+            elif verdict == "":  # also a link that leads nowhere: opening it tells the reason
+                names.append(entry.name)
+                if len(names) == CHUNK:
+                    chunks.append(pa.array(names, pa.large_binary()))
+                    names = []
+            elif entry.is_symlink() and (reason := _lost(entry)):
+                left_out[entry.name] = reason
+    if not chunks:
+        return iter(sorted(names)), left_out, folders
+    listed = pa.concat_arrays([*chunks, pa.array(names, pa.large_binary())])
+    listed = listed.take(pc.array_sort_indices(listed))
+    starts = range(0, len(listed), CHUNK)
+    images = (name for start in starts for name in listed[start : start + CHUNK].to_pylist())
+    return images, left_out, folders
+
+
+def _is_folder(entry: os.DirEntry[bytes]) -> bool:
+    """Also what may not be asked: entering it will tell. Raises `OSError` for what is not the entry's own fault."""
+    try:
+        return entry.is_dir()
+    except PermissionError:
+        return b"." not in entry.name
+    except OSError as error:
+        if error.errno not in ITS_OWN:
+            raise
+        return False  # a link that points to itself
+
+
+def _is_something_else(entry: os.DirEntry[bytes]) -> bool:
+    """Whether there is something that is no regular file. Raises `OSError` as `_is_folder` does."""
+    try:
+        return not entry.is_file() and os.path.exists(entry.path)
+    except OSError as error:
+        if error.errno not in ITS_OWN:
+            raise
+        return False  # opening it tells the reason
+
+
+def _lost(entry: os.DirEntry[bytes]) -> str | None:
+    """Why nobody knows what a link leads to, where that may be a folder of images."""
+    try:
+        os.stat(entry.path)
+    except FileNotFoundError:
+        return None if b"." in entry.name else "a symbolic link that leads nowhere"
+    except OSError as error:
+        return reason_of(error)
+    return None

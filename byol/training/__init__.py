@@ -1,0 +1,1 @@
+"""BYOL training: from images to a run folder. Needs the `train` extra."""

@@ -1,0 +1,139 @@
+"""What a run keeps of how it began, besides its settings, so that it goes on with the same bytes: in its `config.json`.
+
+Its images (`data`, `skipped`), how it gets them (`feed`), and what the machine decided (`computed`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field, fields
+from typing import Any
+
+import torch
+
+from byol.images.location import Location, last_part
+from byol.images.source import ImageSource, usable_cores
+from byol.training.config import TrainConfig
+from byol.training.data.decoded import Intake, source_digest
+
+STREAMED, DECODED = "streamed", "decoded"
+DECISIVE = ("torch", "torchvision", "timm", "pillow")  # packages whose versions decide bytes
+
+
+def identity(location: Location, source: ImageSource) -> dict[str, Any]:
+    """What a run says of its images besides their number: name, and digests of the listing and of the content."""
+    facts = {"name": last_part(location), "digest": source_digest(source)}
+    return {**facts, "content": source.content()} if source.content else facts
+
+
+def difference(stored: dict[str, Any], now: dict[str, Any]) -> str | None:
+    """How a run's images differ from those that it began with; None when they do not. Earlier versions told less."""
+    told = {name: value for name, value in now.items() if name in stored}
+    if told == stored:
+        return None
+    before, after = described(stored), described(now)
+    if before != after:
+        return f"{before}, but the images now are {after}"
+    return f"{before}, of which some are others now, under the same names"
+
+
+def described(facts: dict[str, Any]) -> str:
+    """A set of images in a few words."""
+    return f"{facts.get('images')} images of {facts.get('name')} (digest {facts.get('digest')})"
+
+
+@contextmanager
+def keeping_threads() -> Iterator[None]:
+    """Afterwards torch takes as many threads as before, whatever a run that goes on had it take."""
+    before = torch.get_num_threads()
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+@dataclass(frozen=True)
+class Begun:
+    """How a run began to get and to compute; None for what an earlier version did not write down."""
+
+    intake: Intake | None = None
+    computed: Computed | None = None
+    versions: dict[str, str] = field(default_factory=dict)
+
+    def changes(self, computed: Computed, versions: dict[str, str]) -> str:
+        """A sentence on what is another now; empty when nothing is."""
+        then, now = asdict(self.computed) if self.computed else {}, {**asdict(computed), **versions}
+        then |= {name: version for name, version in self.versions.items() if name in DECISIVE}
+        changed = [f"{name} {now.get(name)} (was {was})" for name, was in then.items() if now.get(name) != was]
+        if not changed:
+            return ""
+        return f"not bit for bit what it would be without the stop, since this has changed: {', '.join(changed)}"
+
+    @classmethod
+    def of(cls, content: dict[str, Any]) -> Begun:
+        """That of a run by what its `config.json` holds. Raises `ValueError` for what no run writes."""
+        versions = content.get("versions")
+        known = versions if isinstance(versions, dict) else {}
+        return cls(_intake(content), Computed.stored(content), known)
+
+
+def contents(intake: Intake, computed: Computed) -> dict[str, Any]:
+    """What `Begun.of` reads again. Which images are left out stands in `config.json` as `skipped`."""
+    return {"feed": STREAMED if intake.streamed else DECODED, "computed": asdict(computed)}
+
+
+def _intake(content: dict[str, Any]) -> Intake | None:
+    feed, skipped = content.get("feed"), content.get("skipped")
+    if feed is None:
+        return None
+    if feed not in (STREAMED, DECODED) or not isinstance(skipped, list):
+        raise ValueError(f"feed is {feed!r:.40}; expected {STREAMED} or {DECODED}, with `skipped` beside it")
+    if not all(isinstance(item, dict) and isinstance(item.get("path"), str) for item in skipped):
+        raise ValueError("skipped is no list of paths and reasons")
+    return Intake(feed == STREAMED, frozenset(item["path"] for item in skipped))
+
+
+@dataclass(frozen=True)
+class Computed:
+    """What decides the last bits of a run besides its settings and the versions: found out when it begins.
+
+    `device` cpu or cuda; `processor` the kind of it; `precision` and `compile` where the settings say auto; `threads`
+    of torch in each of `processes` on a CPU, 0 on a GPU.
+    """
+
+    device: str
+    processor: str
+    precision: str
+    compile: str
+    processes: int
+    threads: int
+
+    @classmethod
+    def here(cls, device: torch.device, precision: str, compiled: str, processes: int) -> Computed:
+        """On this machine."""
+        if device.type == "cuda":
+            return cls("cuda", torch.cuda.get_device_name(device), precision, compiled, processes, 0)
+        processor = torch.backends.cpu.get_cpu_capability()
+        return cls(device.type, processor, precision, compiled, processes, torch.get_num_threads())
+
+    @classmethod
+    def stored(cls, content: dict[str, Any]) -> Computed | None:
+        """Those of a run; None of one by an earlier version. Raises `ValueError` for anything else."""
+        values = content.get("computed")
+        if values is None:
+            return None
+        kinds = {one.name: int if one.name in ("processes", "threads") else str for one in fields(cls)}
+        if not isinstance(values, dict) or {name: type(value) for name, value in values.items()} != kinds:
+            raise ValueError(f"computed is {values!r:.80}; expected an object of {', '.join(kinds)}")
+        return cls(**values)
+
+    def settings(self, config: TrainConfig, device: str) -> TrainConfig:
+        """A run's settings with `auto` decided as when it began: here one might compile where nothing was, say."""
+        eager = device == self.device and self.compile == "none"
+        return config.replace(precision=self.precision, **({"compile": "none"} if eager else {}))
+
+    def take_threads(self, device: str, processes: int) -> None:
+        """Have torch take as many threads as when the run began, where that can be: the order of sums depends on it."""
+        if device == self.device == "cpu" and processes == self.processes and 0 < self.threads <= usable_cores():
+            torch.set_num_threads(self.threads)

@@ -1,0 +1,323 @@
+"""`TrainConfig`: every setting of a training run, validated when it is built. Standard library only.
+
+Presets are in `byol.training.presets`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import json
+from dataclasses import dataclass, field
+from typing import Any
+
+from byol.field_types import check_fields
+
+ARCHITECTURES = ("resnet18", "resnet34", "resnet50", "resnet101", "wide_resnet50_2", "wide_resnet101_2")
+TIMM = "timm:"  # before a name of timm's: any of its models, built by `byol.encoders.timm_models`
+STEMS = ("auto", "imagenet", "cifar")
+OPTIMIZERS = ("lars", "sgd", "adamw")
+COMPILE = ("auto", "all", "augmentation", "none")
+
+# What no run needs more of; beyond it arithmetic on sizes overflows, and a slip of the keyboard takes all memory.
+LARGEST = {
+    **dict.fromkeys(("projector_hidden", "projector_out", "predictor_hidden", "batch_size"), 1 << 20),
+    **dict.fromkeys(("image_size", "start_size"), 1 << 13),  # as in a bundle
+    "canvas_size": 1 << 14,
+    **dict.fromkeys(("epochs", "max_steps", "keep_every", "checkpoint_every", "knn_every", "log_every"), 1 << 40),
+    **dict.fromkeys(("knn_k", "knn_bank", "knn_queries"), 1 << 40),
+}
+
+# A base rate above this is one meant for LARS: with another optimizer it diverges or collapses within a few steps.
+HIGHEST_LR = {"lars": 20.0, "sgd": 1.0, "adamw": 0.02}
+
+
+@dataclass(frozen=True)
+class ViewConfig:
+    """One random view, in the order of application: crop, flip, jitter, grey, blur, solarize.
+
+    Defaults: view 1 of the paper (appendix B, table 6).
+    """
+
+    crop_area: tuple[float, float] = (0.08, 1.0)
+    """Smallest and largest share of the image's area that a crop covers."""
+    crop_aspect: tuple[float, float] = (3 / 4, 4 / 3)
+    """Smallest and largest width/height of a crop, drawn log-uniformly."""
+    flip: float = 0.5
+    """Probability of a left-right flip."""
+    jitter: float = 0.8
+    """Probability that the four colour changes are applied, in random order."""
+    brightness: float = 0.4
+    """Strength of the brightness change."""
+    contrast: float = 0.4
+    """Strength of the contrast change: a factor within 1 +- strength."""
+    saturation: float = 0.2
+    """Strength of the saturation change: a factor within 1 +- strength."""
+    hue: float = 0.1
+    """Strength of the hue change, as a share of the colour circle (at most 0.5)."""
+    additive_brightness: bool = True
+    """Add a number within +- brightness (the paper's released code); else multiply by 1 +- it (torchvision)."""
+    grey: float = 0.2
+    """Probability of conversion to greyscale."""
+    blur: float = 1.0
+    """Probability of a Gaussian blur, kernel a tenth of the view's side."""
+    blur_sigma: tuple[float, float] = (0.1, 2.0)
+    """Smallest and largest standard deviation of the blur, in pixels, drawn uniformly."""
+    solarize: float = 0.0
+    """Probability of inverting the values of 0.5 and above."""
+    vertical_flip: float = 0.0
+    """Probability of an upside-down flip, for images without an up, as from above or through a microscope."""
+
+    def __post_init__(self) -> None:
+        check_fields(self)
+        for name in ("flip", "jitter", "grey", "blur", "solarize", "vertical_flip"):
+            _require(0 <= getattr(self, name) <= 1, name, getattr(self, name), "a probability, 0 to 1")
+        for name in ("brightness", "contrast", "saturation"):
+            _require(0 <= getattr(self, name) <= 1, name, getattr(self, name), "0 to 1")
+        _require(0 <= self.hue <= 0.5, "hue", self.hue, "0 to 0.5")
+        low, high = self.crop_area
+        _require(0 < low <= high <= 1, "crop_area", self.crop_area, "two numbers, 0 < smallest <= largest <= 1")
+        low, high = self.crop_aspect
+        _require(0 < low <= high, "crop_aspect", self.crop_aspect, "two numbers, 0 < smallest <= largest")
+        low, high = self.blur_sigma
+        _require(0 < low <= high, "blur_sigma", self.blur_sigma, "two numbers, 0 < smallest <= largest")
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """Every setting of a run. Defaults: the paper's 100-epoch recipe for ImageNet at the size of one machine.
+
+    Raises `ValueError` when a value or a combination makes no sense.
+    """
+
+    preset: str = "custom"
+    """Name of the preset the settings started from."""
+
+    arch: str = "resnet50"
+    """Encoder architecture: a ResNet of torchvision's, or timm:NAME for a model of timm's."""
+    stem: str = "auto"
+    """First layers: imagenet (7x7 stride 2, max-pool), cifar (3x3 stride 1), auto (cifar up to 64 px).
+
+    timm's models keep their own first layers: for them auto and imagenet are the same, and cifar is refused.
+    """
+    projector_hidden: int = 4096
+    """Width of the projector's hidden layer."""
+    projector_out: int = 256
+    """Width of the projection and of the prediction."""
+    predictor_hidden: int = 4096
+    """Width of the predictor's hidden layer; 0 leaves the predictor out (an ablation: training collapses)."""
+    predictor_norm: bool = True
+    """Batch-norm in the predictor's hidden layer."""
+
+    image_size: int = 224
+    """Side of a view in pixels, and of the exported encoder's input."""
+    start_size: int = 0
+    """Side of the views in the first `start_share` of the steps: a cheap start at low resolution; 0: image_size."""
+    start_share: float = 0.5
+    """Share of the steps, 0 to 1, that views of start_size are for."""
+    canvas_size: int = 0
+    """Side in pixels at which decoded images are held for cropping; 0 takes what the images and image_size need."""
+    mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
+    """Channel means subtracted from values in 0..1."""
+    std: tuple[float, float, float] = (0.229, 0.224, 0.225)
+    """Channel deviations divided by after that."""
+    view1: ViewConfig = field(default_factory=ViewConfig)
+    """The first view."""
+    view2: ViewConfig = field(default_factory=lambda: ViewConfig(blur=0.1, solarize=0.2))
+    """The second view."""
+
+    epochs: int = 100
+    """Passes over the images; sets the length of the schedules."""
+    max_steps: int = 0
+    """Optimizer steps after which schedules and training end, instead of epochs; 0: not used."""
+    batch_size: int = 256
+    """Images per optimizer step."""
+    accumulate: int = 1
+    """Micro-batches whose gradients are averaged into one optimizer step; batch_size is split among them."""
+
+    optimizer: str = "lars"
+    """Optimizer."""
+    lr: float = 0.45
+    """Base learning rate per 256 images: the peak rate is lr * batch_size / 256."""
+    momentum: float = 0.9
+    """Momentum of LARS and SGD."""
+    weight_decay: float = 1e-6
+    """Weight decay; biases and norm parameters are excluded."""
+    lars_eta: float = 1e-3
+    """LARS trust coefficient."""
+    lars_clip: bool = False
+    """Clip the trust ratio so that the rate never exceeds lr (solo-learn's LARS, LARC)."""
+    warmup_epochs: float = 10.0
+    """Epochs of linear learning-rate warm-up (at most half of the run)."""
+    tau: float = 0.99
+    """Target network's momentum at the start."""
+    tau_cosine: bool = True
+    """Raise tau to 1 along a cosine; else keep it constant."""
+
+    seed: int = 0
+    """Seed of weights, order and augmentation."""
+    device: str = "auto"
+    """auto, cpu or cuda."""
+    precision: str = "auto"
+    """auto, fp32 or bf16."""
+    compile: str = "auto"
+    """What torch.compile is for: all, augmentation, none, or auto (all on CUDA; on a CPU the augmentation of a run of
+    200,000 images or more where a C++ compiler is found)."""
+    sync_norm: str = "auto"
+    """Batch-norm statistics over all processes: on, off, or auto (on below 128 images per process and forward)."""
+    recompute: bool = False
+    """Compute activations again in the backward pass instead of keeping them: less memory, more time, not compiled."""
+    channels_last: bool = True
+    """Keep activations in NHWC order."""
+
+    knn_every: int = 1
+    """Epochs between kNN measurements on the validation data; 0: none."""
+    knn_k: int = 20
+    """Neighbours of the in-training kNN."""
+    knn_temperature: float = 0.07
+    """Temperature of the in-training kNN."""
+    knn_bank: int = 10_000
+    """Most bank images of the in-training kNN."""
+    knn_queries: int = 5_000
+    """Most validation images of the in-training kNN: on CIFAR-10 bank and queries are 4 % of an epoch's arithmetic."""
+    log_every: int = 50
+    """Optimizer steps between lines of metrics.jsonl."""
+    checkpoint_every: int = 0
+    """Optimizer steps between checkpoints; 0: once an epoch."""
+    keep_every: int = 0
+    """Epochs between checkpoints kept as step-NNNNNNNN.safetensors, the untrained one included; 0: none."""
+
+    def __post_init__(self) -> None:
+        check_fields(self)
+        self._check_choices()
+        for name in ("projector_hidden", "projector_out", "image_size", "epochs", "accumulate"):
+            _require(getattr(self, name) >= 1, name, getattr(self, name), "1 or more")
+        for name in (
+            "predictor_hidden",
+            "max_steps",
+            "keep_every",
+            "checkpoint_every",
+            "knn_every",
+            "start_size",
+            "canvas_size",
+        ):
+            _require(getattr(self, name) >= 0, name, getattr(self, name), "0 or more")
+        for name in ("knn_k", "knn_bank", "knn_queries", "log_every"):
+            _require(getattr(self, name) >= 1, name, getattr(self, name), "1 or more")
+        for name, most in LARGEST.items():
+            _require(getattr(self, name) <= most, name, getattr(self, name), f"at most {most:,}")
+        _require(self.image_size >= 8, "image_size", self.image_size, "8 or more")
+        _require(not 0 < self.start_size < 8, "start_size", self.start_size, "0, or 8 or more")
+        _require(0 <= self.start_share <= 1, "start_share", self.start_share, "0 to 1")
+        _require(self.batch_size >= 2, "batch_size", self.batch_size, "2 or more, batch-norm needs two images")
+        micro, rest = divmod(self.batch_size, self.accumulate)
+        _require(
+            rest == 0 and micro >= 2,
+            "accumulate",
+            self.accumulate,
+            f"a divisor of batch_size {self.batch_size} that leaves 2 or more images",
+        )
+        _require(0 <= self.tau <= 1, "tau", self.tau, "0 to 1")
+        _require(0 <= self.momentum < 1, "momentum", self.momentum, "0 to below 1")
+        _require(self.lars_eta > 0, "lars_eta", self.lars_eta, "above 0")
+        _require(-(2**63) <= self.seed < 2**64, "seed", self.seed, "a number of at most 64 bits")
+        _require(self.weight_decay >= 0, "weight_decay", self.weight_decay, "0 or more")
+        _require(self.warmup_epochs >= 0, "warmup_epochs", self.warmup_epochs, "0 or more")
+        _require(self.knn_temperature > 0, "knn_temperature", self.knn_temperature, "above 0")
+        _require(all(value >= 1e-6 for value in self.std), "std", self.std, "1e-6 or more")
+        if self.recompute and self.compile == "all":
+            raise ValueError("recompute and compile all do not go together; use --set compile=augmentation")
+        self._check_lr()
+
+    def _check_choices(self) -> None:
+        choices = {
+            "stem": STEMS,
+            "optimizer": OPTIMIZERS,
+            "device": ("auto", "cpu", "cuda"),
+            "precision": ("auto", "fp32", "bf16"),
+            "compile": COMPILE,
+            "sync_norm": ("auto", "on", "off"),
+        }
+        for name, legal in choices.items():
+            _require(getattr(self, name) in legal, name, getattr(self, name), ", ".join(legal))
+        known = self.arch in ARCHITECTURES or bool(self.timm_name)
+        _require(known, "arch", self.arch, f"{', '.join(ARCHITECTURES)}, {TIMM}NAME")
+        if self.timm_name and self.stem == "cifar":
+            raise ValueError(
+                f"stem cifar is for torchvision's ResNets; {self.arch} has first layers of its own: use --stem auto"
+            )
+
+    def _check_lr(self) -> None:
+        highest = HIGHEST_LR[self.optimizer]
+        if not 0 < self.lr <= highest:
+            hint = ""
+            if self.optimizer != "lars" and self.lr > highest:
+                hint = (
+                    f"; {self.lr:g} looks like a rate for LARS (add --optimizer lars) and would make training collapse"
+                )
+            raise ValueError(
+                f"lr is {self.lr:g}, but with optimizer {self.optimizer} it must be above 0, at most {highest:g}{hint}"
+            )
+
+    @property
+    def timm_name(self) -> str:
+        """The model's name at timm; empty for an architecture of torchvision's."""
+        return self.arch.removeprefix(TIMM) if self.arch.startswith(TIMM) else ""
+
+    @property
+    def resolved_stem(self) -> str:
+        """The stem with `auto` decided: cifar up to 64 px, imagenet above and for every model of timm's."""
+        if self.stem != "auto":
+            return self.stem
+        if self.timm_name:
+            return "imagenet"
+        return "cifar" if self.image_size <= 64 else "imagenet"
+
+    @property
+    def peak_lr(self) -> float:
+        """The learning rate at the end of the warm-up: lr * batch_size / 256 (paper section 3.2)."""
+        return self.lr * self.batch_size / 256
+
+    def replace(self, **changes: Any) -> TrainConfig:
+        """A copy with some settings changed, validated anew. Raises `ValueError` for an unknown name."""
+        names = [f.name for f in dataclasses.fields(self)]
+        for name in changes:
+            if name not in names:
+                near = difflib.get_close_matches(name, names, n=1)
+                raise ValueError(f"unknown setting {name!r}" + (f"; did you mean {near[0]!r}?" if near else ""))
+        return dataclasses.replace(self, **changes)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, ready for JSON."""
+        values: dict[str, Any] = json.loads(json.dumps(dataclasses.asdict(self)))
+        return values
+
+    @classmethod
+    def from_dict(cls, values: object) -> TrainConfig:
+        """The inverse of `to_dict`, of what JSON may hold. Raises `ValueError` for anything that is no configuration.
+
+        A setting that is missing is newer than the values and takes its default, which means what was done before it.
+        """
+        if not isinstance(values, dict):
+            raise ValueError("the configuration is not an object")
+        names = {f.name for f in dataclasses.fields(cls)}
+        unknown = sorted(set(values) - names)
+        if unknown:
+            raise ValueError(f"the configuration does not fit this version: unknown {', '.join(unknown[:5])}")
+        plain: dict[str, Any] = _tuples(values)
+        for view in {"view1", "view2"} & set(values):
+            try:
+                plain[view] = ViewConfig(**_tuples(values[view]))
+            except (TypeError, AttributeError, ValueError) as error:
+                raise ValueError(f"the configuration's {view} does not fit this version: {error}") from error
+        return cls(**plain)
+
+
+def _tuples(values: dict[str, Any]) -> dict[str, Any]:
+    """JSON has lists where a configuration has tuples."""
+    return {key: tuple(value) if isinstance(value, list) else value for key, value in values.items()}
+
+
+def _require(condition: bool, name: str, value: object, legal: str) -> None:
+    if not condition:
+        raise ValueError(f"{name} is {value!r:.100}; legal: {legal}")

@@ -1,0 +1,302 @@
+"""Decoded training images: in memory, mapped from the cache, or decoded as they are needed.
+
+Legend: N images, B batch, M canvas pixels, S view pixels.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import warnings
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import PIL
+import torch
+from PIL import Image
+
+from byol.images.cache import ARRAYS, META, CacheError, DecodedCache, Entry, reserve
+from byol.images.source import ImageSource, Preprocess, Skipped, UnreadableImage, decode
+from byol.images.stamps import LOOKED_INTO, spread
+from byol.text import printable
+from byol.training.data.intake import ImageTensor, Intake, StreamedImages, Transform, none_readable, squeeze
+
+SMALL = 16 << 20  # bytes: fewer decoded images are held in memory and not cached, decoding them takes no time
+CHUNK = 65_536  # names hashed at a time
+CACHE_FORMAT = "2"  # changes with anything that makes the same file decode to other pixels
+
+Advance = Callable[[int], None]
+
+__all__ = [  # what lies in a module of its own belongs to this one for its users
+    "ImageTensor",
+    "Intake",
+    "StreamedImages",
+    "canvas_side",
+    "load_canvases",
+    "load_evaluation",
+    "open_images",
+    "source_digest",
+]
+
+
+def open_images(
+    source: ImageSource,
+    canvas: int,
+    advance: Advance | None = None,
+    cache: DecodedCache | None = None,
+    begun: Intake | None = None,
+) -> ImageTensor | StreamedImages:
+    """The images of a source for training: decoded, where they fit into the cache, else streamed.
+
+    `begun`: of a run that goes on. It gets the same images in the same order, whether there is room now or not. Raises
+    `ValueError` when one of them can no longer be read.
+    """
+    cache = cache or DecodedCache()
+    size = len(source) * canvas * canvas * 3
+    try:
+        if not (begun and begun.streamed) and (size <= SMALL or cache.has_room(size)):
+            images = _load(source, canvas, f"canvas {canvas}", squeeze(canvas), advance, cache)
+            return _those_of(images, source, begun) if begun else images
+    except CacheError as error:
+        warnings.warn(f"{error}; images are decoded for each batch", stacklevel=2)
+    return StreamedImages(_in_any_order(source, begun) if begun and not begun.streamed else source, canvas)
+
+
+def _those_of(images: ImageTensor, source: ImageSource, begun: Intake) -> ImageTensor:
+    """The images that a run began with. Raises `ValueError` when one of them was not decoded."""
+    wanted = begun.rows(source)
+    if np.array_equal(wanted, images.indices):
+        return images
+    lost = np.setdiff1d(wanted, images.indices)
+    if len(lost):
+        first = source.ids[int(lost[0])]
+        reason = next((item.reason for item in images.skipped if item.path == first), "it is gone")
+        raise ValueError(
+            f"{source.name}: {len(lost)} images that the run began with cannot be read any more (first: {first}: "
+            f"{reason}); restore them, or start a new run with another --out"
+        )
+    rows = np.flatnonzero(np.isin(images.indices, wanted))  # others can be read now, and could not
+    return replace(images, indices=images.indices[rows], rows=torch.from_numpy(rows))
+
+
+def _in_any_order(source: ImageSource, begun: Intake) -> ImageSource:
+    """The images that a run began with, to be streamed as they were drawn when there was room to keep them."""
+    if source.blocks is not None:
+        warnings.warn(
+            f"{source.name} was decoded when the run began, and there is no room to keep that now: its row groups are "
+            "read in any order, which is slow; make room where `byol cache` says that it is kept",
+            stacklevel=3,
+        )
+    return source.subset(begun.rows(source)) if begun.left_out else replace(source, blocks=None)
+
+
+def load_canvases(
+    source: ImageSource, canvas: int, advance: Advance | None = None, cache: DecodedCache | None = None
+) -> ImageTensor:
+    """Decode every image of a source, whole, to a canvas x canvas square for random cropping."""
+    return _load_anyhow(source, canvas, f"canvas {canvas}", squeeze(canvas), advance, cache)
+
+
+def load_evaluation(
+    source: ImageSource, preprocess: Preprocess, cache: DecodedCache | None = None, advance: Advance | None = None
+) -> ImageTensor:
+    """Decode every image of a source exactly as serving does: resized and centre-cropped."""
+    crop, what = preprocess.crop, str(preprocess)
+    return _load_anyhow(source, crop, what, lambda image: (preprocess(image), 1.0), advance, cache)
+
+
+def _load_anyhow(
+    source: ImageSource,
+    side: int,
+    what: str,
+    transform: Transform,
+    advance: Advance | None,
+    cache: DecodedCache | None,
+) -> ImageTensor:
+    """`_load`, without the cache where that cannot be used."""
+    try:
+        return _load(source, side, what, transform, advance, cache)
+    except CacheError as error:
+        warnings.warn(f"{error}; the images are decoded for this run alone", stacklevel=2)
+        return _load(source, side, what, transform, advance, None)
+
+
+def _load(
+    source: ImageSource,
+    side: int,
+    what: str,
+    transform: Transform,
+    advance: Advance | None,
+    cache: DecodedCache | None,
+) -> ImageTensor:
+    """Decode a source, through the cache where one is given and the source can tell whether it changed.
+
+    Raises `CacheError`.
+    """
+    shape = (len(source), side, side, 3)
+    size = int(np.prod(shape, dtype=np.int64))
+    if cache is not None and source.stamp is not None and size > SMALL and cache.has_room(size):
+        return _load_kept(source, shape, what, transform, advance, cache)
+    pixels = np.empty(shape, np.uint8)
+    return _image_tensor(pixels, *_decode_into(pixels, source, transform, advance))
+
+
+def _load_kept(
+    source: ImageSource,
+    shape: tuple[int, ...],
+    what: str,
+    transform: Transform,
+    advance: Advance | None,
+    cache: DecodedCache,
+) -> ImageTensor:
+    """The entry of the cache, made where there is none. Raises `CacheError` when that cannot be done."""
+    assert source.stamp is not None  # else there is no key
+    words = (CACHE_FORMAT, PIL.__version__, what, source_digest(source), source.stamp())
+    key = hashlib.sha256("\n".join(words).encode()).hexdigest()[:32]
+    entry = cache.find(key)
+    found = _read_entry(entry, shape) if entry else None
+    if found is None or any(_readable_now(source, found.skipped)):
+        cache.drop(key)
+        with cache.create(key, math.prod(shape)) as folder:
+            _write_entry(cache, folder, shape, source, transform, advance)
+        entry = cache.find(key)
+        found = _read_entry(entry, shape) if entry else None
+    if found is None:
+        raise CacheError(f"{printable(cache.root / key)} cannot be read back; clear it by `byol cache clear`")
+    return found
+
+
+def _decode_into(
+    pixels: np.ndarray, source: ImageSource, transform: Transform, advance: Advance | None
+) -> tuple[np.ndarray, np.ndarray, list[Skipped]]:
+    """Fill the first rows of `pixels` with the readable images: their aspects, indices, and what was left out.
+
+    Raises `ValueError` when no image can be read.
+    """
+    aspect = np.empty(len(source), np.float32)
+    indices = np.empty(len(source), np.int64)
+    count = 0
+    skipped = list(source.skipped)
+    for index, result in decode(source, _counting(transform, advance)):
+        if isinstance(result, UnreadableImage):
+            skipped.append(Skipped(source.ids[index], str(result)))
+            if advance is not None:
+                advance(1)
+        else:
+            pixels[count], aspect[count] = result
+            indices[count] = index
+            count += 1
+    if not count:
+        raise ValueError(none_readable(source, len(source), skipped))
+    return aspect[:count], indices[:count], skipped
+
+
+def _counting(transform: Transform, advance: Advance | None) -> Transform:
+    """The same, counted where it is done: results come in chunks, which may take long."""
+    if advance is None:
+        return transform
+
+    def counted(image: Image.Image) -> tuple[np.ndarray, float]:
+        result = transform(image)
+        advance(1)
+        return result
+
+    return counted
+
+
+def _image_tensor(pixels: np.ndarray, aspect: np.ndarray, indices: np.ndarray, skipped: list[Skipped]) -> ImageTensor:
+    return ImageTensor(torch.from_numpy(pixels[: len(indices)]), torch.from_numpy(aspect), indices, skipped)
+
+
+# ---------------------------------------------------------------------------------------------- cache entries
+
+
+def _write_entry(
+    cache: DecodedCache,
+    folder: Path,
+    shape: tuple[int, ...],
+    source: ImageSource,
+    transform: Transform,
+    advance: Advance | None,
+) -> None:
+    """Write `pixels.npy`, `aspect.npy`, `indices.npy` and `meta.json`; rows of unreadable images stay unused."""
+    with cache.failing_alone():
+        pixels = np.lib.format.open_memmap(folder / "pixels.npy", mode="w+", dtype=np.uint8, shape=shape)
+        reserve(folder / "pixels.npy")
+    aspect, indices, skipped = _decode_into(pixels, source, transform, advance)
+    listed = len(source.skipped)
+    meta: dict[str, Any] = {
+        "name": Path(source.name).name,
+        "images": len(indices),
+        "shape": shape,
+        "listed": [vars(item) for item in skipped[:listed]],
+        "unreadable": [vars(item) for item in skipped[listed:]],
+    }
+    with cache.failing_alone():
+        pixels.flush()
+        np.save(folder / "aspect.npy", aspect, allow_pickle=False)
+        np.save(folder / "indices.npy", indices, allow_pickle=False)
+        (folder / META).write_text(json.dumps(meta))
+
+
+def _read_entry(entry: Entry, shape: tuple[int, ...]) -> ImageTensor | None:
+    """An entry's images, mapped; None when its files are damaged, or say something else than they should."""
+    images, meta = entry.meta["images"], entry.meta
+    kinds, sizes = (np.uint8, np.float32, np.int64), (shape, (images,), (images,))
+    arrays = []
+    for name, kind, size in zip(ARRAYS, kinds, sizes, strict=True):
+        try:  # copy on write: nobody writes, and torch wants arrays it could write to
+            array = np.load(entry.path / name, mmap_mode="c", allow_pickle=False)
+        except (OSError, ValueError):
+            return None
+        if array.dtype != kind or array.shape != size:
+            return None
+        arrays.append(array)
+    pixels, aspect, indices = arrays[0], *(np.array(array) for array in arrays[1:])
+    if images and not 0 <= indices.min() <= indices.max() < shape[0]:
+        return None
+    skipped = [Skipped(**item) for item in [*meta["listed"], *meta["unreadable"]]]
+    return _image_tensor(pixels, aspect, indices, skipped)
+
+
+def _readable_now(source: ImageSource, skipped: list[Skipped]) -> list[bool]:
+    """Whether images that were unreadable can be read now (a file's permissions leave no trace in its stamp)."""
+    paths = {item.path for item in skipped}
+    if not paths:
+        return []
+    rows = [i for i, identity in enumerate(source.ids) if identity in paths]
+
+    def readable(row: int) -> bool:
+        try:
+            source.open(row)
+        except UnreadableImage:
+            return False
+        return True
+
+    return [readable(row) for row in rows]
+
+
+# ------------------------------------------------------------------------------------------------- the source
+
+
+def canvas_side(source: ImageSource, image_size: int) -> int:
+    """A canvas that keeps the detail a view can show: 8/7 of the view, but no more than the images have.
+
+    Looks at some images spread over the source.
+    """
+    wanted = -(-image_size * 8 // 7 // 8) * 8  # rounded up to a multiple of 8
+    probes = source.subset(spread(len(source), LOOKED_INTO))
+    sides = [side for _, side in decode(probes, lambda image: max(image.size)) if isinstance(side, int)]
+    return min(wanted, max(sides, default=wanted))
+
+
+def source_digest(source: ImageSource) -> str:
+    """A digest of the list of images: tells whether a resumed run sees the same data."""
+    digest = hashlib.sha256()
+    for start in range(0, len(source), CHUNK):
+        digest.update(("\n".join(source.ids[start : start + CHUNK]) + "\n").encode())
+    return digest.hexdigest()[:16]

@@ -1,0 +1,102 @@
+"""Batches for the training device: from images that lie there, or fetched ahead by a thread.
+
+Legend: B batch, M canvas pixels.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+
+import torch
+from torch import Tensor
+
+from byol.training.data.decoded import ImageTensor, StreamedImages
+
+AHEAD = 3  # batches fetched before they are asked for
+RESIDENT_SHARE = 0.4  # of the device's free memory; the rest is for networks and activations
+
+Batch = tuple[Tensor, Tensor]  # uint8 (B, M, M, 3), float32 (B,)
+Rows = Callable[[int], Tensor]  # step to the rows (B,) int64 of its images
+
+
+class ResidentFeed:
+    """All images lie on the device; a batch is one indexing there."""
+
+    waited = 0.0
+
+    def __init__(self, images: ImageTensor, rows: Rows, device: torch.device):
+        self._pixels, self._aspect = images.pixels.to(device), images.aspect.to(device)
+        self._rows, self._device = rows, device
+
+    def wait(self, step: int) -> None:
+        """Every batch is there."""
+
+    def batch(self, step: int) -> Batch:
+        """Pixels and aspects of a step."""
+        rows = _moved(self._rows(step), self._device)
+        return self._pixels[rows], self._aspect[rows]
+
+    def close(self) -> None:
+        """Nothing to stop."""
+
+
+class FetchedFeed:
+    """Batches read ahead by a thread and copied to the device without waiting for it.
+
+    `read` maps rows (B,) to a batch on the host; `last` is the number of steps of the run. `waited` counts the seconds
+    that had to be waited for data.
+    """
+
+    def __init__(self, read: Callable[[Tensor], Batch], rows: Rows, device: torch.device, last: int):
+        self._read, self._rows, self._device, self._last = read, rows, device, last
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="fetch")
+        self._pending: dict[int, Future[Batch]] = {}
+        self.waited = 0.0
+
+    def wait(self, step: int) -> None:
+        """Wait until a step's batch is there. Raises what `read` raised."""
+        for ahead in range(step, max(step + 1, min(step + 1 + AHEAD, self._last))):
+            if ahead not in self._pending:
+                self._pending[ahead] = self._thread.submit(self._fetch, self._rows(ahead))
+        started = time.perf_counter()
+        self._pending[step].result()
+        self.waited += time.perf_counter() - started
+
+    def batch(self, step: int) -> Batch:
+        """Pixels and aspects of a step. Raises as `wait`."""
+        self.wait(step)
+        pixels, aspect = self._pending.pop(step).result()
+        return pixels.to(self._device, non_blocking=True), aspect.to(self._device, non_blocking=True)
+
+    def _fetch(self, rows: Tensor) -> Batch:
+        pixels, aspect = self._read(rows)
+        return (pixels.pin_memory(), aspect.pin_memory()) if self._device.type == "cuda" else (pixels, aspect)
+
+    def close(self) -> None:
+        """Stop the thread; what it has begun it finishes."""
+        self._thread.shutdown(wait=True, cancel_futures=True)
+
+
+Feed = ResidentFeed | FetchedFeed
+
+
+def open_feed(images: ImageTensor | StreamedImages, rows: Rows, device: torch.device, last: int) -> Feed:
+    """Resident where the images fit on the device (on a CPU they are mapped as they are), else fetched."""
+    if isinstance(images, StreamedImages):
+        return FetchedFeed(images.read, rows, device, last)
+    rows = _picked(images.rows, rows)
+    if device.type == "cpu" or images.pixels.nbytes <= RESIDENT_SHARE * torch.cuda.mem_get_info(device)[0]:
+        return ResidentFeed(images, rows, device)
+    return FetchedFeed(lambda places: (images.pixels[places], images.aspect[places]), rows, device, last)
+
+
+def _picked(places: Tensor | None, rows: Rows) -> Rows:
+    """Rows of images as rows of their pixels."""
+    return rows if places is None else lambda step: places[rows(step)]
+
+
+def _moved(rows: Tensor, device: torch.device) -> Tensor:
+    """Row numbers on the device, without waiting for it."""
+    return rows.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else rows

@@ -1,0 +1,149 @@
+"""What a run sees: images that are decoded, or are as they are needed, and in which order it may see them.
+
+Legend: N images, B batch, M canvas pixels, S view pixels.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from byol.images.picture.budget import PIXELS
+from byol.images.source import ImageSource, Skipped, UnreadableImage, usable_cores
+from byol.text import printable
+
+Transform = Callable[[Image.Image], tuple[np.ndarray, float]]
+
+
+@dataclass(frozen=True)
+class Intake:
+    """How a run gets its images, which decides in which order it sees them.
+
+    `streamed` in blocks, and an unreadable one replaced in its batch; or all decoded before the first step, in any
+    order, without the unreadable ones, whose ids are `left_out`.
+    """
+
+    streamed: bool
+    left_out: frozenset[str] = frozenset()
+
+    @classmethod
+    def of(cls, images: ImageTensor | StreamedImages) -> Intake:
+        """That of a run that begins with these images."""
+        if isinstance(images, StreamedImages):
+            return cls(True)
+        return cls(False, frozenset(item.path for item in images.skipped))
+
+    def count(self, source: ImageSource) -> int:
+        """How many images the run has of a source."""
+        return len(source) if self.streamed else len(self.rows(source))
+
+    @classmethod
+    def from_text(cls, text: str) -> Intake:
+        """The inverse of `to_text`."""
+        streamed, left_out = json.loads(text)
+        return cls(streamed, frozenset(left_out))
+
+    def to_text(self) -> str:
+        """For another process."""
+        return json.dumps([self.streamed, sorted(self.left_out)])
+
+    def rows(self, source: ImageSource) -> np.ndarray:
+        """Where in the source the run's images are, int64."""
+        if not self.left_out:
+            return np.arange(len(source))
+        return np.flatnonzero([identity not in self.left_out for identity in source.ids])
+
+
+@dataclass(frozen=True)
+class ImageTensor:
+    """Decoded images.
+
+    `pixels`  uint8 (N, M, M, 3), in memory or mapped from a file
+    `aspect`  float32 (N,) width / height of the original: a canvas holds the whole picture, stretched to a square,
+              and the crop of a view undoes the stretching
+    `indices` int64 (N,) where each row stands in its source (rows of unreadable images are absent)
+    `skipped` the unreadable images
+    `rows`    int64 (N,): where in `pixels` and `aspect` the images are, if these hold more; else None
+    """
+
+    pixels: Tensor
+    aspect: Tensor
+    indices: np.ndarray
+    skipped: list[Skipped]
+    rows: Tensor | None = None
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+
+class StreamedImages:
+    """Images decoded each time they are needed, for sources larger than memory and cache.
+
+    A row is the image's place in its source. `skipped` lists the unreadable ones met so far.
+    """
+
+    def __init__(self, source: ImageSource, canvas: int):
+        self.source, self.canvas = source, canvas
+        self._unreadable: dict[int, str] = {}
+        self._pool = ThreadPoolExecutor(usable_cores(), thread_name_prefix="stream")
+
+    def __len__(self) -> int:
+        return len(self.source)
+
+    @property
+    def skipped(self) -> list[Skipped]:
+        """What was unreadable so far, the listing's own first."""
+        met = [Skipped(self.source.ids[row], reason) for row, reason in sorted(self._unreadable.items())]
+        return [*self.source.skipped, *met]
+
+    def read(self, rows: Tensor) -> tuple[Tensor, Tensor]:
+        """Canvases uint8 (B, M, M, 3) and aspects (B,) of some rows.
+
+        In the place of an unreadable image stands the next readable one of the batch, so that every batch is full.
+        Raises `ValueError` when there is none, and `SourceUnavailable`.
+        """
+        pixels = np.empty((len(rows), self.canvas, self.canvas, 3), np.uint8)
+        aspect = np.empty(len(rows), np.float32)
+        transform = squeeze(self.canvas)
+
+        def one(place: int, row: int) -> bool:
+            try:
+                with PIXELS:
+                    pixels[place], aspect[place] = transform(self.source.open(row))
+            except UnreadableImage as error:
+                self._unreadable[row] = str(error)
+                return False
+            return True
+
+        good = np.array(list(self._pool.map(one, range(len(rows)), rows.tolist())))
+        readable = np.flatnonzero(good)
+        if not len(readable):
+            raise ValueError(none_readable(self.source, len(rows), self.skipped))
+        bad = np.flatnonzero(~good)
+        instead = readable[np.searchsorted(readable, bad) % len(readable)]
+        pixels[bad], aspect[bad] = pixels[instead], aspect[instead]
+        return torch.from_numpy(pixels), torch.from_numpy(aspect)
+
+
+def squeeze(canvas: int) -> Transform:
+    """What makes of an image its canvas (M, M, 3), and width / height of the original."""
+    size = (canvas, canvas)
+
+    def squeeze(image: Image.Image) -> tuple[np.ndarray, float]:
+        square = image if image.size == size else image.resize(size, Image.Resampling.BICUBIC)
+        return np.asarray(square), image.width / image.height
+
+    return squeeze
+
+
+def none_readable(source: ImageSource, count: int, skipped: list[Skipped]) -> str:
+    """What to say when nothing of a source can be read."""
+    reasons = "; ".join(f"{printable(item.path)}: {item.reason}" for item in skipped[:5])
+    return f"{source.name}: none of {count} images can be read ({reasons})"

@@ -1,0 +1,280 @@
+"""One training job: images, trainer and run folder brought together, with progress for people."""
+
+from __future__ import annotations
+
+import sys
+from contextlib import ExitStack, nullcontext
+from pathlib import Path
+from typing import Any
+
+import click
+import torch
+
+from byol.console import at_work, note, note_skipped, progress, progress_bar, warnings_as_notes
+from byol.images.location import Location
+from byol.images.open import open_source
+from byol.images.source import ImageSource
+from byol.pretrained import Pretrained
+from byol.run import TRAIN, VAL_DATA
+from byol.signals import hang_up_is_ignored
+from byol.streams import reader_is_gone
+from byol.text import printable
+from byol.training.begun import Begun, contents, described, difference, identity, keeping_threads
+from byol.training.checkpoint import Checkpoint
+from byol.training.config import TrainConfig
+from byol.training.data.decoded import ImageTensor, Intake, StreamedImages, canvas_side, open_images
+from byol.training.events import EventLog, require_tensorboard
+from byol.training.exportable import require_exportable
+from byol.training.loop import Interrupted, Unheard, fit
+from byol.training.model import BYOL, build_encoder, require_fit
+from byol.training.monitor import KNNMonitor, KNNSets
+from byol.training.parallel.processes import LostProcess, World, joined
+from byol.training.run_folder import RunFolder, versions
+from byol.training.trainer import Setup, Trainer
+
+
+def run_training(
+    config: TrainConfig,
+    data: Location,
+    out: Path,
+    val_data: Location | None = None,
+    resume: bool = False,
+    tensorboard: bool = False,
+    export_check: bool = False,
+) -> None:
+    """Train from images to a finished run folder, with progress on stderr.
+
+    `export_check`: an encoder that could not be exported is refused before a new run begins.
+
+    Raises `ValueError` or `OSError` for whatever a user can cause, `click.ClickException` when stopped by a signal or
+    out of memory.
+    """
+    try:
+        run = RunFolder(out)
+        with keeping_threads(), joined() as world, run.alone() if world.first else nullcontext():
+            _train_in(world, config, data, run, val_data, resume, tensorboard, export_check)
+    except (Interrupted, LostProcess) as error:
+        raise click.ClickException(str(error)) from error
+    except (RuntimeError, MemoryError) as error:
+        if not _is_out_of_memory(error):
+            raise
+        raise click.ClickException(
+            f"out of memory: {config.batch_size // config.accumulate} images of {config.image_size} px at a time; use "
+            f"--accumulate {2 * config.accumulate}, --recompute, or a smaller --batch-size; checkpoints are intact"
+        ) from error
+
+
+def _is_out_of_memory(error: BaseException) -> bool:
+    """Also a CPU's: torch has no type of its own for it."""
+    return isinstance(error, torch.OutOfMemoryError | MemoryError) or "DefaultCPUAllocator" in str(error)
+
+
+def _train_in(
+    world: World,
+    config: TrainConfig,
+    data: Location,
+    run: RunFolder,
+    val_data: Location | None,
+    resume: bool,
+    tensorboard: bool,
+    export_check: bool,
+) -> None:
+    continuing = resume and run.exists()
+    if world.first and not continuing:
+        run.require_new()
+    if tensorboard:
+        require_tensorboard()
+    source, validation = open_source(data), open_source(val_data) if val_data else None
+    sets = KNNSets.choose(config, source, validation) if validation else None
+    facts = identity(data, source)
+    compared = {**identity(val_data, validation), "images": len(validation)} if val_data and validation else None
+    checkpoint, begun = (run.checkpoint(), run.begun()) if continuing else (None, Begun())
+    if continuing:
+        if begun.intake:
+            _require_same_images(run, checkpoint, {**facts, "images": begun.intake.count(source)})
+        _require_same_validation(run, compared, world)
+    _require_possible(config, source, world, checkpoint, run, begun)
+    if not continuing and export_check and world.first:
+        _require_exportable(config)
+    if not config.canvas_size:
+        side = run.config().canvas_size if continuing else _canvas_side(world, source, config)
+        config = config.replace(canvas_size=side)
+    images, intake = _opened(world, source, config.canvas_size, begun.intake)
+    facts["images"] = len(images)  # that can be read
+    if continuing:
+        _require_same_images(run, checkpoint, facts)
+    trainer = Trainer(config, images, world, begun.computed)
+    with warnings_as_notes():
+        knn = world.first_then_others(lambda: _monitor(world, config, sets)) if sets else None
+    start = _continue(trainer, run, checkpoint) if continuing else 0
+    world.require_same(start, "number of finished steps")
+    if world.first:
+        note_skipped(images.skipped)
+        if not continuing:
+            skipped = [vars(item) for item in images.skipped]
+            run.create(config, {"data": facts, "skipped": skipped, **contents(intake, trainer.computed)})
+        note(_headline(trainer, images, start))
+        if changed := begun.changes(trainer.computed, versions(config.arch)):
+            note(changed)
+        if knn and sets and compared:
+            run.remember(VAL_DATA, compared)
+            told = set(images.skipped)
+            note_skipped([item for item in knn.skipped if item not in told], of="the images for kNN")
+            note(f"kNN: {sets.described}")
+    listed = len(images.skipped)
+    events = EventLog(run.path, start) if tensorboard and world.first else None
+    with trainer, Reporter(trainer.plan.total, start, events, shown=world.first) as reporter:
+        fit(trainer, run, facts, start, knn, reporter.report, reporter.warn, reporter.advance)
+    if world.first:
+        note_skipped(images.skipped[listed:])  # what a stream met on its way
+
+
+def _canvas_side(world: World, source: ImageSource, config: TrainConfig) -> int:
+    """What the first process finds, in all of them."""
+    side = 0
+    if world.first:
+        with progress(f"look at {source.name}", None):
+            side = canvas_side(source, config.image_size)
+    return int(world.tell(str(side)))
+
+
+def _opened(
+    world: World, source: ImageSource, side: int, begun: Intake | None
+) -> tuple[ImageTensor | StreamedImages, Intake]:
+    """The images in every process, and how they are got: the first one decides, decodes them, and the others follow."""
+    images: ImageTensor | StreamedImages | None = None
+    with warnings_as_notes():
+        if world.first:
+            with progress(f"decode {source.name}", len(source)) as advance:
+                images = open_images(source, side, advance, begun=begun)
+            begun = begun or Intake.of(images)
+        told = Intake.from_text(world.tell(begun.to_text() if begun else ""))
+        if images is None:
+            images = open_images(source, side, begun=told)
+    world.wait()  # one that finds nothing in the cache decodes for itself
+    return images, told
+
+
+def _monitor(world: World, config: TrainConfig, sets: KNNSets) -> KNNMonitor:
+    with progress(f"decode {sets.queries.name} for kNN", None) if world.first else nullcontext() as advance:
+        return KNNMonitor(config, sets, advance)
+
+
+def _require_possible(
+    config: TrainConfig, source: ImageSource, world: World, checkpoint: Checkpoint | None, run: RunFolder, begun: Begun
+) -> None:
+    """Raise `ValueError` for what cannot work, before an image is decoded, or memory taken for what a file claims."""
+    Setup.of(config, len(source), world, begun.computed)
+    with torch.device("meta"):
+        shapes = BYOL(config).state_dict()
+    if checkpoint:
+        require_fit(shapes, checkpoint.model(), str(run.last))
+
+
+def _require_exportable(config: TrainConfig) -> None:
+    stem, size = config.resolved_stem, config.image_size
+    encoder = build_encoder(config.arch, stem, size)
+    require_exportable(Pretrained(encoder, config.arch, stem, size, config.mean, config.std))
+
+
+def _require_same_validation(run: RunFolder, found: dict[str, Any] | None, world: World) -> None:
+    """Raise `ValueError` when a run's kNN was measured on other images; without any it ends, which is said."""
+    stored = run.content(TRAIN).get(VAL_DATA)
+    if not isinstance(stored, dict):
+        return
+    if found is None:
+        if world.first:
+            note(f"warning: no kNN from here on; the run measured it on {described(stored)}: give --val-data again")
+    elif changed := difference(stored, found):
+        raise ValueError(
+            f"{printable(run.path)} measures kNN on {changed}; give the validation images that it began with"
+        )
+
+
+def _headline(trainer: Trainer, images: ImageTensor | StreamedImages, start: int) -> str:
+    """What is trained, on what, and how."""
+    config, world = trainer.config, trainer.world
+    norms = f", batch-norm {'over all' if trainer.sync_norm else 'in each'}" if world.size > 1 else ""
+    stem = "" if config.timm_name else f" ({config.resolved_stem} stem)"
+    return (
+        f"{config.arch}{stem} at {config.image_size} px on {len(images)} images, "
+        f"{trainer.plan.total} steps of {config.batch_size}, {trainer.device.type}, {trainer.precision}"
+        + {"all": ", compiled", "augmentation": ", augmentation compiled", "none": ""}[trainer.compiled]
+        + (", streamed" if isinstance(images, StreamedImages) else "")
+        + (f", {world.size} processes{norms}" if world.size > 1 else "")
+        + (f"; continuing after step {start}" if start else "")
+    )
+
+
+def _require_same_images(run: RunFolder, checkpoint: Checkpoint | None, facts: dict[str, Any]) -> None:
+    """Raise `ValueError` when a run began with other images; nothing is changed before this is known."""
+    stored = checkpoint.data if checkpoint else run.content(TRAIN).get("data", facts)
+    if found := difference(stored, facts):
+        raise ValueError(
+            f"{printable(run.path)} was trained on {found}; give the images that it began with, or start a new run "
+            "with another --out"
+        )
+
+
+def _continue(trainer: Trainer, run: RunFolder, checkpoint: Checkpoint | None) -> int:
+    """Load the newest checkpoint; the number of finished steps, behind which metrics are dropped."""
+    if checkpoint:
+        trainer.load(checkpoint)
+    start = checkpoint.step if checkpoint else 0
+    if trainer.world.first:
+        run.remove_leftovers()
+        run.drop_metrics_after(start)
+    return start
+
+
+class Reporter:
+    """Metrics for people: a bar on a terminal, else a line each time; and TensorBoard's files where wanted.
+
+    Between two lines that are far apart, it is said which step is done.
+    """
+
+    def __init__(self, total: int, start: int, events: EventLog | None = None, shown: bool = True):
+        self.total, self.done, self.events = total, start, events
+        self.knn = ""
+        self.bar = progress_bar("train", total, start) if shown and sys.stderr.isatty() else None
+
+        self._open = ExitStack()
+
+    def __enter__(self) -> Reporter:
+        self._open.enter_context(at_work(lambda: "" if self.bar else f"step {self.done}/{self.total}"))
+        if self.bar:
+            self._open.enter_context(self.bar)
+        if self.events:
+            self._open.callback(self.events.close)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._open.close()
+
+    def advance(self, done: int) -> None:
+        """So many steps are done."""
+        self.done = done
+
+    def report(self, record: dict[str, Any]) -> None:
+        """Show one line of metrics. Raises `Unheard` when nobody can read it, and the run is not to outlive that."""
+        if self.events:
+            self.events.log(record)
+        if "knn_top1" in record:
+            self.knn = f"  kNN {100 * record['knn_top1']:.1f} %"
+        text = (
+            f"epoch {record['epoch']:.1f}  loss {record['loss']:.4f}  tau {record['tau']:.4f}  "
+            f"{record['images_per_second']:.0f} images/s{self.knn}"
+        )
+        if self.bar:
+            self.bar.update(self.bar.task_ids[0], completed=record["step"], description=text)
+        else:
+            note(f"step {record['step']}/{self.total}  {text}")
+        if reader_is_gone() and not hang_up_is_ignored():
+            raise Unheard("a closed standard error")
+
+    def warn(self, message: str) -> None:
+        """Show a warning."""
+        if self.bar:
+            self.bar.console.print(f"warning: {message}", markup=False)
+        else:
+            note(f"warning: {message}")

@@ -1,0 +1,211 @@
+"""The loop of a run: step, measure, log, save, until the end of the plan or a signal. Legend: B batch."""
+
+from __future__ import annotations
+
+import math
+import signal
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from byol.images.source import SourceUnavailable
+from byol.signals import HANG_UP, handled
+from byol.training.checkpoint import finite, save_checkpoint
+from byol.training.config import TrainConfig
+from byol.training.device import peak_memory
+from byol.training.model import Observation
+from byol.training.monitor import KNNMonitor, collapse_statistics, collapse_warning
+from byol.training.optim import learning_rate
+from byol.training.run_folder import RunFolder, save_views
+from byol.training.trainer import Trainer
+
+
+class Interrupted(Exception):
+    """The run was stopped by a signal, after its state was saved."""
+
+
+class Unheard(Exception):
+    """Nobody can read any more what is reported: a reason to end as after a signal."""
+
+
+def fit(
+    trainer: Trainer,
+    run: RunFolder,
+    data: dict[str, Any],
+    start: int = 0,
+    knn: KNNMonitor | None = None,
+    report: Callable[[dict[str, Any]], None] = lambda _: None,
+    warn: Callable[[str], None] = lambda _: None,
+    advance: Callable[[int], None] = lambda _: None,
+) -> None:
+    """Train from step `start` to the end of the plan, writing metrics and checkpoints into the run folder.
+
+    `report` gets each line of metrics (and may raise `Unheard`), `warn` plain sentences, `advance` the number of
+    finished steps after each. Every process of a job runs this; the first one writes and reports, and the others wait
+    for it. Raises `ValueError` when the loss is not finite, `SourceUnavailable` when the images are gone and
+    `Interrupted` after SIGINT, SIGTERM or SIGHUP, both once the last step is saved.
+    """
+    config, plan, world = trainer.config, trainer.plan, trainer.world
+    _begin(trainer, run, data, start)
+    save_every = config.checkpoint_every or plan.steps_per_epoch
+    meter = Meter(trainer)
+    warned = False
+    with StopSignals(patient=world.size > 1) as stop:
+        for step in range(start, plan.total):
+            loss, seen = trainer.step(step)
+            meter.add(loss)
+            done, last = step + 1, step + 1 == plan.total
+            advance(done)
+            epoch_end = done % plan.steps_per_epoch == 0 or last
+            if done % config.log_every == 0 or epoch_end:
+                record = _record(trainer, step, meter, seen)
+                if knn is not None and epoch_end and _knn_due(config, done // plan.steps_per_epoch, last):
+                    record["knn_top1"] = round(knn.measure(trainer.features), 5)
+                if world.first:
+                    run.log(record)
+                    try:
+                        report(record)
+                    except Unheard as error:
+                        stop.request(str(error))
+                    warning = collapse_warning(record, config.batch_size) if done > plan.warmup // 2 else None
+                    if warning and not warned:
+                        warn(f"step {done}: {warning}")
+                    warned = warning is not None
+                meter = Meter(trainer)
+            lost = None if last else _lost_before(trainer, done)
+            if lost:
+                stop.request("missing images")
+            stopping = world.any(bool(stop.requested))  # here all wait for the process whose next batch takes long
+            kept = bool(config.keep_every) and done % (config.keep_every * plan.steps_per_epoch) == 0
+            if done % save_every == 0 or kept or last or stopping:
+                with meter.paused():
+                    _save(trainer, run, data, done, kept)
+            if lost:
+                raise SourceUnavailable(f"{lost}, with --resume: step {done} is saved") from lost
+            if stopping and not last:
+                raise Interrupted(
+                    f"stopped by {stop.requested or 'a signal'} after step {done}; continue with --resume"
+                )
+
+
+def _begin(trainer: Trainer, run: RunFolder, data: dict[str, Any], start: int) -> None:
+    """Write what stands before the first step; wait until all processes can begin."""
+    if start == 0 and trainer.world.first:
+        save_views(run.views, *trainer.first_views())
+        if trainer.config.keep_every:
+            save_checkpoint(run.numbered(0), trainer.state(0, data))
+    if start < trainer.plan.total:
+        trainer.feed.wait(start)
+    trainer.world.wait()
+
+
+_DIVERGED = "lower --lr, lengthen the warm-up, or try --precision fp32; the last checkpoint is intact"
+
+
+def _save(trainer: Trainer, run: RunFolder, data: dict[str, Any], done: int, kept: bool) -> None:
+    """The first process saves, and the others wait until it has."""
+    if trainer.world.first:
+        checkpoint = trainer.state(done, data)
+        if not finite(checkpoint.tensors):
+            raise ValueError(f"weights are not finite after step {done}; {_DIVERGED}")
+        save_checkpoint(run.last, checkpoint)
+        if kept:
+            save_checkpoint(run.numbered(done), checkpoint)
+    trainer.world.wait()
+
+
+def _lost_before(trainer: Trainer, step: int) -> SourceUnavailable | None:
+    """Wait for the batch of a step; why there is none. Nothing has changed yet, so what is done can be saved."""
+    try:
+        trainer.feed.wait(step)
+    except SourceUnavailable as error:
+        return error
+    return None
+
+
+def _knn_due(config: TrainConfig, epoch: int, last: bool) -> bool:
+    return bool(config.knn_every) and (last or epoch % config.knn_every == 0)
+
+
+def _record(trainer: Trainer, step: int, meter: Meter, seen: Observation) -> dict[str, Any]:
+    """One line of metrics after optimizer step `step`. Raises `ValueError` for a loss that is not finite."""
+    measured = meter.result()
+    if not math.isfinite(measured["loss"]):
+        raise ValueError(f"the loss is {measured['loss']} at step {step + 1}; {_DIVERGED}")
+    everywhere = Observation(*(trainer.world.gather(tensor) for tensor in seen))
+    plan, config = trainer.plan, trainer.config
+    return {
+        "step": step + 1,
+        "epoch": round((step + 1) / plan.steps_per_epoch, 4),
+        "loss": round(measured.pop("loss"), 6),
+        "lr": learning_rate(step, plan.total, plan.warmup, config.peak_lr),
+        "tau": trainer.tau(step),
+        **measured,
+        **{key: round(value, 5) for key, value in collapse_statistics(everywhere).items()},
+    }
+
+
+class Meter:
+    """Mean loss and speed since it was made; reads the device only when asked for the result."""
+
+    def __init__(self, trainer: Trainer):
+        self.trainer, self.steps, self.pauses = trainer, 0, 0.0
+        self.loss: Tensor | float = 0.0
+        self.waited = trainer.feed.waited
+        self.started = time.perf_counter()
+
+    def add(self, loss: Tensor) -> None:
+        """Count one step."""
+        self.loss = self.loss + loss
+        self.steps += 1
+
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """Do not count this time (saving, say)."""
+        started = time.perf_counter()
+        yield
+        self.pauses += time.perf_counter() - started
+
+    def result(self) -> dict[str, float]:
+        """`loss` and `images_per_second` of all processes, `data_wait_percent` and `peak_memory_gb` of this one."""
+        trainer = self.trainer
+        loss = float(trainer.world.mean(torch.as_tensor(self.loss))) / self.steps  # the clock waits for the device
+        seconds = time.perf_counter() - self.started - self.pauses
+        return {
+            "loss": loss,
+            "images_per_second": round(self.steps * trainer.config.batch_size / seconds, 1),
+            "data_wait_percent": round(100 * (trainer.feed.waited - self.waited) / seconds, 2),
+            "peak_memory_gb": round(peak_memory(trainer.device) / 1e9, 3),
+        }
+
+
+class StopSignals:
+    """While active, SIGINT, SIGTERM and SIGHUP only set `requested`; a second one interrupts at once.
+
+    Unless `patient`: a launcher passes on to its processes what the terminal has sent them already. A hang-up never
+    does: it comes from the terminal and from the shell, and behind SIGTERM.
+    """
+
+    def __init__(self, patient: bool = False) -> None:
+        self.requested, self.patient = "", patient
+
+    def __enter__(self) -> StopSignals:
+        self._handled = handled((signal.SIGINT, signal.SIGTERM, HANG_UP), self._note)
+        self._handled.__enter__()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._handled.__exit__(None, None, None)
+
+    def _note(self, number: int, _frame: object) -> None:
+        if self.requested and not self.patient and number != HANG_UP:
+            raise KeyboardInterrupt
+        self.request(signal.Signals(number).name)
+
+    def request(self, reason: str) -> None:
+        """Ask the run to end behind its step; the first reason is told."""
+        self.requested = self.requested or reason

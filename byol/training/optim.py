@@ -1,0 +1,133 @@
+"""LARS, parameter groups, and the schedules of learning rate and tau as pure functions of the step."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim import SGD, AdamW, Optimizer
+
+from byol.training.config import TrainConfig
+
+
+def learning_rate(step: int, total: int, warmup: int, peak: float) -> float:
+    """The rate of optimizer step `step` (from 0): linear warm-up, then a cosine to 0 (paper section 3.2)."""
+    if step < warmup:
+        return peak * step / warmup
+    return peak * (1 + math.cos(math.pi * (step - warmup) / max(1, total - warmup))) / 2
+
+
+def tau_at(step: int, total: int, base: float, cosine: bool = True) -> float:
+    """The target's momentum at optimizer step `step` (from 0): base to 1 along a cosine (paper section 3.2)."""
+    if not cosine:
+        return base
+    return 1 - (1 - base) * (math.cos(math.pi * step / total) + 1) / 2
+
+
+class LARS(Optimizer):
+    """Layer-wise adaptive rate scaling (You et al. 2017, arXiv 1708.03888), as in the paper's released code.
+
+    For a group with `adapt`: d = grad + weight_decay * w; d *= eta * |w| / |d| (1 where a norm is 0); then for
+    every group m = momentum * m + d; w -= lr * m. With `clip` the factor of d is min(eta * |w| / |d| / lr, 1), as in
+    LARC and solo-learn. A group without `adapt` gets neither decay nor scaling.
+    """
+
+    def __init__(
+        self,
+        params: Any,
+        lr: float,
+        momentum: float = 0.9,
+        weight_decay: float = 0.0,
+        eta: float = 1e-3,
+        clip: bool = False,
+    ):
+        defaults = {"lr": lr, "momentum": momentum, "weight_decay": weight_decay, "eta": eta, "clip": clip}
+        super().__init__(params, {**defaults, "adapt": True})
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], float] | None = None) -> None:  # type: ignore[override]
+        """One update of every parameter that has a gradient."""
+        if closure is not None:
+            raise ValueError("LARS takes no closure")
+        for group in self.param_groups:
+            params = [p for p in group["params"] if p.grad is not None]
+            if params:
+                self._step_group(params, group)
+
+    def _step_group(self, params: list[Tensor], group: dict[str, Any]) -> None:
+        updates = [p.grad for p in params if p.grad is not None]
+        if group["adapt"]:
+            updates = list(torch._foreach_add(updates, params, alpha=group["weight_decay"]))
+            torch._foreach_mul_(updates, self._ratios(params, updates, group))
+        for p in params:
+            if "momentum_buffer" not in self.state[p]:
+                self.state[p]["momentum_buffer"] = torch.zeros_like(p)
+        buffers = [self.state[p]["momentum_buffer"] for p in params]
+        torch._foreach_mul_(buffers, group["momentum"])
+        torch._foreach_add_(buffers, updates)
+        torch._foreach_add_(params, buffers, alpha=-group["lr"])
+
+    @staticmethod
+    def _ratios(params: list[Tensor], updates: list[Tensor], group: dict[str, Any]) -> list[Tensor]:
+        weight, update = torch.stack(torch._foreach_norm(params)), torch.stack(torch._foreach_norm(updates))
+        ratios = group["eta"] * weight / update
+        if group["clip"]:
+            ratios = (ratios / max(group["lr"], 1e-12)).clamp(max=1)
+        return list(torch.where((weight > 0) & (update > 0), ratios, 1.0).unbind())
+
+
+def build_optimizer(config: TrainConfig, parameters: dict[str, nn.Parameter]) -> Optimizer:
+    """The configured optimizer over two groups: weights, and what decay and LARS leave alone.
+
+    The second group is every parameter with fewer than two dimensions: all biases and norm parameters, whatever
+    their names are.
+    """
+    weights = [p for p in parameters.values() if p.ndim > 1]
+    excluded = [p for p in parameters.values() if p.ndim <= 1]
+    groups: list[dict[str, Any]] = [{"params": weights}, {"params": excluded, "weight_decay": 0.0}]
+    if config.optimizer == "adamw":
+        return AdamW(groups, lr=config.peak_lr, weight_decay=config.weight_decay)
+    if config.optimizer == "sgd":
+        return SGD(groups, lr=config.peak_lr, momentum=config.momentum, weight_decay=config.weight_decay)
+    groups[1]["adapt"] = False
+    return LARS(groups, config.peak_lr, config.momentum, config.weight_decay, config.lars_eta, config.lars_clip)
+
+
+def set_learning_rate(optimizer: Optimizer, rate: float) -> None:
+    """Set the rate of every group."""
+    for group in optimizer.param_groups:
+        group["lr"] = rate
+
+
+def optimizer_tensors(optimizer: Optimizer, parameters: dict[str, nn.Parameter]) -> dict[str, Tensor]:
+    """The optimizer's state as `parameter name + "." + state key` to tensor."""
+    return {
+        f"{name}.{key}": torch.as_tensor(value)
+        for name, p in parameters.items()
+        for key, value in optimizer.state.get(p, {}).items()
+        if value is not None
+    }
+
+
+def load_optimizer_tensors(
+    optimizer: Optimizer, parameters: dict[str, nn.Parameter], tensors: dict[str, Tensor]
+) -> None:
+    """The inverse of `optimizer_tensors`.
+
+    Raises `ValueError` for a tensor that belongs to no parameter, and when only some parameters have a state.
+    """
+    owners = {full_name: full_name.rpartition(".")[0] for full_name in tensors}
+    unknown = sorted(full_name for full_name, name in owners.items() if name not in parameters)
+    missing = sorted(parameters.keys() - owners.values()) if tensors else []
+    if unknown or missing:
+        raise ValueError(
+            "the checkpoint's optimizer state does not fit this model: "
+            f"unknown {unknown[:5]}, missing for {missing[:5]} ({len(unknown)} and {len(missing)} in all)"
+        )
+    for full_name, value in tensors.items():
+        name, _, key = full_name.rpartition(".")
+        device = "cpu" if key == "step" else parameters[name].device
+        optimizer.state[parameters[name]][key] = value.to(device).clone()

@@ -1,0 +1,256 @@
+"""The processes of a training job: torch's launcher starts them, gloo or NCCL connects them.
+
+`byol train --nproc N` starts N processes on this machine, `torchrun --nnodes ... -m byol train ...` on many.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import platform
+import signal
+import sys
+import tempfile
+import uuid
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from datetime import timedelta
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from byol.children import RANKS
+from byol.console import at_work
+from byol.images.source import usable_cores
+from byol.signals import HANG_UP, handled
+from byol.streams import READ_ALREADY, standard_input
+from byol.text import reason_of
+
+T = TypeVar("T")
+PATIENCE = timedelta(days=365)  # a process that dies is noticed at once: its connections close
+_MEETING = "BYOL_MEETING"  # where the processes of `launch` find each other; unset under another launcher
+
+
+class LostProcess(Exception):
+    """Another process of the job is gone."""
+
+
+@dataclass(frozen=True)
+class World:
+    """This process among `size` others. Alone, every method is the identity.
+
+    `any`, `wait`, `tell` and `first_then_others` wait for a process as long as it lives, whatever it is doing. The
+    other methods are collectives that end a job after minutes: nobody may be kept busy by work of its own before them.
+    """
+
+    rank: int = 0
+    size: int = 1
+    local_rank: int = 0
+    patient: Any = field(default=None, repr=False)  # the group of all processes, by gloo, without a time-out
+
+    @property
+    def first(self) -> bool:
+        """Whether this process writes files and talks to people."""
+        return self.rank == 0
+
+    @property
+    def group(self) -> str:
+        """The name of the group of all processes, for functional collectives."""
+        return str(dist.group.WORLD.group_name) if dist.group.WORLD is not None else ""
+
+    def mean(self, value: Tensor) -> Tensor:
+        """The mean over all processes."""
+        if self.size == 1:
+            return value
+        total = value.detach().clone()
+        dist.all_reduce(total)
+        return total / self.size
+
+    def gather(self, rows: Tensor) -> Tensor:
+        """All processes' rows (B, ...), one after the other: (R * B, ...)."""
+        if self.size == 1:
+            return rows
+        parts = [torch.empty_like(rows) for _ in range(self.size)]
+        dist.all_gather(parts, rows.contiguous())
+        return torch.cat(parts)
+
+    def any(self, flag: bool) -> bool:
+        """Whether any process says so."""
+        if self.size == 1:
+            return flag
+        votes = torch.tensor([int(flag)])  # on the CPU: nothing waits for a GPU
+        dist.all_reduce(votes, group=self.patient)
+        return bool(votes)
+
+    def wait(self) -> None:
+        """Wait until every process is here."""
+        self.any(False)
+
+    def tell(self, text: str) -> str:
+        """What the first process says, in every one."""
+        if self.size == 1:
+            return text
+        content = torch.from_numpy(np.frombuffer(text.encode(), np.uint8).copy())
+        length = torch.tensor([len(content)])
+        dist.broadcast(length, 0, group=self.patient)
+        content = content if self.first else torch.empty(int(length), dtype=torch.uint8)
+        dist.broadcast(content, 0, group=self.patient)
+        return content.numpy().tobytes().decode()
+
+    def first_then_others(self, work: Callable[[], T]) -> T:
+        """Do the same in every process, in the first one before the others: they find what it left in the cache."""
+        if self.size == 1:
+            return work()
+        result = work() if self.first else None
+        self.wait()
+        if not self.first:
+            result = work()
+        self.wait()
+        return result  # type: ignore[return-value]
+
+    def require_same(self, value: int, what: str) -> None:
+        """Raises `ValueError` when `value` is not the same in all processes."""
+        if self.size > 1:
+            found = self.gather(torch.tensor([value])).tolist()
+            if len(set(found)) > 1:
+                raise ValueError(f"the processes of this job differ in their {what}: {found}; do they share one disk?")
+
+
+@contextmanager
+def joined() -> Iterator[World]:
+    """The world that a launcher started this process in: alone without one.
+
+    Raises `ValueError` for an environment that is no launcher's, and `LostProcess` in place of the errors that follow
+    when another process is gone.
+    """
+    rank, size = launched_as()
+    if size == 1:
+        yield World()
+        return
+    _connect(rank, size)
+    try:
+        patient = dist.new_group(backend="gloo", timeout=PATIENCE)
+        yield World(rank, size, _local_rank(World(rank, size)), patient)
+    except RuntimeError as error:
+        if _is_lost(error):
+            raise LostProcess("another process of this job is gone; continue with --resume") from error
+        raise
+    finally:
+        dist.destroy_process_group()
+
+
+def _is_lost(error: RuntimeError) -> bool:
+    text = str(error)
+    network = isinstance(error, dist.DistBackendError | dist.DistNetworkError)
+    return network or "Connection closed by peer" in text or "Connection reset by peer" in text
+
+
+def launched_as() -> tuple[int, int]:
+    """This process's number and the number of processes that a launcher started: (0, 1) without one.
+
+    A job is what `WORLD_SIZE` says. Slurm and MPI number the processes under names of their own. Raises `ValueError`
+    for what is no such number.
+    """
+    size = _number("WORLD_SIZE", 1, 1 << 20) if os.environ.get("WORLD_SIZE") else 1
+    if size == 1:
+        return 0, 1
+    for name in RANKS:
+        if os.environ.get(name):
+            return _number(name, 0, size - 1), size
+    raise ValueError(
+        f"WORLD_SIZE is {size}, but which of the {size} processes this one is stands nowhere; set RANK, 0 to {size - 1}"
+    )
+
+
+def is_own() -> bool:
+    """Whether `launch` started this process, and not the user or another launcher."""
+    return _MEETING in os.environ
+
+
+def _number(name: str, least: int, most: int) -> int:
+    text = os.environ[name].strip()
+    if not (text.isascii() and text.isdigit() and len(text) < 10 and least <= int(text) <= most):
+        raise ValueError(
+            f"{name} is {text!r:.40} in the environment; a launcher sets a whole number, {least} to {most}"
+        )
+    return int(text)
+
+
+def _connect(rank: int, size: int) -> None:
+    """Connect the processes of a job. Raises `ValueError` when they do not find each other."""
+    # CPU tensors travel by gloo also where GPUs use NCCL: small agreements need not wait for a GPU.
+    backend, place = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo", os.environ.get(_MEETING)
+    address = [os.environ.get(name, "") for name in ("MASTER_ADDR", "MASTER_PORT")]
+    if not place and not all(address):
+        raise ValueError(
+            f"WORLD_SIZE is {size}, but MASTER_ADDR and MASTER_PORT, where the processes of the job meet, are not both "
+            "set; set them, or unset WORLD_SIZE"
+        )
+    try:
+        with handled((signal.SIGTERM, signal.SIGINT, HANG_UP), signal.SIG_DFL):  # torch waits without listening
+            dist.init_process_group(backend, place or "env://", rank=rank, world_size=size)
+    except (dist.DistError, ValueError) as error:
+        raise ValueError(f"the processes of this job do not meet at {':'.join(address)}: {reason_of(error)}") from error
+
+
+def _local_rank(world: World) -> int:
+    """The number of this process on its machine: its launcher's, else counted by the machines' names."""
+    if os.environ.get("LOCAL_RANK"):
+        return _number("LOCAL_RANK", 0, world.size - 1)
+    name = torch.tensor([int.from_bytes(hashlib.sha256(platform.node().encode()).digest()[:7])])
+    return int((world.gather(name)[: world.rank] == name).sum())
+
+
+def _passed_on() -> list[str]:
+    """The signals that end the launcher and its processes: not those that the parent had ignored, as `nohup` does."""
+    names = ("SIGTERM", "SIGINT", "SIGHUP", "SIGQUIT")
+    return [n for n in names if hasattr(signal, n) and signal.getsignal(getattr(signal, n)) is not signal.SIG_IGN]
+
+
+def launch(processes: int, arguments: Sequence[str], list_comes: bool = False) -> bool:
+    """Run `byol ARGUMENTS` in so many processes on this machine, until all have ended; whether all succeeded.
+
+    `list_comes`: on standard input, to be read by all of them.
+    """
+    from torch.distributed.elastic.multiprocessing.api import SignalException
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+    from torch.distributed.launcher.api import LaunchConfig, elastic_launch
+
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, usable_cores() // processes)))
+    with tempfile.TemporaryDirectory(prefix="byol-") as folder:
+        _stay_on_this_machine(Path(folder))
+        if list_comes:
+            kept = Path(folder) / "list"
+            kept.write_bytes(standard_input())
+            os.environ[READ_ALREADY] = str(kept)
+        config = LaunchConfig(
+            min_nodes=1,
+            max_nodes=1,
+            nproc_per_node=processes,
+            run_id=uuid.uuid4().hex,
+            local_addr="127.0.0.1",  # else the host's name is looked up
+            rdzv_backend="c10d",
+            rdzv_endpoint=f"{folder}/launcher",
+            rdzv_configs={"store_type": "file"},
+            max_restarts=0,
+            signals_to_handle=",".join(_passed_on()),
+        )
+        try:
+            with at_work(str):  # the processes say what they do
+                elastic_launch(config, sys.executable)("-m", "byol", *arguments)
+        except (ChildFailedError, SignalException):  # the processes have said why
+            return False
+    return True
+
+
+def _stay_on_this_machine(folder: Path) -> None:
+    """Have the processes find each other by files and talk over the loopback interface; torch listens on all."""
+    os.environ["TORCH_DISABLE_SHARE_RDZV_TCP_STORE"] = "1"
+    os.environ[_MEETING] = f"file://{folder}/processes"
+    for library in ("GLOO", "NCCL"):
+        os.environ.setdefault(f"{library}_SOCKET_IFNAME", "lo0" if sys.platform == "darwin" else "lo")

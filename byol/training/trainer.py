@@ -1,0 +1,297 @@
+"""Networks, optimizer and the optimizer step of a run.
+
+All random numbers are functions of (seed, step), so a run continued from a checkpoint repeats what an uninterrupted
+one does. Legend: B batch, S view pixels, M canvas pixels.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from byol.encoders.memory_format import use_channels_last
+from byol.encoders.recompute import recompute_blocks
+from byol.encoders.strides import step_by_one
+from byol.training.begun import Computed
+from byol.training.checkpoint import Checkpoint
+from byol.training.config import TrainConfig, ViewConfig
+from byol.training.data.augment import draw, render
+from byol.training.data.decoded import ImageTensor, StreamedImages
+from byol.training.data.feed import Batch, Feed, open_feed
+from byol.training.data.order import Order, seeded, share
+from byol.training.device import (
+    compiled_or_eager,
+    resolve_compile,
+    resolve_device,
+    resolve_precision,
+    resolve_sync_norm,
+)
+from byol.training.model import BYOL, Observation, load_strict
+from byol.training.optim import (
+    build_optimizer,
+    learning_rate,
+    load_optimizer_tensors,
+    optimizer_tensors,
+    set_learning_rate,
+    tau_at,
+)
+from byol.training.parallel.processes import World
+from byol.training.parallel.sync_norm import synchronise_norms
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How long a run is, in optimizer steps."""
+
+    steps_per_epoch: int
+    total: int
+    warmup: int
+
+    @classmethod
+    def of(cls, config: TrainConfig, images: int) -> Plan:
+        """The plan for so many images. Raises `ValueError` when they do not fill one batch."""
+        if images < 2:
+            raise ValueError(f"{images} readable image is too few; batch-norm needs two, give a folder of two or more")
+        if images < config.batch_size:
+            raise ValueError(
+                f"batch_size {config.batch_size} is more than the {images} images; use --batch-size {images} or fewer"
+            )
+        per_epoch = images // config.batch_size
+        total = config.max_steps or config.epochs * per_epoch
+        return cls(per_epoch, total, min(round(config.warmup_epochs * per_epoch), total // 2))
+
+
+def micro_batch(config: TrainConfig, processes: int) -> int:
+    """Images per process and forward. Raises `ValueError` when the batch cannot be divided."""
+    parts = config.accumulate * processes
+    if config.batch_size % parts or config.batch_size < 2 * parts:
+        raise ValueError(
+            f"batch_size {config.batch_size} cannot be split into {config.accumulate} micro-batches for "
+            f"{processes} processes of 2 or more images; use a multiple of {parts}, at least {2 * parts}"
+        )
+    return config.batch_size // parts
+
+
+@dataclass(frozen=True)
+class Setup:
+    """What a configuration means for so many images, here: known before an image is decoded."""
+
+    plan: Plan
+    device: torch.device
+    precision: str
+    compiled: str
+    sync_norm: bool
+
+    @classmethod
+    def of(cls, config: TrainConfig, images: int, world: World, begun: Computed | None = None) -> Setup:
+        """With a run that goes on, decided as when that had `begun`.
+
+        Raises `ValueError` when it cannot work: too few images, a device that is not there, ...
+        """
+        plan = Plan.of(config, images)
+        device = resolve_device(config.device, world.local_rank)
+        decided = begun.settings(config, device.type) if begun else config
+        compiled = resolve_compile(decided.compile, device, plan.total * config.batch_size)
+        if compiled == "all" and config.recompute:  # which breaks the networks' graph
+            compiled = "augmentation"
+        sync_norm = resolve_sync_norm(config.sync_norm, micro_batch(config, world.size), world.size)
+        return cls(plan, device, resolve_precision(decided.precision, device), compiled, sync_norm)
+
+
+class Trainer:
+    """Networks, optimizer and images of one run, and the optimizer step that ties them together.
+
+    With several processes each one sees its part of every batch, and all hold the same weights after every step. What
+    the settings leave open is decided as `begun` was, by the run that goes on.
+    Raises `ValueError`: see `Setup`.
+    """
+
+    def __init__(
+        self,
+        config: TrainConfig,
+        images: ImageTensor | StreamedImages,
+        world: World | None = None,
+        begun: Computed | None = None,
+    ):
+        self.config, self.world = config, world or World()
+        setup = Setup.of(config, len(images), self.world, begun)
+        self.plan, self.device, self.precision = setup.plan, setup.device, setup.precision
+        self.compiled, self.sync_norm = setup.compiled, setup.sync_norm
+        if begun:
+            begun.take_threads(self.device.type, self.world.size)
+        torch.manual_seed(config.seed)
+        self.model = BYOL(config)
+        self.model = self.model.to(self.device).train()
+        if config.channels_last:
+            use_channels_last(self.model, config.image_size)
+        if self.device.type == "cpu" and self.precision == "bf16":
+            step_by_one(self.model.online.encoder)
+        if config.recompute:
+            recompute_blocks(self.model.online.encoder)
+        self.parameters = self.model.trained_parameters()
+        self.optimizer = build_optimizer(config, self.parameters)
+        self.feed = self._open_feed(images)
+        self.mean = torch.tensor(config.mean, device=self.device)[:, None, None]  # (3, 1, 1)
+        self.std = torch.tensor(config.std, device=self.device)[:, None, None]
+        self._network = self._connected()
+        self._forward: Callable[..., Any] = self._network
+        self._render: Callable[..., Tensor] = render
+        # Not dynamic: a run has one size of views, or two, and each gets code of its own.
+        if self.compiled == "all":
+            self._forward = torch.compile(self._network, dynamic=False)
+        if self.compiled != "none":
+            on_trial = config.compile == "auto" and self.device.type == "cpu"
+            self._render = compiled_or_eager(render) if on_trial else torch.compile(render, dynamic=False)
+
+    @property
+    def computed(self) -> Computed:
+        """What decides the last bits here besides the settings."""
+        return Computed.here(self.device, self.precision, self.compiled, self.world.size)
+
+    def _open_feed(self, images: ImageTensor | StreamedImages) -> Feed:
+        config, world = self.config, self.world
+        blocks = images.source.blocks if isinstance(images, StreamedImages) else None
+        order = Order(config.seed, len(images), config.batch_size, blocks)
+
+        def rows(step: int) -> Tensor:
+            return share(order.rows(step), config.accumulate, world.rank, world.size)
+
+        return open_feed(images, rows, self.device, self.plan.total)
+
+    def _connected(self) -> nn.Module:
+        """The model, as it is or with gradients averaged over the processes."""
+        if self.world.size == 1:
+            return self.model
+        if self.sync_norm:
+            synchronise_norms(self.model, self.world.rank, self.world.size, self.world.group)
+        devices = [self.device.index] if self.device.type == "cuda" else None
+        with warnings.catch_warnings():  # torch 2.15 has another name for it, which 2.14 does not know
+            warnings.filterwarnings("ignore", "`broadcast_buffers`", FutureWarning)
+            return DistributedDataParallel(
+                self.model, device_ids=devices, broadcast_buffers=False, gradient_as_bucket_view=True
+            )
+
+    def step(self, step: int) -> tuple[Tensor, Observation]:
+        """Optimizer step number `step` (from 0): gradients of all micro-batches, update, then the target follows.
+
+        Returns this process's mean loss, a scalar tensor on the device, and the observation of its part of the batch.
+        """
+        config, plan = self.config, self.plan
+        pixels, aspect = self.feed.batch(step)
+        generator = seeded(self.device, config.seed, "views", step)
+        torch.manual_seed(generator.initial_seed())  # for whatever an encoder draws itself
+        set_learning_rate(self.optimizer, learning_rate(step, plan.total, plan.warmup, config.peak_lr))
+        self.optimizer.zero_grad(set_to_none=True)
+        total, observed = torch.zeros((), device=self.device), []
+        micro_batches = zip(pixels.chunk(config.accumulate), aspect.chunk(config.accumulate), strict=True)
+        for number, micro in enumerate(micro_batches, 1):
+            view1, view2 = self.views(micro, generator, self.view_size(step))
+            with self._exchange(last=number == config.accumulate):
+                with self._autocast():
+                    loss, seen = self._forward(view1, view2)
+                (loss / config.accumulate).backward()
+            total += loss.detach() / config.accumulate
+            observed.append(seen)
+        self.optimizer.step()
+        self.model.update_target(self.tau(step))
+        return total, Observation(*(torch.cat(parts) for parts in zip(*observed, strict=True)))
+
+    def _exchange(self, last: bool) -> AbstractContextManager[None]:
+        """Gradients are averaged over the processes once a step, in the backward pass of the last micro-batch."""
+        if last or not isinstance(self._network, DistributedDataParallel):
+            return nullcontext()
+        return self._network.no_sync()
+
+    def tau(self, step: int) -> float:
+        """The target's momentum at a step."""
+        return tau_at(step, self.plan.total, self.config.tau, self.config.tau_cosine)
+
+    def view_size(self, step: int) -> int:
+        """S at a step: the side of its views in pixels."""
+        early = self.config.start_size and step < self.config.start_share * self.plan.total
+        return self.config.start_size if early else self.config.image_size
+
+    @torch.no_grad()
+    def views(
+        self, batch: Batch, generator: torch.Generator, size: int, render: Callable[..., Tensor] | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Two normalised random views (B, 3, S, S) of a batch; S is `size`. `render` in place of the run's own."""
+        pixels, aspect = batch
+        render = render or self._render
+        images = pixels.permute(0, 3, 1, 2)  # (B, 3, M, M)
+
+        def view(config: ViewConfig) -> Tensor:
+            params = draw(config, aspect, generator, self.world.rank, self.world.size)
+            return self._normalise(render(config, images, params, size))
+
+        return view(self.config.view1), view(self.config.view2)
+
+    def first_views(self, most: int = 16) -> list[Tensor]:
+        """The two views of the first images of the first step, (B, 3, S, S) in 0..1, to look at."""
+        pixels, aspect = self.feed.batch(0)
+        generator = seeded(self.device, self.config.seed, "views", 0)
+        views = self.views((pixels[:most], aspect[:most]), generator, self.view_size(0), render)  # not compiled for it
+        return [view * self.std + self.mean for view in views]
+
+    def _normalise(self, view: Tensor) -> Tensor:
+        view = (view - self.mean) / self.std
+        return view.contiguous(memory_format=torch.channels_last) if self.config.channels_last else view
+
+    def _autocast(self) -> Any:
+        if self.precision == "fp32":
+            return nullcontext()
+        return torch.autocast(self.device.type, dtype=torch.bfloat16)
+
+    def features(self, pixels: Tensor) -> Tensor:
+        """Features (N, D) float32 of uint8 images (N, S, S, 3) by the online encoder in eval mode.
+
+        Every process computes its part and gets all of them.
+        """
+        world = self.world
+        if world.size == 1:
+            return self._features(pixels)
+        if not self.sync_norm:  # each process has running statistics of its own; the first one's are kept
+            for buffer in self.model.buffers():
+                torch.distributed.broadcast(buffer, 0)
+        count = -(-len(pixels) // world.size)
+        places = torch.arange(world.rank * count, (world.rank + 1) * count).clamp(max=len(pixels) - 1)
+        return world.gather(self._features(pixels[places]))[: len(pixels)]
+
+    @torch.no_grad()
+    def _features(self, pixels: Tensor, batch: int = 256) -> Tensor:
+        encoder: nn.Module = self.model.online.encoder.eval()
+        try:
+            with self._autocast():
+                parts = [
+                    encoder(self._normalise(part.to(self.device).permute(0, 3, 1, 2).float() / 255)).float()
+                    for part in torch.split(pixels, batch)
+                ]
+        finally:
+            encoder.train()
+        return torch.cat(parts)
+
+    def __enter__(self) -> Trainer:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.feed.close()
+
+    def state(self, step: int, data: dict[str, Any]) -> Checkpoint:
+        """The checkpoint after `step` finished steps."""
+        tensors = dict(self.model.state_dict())
+        tensors |= {
+            f"optimizer.{name}": value for name, value in optimizer_tensors(self.optimizer, self.parameters).items()
+        }
+        return Checkpoint(self.config, step, step // self.plan.steps_per_epoch, data, tensors)
+
+    def load(self, checkpoint: Checkpoint) -> None:
+        """Continue from a checkpoint. Raises `ValueError` when it does not fit."""
+        load_strict(self.model, checkpoint.model(), "the checkpoint")
+        load_optimizer_tensors(self.optimizer, self.parameters, checkpoint.optimizer())

@@ -1,0 +1,232 @@
+"""From a run or a checkpoint to a bundle: only the online encoder leaves, and only once it is proven."""
+
+from __future__ import annotations
+
+import copy
+import json
+import subprocess
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+
+import numpy as np
+from onnx import ModelProto
+from safetensors.numpy import save_file as save_arrays
+from safetensors.torch import save_file as save_tensors
+from torch import nn
+
+import byol
+from byol.bundle.card import write_card
+from byol.bundle.folder import describe_file, require_place
+from byol.bundle.graph.judge import judge
+from byol.bundle.manifest import (
+    CLASSIFIER,
+    ENCODER,
+    ENCODER_WEIGHTS,
+    GOLDEN,
+    MANIFEST,
+    WEIGHTS,
+    Architecture,
+    FileEntry,
+    Finetuning,
+    Graph,
+    Head,
+    Manifest,
+    Origin,
+    Parity,
+    PreprocessSpec,
+    Training,
+)
+from byol.bundle.model import Model
+from byol.bundle.schema import BundleError, build
+from byol.children import python_running
+from byol.export.additions import GOLDEN_IMAGES, Additions, Derived, classifier, derive, evaluate_variants
+from byol.export.graph import INPUT, OUTPUT, encoder_to_onnx
+from byol.export.large import move_weights
+from byol.export.parity import measure, sample_images, torch_features
+from byol.files.atomic import atomic_folder
+from byol.finetuning.checkpoint import read_finetuned
+from byol.images.source import Preprocess
+from byol.pretrained import Pretrained, read_pretrained
+from byol.run import FINETUNE
+from byol.serve.fuse import Layer
+from byol.text import printable
+from byol.training.checkpoint import checkpoint_file, finite, task_of
+from byol.training.config import TIMM
+from byol.training.model import feature_dim
+
+ONLY_FP32 = Additions()
+
+
+@dataclass(frozen=True)
+class Source:
+    """An encoder in eval mode, how to rebuild and feed it, and where its weights come from.
+
+    `resize`: what an image's shorter side is brought to, before the crop; None for the usual. A fine-tuned one also has
+    the `layer` behind it, and what the manifest says of that (`head`) and of the tuning.
+    """
+
+    encoder: nn.Module
+    arch: str
+    stem: str
+    image_size: int
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+    resize: int | None = None
+    training: Training | None = None
+    origin: Origin | None = None
+    layer: Layer | None = None
+    head: Head | None = None
+    finetuning: Finetuning | None = None
+
+
+def read_run(path: Path) -> Source:
+    """The online encoder of a run folder or of one of its checkpoints, or what `byol finetune` made of an encoder.
+
+    Raises `ValueError` when the file is damaged, does not fit, or holds numbers that are not finite.
+    """
+    if (path / MANIFEST).is_file():
+        raise ValueError(f"{printable(path)} is a bundle; export the run or the checkpoint that it was made from")
+    if path.is_file() and path.suffix != ".safetensors":
+        raise ValueError(
+            f"{printable(path)} is no checkpoint of byol's; for another toolkit's add --from auto --arch NAME"
+        )
+    file = checkpoint_file(path)
+    source = _finetuned(file) if task_of(file) == FINETUNE else _source(read_pretrained(file))
+    if not finite(source.encoder.state_dict()):
+        raise ValueError(f"{printable(path)}: the encoder's weights are not all finite; export an earlier checkpoint")
+    return source
+
+
+def _source(trained: Pretrained) -> Source:
+    known = {field.name: getattr(trained, field.name) for field in fields(trained)}
+    facts = {"training": Training, "origin": Origin, "finetuning": Finetuning}
+    return Source(**{**known, **{name: build(kind, known[name]) for name, kind in facts.items() if known[name]}})
+
+
+def _finetuned(file: Path) -> Source:
+    tuned = read_finetuned(file)
+    try:
+        head, source = build(Head, tuned.head), _source(tuned.source)
+    except BundleError as error:
+        raise ValueError(f"{printable(file)} has damaged metadata: {error}") from error
+    return replace(source, layer=Layer(tuned.weight.numpy(), tuned.bias.numpy()), head=head)
+
+
+def export_bundle(source: Path | Source, out: Path, additions: Additions = ONLY_FP32) -> Manifest:
+    """Write the bundle of an encoder (`Path`: see `read_run`) to the folder `out`, replacing an older bundle there.
+
+    Raises `ValueError` or `OSError`, and leaves `out` as it was, when ONNX Runtime does not reproduce torch, when an
+    addition is beyond its gate, or when the written files do not pass their own check.
+    """
+    require_place(out)
+    additions.require()
+    source = read_run(source) if isinstance(source, Path) else source
+    encoder, size, mean, std = source.encoder, source.image_size, source.mean, source.std
+    preprocess, spec = _preprocess(source), _spec(source)
+    contract = {"preprocess": json.dumps(vars(spec), sort_keys=True), "byol_version": byol.__version__}
+    proto = encoder_to_onnx(encoder, size, mean, std, contract)
+    weights = move_weights(proto, ENCODER_WEIGHTS)
+    if weights and (additions.precisions or additions.any_size):
+        raise ValueError("--precision and --any-size are for encoders below 2 GB; leave them out")
+    graph = Model(proto.SerializeToString(deterministic=True), weights)
+    parity, (images, features) = measure(encoder, graph, size, mean, std)
+    golden = {"images": images[:GOLDEN_IMAGES].copy(), "features": features[:GOLDEN_IMAGES].copy()}
+    graphs = {ENCODER: Derived(graph.graph, "fp32", parity, golden)}
+    graphs |= derive(proto, preprocess, golden["images"], additions)
+    if source.layer and source.head:
+        graphs[CLASSIFIER] = classifier(
+            Model(graph.graph, weights), source.layer, source.head.classes, images, features
+        )
+    out.parent.mkdir(parents=True, exist_ok=True)
+    with atomic_folder(out, MANIFEST) as folder:
+        for name, content in weights.items():
+            (folder / name).write_bytes(content)
+        save_tensors({name: value.contiguous() for name, value in encoder.state_dict().items()}, folder / WEIGHTS)
+        files = _write_graphs(folder, graphs) | {name: describe_file(folder / name) for name in (WEIGHTS, *weights)}
+        manifest = write_card(_manifest(source, proto, spec, files), folder)
+        if additions.eval_train and additions.eval_test:
+            evaluation = evaluate_variants(folder, additions.eval_train, additions.eval_test)
+            manifest = write_card(replace(manifest, evaluation=evaluation), folder)
+        prove(folder)
+    return manifest
+
+
+def try_export(trained: Pretrained) -> None:
+    """Raise `ValueError` when `export_bundle` would refuse an encoder, whatever its weights; nothing is written.
+
+    The encoder stays as it is. Random weights whose features are not finite prove nothing about the figures.
+    """
+    source = _source(replace(trained, encoder=copy.deepcopy(trained.encoder), training=None))
+    encoder, size, mean, std = source.encoder, source.image_size, source.mean, source.std
+    proto = encoder_to_onnx(encoder, size, mean, std)
+    weights = move_weights(proto, ENCODER_WEIGHTS)
+    graph = Model(proto.SerializeToString(), weights)
+    parity = Parity(0.0, 1.0, 1, (1,), "none", "none", "torch", "none")
+    if np.isfinite(torch_features(encoder, sample_images(1, size), mean, std)).all():
+        parity, _ = measure(encoder, graph, size, mean, std, batch_sizes=(1, 2))
+    unwritten = FileEntry("0" * 64, 0)
+    files = {ENCODER: FileEntry("0" * 64, 0, "fp32", parity), WEIGHTS: unwritten, GOLDEN: unwritten}
+    judge(ENCODER, graph.graph, _manifest(source, proto, _spec(source), files))
+
+
+def _spec(source: Source) -> PreprocessSpec:
+    preprocess = _preprocess(source)
+    return PreprocessSpec(preprocess.resize, preprocess.crop, source.mean, source.std)
+
+
+def _preprocess(source: Source) -> Preprocess:
+    size = source.image_size
+    return Preprocess(source.resize, size) if source.resize else Preprocess.for_size(size)
+
+
+def _manifest(source: Source, proto: ModelProto, spec: PreprocessSpec, files: dict[str, FileEntry]) -> Manifest:
+    return Manifest(
+        architecture=_architecture(source),
+        feature_dim=feature_dim(source.encoder),
+        image_size=source.image_size,
+        preprocess=spec,
+        onnx=Graph(proto.opset_import[0].version, proto.ir_version, INPUT, OUTPUT),
+        files=files,
+        training=source.training,
+        origin=source.origin,
+        classifier=source.head,
+        finetuning=source.finetuning,
+        byol_version=byol.__version__,
+    )
+
+
+def _write_graphs(folder: Path, graphs: dict[str, Derived]) -> dict[str, FileEntry]:
+    """Write the graphs and the golden file; their entries in the manifest."""
+    golden: dict[str, np.ndarray] = {}
+    files = {}
+    for name, graph in graphs.items():
+        (folder / name).write_bytes(graph.model)
+        files[name] = describe_file(folder / name, graph.precision, graph.parity)
+        golden |= graph.golden
+    save_arrays({name: np.ascontiguousarray(values) for name, values in golden.items()}, folder / GOLDEN)
+    return {**files, GOLDEN: describe_file(folder / GOLDEN)}
+
+
+def _architecture(source: Source) -> Architecture:
+    if not source.arch.startswith(TIMM):
+        return Architecture("torchvision", source.arch, source.stem)
+    from byol.encoders.timm_models import size_argument
+
+    name = source.arch.removeprefix(TIMM)
+    return Architecture("timm", name, source.stem, **size_argument(name, source.image_size))
+
+
+_PROOF = """
+sys.modules["torch"] = None  # any attempt to import torch fails
+from byol.serve.verify import verify
+problems = verify(sys.argv[1]).problems
+sys.exit("; ".join(problems) if problems else 0)
+"""
+
+
+def prove(folder: Path) -> None:
+    """Verify a written bundle in a new process that cannot import torch. Raises `ValueError` when it fails."""
+    done = subprocess.run([*python_running(_PROOF), str(folder)], capture_output=True, text=True, check=False)
+    if done.returncode != 0:
+        reason = done.stderr.strip().rpartition("\n")[2] or f"exit status {done.returncode}"
+        raise ValueError(f"export refused: the written files do not pass their own check: {reason}")

@@ -1,0 +1,1 @@
+"""Encoders that other toolkits trained: found in their files, nothing guessed."""

@@ -1,0 +1,262 @@
+"""The online encoder inside a checkpoint of another toolkit: found by its layout, taken whole, nothing guessed.
+
+Layouts are those of lightly's documented BYOL (1.4 and newer), solo-learn's LightningModules, lucidrains' byol-pytorch,
+SwAV and VISSL, plain state dicts of torchvision and timm, and DeepMind's released BYOL (see `haiku.py`).
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from byol.bundle.manifest import Origin
+from byol.export.foreign import haiku
+from byol.export.foreign.files import CONTAINERS, read_models, without_wrappers
+from byol.export.foreign.input import Input, input_of
+from byol.files.atomic import sha256_of
+from byol.training.checkpoint import finite
+from byol.training.config import TIMM
+from byol.training.model import encoder_shapes, encoder_with
+
+
+@dataclass(frozen=True)
+class Layout:
+    """How a toolkit names things: prefixes of the online encoder, and of what is known and left behind."""
+
+    online: tuple[str, ...]
+    left: tuple[str, ...]
+
+
+LAYOUTS = {
+    "torchvision": Layout(("",), ("fc.",)),
+    "timm": Layout(("",), ()),  # but for its classifier, which has another name in each family
+    "lightly": Layout(
+        ("backbone.",),
+        (
+            *("projection_head.", "prediction_head.", "online_classifier.", "criterion."),
+            *("backbone_momentum.", "projection_head_momentum.", "momentum_backbone.", "momentum_projection_head."),
+            *("teacher_backbone.", "teacher_projection_head.", "student_projection_head.", "student_prediction_head."),
+        ),
+    ),
+    "solo-learn": Layout(
+        ("backbone.", "encoder."),
+        (
+            *("projector.", "predictor.", "classifier.", "knn.", "backbone.fc.", "encoder.fc."),
+            *("momentum_backbone.", "momentum_encoder.", "momentum_projector.", "momentum_classifier."),
+        ),
+    ),
+    "byol-pytorch": Layout(
+        ("online_encoder.net.",),
+        (
+            *("net.", "online_encoder.projector.", "online_predictor.", "target_encoder.", "augment1.", "augment2."),
+            "online_encoder.net.fc.",
+        ),
+    ),
+    "swav": Layout(("",), ("projection_head.", "prototypes.")),
+    "vissl": Layout(("_feature_blocks.",), ()),  # its heads lie in another part of the file
+    "deepmind": Layout(
+        (haiku.ENCODER,),
+        (
+            *("online_params.projector.", "online_params.predictor.", "online_params.classifier."),
+            *("online_state.projector.", "online_state.predictor.", "target_params.", "target_state.", "opt_state."),
+        ),
+    ),
+}
+TOOLKITS = ("auto", *LAYOUTS)
+
+# Children of a ResNet in an nn.Sequential, as lightly's examples cut one up: torchvision's, and lightly's own ResNet
+# for CIFAR. That one has its first ReLU in `forward`, so the Sequential of its children, which was trained, has none.
+_TORCHVISION_CUT = ("conv1", "bn1", "relu", "maxpool", "layer1", "layer2", "layer3", "layer4")
+_LIGHTLY_CUT = ("conv1", "bn1", "layer1", "layer2", "layer3", "layer4")
+
+
+@dataclass(frozen=True)
+class Weights:
+    """An encoder in eval mode with foreign weights, how to rebuild and feed it, and what was done.
+
+    `taken`, `left` count tensors by prefix.
+    """
+
+    encoder: nn.Module
+    arch: str
+    stem: str
+    input: Input
+    origin: Origin
+    taken: dict[str, int]
+    left: dict[str, int]
+
+
+def foreign_encoder(path: Path, toolkit: str, arch: str, image_size: int | None, prefix: str | None = None) -> Weights:
+    """The online encoder in a foreign checkpoint, as architecture `arch` (a torchvision ResNet or `timm:NAME`).
+
+    `toolkit`: one of `TOOLKITS`; auto tries all. `image_size`: S, None for the usual one. `prefix`: take exactly the
+    tensors under it instead; it may also be, or begin with, one of several models in the file. timm's NAME may have the
+    tag of weights, whose input it then is. Raises `ValueError` when the file cannot be read, when a tensor is
+    unexplained, when more than one encoder could be meant, when the weights do not fit the architecture, or are not
+    finite.
+    """
+    plain = _untagged(arch)
+    tensors, others, prefix = _one_model(path, read_models(path), prefix or "")
+    tensors = haiku.torch_names(tensors)
+    if prefix and toolkit != "auto":
+        raise ValueError(f"the prefix {prefix} says what to take; leave --from {toolkit} out")
+    if prefix:
+        candidates = {f"prefix {prefix}": _under(path, tensors, prefix, plain)}
+    else:
+        candidates = _candidates(tensors, toolkit, plain)
+    found: dict[str, Weights] = {}
+    problems: dict[str, str] = {}
+    for name, (own, left) in candidates.items():
+        try:
+            found[name] = _fit(path, name, own, left, arch, image_size)
+        except ValueError as error:
+            problems[name] = str(error)
+    if not found:
+        raise ValueError(_refusal(path, tensors, toolkit, plain, problems))
+    weights = next(iter(found.values()))  # layouts that agree on all names took the same tensors
+    return replace(weights, left=weights.left | others)
+
+
+def _one_model(
+    path: Path, models: dict[str, dict[str, Tensor]], prefix: str
+) -> tuple[dict[str, Tensor], dict[str, int], str]:
+    """The model that is meant, how many tensors the others have, and what of the prefix is not its name."""
+    part, _, rest = prefix.strip(".").partition(".")
+    named = part in models and part != ""
+    name = part if named else next((usual for usual in CONTAINERS if usual in models), "")
+    others = {key: len(found) for key, found in models.items() if key != name}
+    if name not in models:
+        hint = f"; it holds {_listed(others)}: name one, --prefix NAME" if others else ""
+        raise ValueError(f"{path} holds no named tensors where a state dict is expected{hint}")
+    twins = [key for key in others if models[key].keys() & models[name].keys()]
+    if twins and not named:
+        raise ValueError(
+            f"{path} holds the model more than once, as {name or 'its own tensors'} and {', '.join(twins)}; which one "
+            f"is meant is not guessed: name it, --prefix {name or twins[0]}"
+        )
+    return models[name], others, without_wrappers(rest if named else prefix.strip("."))
+
+
+def _candidates(
+    tensors: dict[str, Tensor], toolkit: str, arch: str
+) -> dict[str, tuple[dict[str, Tensor], dict[str, Tensor]]]:
+    """By layout, the tensors it takes (under the encoder's names) and those it leaves, if that explains all of them."""
+    candidates = {}
+    for name, layout in LAYOUTS.items():
+        if toolkit not in ("auto", name) or (toolkit == "auto" and not _is_plain_enough(name, tensors, arch)):
+            continue
+        for prefix in layout.online:
+            known = _classifier(tensors, arch) if name == "timm" else set()
+            left = {n: v for n, v in tensors.items() if n.startswith(layout.left) or n in known}
+            own = {n: v for n, v in tensors.items() if n not in left and n.startswith(prefix)}
+            if own and len(own) + len(left) == len(tensors):
+                candidates[name] = ({n.removeprefix(prefix): v for n, v in own.items()}, left)
+                break
+    return candidates
+
+
+def _under(
+    path: Path, tensors: dict[str, Tensor], prefix: str, arch: str
+) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """What lies under a prefix, but for a classifier at its end, and the rest."""
+    inside = {name: name.removeprefix(f"{prefix}.") for name in tensors if name.startswith(f"{prefix}.")}
+    classifier = _classifier(inside.values(), arch)
+    own = {name: short for name, short in inside.items() if short not in classifier}
+    if not own:
+        raise ValueError(f"{path} holds nothing under {prefix}.*; it holds {_listed(_counts(tensors))}")
+    left = {name: value for name, value in tensors.items() if name not in own}
+    return {short: tensors[name] for name, short in own.items()}, left
+
+
+def _classifier(names: Iterable[str], arch: str) -> set[str]:
+    """Those of a plain model's tensors that are its classifier."""
+    if not _is_timm(arch):
+        return {name for name in names if name.startswith(LAYOUTS["torchvision"].left)}
+    from byol.encoders.timm_models import classifier_tensors
+
+    return classifier_tensors(arch.removeprefix(TIMM))
+
+
+def _is_plain_enough(layout: str, tensors: dict[str, Tensor], arch: str) -> bool:
+    """Any names fit a layout without prefix; so it is tried only on what begins like a model of that library."""
+    if layout == "timm":
+        return _is_timm(arch)
+    if layout not in ("torchvision", "swav"):
+        return True
+    fits = layout == "torchvision" or any(name.startswith(LAYOUTS[layout].left) for name in tensors)
+    return fits and not _is_timm(arch) and "conv1.weight" in tensors
+
+
+def _is_timm(arch: str) -> bool:
+    return arch.startswith(TIMM)
+
+
+def _untagged(arch: str) -> str:
+    """The architecture without the tag of its weights, which timm writes behind a point."""
+    return arch.partition(".")[0] if _is_timm(arch) else arch
+
+
+def _fit(
+    path: Path, layout: str, own: dict[str, Tensor], left: dict[str, Tensor], arch: str, image_size: int | None
+) -> Weights:
+    given = input_of("timm" if _is_timm(arch) and layout not in TOOLKITS else layout, arch, image_size)
+    arch, size = _untagged(arch), given.size
+    named, cut = _named({name: v.float() if v.is_floating_point() else v for name, v in own.items()})
+    stem = "imagenet" if _is_timm(arch) else _stem(layout, named, cut)
+    counters = {name for name in encoder_shapes(arch, stem, size) if name.endswith("num_batches_tracked")}
+    if not counters & named.keys():  # torch before 0.4.1 had none, and some drop them; they say nothing here
+        named |= {name: torch.zeros((), dtype=torch.int64) for name in counters}
+    encoder = encoder_with(arch, stem, size, named, f"{path}, read as {layout},")
+    if not finite(named):
+        raise ValueError(f"{path}: the encoder's weights are not all finite")
+    origin = Origin(layout, path.name, sha256_of(path))
+    return Weights(encoder, arch, stem, given, origin, _counts(own), _counts(left))
+
+
+def _stem(layout: str, named: dict[str, Tensor], cut: tuple[str, ...]) -> str:
+    if layout == "deepmind":
+        return "imagenet-same"
+    first = named.get("conv1.weight")
+    if first is None or first.shape[2:] != (3, 3):
+        return "imagenet"
+    return "cifar-no-relu" if cut == _LIGHTLY_CUT else "cifar"
+
+
+def _named(own: dict[str, Tensor]) -> tuple[dict[str, Tensor], tuple[str, ...]]:
+    """Under torchvision's names, and which cut it was: a Sequential's numbers become names, shortcuts downsample."""
+    parts = {name: name.partition(".") for name in own}
+    if not own or not all(number.isdecimal() for number, _, _ in parts.values()):
+        return own, ()
+    highest = max(int(number) for number, _, _ in parts.values())
+    cut = next((names for names in (_TORCHVISION_CUT, _LIGHTLY_CUT) if len(names) == highest + 1), None)
+    if cut is None:
+        return own, ()
+    named = {
+        f"{cut[int(number)]}.{rest}".replace(".shortcut.", ".downsample."): own[name]
+        for name, (number, _, rest) in parts.items()
+    }
+    return named, cut
+
+
+def _counts(tensors: dict[str, Tensor]) -> dict[str, int]:
+    """Tensors by the first part of their name."""
+    return dict(sorted(Counter(name.partition(".")[0] for name in tensors).items()))
+
+
+def _refusal(path: Path, tensors: dict[str, Tensor], toolkit: str, arch: str, problems: dict[str, str]) -> str:
+    """What to say when no layout fits: the best reason, and what there is to choose from."""
+    if problems:
+        return next(iter(problems.values()))
+    return (
+        f"{path} does not look like {'any known toolkit' if toolkit == 'auto' else toolkit} with {arch}: it holds "
+        f"{_listed(_counts(tensors))}. Which part is the online encoder is not guessed; name it: --prefix PART."
+    )
+
+
+def _listed(counts: dict[str, int]) -> str:
+    return ", ".join(f"{name or 'tensors'}.* ({count})" for name, count in counts.items())

@@ -1,0 +1,170 @@
+"""`byol doctor`: what a person needs to know who is asked why it does not run here, or why it is slow."""
+
+from __future__ import annotations
+
+import os
+import platform
+import sys
+from importlib import metadata
+from typing import Any
+
+import click
+
+from byol import __version__, telemetry
+from byol.console import show_json, show_table
+from byol.serve import hardware
+
+WHEELS = ("onnxruntime", "onnxruntime-gpu")
+# What serving stands on, and torch, whose CUDA libraries ONNX Runtime may find. Read from their metadata, not imported.
+PACKAGES = ("numpy", "onnx", "pillow", "pyarrow", "safetensors", "scipy", "torch")
+
+
+@click.command()
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object on stdout, nothing else.")
+def doctor(as_json: bool) -> None:
+    """Say which devices ONNX Runtime can use here, and what is missing for the others.
+
+    Exit status 1 when the installation is broken; a machine without a GPU is fine.
+    """
+    report = examine()
+    if as_json:
+        show_json(report)
+    else:
+        show_table(_rows(report))
+    if report["problems"]:
+        raise ValueError("; ".join(report["problems"]))
+
+
+def examine() -> dict[str, Any]:
+    """Versions, wheels, CPU, driver, and where ONNX Runtime can be imported, a session tried on each device."""
+    from byol.images.source import usable_cores
+
+    wheels = {name: version for name in WHEELS if (version := _version(name))}
+    report: dict[str, Any] = {
+        "byol": __version__,
+        "python": sys.version.split()[0],
+        "system": platform.platform(),
+        "wheels": wheels,
+        "versions": {name: version for name in PACKAGES if (version := _version(name))},
+        "processor": {
+            "model": hardware.cpu_model(),
+            "usable_cores": usable_cores(),
+            "all_cores": os.cpu_count(),
+            "instruction_sets": hardware.instruction_sets(),
+            "fast_int8": hardware.fast_int8(),
+        },
+        "gpus": hardware.gpu_names(),
+        "driver": hardware.driver_problem() or "ok",
+        "driver_version": hardware.driver_version(),
+        "driver_cuda": hardware.driver_cuda_version(),
+        "telemetry": telemetry.state(),
+    }
+    problems = []
+    if len(wheels) > 1:
+        problems.append(
+            f"{' and '.join(wheels)} are both installed and overwrite each other; "
+            f"run: pip uninstall {' '.join(wheels)}, then install one of them"
+        )
+    try:
+        report |= _devices()
+    except (ImportError, AttributeError) as error:  # AttributeError: a folder without the library is left of it
+        problems.append(f"ONNX Runtime cannot be imported ({error}); uninstall {' and '.join(WHEELS)}, install one")
+    if report.get("cpu", "ok") != "ok":
+        problems.append(f"ONNX Runtime does not run on the CPU: {report['cpu']}")
+    return report | {"problems": problems}
+
+
+def _devices() -> dict[str, Any]:
+    """What ONNX Runtime says of itself and does. Raises `ImportError` or `AttributeError` when it is not whole."""
+    import onnxruntime as ort
+
+    from byol.serve import session
+
+    version, providers = ort.__version__, ort.get_available_providers()
+    missing = session.missing_libraries()
+    results = {device: _try(device) for device in ("cpu", "cuda")}
+    chosen = "cuda" if results["cuda"] == "ok" else "cpu"
+    return {
+        "onnxruntime": version,
+        "onnxruntime_cuda": getattr(ort, "cuda_version", None) or None,
+        "providers": providers,
+        "libraries": {name: "missing" if name in missing else "ok" for name in session.cuda_libraries()},
+        **results,
+        "device": chosen,
+        "reason": "CUDA runs" if chosen == "cuda" else results["cuda"],
+    }
+
+
+def _try(device: str) -> str:
+    """Run one convolution on a device: "ok", or why not. A convolution, because cuDNN is loaded only by one."""
+    import numpy as np
+
+    from byol.serve.session import open_session
+
+    image = {"x": np.ones((1, 1, 8, 8), np.float32)}
+    try:
+        total = float(open_session(_convolution(), device, lambda _: image).run(image)[0].sum())
+    except ValueError as error:
+        return str(error)
+    return "ok" if total == 36 * 9 else f"wrong result: {total} instead of {36 * 9}"
+
+
+def _convolution() -> bytes:
+    from onnx import TensorProto, helper
+
+    value = helper.make_tensor_value_info
+    graph = helper.make_graph(
+        [helper.make_node("Conv", ["x", "w"], ["y"])],
+        "doctor",
+        [value("x", TensorProto.FLOAT, [1, 1, 8, 8])],
+        [value("y", TensorProto.FLOAT, [1, 1, 6, 6])],
+        [helper.make_tensor("w", TensorProto.FLOAT, [1, 1, 3, 3], [1.0] * 9)],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
+    return bytes(model.SerializeToString())
+
+
+def _version(name: str) -> str | None:
+    try:
+        return metadata.version(name)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def _rows(report: dict[str, Any]) -> list[tuple[str, object]]:
+    processor, sets = report["processor"], report["processor"]["instruction_sets"]
+    rows: list[tuple[str, object]] = [
+        ("byol", report["byol"]),
+        ("python", report["python"]),
+        ("system", report["system"]),
+        ("wheels", _versions(report["wheels"]) or "none found"),
+        ("other packages", _versions(report["versions"])),
+        ("CPU", f"{processor['model']}, {processor['usable_cores']} of {processor['all_cores']} cores usable"),
+        ("instruction sets", "not known on this system" if sets is None else ", ".join(sets) or "none that matter"),
+        ("int8 on the CPU", "fast" if processor["fast_int8"] else "not known to be fast: auto takes fp32"),
+        ("NVIDIA driver", _driver(report)),
+        *((f"GPU {number}", name) for number, name in enumerate(report["gpus"])),
+    ]
+    return rows + _runtime_rows(report) if "onnxruntime" in report else rows
+
+
+def _runtime_rows(report: dict[str, Any]) -> list[tuple[str, object]]:
+    cuda = report["onnxruntime_cuda"]
+    return [
+        ("onnxruntime", f"{report['onnxruntime']}{f', built for CUDA {cuda}' if cuda else ''}"),
+        ("telemetry", report["telemetry"]),
+        ("providers built in", ", ".join(report["providers"])),
+        *report["libraries"].items(),
+        ("cpu session", report["cpu"]),
+        ("cuda session", report["cuda"]),
+        ("--device auto", f"{report['device']} ({report['reason']})"),
+    ]
+
+
+def _driver(report: dict[str, Any]) -> str:
+    found = [report["driver_version"], report["driver_cuda"] and f"CUDA up to {report['driver_cuda']}"]
+    return ", ".join([report["driver"], *filter(None, found)])
+
+
+def _versions(packages: dict[str, str]) -> str:
+    return ", ".join(f"{name} {version}" for name, version in packages.items())

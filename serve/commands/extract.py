@@ -1,0 +1,199 @@
+"""The command `extract`: features into a file, or into a folder of parts by one of three engines."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from byol.console import note, note_device, note_skipped, progress
+from byol.images.location import LOCATION, Location
+from byol.options import of_option
+from byol.serve import PART_IMAGES, VARIANT_NAMES
+from byol.serve.commands.options import (
+    BUNDLE,
+    batch_option,
+    device_option,
+    extraction_options,
+    json_option,
+    max_errors_option,
+    on_error_option,
+    show,
+    threads_option,
+)
+
+if TYPE_CHECKING:
+    from byol.serve.encoder import Encoder
+    from byol.serve.extract.engine import Extraction
+    from byol.serve.extract.ray_engine import RayEngine
+    from byol.serve.extract.resumable import Task
+
+
+@click.command()
+@click.argument("bundle", type=BUNDLE)
+@click.argument("images", type=LOCATION)
+@click.option("--out", required=True, help="FILE.parquet, FILE.npz, or a folder.")
+@device_option
+@batch_option
+@on_error_option
+@click.option(
+    "--variant",
+    type=click.Choice(VARIANT_NAMES),
+    default="fp32",
+    show_default=True,
+    help="Which of the bundle's encoders; auto: the fastest on the device.",
+)
+@click.option(
+    "--dtype",
+    type=click.Choice(["float32", "float16"]),
+    default="float32",
+    show_default=True,
+    help="Type of the features written.",
+)
+@click.option(
+    "--part-images",
+    type=click.IntRange(1, 10_000_000),
+    default=PART_IMAGES,
+    show_default=True,
+    help="Images of each part, where --out is a folder.",
+)
+@click.option(
+    "--retry-skipped",
+    is_flag=True,
+    help="Make the finished parts again that left something out, where --out is a folder.",
+)
+@click.option("--processes", type=click.IntRange(1, 256), help="Processes that encode  [default: one per GPU].")
+@click.option(
+    "--engine",
+    type=click.Choice(["local", "ray"]),
+    default="local",
+    show_default=True,
+    help="ray: a cluster decodes and encodes (needs the `ray` extra).",
+)
+@click.option("--ray-address", help="Of the cluster, as ray://host:10001 or auto  [default: start one here].")
+@threads_option
+@max_errors_option
+@json_option
+def extract(
+    bundle: Path,
+    images: Location,
+    out: str,
+    dtype: str,
+    part_images: int,
+    retry_skipped: bool,
+    processes: int | None,
+    engine: str,
+    ray_address: str | None,
+    as_json: bool,
+    on_error: str,
+    max_errors: int | None,
+    decode_threads: int | None,
+    **encoder: Any,
+) -> None:
+    """Compute the features of IMAGES (a folder, an image, an .npz, shards, a URL) with BUNDLE.
+
+    Into a folder they are written in parts: the same command again goes on behind the finished parts.
+    """
+    from byol.serve.extract.engine import errors_of
+    from byol.serve.extract.resumable import Task
+    from byol.serve.features.read import ERRORS
+    from byol.signals import Stopped
+    from byol.text import printable
+
+    file = _output(out, [images, bundle])
+    if file and (engine == "ray" or (processes or 1) > 1):
+        raise click.UsageError("several processes, and Ray, write a folder of parts: let --out end in /")
+    if engine == "ray" and (processes or decode_threads):
+        raise click.UsageError("--processes and --decode-threads are for the local engine; Ray has workers of its own")
+    if str(images) == "-" and (processes or 1) > 1:
+        raise click.UsageError("standard input can be read by one process only; write the list to a file, as list.txt")
+    if ray_address and engine != "ray":
+        raise click.UsageError("--ray-address needs --engine ray")
+    if file and retry_skipped:
+        raise click.UsageError("--retry-skipped is for a folder of parts; a file is written as a whole, leave it out")
+    chosen = extraction_options(on_error, max_errors, decode_threads, dtype)
+    task = Task(images, Path(out), chosen, part_images, retry_skipped)
+    try:
+        if engine == "ray":
+            result, facts = _by_ray(bundle, task, ray_address, encoder)
+        else:
+            result, facts = _here(bundle, task, file, processes, encoder)
+    except Stopped as error:
+        kept = "" if file else "; finished parts are kept, give the same command again to go on"
+        raise click.ClickException(f"{error}{kept}") from None
+    if result.was_complete:
+        note(f"{printable(out)} was complete already; for other images give an empty folder")
+    errors = errors_of(file) if file else Path(out) / ERRORS
+    note_skipped(result.skipped, listed_in=printable(errors))
+    values = {
+        "images": result.images,
+        "skipped": len(result.skipped),
+        "dim": facts.pop("dim"),
+        "images_per_second": round(result.computed / result.seconds, 3),
+        "device": facts.pop("device"),
+        "out": printable(out),
+    }
+    show(values | facts, as_json)
+
+
+def _output(out: str, inputs: list[Location]) -> Path | None:
+    """The features file, None for a folder of parts; before the work, so that nothing is lost by it."""
+    from byol import kinds
+    from byol.outputs import require_output_folder
+    from byol.serve.extract.engine import output_file, require_table
+
+    with of_option("--out"):
+        file = output_file(out)
+        if file:
+            require_table(file, kinds.FEATURES, inputs)
+        else:
+            require_output_folder(Path(out), inputs)
+    return file
+
+
+def _here(
+    bundle: Path, task: Task, file: Path | None, processes: int | None, options: dict[str, Any]
+) -> tuple[Extraction, dict[str, Any]]:
+    """By this process, or by several of this machine."""
+    from byol.images.open import open_source
+    from byol.serve.encoder import Encoder
+    from byol.serve.extract.engine import extract as extract_to_file
+    from byol.serve.extract.processes import Crew, extract_in_processes
+    from byol.serve.extract.resumable import extract_parts
+    from byol.serve.hardware import gpu_count
+
+    source = open_source(task.location) if file else None
+    encoder = Encoder(bundle, **options)
+    facts = _facts(encoder, options)
+    gpus = gpu_count() if encoder.device == "cuda" else 0
+    count = processes or max(1, gpus if str(task.location) != "-" else 1)
+    with progress("extract", len(source) if source else None) as advance:
+        if source and file:
+            return extract_to_file(encoder, source, file, task.options, advance), facts
+        if count == 1:
+            return extract_parts(encoder, task, advance), facts
+        crew = Crew(count, gpus, bundle, encoder.device, options["batch_size"], encoder.variant)
+        digest, dim = encoder.digest, encoder.feature_dim
+        del encoder  # its memory is for the workers
+        return extract_in_processes(crew, task, digest, dim, advance), facts
+
+
+def _by_ray(
+    bundle: Path, task: Task, address: str | None, options: dict[str, Any]
+) -> tuple[Extraction, dict[str, Any]]:
+    from byol.serve.extract.ray_engine import RayEngine, cluster
+    from byol.serve.extract.resumable import extract_parts
+
+    with cluster(address), progress("extract", None) as advance:
+        engine = RayEngine(bundle, task.location, **options)
+        facts = _facts(engine, options)
+        return extract_parts(engine, task, advance), facts
+
+
+def _facts(engine: Encoder | RayEngine, options: dict[str, Any]) -> dict[str, Any]:
+    """What is used, said on stderr where it was left open, and for the result."""
+    note_device(options["device"], engine.device, engine.reason)
+    if options["variant"] == "auto":
+        note(f"variant: {engine.variant}")
+    return {"dim": engine.feature_dim, "device": engine.device, "variant": engine.variant}

@@ -1,0 +1,93 @@
+"""`byol neighbors`: the images of a bank that are nearest to each query, as JSON and as a picture."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from byol.console import note_device, note_skipped, progress, show_table
+from byol.images.location import LOCATION, Location
+from byol.options import OutputFile, of_option
+from byol.serve.commands.options import BUNDLE, device_option
+
+if TYPE_CHECKING:
+    import numpy as np
+    from PIL import Image
+
+    from byol.images.source import ImageSource
+    from byol.serve.evaluate.sets import Evaluation
+    from byol.serve.features.read import Features
+
+GRID_QUERIES = 100  # rows of a picture
+
+
+@click.command()
+@click.argument("bundle", type=BUNDLE, required=False)
+@click.option("--bank", required=True, type=LOCATION, help="Images, or features that `extract` wrote.")
+@click.option("--query", required=True, type=LOCATION, help="Images, or features.")
+@click.option("--k", type=click.IntRange(min=1), default=8, show_default=True, help="Neighbours of each query.")
+@click.option("--grid", type=OutputFile(), help="Also draw them: FILE.png.")
+@device_option
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object a query on stdout, nothing else.")
+def neighbors(
+    bundle: Path | None, bank: Location, query: Location, k: int, grid: Path | None, device: str, as_json: bool
+) -> None:
+    """The images of --bank that are nearest to each image of --query by cosine similarity.
+
+    BUNDLE may be left out when both are features files; --grid needs images.
+    """
+    from byol import kinds
+    from byol.outputs import require_output
+    from byol.serve.evaluate.knn import Neighbours
+    from byol.serve.evaluate.sets import load_sets, needs_bundle
+
+    if bundle is None and needs_bundle(bank, query):
+        raise click.UsageError("images need the BUNDLE that encodes them: byol neighbors BUNDLE --bank SRC --query SRC")
+    if grid and (needs_bundle(bank) is None or needs_bundle(query) is None):
+        raise click.UsageError("--grid draws images, but --bank or --query is a features file; give the images")
+    if grid:
+        with of_option("--grid"):
+            require_output(grid, kinds.GRID, [bank, query, bundle])
+    sets = load_sets(bundle, bank, query, device, progress)
+    note_skipped(sets.skipped)
+    search = Neighbours(sets.train.x, min(k, len(sets.train)), sets.encoder.device if sets.encoder else device)
+    note_device(device, search.device, sets.encoder.reason if sets.encoder else search.reason)
+    similarity, rows = search(sets.test.x)
+    if grid:  # first: what reads the lines may want a few of them only
+        _draw(grid, sets, rows)
+    for place in range(len(sets.test)):
+        found = _found(sets.train, sets.test, place, similarity[place], rows[place])
+        if as_json:
+            click.echo(json.dumps(found, allow_nan=False))
+        else:
+            show_table([(found["id"], " ".join(f"{n['id']} ({n['similarity']:.3f})" for n in found["neighbours"]))])
+
+
+def _found(bank: Features, query: Features, place: int, similarity: np.ndarray, rows: np.ndarray) -> dict[str, Any]:
+    neighbours = [
+        {"id": bank.ids[row], "label": bank.labels[row], "similarity": round(float(value), 6)}
+        for row, value in zip(rows.tolist(), similarity, strict=True)
+    ]
+    return {"id": query.ids[place], "label": query.labels[place], "neighbours": neighbours}
+
+
+def _draw(path: Path, sets: Evaluation, rows: np.ndarray) -> None:
+    """Queries spread over all of them, each with its neighbours."""
+    import numpy as np
+
+    from byol.images.grid import draw_grid
+
+    bank, queries = map(_pictures, sets.sources, (sets.train, sets.test))
+    shown = np.linspace(0, len(sets.test) - 1, min(GRID_QUERIES, len(sets.test)), dtype=int)
+    draw_grid(path, [[queries(q), *map(bank, rows[q].tolist())] for q in shown.tolist()], side=64)
+
+
+def _pictures(source: ImageSource | None, kept: Features) -> Callable[[int], Image.Image]:
+    """What opens the picture of a row; not every picture of the source has one."""
+    assert source is not None  # --grid is refused where one of the two is a features file
+    places = {name: place for place, name in enumerate(source.ids)}
+    return lambda row: source.open(places[kept.ids[row]])

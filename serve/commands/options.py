@@ -1,0 +1,81 @@
+"""What serving commands share: their options, and how they show results. Light to import."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from byol.console import show_json, show_table
+from byol.serve import DEVICES, MAX_BATCH_SIZE
+
+if TYPE_CHECKING:
+    from byol.serve.extract.engine import Options
+
+BUNDLE = click.Path(exists=True, file_okay=False, path_type=Path)
+
+device_option = click.option(
+    "--device",
+    type=click.Choice(DEVICES),
+    default="auto",
+    show_default=True,
+    help="cuda fails where CUDA does not run; auto then takes the CPU and says why.",
+)
+batch_option = click.option(
+    "--batch-size", type=click.IntRange(1, MAX_BATCH_SIZE), help="Images per run [default: what suits the device]."
+)
+on_error_option = click.option(
+    "--on-error",
+    type=click.Choice(["skip", "fail"]),
+    default="skip",
+    show_default=True,
+    help="What to do with an image that cannot be read: leave it out and list it, or stop.",
+)
+max_errors_option = click.option(
+    "--max-errors", type=click.IntRange(min=0), help="Stop when more images than this cannot be read."
+)
+threads_option = click.option(
+    "--decode-threads", type=click.IntRange(1, 1024), help="Threads that decode [default: one per usable core]."
+)
+json_option = click.option("--json", "as_json", is_flag=True, help="Print one JSON object on stdout, nothing else.")
+
+
+class Positive(click.ParamType[float | str]):
+    """A finite number above 0 (click's own range lets nan pass), or the word `auto` where that is allowed."""
+
+    def __init__(self, auto: bool = False) -> None:
+        self.auto = auto
+        self.name = "auto|FLOAT" if auto else "FLOAT"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float | str:
+        """The number, or the word."""
+        if self.auto and value == "auto":
+            return "auto"
+        try:
+            number = float(value)
+        except ValueError:
+            number = -1.0
+        if not 0 < number < float("inf"):
+            self.fail(f"{value!r} is not a positive number{' or auto' if self.auto else ''}", param, ctx)
+        return number
+
+
+def show(values: dict[str, Any], as_json: bool) -> None:
+    """The results of a command: one JSON object, or a table in which shares are percentages."""
+    if as_json:
+        show_json(values)
+        return
+    percent = {"top1", "top5", "mean_per_class"}
+    show_table([(key, f"{value:.2%}" if key in percent else value) for key, value in values.items()])
+
+
+def extraction_options(
+    on_error: str, max_errors: int | None, decode_threads: int | None, dtype: str = "float32"
+) -> Options:
+    """What the options above say. Raises `UsageError` when two of them contradict each other."""
+    from byol.serve.extract.engine import Options
+
+    if on_error == "fail" and max_errors:
+        raise click.UsageError("--on-error fail and --max-errors contradict each other; leave one of them out")
+    return Options(dtype, decode_threads or 0, 0 if on_error == "fail" else max_errors)

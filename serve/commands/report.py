@@ -1,0 +1,97 @@
+"""`byol report`: runs and bundles as one HTML page. Heavy imports wait until the command runs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import bokeh  # noqa: F401 - the `report` extra; its absence is told by byol.cli
+import click
+
+from byol.console import note, note_device, note_skipped, progress, show_table, warnings_as_notes
+from byol.files.atomic import atomic_file, behind_links
+from byol.images.location import LOCATION, Location
+from byol.options import Output, of_option
+from byol.outputs import require_output
+from byol.serve.commands.options import BUNDLE, device_option
+from byol.text import printable
+
+if TYPE_CHECKING:
+    from byol.serve.evaluate.sets import Evaluation
+    from byol.serve.report.runs import Entry
+    from byol.serve.report.sections import Report
+
+
+@click.command()
+@click.argument("paths", metavar="RUN|BUNDLE...", type=BUNDLE, nargs=-1, required=True)
+@click.option("--train", type=LOCATION, help="Labelled images to learn from; without labels: only neighbours and map.")
+@click.option("--test", type=LOCATION, help="Images to measure and show.")
+@click.option("--out", type=Output(dir_okay=False), required=True, metavar="FILE.html", help="The page.")
+@device_option
+def report(paths: tuple[Path, ...], train: Location | None, test: Location | None, out: Path, device: str) -> None:
+    """Write runs and bundles as one self-contained page: curves, accuracies, neighbours, a map, provenance.
+
+    A run and the bundle exported from it are shown as one. Several are compared. Accuracies, neighbours and the map
+    need a bundle, --train and --test.
+    """
+    from byol import kinds
+    from byol.serve.report.page import render
+    from byol.serve.report.runs import open_entries
+    from byol.serve.report.sections import Report
+
+    if (train is None) != (test is None):
+        raise click.UsageError("give both --train and --test, or neither")
+    with of_option("--out"):
+        require_output(out, kinds.PAGE, [train, test, *paths])
+    entries = open_entries(paths)
+    for entry in entries:
+        if entry.run and entry.run.cut_off:
+            note(f"{entry.name}: the last line of its metrics is half written and left out")
+    filled = _evaluated(entries, train, test, device) if train and test else Report(entries)
+    page = render(filled)
+    behind_links(out).parent.mkdir(parents=True, exist_ok=True)
+    with atomic_file(out) as temporary:
+        temporary.write_text(page, encoding="utf-8")
+    show_table([("page", printable(out)), ("size", f"{len(page.encode()) / 1e6:.1f} MB")])
+
+
+def _evaluated(entries: list[Entry], train: Location, test: Location, device: str) -> Report:
+    """Every bundle on the images; the first one is also explored."""
+    from byol.serve.evaluate.sets import load_either
+    from byol.serve.report.explore import explore
+    from byol.serve.report.measure import measure
+    from byol.serve.report.sections import Report
+
+    bundles = {entry.name: entry.bundle.folder for entry in entries if entry.bundle}
+    if not bundles:
+        raise click.UsageError(
+            "accuracies are those of an exported encoder, and no bundle is given: byol export RUN --out BUNDLE, then "
+            "byol report RUN BUNDLE --train SRC --test SRC"
+        )
+    for entry in entries:
+        if entry.bundle is None:
+            note(
+                f"{entry.name}: no bundle of this run is given, so it has no accuracies (byol export RUN --out BUNDLE)"
+            )
+    first, exploration, scores = next(iter(bundles)), None, {}
+    for name, bundle in bundles.items():
+        data = load_either(bundle, train, test, device, progress)
+        used = data.encoder.device if data.encoder else device
+        if name == first:
+            _tell(data, device)
+            exploration = explore(data, train, test, used)
+        if not data.labelled:
+            break
+        note(f"{name}: accuracies on {len(data.test)} test images")
+        with warnings_as_notes():
+            scores[name] = measure(data, used)
+    return Report(entries, scores, exploration, first)
+
+
+def _tell(data: Evaluation, device: str) -> None:
+    """What computes, what was left out, and whether labels are missing."""
+    if data.encoder:
+        note_device(device, data.encoder.device, data.encoder.reason)
+    note_skipped(data.skipped)
+    if not data.labelled:
+        note("one of --train and --test has no labels: neighbours and a map of the first bundle, no accuracies")

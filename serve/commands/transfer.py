@@ -1,0 +1,130 @@
+"""The command `transfer`: one encoder, several labelled data sets. Heavy imports wait until it runs."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from byol.console import note, note_device, note_skipped, progress, show_json, show_line, warnings_as_notes
+from byol.images.location import Location, location_of
+from byol.serve.commands.options import BUNDLE, Positive, device_option, json_option
+from byol.text import as_message, printable
+
+if TYPE_CHECKING:
+    from byol.serve.evaluate.classifier import Classifier
+    from byol.serve.evaluate.sets import Evaluation
+
+TEST_FOLDERS = ("test", "val")
+COLUMNS = ("top1", "mean_per_class")
+
+
+@click.command()
+@click.argument("bundle", type=BUNDLE)
+@click.argument("data", nargs=-1, required=True, metavar="DATA...")
+@click.option("--k", type=click.IntRange(min=1), default=20, show_default=True, help="Neighbours that vote.")
+@click.option("--temperature", type=Positive(), default=0.07, show_default=True, help="Of the votes' weights.")
+@device_option
+@json_option
+def transfer(bundle: Path, data: tuple[str, ...], k: int, temperature: float, device: str, as_json: bool) -> None:
+    """Linear-probe and kNN accuracy of BUNDLE on several data sets.
+
+    Each DATA is a folder that holds train/ and test/ (or val/), a named data set such as cifar10, or NAME=TRAIN,TEST
+    with any two sources. The probe's L2 strength is chosen as by `byol linear`. A data set that fails does not stop the
+    others.
+    """
+    start = time.perf_counter()
+    from byol.bundle.folder import Bundle
+    from byol.serve.evaluate.sets import load_opened, open_labelled
+
+    locations: dict[str, tuple[Location, Location]] = {}
+    for text in data:
+        name, train, test = data_set(text)
+        if name in locations:
+            raise click.UsageError(f"two data sets are called {name!r}; name one of them: NAME=TRAIN,TEST")
+        locations[name] = train, test
+    opened = {name: open_labelled(*pair) for name, pair in locations.items()}  # all, before any work
+    Bundle.open(bundle)
+    width = max(len("data set"), *(len(as_message(name)) for name in locations))
+    if not as_json:
+        click.echo(head(width))
+    results, failed = list[dict[str, Any]](), dict[str, str]()
+    for number, name in enumerate(locations):
+        try:
+            loaded = load_opened(bundle, opened.pop(name), device, progress)
+            if loaded.encoder and number == 0:
+                note_device(device, loaded.encoder.device, loaded.encoder.reason)
+            note_skipped(loaded.skipped)
+            results.append({"name": name, **evaluate(loaded, k, temperature, device)})
+        except (ValueError, OSError) as error:
+            failed[name] = as_message(error)
+            note(f"{name}: {error}")
+            continue
+        if not as_json:
+            show_line(row(results[-1], width))
+    if as_json:
+        show_json({"results": results, "failed": failed, "seconds": round(time.perf_counter() - start, 3)})
+    if failed:
+        raise click.ClickException(f"{len(failed)} of {len(locations)} data sets failed: {', '.join(failed)}")
+
+
+def data_set(text: str) -> tuple[str, Location, Location]:
+    """Name, train and test of a DATA argument. Raises `click.UsageError` when it is none of the three kinds."""
+    from byol.images.named import SPLITS
+
+    name, equals, pair = text.partition("=")
+    if equals:
+        train, comma, test = pair.partition(",")
+        if not (name and train and comma and test):
+            raise click.UsageError(f"{text!r} is not NAME=TRAIN,TEST")
+        return name, location_of(train), location_of(test)
+    folder = Path(text)
+    tests = [folder / part for part in TEST_FOLDERS if (folder / part).is_dir()]
+    if (folder / "train").is_dir() and tests:
+        return folder.resolve().name, folder / "train", tests[0]
+    if text in SPLITS and not folder.exists():
+        return text, Path(f"{text}:train"), Path(f"{text}:test")
+    raise click.UsageError(
+        f"{printable(text)} is neither a folder that holds train/ and {'/ or '.join(TEST_FOLDERS)}/, nor a named data "
+        f"set ({', '.join(SPLITS)}); give NAME=TRAIN,TEST"
+    )
+
+
+def evaluate(data: Evaluation, k: int, temperature: float, device: str) -> dict[str, Any]:
+    """Accuracies (0 to 1) of probe and kNN on one data set."""
+    from byol.serve.evaluate.knn import KNNClassifier
+    from byol.serve.evaluate.linear import LinearProbe
+
+    device = data.encoder.device if data.encoder else device
+    probe = LinearProbe(device=device)
+    linear = measure(probe, data)
+    neighbours = KNNClassifier(k, temperature, device)
+    knn = measure(neighbours, data)
+    return {
+        "n_train": len(data.train),
+        "n_test": len(data.test),
+        "classes": len(probe.classes_),
+        "linear": {**linear, "l2": probe.l2_},
+        "knn": {**knn, "k": neighbours.k_, "temperature": temperature},
+    }
+
+
+def measure(classifier: Classifier, data: Evaluation) -> dict[str, float]:
+    """Fit on train, measure on test."""
+    with warnings_as_notes():
+        return classifier.fit(data.train.x, data.y_train).measure(data.test.x, data.y_test)
+
+
+def head(width: int) -> str:
+    """The titles of what `row` shows; `width` is that of the names."""
+    titles = ("train", "test", "classes", "linear", "per class", "kNN", "per class")
+    return f"{'data set':<{width}}" + "".join(f"{title:>11}" for title in titles)
+
+
+def row(result: dict[str, Any], width: int) -> str:
+    """One data set, accuracies in percent."""
+    counts = [f"{result[key]:,}" for key in ("n_train", "n_test", "classes")]
+    shares = [f"{100 * result[kind][key]:.2f}" for kind in ("linear", "knn") for key in COLUMNS]
+    return f"{as_message(result['name']):<{width}}" + "".join(f"{cell:>11}" for cell in (*counts, *shares))

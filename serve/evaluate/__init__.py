@@ -1,0 +1,1 @@
+"""Evaluation of features: kNN, linear probe, few labels."""

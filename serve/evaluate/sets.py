@@ -1,0 +1,195 @@
+"""What `knn` and `linear` evaluate on: labelled train and test features, from features files or through an encoder."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from byol.bundle.folder import Bundle
+from byol.bundle.manifest import Head
+from byol.images.labels import require_short
+from byol.images.location import Location, last_part
+from byol.images.open import open_source
+from byol.images.source import ImageSource, Skipped, require_known, require_labels
+from byol.serve.encoder import Encoder
+from byol.serve.extract.engine import Advance, collect
+from byol.serve.features.read import Features, is_features, read_features
+
+if TYPE_CHECKING:
+    from byol.serve.evaluate.linear import LinearProbe
+
+Progress = Callable[[str, int], AbstractContextManager[Advance]]  # (title, images) -> advance(count)
+Sets = tuple[ImageSource | Features, ImageSource | Features]  # train and test, or bank and queries
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Train and test features, all labelled, of one encoder; `encoder` is None when nothing had to be encoded.
+
+    `sources`: the images of each, None for features that were read.
+    """
+
+    train: Features
+    test: Features
+    skipped: list[Skipped]
+    encoder: Encoder | None
+    sources: tuple[ImageSource | None, ...] = (None, None)
+
+    def head(self, probe: LinearProbe, top1: float) -> Head:
+        """What a manifest says of a probe fitted and scored on these sets."""
+        classes, (train, test) = tuple(map(str, probe.classes_)), self.own_names
+        return Head(classes, probe.l2_, train, len(self.train), test, len(self.test), top1)
+
+    @property
+    def own_names(self) -> tuple[str, str]:
+        """The last parts of the names of train and test: what a bundle may say of where data lie."""
+        return last_part(self.train.name), last_part(self.test.name)
+
+    @property
+    def labelled(self) -> bool:
+        """Whether every image of both sets has a label, so that accuracies can be computed."""
+        return all(label is not None for features in (self.train, self.test) for label in features.labels)
+
+    @property
+    def y_train(self) -> np.ndarray:
+        """The training labels (N,)."""
+        return np.array(self.train.labels, np.str_)
+
+    @property
+    def y_test(self) -> np.ndarray:
+        """The test labels (N,)."""
+        return np.array(self.test.labels, np.str_)
+
+
+def needs_bundle(*locations: Location) -> Location | None:
+    """The first location that holds images, not features; None when there is none."""
+    return next((location for location in locations if not is_features(location)), None)
+
+
+def load_evaluation(
+    bundle: Path | None, train: Location, test: Location, device: str, progress: Progress, variant: str = "fp32"
+) -> Evaluation:
+    """Read or compute both sets. What can be refused is refused before the first image is encoded.
+
+    Raises `ValueError`: unlabelled images, one training class, test classes that training lacks, different encoders.
+    """
+    return load_opened(bundle, open_labelled(train, test), device, progress, variant)
+
+
+def load_sets(bundle: Path | None, bank: Location, query: Location, device: str, progress: Progress) -> Evaluation:
+    """The same for a bank (`train`) and queries (`test`) that need no labels. Raises `ValueError`."""
+    return _load(bundle, (_open(bank), _open(query)), device, progress, "fp32")
+
+
+def load_either(bundle: Path | None, train: Location, test: Location, device: str, progress: Progress) -> Evaluation:
+    """`load_sets` where one of the two has no label at all, else `load_evaluation`. Raises `ValueError`."""
+    sets = _open(train), _open(test)
+    if all(any(label is not None for label in opened.labels) for opened in sets):
+        return load_opened(bundle, _labelled(sets), device, progress)
+    return _load(bundle, sets, device, progress, "fp32")
+
+
+def open_labelled(train: Location, test: Location) -> Sets:
+    """The listings of a train and a test set, checked; nothing is encoded yet. Raises `ValueError`."""
+    return _labelled((_open(train), _open(test)))
+
+
+def _labelled(sets: Sets) -> Sets:
+    for opened, least_classes in zip(sets, (2, 1), strict=True):
+        _require_labels(opened, least_classes)
+    require_known(*sets)
+    return sets
+
+
+def load_opened(bundle: Path | None, sets: Sets, device: str, progress: Progress, variant: str = "fp32") -> Evaluation:
+    """The features of what `open_labelled` opened. Raises `ValueError`."""
+    loaded = _load(bundle, sets, device, progress, variant)
+    try:
+        require_known(loaded.train, loaded.test)
+    except ValueError as error:  # it was known before: all images of a class are unreadable
+        first = loaded.skipped[0]
+        raise ValueError(
+            f"{error}; {len(loaded.skipped)} files could not be read (first: {first.path}: {first.reason})"
+        ) from error
+    return loaded
+
+
+def _load(bundle: Path | None, sets: Sets, device: str, progress: Progress, variant: str) -> Evaluation:
+    digest = Bundle.open(bundle).digest if bundle else None
+    for opened in sets:
+        if isinstance(opened, Features):
+            _require_same(digest, opened)
+    encode = bundle is not None and any(isinstance(opened, ImageSource) for opened in sets)
+    encoder = Encoder(bundle, device, variant=variant) if bundle and encode else None
+    skipped: list[Skipped] = []
+    train, test = (_features(opened, encoder, progress, skipped) for opened in sets)
+    _require_one_encoder(train, test)
+    sources = tuple(opened if isinstance(opened, ImageSource) else None for opened in sets)
+    return Evaluation(train, test, skipped, encoder, sources)
+
+
+def _open(location: Location) -> ImageSource | Features:
+    return read_features(location) if is_features(location) else open_source(location)
+
+
+def _require_labels(opened: ImageSource | Features, least_classes: int) -> None:
+    if isinstance(opened, ImageSource):
+        require_labels(opened, least_classes)
+        return
+    features = opened
+    bare = [i for i, label in zip(features.ids, features.labels, strict=True) if label is None]
+    if bare:
+        raise ValueError(
+            f"{features.name}: {len(bare)} of {len(features)} rows have no label (first: {bare[0]})"
+            f"{features.why and f', as {features.why}'}; extract from a folder whose sub-folders are the classes"
+        )
+    if len(set(features.labels)) < least_classes:
+        raise ValueError(
+            f"{features.name} holds one class only ({features.labels[0]}), so there is nothing to tell apart"
+        )
+    require_short((label for label in features.labels if label is not None), features.name)
+
+
+def _features(
+    opened: ImageSource | Features, encoder: Encoder | None, progress: Progress, skipped: list[Skipped]
+) -> Features:
+    if isinstance(opened, Features):
+        return opened
+    if encoder is None:
+        raise ValueError(f"{opened.name} holds images; a bundle is needed to compute their features")
+    with progress(f"encode {opened.name}", len(opened)) as advance:
+        features, left_out = collect(encoder, opened, advance)
+    skipped += left_out
+    return features
+
+
+def _require_same(digest: str | None, features: Features) -> None:
+    if digest and features.bundle and features.bundle != digest:
+        made_by, _, graph = features.bundle.partition("/")
+        if made_by == digest:
+            raise ValueError(
+                f"{features.name} was extracted with {graph} of this bundle, but the bundle's fp32 encoder would "
+                "compute the rest; leave BUNDLE out and give features of one variant on both sides"
+            )
+        raise ValueError(
+            f"{features.name} was extracted with another bundle (sha256 {features.bundle[:12]}) than the one given "
+            f"({digest[:12]}); extract it again"
+        )
+
+
+def _require_one_encoder(train: Features, test: Features) -> None:
+    if train.x.shape[1] != test.x.shape[1]:
+        raise ValueError(
+            f"{train.name} has {train.x.shape[1]} features a row, {test.name} has {test.x.shape[1]}: "
+            "both must come from the same bundle"
+        )
+    if train.bundle and test.bundle and train.bundle != test.bundle:
+        raise ValueError(
+            f"{train.name} and {test.name} were extracted with different bundles "
+            f"(sha256 {train.bundle[:12]} and {test.bundle[:12]})"
+        )

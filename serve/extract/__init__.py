@@ -1,0 +1,1 @@
+"""Extraction: images through an encoder, by one process, several, or a Ray cluster."""

@@ -1,0 +1,157 @@
+"""Extraction: a source through an encoder, into a features file or into memory. Folders of parts: `resumable.py`."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+
+from byol import kinds
+from byol.files.atomic import behind_links, made_folder
+from byol.files.names import with_ending
+from byol.images.location import Location, is_url
+from byol.images.source import ImageSource, Skipped
+from byol.outputs import Kind, require_output
+from byol.serve.encoder import Encoder
+from byol.serve.features.read import ERRORS, Features, feature_file, write_errors
+from byol.serve.pipeline import Batch, run_ahead
+
+Advance = Callable[[int], None]
+
+
+@dataclass(frozen=True)
+class Options:
+    """How to extract: `dtype` of the features (float32, float16), decoding `threads` (0: one per usable core), and how
+    many images may be unreadable before it stops (None: any number).
+    """
+
+    dtype: str = "float32"
+    threads: int = 0
+    max_errors: int | None = None
+
+
+@dataclass(frozen=True)
+class Extraction:
+    """What an extraction did. `images` counts the rows there are, `computed` those of this call, in `seconds`;
+    `skipped` is what was left out; `was_complete` says that nothing was left to do.
+    """
+
+    images: int
+    computed: int
+    skipped: list[Skipped]
+    seconds: float
+    was_complete: bool = False
+
+
+def output_file(out: str) -> Path | None:
+    """The features file that `--out` names, None for a folder. Raises `ValueError` when it is neither."""
+    if not out:
+        raise ValueError("the name is empty; name a folder, or a file that ends in .parquet or .npz")
+    if is_url(out):
+        raise ValueError("features are written to a local disk, where they can be gone on from; copy them when done")
+    path = Path(out)
+    if path.is_file() and (out.endswith(("/", os.sep)) or not path.suffix):
+        raise ValueError(f"{out} is a file; name a folder, or a file that ends in .parquet or .npz")
+    if path.is_dir() or out.endswith(("/", os.sep)) or not path.suffix:
+        return None
+    if path.suffix.lower() in (".parquet", ".npz"):
+        return path
+    raise ValueError(f"{path.suffix!r} is not known: end in .parquet or .npz, or in / for a folder")
+
+
+class Batches(Protocol):
+    """What computes: a `Pipeline` here, or something that has it computed elsewhere."""
+
+    def batches_of(
+        self, sources: Iterable[ImageSource], threads: int = 0
+    ) -> Generator[tuple[ImageSource, Batch], None, None]:
+        """The batches of several sources, one after the other; none has images of two."""
+
+
+class Engine(Batches, Protocol):
+    """The same for features: `feature_dim` of each, and `digest`, the encoder's name."""
+
+    feature_dim: int
+    digest: str
+
+
+def extract(encoder: Encoder, source: ImageSource, path: Path, options: Options, advance: Advance) -> Extraction:
+    """Write the features of a source to one file, bounded in memory (but `.npz`: see `feature_file`).
+
+    What was left out is listed in `PATH.errors.parquet` beside it. Raises `ValueError` when that is more than
+    `options` allow, and when no image can be read; whatever stood under the names stays as it was.
+    """
+    start = time.perf_counter()
+    images = 0
+    skipped: list[Skipped] = []
+    with (
+        made_folder(behind_links(path).parent),
+        feature_file(path, encoder.feature_dim, encoder.digest, options.dtype) as write,
+    ):
+        for _, batch in checked_batches(encoder, [source], options, advance):
+            write([source.ids[i] for i in batch.indices], [source.labels[i] for i in batch.indices], batch.outputs)
+            images += len(batch.indices)
+            skipped += batch.skipped
+        require_images(images, source, skipped)
+        write_errors(errors_of(path), source.skipped, skipped)
+    return Extraction(images, images, [*source.skipped, *skipped], time.perf_counter() - start)
+
+
+def errors_of(path: Path) -> Path:
+    """The list of errors that belongs to an output file, and to no other."""
+    return path.with_name(with_ending(path.name, f".{ERRORS}"))
+
+
+def require_table(out: Path, kind: Kind, inputs: Sequence[Location]) -> None:
+    """Raise `ValueError` when writing a table and its list of errors would lose anything; before the work."""
+    require_output(out, kind, inputs)
+    require_output(errors_of(out), kinds.ERRORS, inputs)
+
+
+def collect(encoder: Encoder, source: ImageSource, advance: Advance) -> tuple[Features, list[Skipped]]:
+    """The features of a source in memory, and what was left out. Raises `ValueError` when no image can be read."""
+    x = np.empty((len(source), encoder.feature_dim), np.float32)
+    kept: list[int] = []
+    skipped: list[Skipped] = []
+    for _, batch in checked_batches(encoder, [source], Options(), advance):
+        x[len(kept) : len(kept) + len(batch.indices)] = batch.outputs
+        kept += batch.indices
+        skipped += batch.skipped
+    require_images(len(kept), source, skipped)
+    ids, labels = [source.ids[i] for i in kept], [source.labels[i] for i in kept]
+    return Features(source.name, ids, labels, x[: len(kept)], encoder.digest), [*source.skipped, *skipped]
+
+
+def checked_batches(
+    pipeline: Batches, sources: Iterable[ImageSource], options: Options, advance: Advance, errors: int = 0
+) -> Iterator[tuple[ImageSource, Batch]]:
+    """The batches of some sources, computed ahead and counted; `errors` is what earlier calls left out.
+
+    Raises `ValueError` once more is left out than `options` allow.
+    """
+    started: ImageSource | None = None
+    for source, batch in run_ahead(pipeline.batches_of(sources, options.threads)):
+        new = [*(source.skipped if source is not started else ()), *batch.skipped]
+        started = source
+        if options.max_errors is not None and errors + len(new) > options.max_errors:
+            item = new[max(0, options.max_errors - errors)]  # the first that is too many
+            limit = "--on-error skip would leave it out" if options.max_errors == 0 else ""
+            limit = limit or f"that is more than --max-errors {options.max_errors}"
+            raise ValueError(f"{item.path}: {item.reason} ({limit})")
+        errors += len(new)
+        yield source, batch
+        advance(len(batch.indices) + len(batch.skipped))
+
+
+def require_images(count: int, source: ImageSource, skipped: list[Skipped]) -> None:
+    """Raise `ValueError` when no image could be read."""
+    if count == 0:
+        first = skipped[0]
+        raise ValueError(
+            f"none of the {len(source)} images of {source.name} can be read (first: {first.path}: {first.reason})"
+        )

@@ -1,0 +1,229 @@
+"""Extraction over a Ray cluster: Ray Data's tasks decode anywhere, its actors encode, and this process writes.
+
+Retries are Ray's own: what a worker was doing when it died is done again by another one. The machines of the cluster
+need `byol`, the bundle and the images under the same paths (or the images behind a URL).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import tempfile
+from collections.abc import Generator, Iterable, Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from byol.bundle.folder import Bundle
+from byol.images.location import Location, is_url
+from byol.images.named import is_named
+from byol.images.open import open_place
+from byol.images.picture.budget import PIXELS
+from byol.images.source import ImageSource, Preprocess, Skipped, SourceUnavailable, UnreadableImage
+from byol.serve.encoder import Encoder, encoder_digest
+from byol.serve.pipeline import Batch, require_finite
+from byol.text import reason_of
+
+CHUNK_IMAGES = 128  # of one decoding task: 19 MB at 224 px
+WAVE_IMAGES = 262_144  # of one pass through Ray Data: listed before it begins; the actors start anew for each
+
+Columns = dict[str, np.ndarray]
+
+
+class RayEngine:
+    """Computes the features of a location's images on a cluster, as an `Encoder` does here.
+
+    `device`: cpu or cuda; auto takes CUDA where the cluster has GPUs. Attributes: `feature_dim`, `digest`, `device`,
+    `variant`, `reason`. Raises `ValueError` for what a cluster cannot do.
+    """
+
+    def __init__(self, bundle: Path, location: Location, device: str, batch_size: int | None, variant: str) -> None:
+        if variant == "auto":
+            raise ValueError("--variant auto depends on the machine; with --engine ray name one, as --variant fp32")
+        if str(location) == "-":
+            raise ValueError("the workers cannot read this process's standard input; write the paths to a .txt file")
+        import ray
+
+        opened = Bundle.open(bundle)
+        gpus = int(ray.cluster_resources().get("GPU", 0))  # type: ignore[no-untyped-call]
+        nodes = sum(node["Alive"] for node in ray.nodes())  # type: ignore[no-untyped-call]
+        if device == "cuda" and gpus == 0:
+            raise ValueError("--device cuda: this Ray cluster has no GPU")
+        self.device = "cuda" if gpus and device != "cpu" else "cpu"
+        self.reason = f"{nodes} machines with {gpus} GPUs in the Ray cluster"
+        self.feature_dim, self.digest, self.variant = (
+            opened.manifest.feature_dim,
+            encoder_digest(opened, variant),
+            variant,
+        )
+        self._location = _for_workers(location)
+        self._here = os.getcwdb()
+        self._transform = opened.manifest.preprocess.transform()
+        self._arguments = (Path(bundle).resolve(), self.device, batch_size, variant)
+        self._actors = gpus if self.device == "cuda" else nodes
+
+    def batches_of(
+        self, sources: Iterable[ImageSource], threads: int = 0
+    ) -> Generator[tuple[ImageSource, Batch], None, None]:
+        """The batches of several sources, in order. Each decoding task is one thread: `threads` is Ray's matter."""
+        for wave in _waves(sources):
+            try:
+                yield from self._wave(wave)
+            except Exception as error:
+                raise _readable(error) from error
+
+    def _wave(self, sources: list[ImageSource]) -> Iterator[tuple[ImageSource, Batch]]:
+        import ray
+
+        chunks = ray.data.from_items(
+            [chunk for number, source in enumerate(sources) for chunk in _chunks(number, source)]
+        )
+        decoded = chunks.map_batches(partial(_decode, self._location, self._here, self._transform), batch_size=1)
+        encoded = decoded.map_batches(
+            _EncodeActor,
+            fn_constructor_args=self._arguments,
+            batch_size=None,
+            compute=ray.data.ActorPoolStrategy(min_size=1, max_size=self._actors),
+            num_gpus=1 if self.device == "cuda" else 0,
+        )
+        for block in encoded.iter_batches(batch_size=None, batch_format="numpy"):
+            for number in np.unique(block["section"]):  # in order: a block's rows are
+                mine = block["section"] == number
+                yield sources[number], _batch(sources[number], {name: values[mine] for name, values in block.items()})
+
+
+def _for_workers(location: Location) -> Location:
+    """A location as other processes find it: they have other current folders."""
+    if is_url(location):
+        return location
+    if Path(location).exists():
+        return Path(location).resolve()
+    return location if is_named(str(location)) else Path(location).absolute()  # a pattern
+
+
+def _waves(sources: Iterable[ImageSource]) -> Iterator[list[ImageSource]]:
+    wave: list[ImageSource] = []
+    for source in sources:
+        wave.append(source)
+        if sum(map(len, wave)) >= WAVE_IMAGES:
+            yield wave
+            wave = []
+    if wave:
+        yield wave
+
+
+def _chunks(number: int, source: ImageSource) -> Iterator[dict[str, Any]]:
+    assert source.places is not None  # sections of a location have them
+    for first in range(0, len(source), CHUNK_IMAGES):
+        yield {"section": number, "first": first, "places": list(source.places[first : first + CHUNK_IMAGES])}
+
+
+def _batch(source: ImageSource, rows: Columns) -> Batch:
+    if lost := next(filter(None, rows["lost"]), ""):
+        raise SourceUnavailable(lost)
+    read = rows["reason"] == ""
+    skipped = [Skipped(source.ids[row], str(rows["reason"][i])) for i, row in enumerate(rows["row"]) if not read[i]]
+    indices, features = rows["row"][read].tolist(), rows["features"][read]
+    require_finite(features, source, indices)
+    return Batch(indices, features, skipped)
+
+
+# ------------------------------------------------------------------------------------------------- in workers
+
+
+def _decode(location: Location, here: bytes, transform: Preprocess, chunk: Columns) -> Columns:
+    """A chunk as rows: `pixels` uint8 (B, S, S, 3), and the `reason` where an image cannot be read, else "".
+
+    Where their place cannot be read, all rows say so as `lost`: of an exception, Ray brings no more than a traceback.
+    """
+    places, pixels, reasons, lost = chunk["places"][0], [], [], ""
+    for place in places:
+        try:
+            with PIXELS:
+                image = open_place(location, place if isinstance(place, bytes) else int(place), here)
+                pixels.append(transform(image))
+            reasons.append("")
+        except UnreadableImage as error:
+            pixels.append(np.zeros((transform.crop, transform.crop, 3), np.uint8))
+            reasons.append(str(error))
+        except ValueError as error:
+            pixels.append(np.zeros((transform.crop, transform.crop, 3), np.uint8))
+            reasons.append(lost := str(error))
+    return {
+        "section": np.repeat(chunk["section"], len(places)),
+        "row": chunk["first"][0] + np.arange(len(places)),
+        "pixels": np.stack(pixels),
+        "reason": np.array(reasons, object),
+        "lost": np.array([lost] * len(places), object),
+    }
+
+
+class _EncodeActor:
+    """An encoder that stays in a worker."""
+
+    def __init__(self, bundle: Path, device: str, batch_size: int | None, variant: str) -> None:
+        self._encoder = Encoder(bundle, device, batch_size, variant)
+
+    def __call__(self, rows: Columns) -> Columns:
+        read = np.flatnonzero(rows["reason"] == "")
+        features = np.zeros((len(rows["row"]), self._encoder.feature_dim), np.float32)
+        for start in range(0, len(read), self._encoder.batch_size):
+            batch = read[start : start + self._encoder.batch_size]
+            features[batch] = self._encoder.encode(rows["pixels"][batch])
+        return {"features": features, **{name: values for name, values in rows.items() if name != "pixels"}}
+
+
+# ------------------------------------------------------------------------------------------------- the cluster
+
+
+@contextlib.contextmanager
+def cluster(address: str | None) -> Iterator[None]:
+    """Connect to a Ray cluster, or start one of this machine's cores and GPUs for the block, reachable from here only.
+
+    Raises `ValueError` when Ray is missing or the address does not answer.
+    """
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # nothing is sent anywhere
+    if not address:  # all of Ray's ports on the loopback address; its own way on macOS and Windows
+        os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"
+    try:
+        import ray
+        import ray.data
+    except ImportError as error:
+        raise ValueError("--engine ray needs Ray: pip install 'byol[ray]'") from error
+    quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
+    with tempfile.TemporaryDirectory(prefix="byol-", ignore_cleanup_errors=True) as empty:
+        try:
+            with contextlib.chdir(empty):  # from the current folder Ray's workers would import first, before torch, say
+                ray.init(address, **quiet) if address else ray.init("local", include_dashboard=False, **quiet)
+        except Exception as error:  # Ray raises a bare one when its processes do not come up in time
+            trouble = f"no Ray cluster answers at {address}" if address else "Ray cannot start a cluster here"
+            raise ValueError(f"{trouble}: {reason_of(error)}") from error
+        _settle()
+        try:
+            yield
+        finally:
+            ray.shutdown()
+
+
+def _settle() -> None:
+    """Blocks in their order, and no words of Ray's own."""
+    import ray.data
+
+    settings = ray.data.DataContext.get_current()
+    settings.execution_options.preserve_order = True
+    settings.enable_progress_bars = False
+    settings.print_on_execution_start = False
+    logging.getLogger("ray.data").setLevel(logging.ERROR)
+
+
+def _readable(error: Exception) -> Exception:
+    """What a worker raised for a user to read, out of Ray's wrapping."""
+    cause: BaseException | None = error
+    while cause is not None and not (isinstance(cause, ValueError) and not hasattr(cause, "cause")):
+        cause = getattr(cause, "cause", None) or cause.__cause__
+    if isinstance(cause, SourceUnavailable):
+        return SourceUnavailable(reason_of(cause))
+    return ValueError(reason_of(cause)) if isinstance(cause, ValueError) else error

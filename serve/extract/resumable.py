@@ -1,0 +1,223 @@
+"""Extraction of any number of images into a folder of Parquet parts; an interrupted one goes on where it stopped."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import time
+from collections import deque
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from itertools import count, groupby, takewhile
+from pathlib import Path
+from typing import Any
+
+from byol.files.atomic import made_folder
+from byol.files.locks import only_writer_in
+from byol.images.location import Location, is_url
+from byol.images.open import Section, open_sections
+from byol.images.source import ImageSource, Skipped
+from byol.serve import PART_IMAGES
+from byol.serve.extract.engine import Advance, Engine, Extraction, Options, checked_batches
+from byol.serve.features.parts import Part, PartsFolder, named_source
+from byol.serve.features.read import DIGEST_KEY, feature_file
+from byol.text import printable
+
+Manifest = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Task:
+    """What is to be extracted: the images of `location`, in parts of `part_images`, to the folder `out`.
+
+    `retry_skipped`: finished parts that left something out are made again.
+    """
+
+    location: Location
+    out: Path
+    options: Options
+    part_images: int = PART_IMAGES
+    retry_skipped: bool = False
+
+    def is_done(self, number: int, finished: dict[int, Part]) -> bool:
+        """Whether a part is there to stay."""
+        return number in finished and not (self.retry_skipped and finished[number].skipped)
+
+    def kept(self, finished: dict[int, Part]) -> dict[int, Part]:
+        """The finished parts without those that are made again."""
+        return {number: part for number, part in finished.items() if self.is_done(number, finished)}
+
+    def folder(self, digest: str, dim: int) -> PartsFolder:
+        """Its folder, for the encoder that is called `digest` and has `dim` features."""
+        settings = {
+            DIGEST_KEY: digest,
+            **named_source(_full_name(self.location)),
+            "dim": dim,
+            "dtype": self.options.dtype,
+            "part_images": self.part_images,
+        }
+        return PartsFolder(self.out, settings)
+
+
+@dataclass(frozen=True)
+class Share:
+    """The parts of one of `count` workers: those whose number leaves `index` when divided by `count`."""
+
+    index: int = 0
+    count: int = 1
+
+
+ALL = Share()
+
+
+def _full_name(location: Location) -> str:
+    """The same for the same place, whatever the current folder is."""
+    path = Path(location)
+    return printable(path.resolve()) if not is_url(location) and path.exists() else printable(location)
+
+
+def extract_parts(engine: Engine, task: Task, advance: Advance) -> Extraction:
+    """Write the features of a location's images to `out/part-00000.parquet` and so on.
+
+    Finished parts of the same extraction are kept; `errors.parquet` and the manifest's counts are written at the end.
+    Raises `ValueError` when `out` holds another extraction, when the source has changed (a folder of images may: it is
+    listed anew behind the finished parts), when more is left out than `options` allow, and when nothing can be read.
+    """
+    parts = task.folder(engine.digest, engine.feature_dim)
+
+    def compute(stored: Manifest | None, finished: dict[int, Part]) -> None:
+        fill(engine, task, parts, stored, finished, advance)
+
+    return complete(task, parts, advance, compute)
+
+
+def complete(
+    task: Task, parts: PartsFolder, advance: Advance, compute: Callable[[Manifest | None, dict[int, Part]], None]
+) -> Extraction:
+    """Have `compute` write the missing parts, given the manifest and the parts that were found; finish the folder.
+
+    Raises `BlockingIOError` while another process does so: one has the folder to itself until it ends.
+    """
+    start = time.perf_counter()
+    finished = parts.whole()
+    if finished is not None and len(task.kept(finished)) < len(finished):
+        finished = None  # there is something to retry
+    was_complete, known = finished is not None, 0
+    if finished is not None:
+        known = _count_known(finished, advance)
+        _require_enough(finished, task)
+    else:
+        with made_folder(task.out), only_writer_in(parts.path):
+            stored = parts.manifest()  # first: what is another's is refused, and nothing of it removed
+            parts.sweep()
+            found = parts.finished() if stored else {}
+            known = _count_known(task.kept(found), advance)
+            if stored and stored["complete"]:
+                parts.begin(stored["stamp"])
+            try:
+                compute(stored, found)
+                finished = parts.finished()
+                _require_enough(finished, task)
+                parts.finish(finished)
+            except BaseException as error:
+                _leave(parts, begun_here=stored is None)
+                if isinstance(error, OSError) and error.errno == errno.ENOSPC:
+                    text = "make room and give the same command again: finished parts are kept"
+                    raise ValueError(f"no space is left on the disk of {parts.name}; {text}") from error
+                raise
+    rows, skipped = (sum(part.rows for part in finished.values()), [s for p in finished.values() for s in p.skipped])
+    return Extraction(rows, rows - known, skipped, time.perf_counter() - start, was_complete)
+
+
+def _count_known(finished: dict[int, Part], advance: Advance) -> int:
+    """The rows that there are already; what was left out beside them is done, too."""
+    rows = sum(part.rows for part in finished.values())
+    advance(rows + sum(len(part.decoded) for part in finished.values()))
+    return rows
+
+
+def _leave(parts: PartsFolder, begun_here: bool) -> None:
+    """After a failure: what can be gone on from stays, with the list of what it leaves out."""
+    with contextlib.suppress(OSError, ValueError):  # a full disk, no more files: the first reason is told anyway
+        finished = parts.finished()
+        if begun_here and not any(part.rows for part in finished.values()):
+            parts.clear()
+        else:
+            parts.list_errors(finished)
+
+
+def _require_enough(finished: dict[int, Part], task: Task) -> None:
+    unread = [item for part in finished.values() for item in part.decoded]
+    if unread and not any(part.rows for part in finished.values()):
+        raise ValueError(
+            f"none of the {len(unread)} images of {printable(task.location)} can be read "
+            f"(first: {unread[0].path}: {unread[0].reason})"
+        )
+    left_out, most = sum(len(part.skipped) for part in finished.values()), task.options.max_errors
+    if most is not None and left_out > most:  # of all workers together: each one stops at its own
+        raise ValueError(f"{left_out} images were left out; that is more than --max-errors {most}")
+
+
+def fill(
+    engine: Engine,
+    task: Task,
+    parts: PartsFolder,
+    stored: Manifest | None,
+    finished: dict[int, Part],
+    advance: Advance,
+    share: Share = ALL,
+) -> None:
+    """Write the parts of a share that are missing. Raises `ValueError` when the source is not that of `stored`."""
+    begun: deque[tuple[int, Section]] = deque()
+
+    def sources() -> Iterator[ImageSource]:
+        for number, section in missing_sections(task, parts, stored, finished):
+            if number % share.count == share.index:
+                begun.append((number, section))
+                yield section.source
+
+    errors = sum(len(part.skipped) for part in task.kept(finished).values())
+    batches = checked_batches(engine, sources(), task.options, advance, errors)
+    for _, group in groupby(batches, key=lambda pair: id(pair[0])):
+        number, section = begun.popleft()  # batches come in the order of their sources
+        rows, decoded, notes = 0, list[Skipped](), dict[str, str]()
+        path = parts.part_file(number)
+        with feature_file(path, engine.feature_dim, engine.digest, task.options.dtype, notes) as write:
+            for source, batch in group:
+                indices = batch.indices
+                write([source.ids[i] for i in indices], [source.labels[i] for i in indices], batch.outputs)
+                rows += len(indices)
+                decoded += batch.skipped
+            notes |= Part(rows, section.end, list(section.source.skipped), decoded).notes()
+
+
+def missing_sections(
+    task: Task, parts: PartsFolder, stored: Manifest | None, finished: dict[int, Part]
+) -> Iterator[tuple[int, Section]]:
+    """The sections of the location whose part is missing or made again, with their numbers; begins the manifest.
+
+    Raises `ValueError` when the location is not what the finished parts were made of.
+    """
+    start = next(number for number in range(len(finished) + 1) if not task.is_done(number, finished))
+    after = finished[start - 1].end if start else ""
+    ends = [finished[number].end for number in takewhile(finished.__contains__, count(start))]
+    for number, section in enumerate(open_sections(task.location, task.part_images, after, ends), start):
+        if number == start:
+            if stored is None:
+                parts.begin(section.stamp)
+            elif stored["stamp"] != section.stamp:
+                raise _changed(task)
+        if not task.is_done(number, finished):
+            if not len(section.source):  # all of its images are gone since
+                raise _changed(task)
+            yield number, section
+        elif finished[number].end != section.end:
+            raise _changed(task)
+
+
+def _changed(task: Task) -> ValueError:
+    name, out = printable(task.location), printable(task.out)
+    return ValueError(
+        f"{name} has changed since {out} was begun (a list of relative paths also in another folder); "
+        "extract to a new folder"
+    )

@@ -1,0 +1,1 @@
+"""Features files: written whole, read strictly."""

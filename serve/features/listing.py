@@ -1,0 +1,131 @@
+"""Which parts a folder of features holds, for who writes it and for who reads it."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+
+from byol.bundle.schema import check, read_object
+from byol.files.atomic import open_regular, read_regular
+from byol.files.parquet import open_table
+from byol.images.walk import is_image
+from byol.limits import limit
+from byol.text import printable, reason_of
+
+MANIFEST = "_manifest.json"
+MOST_DEPTH = 8  # folders `key=value` in one another
+AGAIN = "give its extract command again"
+
+
+def part_files(folder: Path) -> list[Path]:
+    """The parts by number: as text, the hundred thousandth would come before the eleven thousandth."""
+    return sorted(folder.glob("part-*.parquet"), key=lambda file: (part_number(file) or 0, file.name))
+
+
+def part_number(file: Path) -> int | None:
+    """The number in a part's name; None in one that another program gave."""
+    digits = file.stem.removeprefix("part-")
+    return int(digits) if digits.isdecimal() else None
+
+
+def read_manifest(folder: Path) -> dict[str, Any] | None:
+    """What the folder's manifest says, None where there is none. Raises `ValueError` when it cannot be read."""
+    path = folder / MANIFEST
+    if not path.exists():
+        return None
+    try:
+        values = read_object(read_regular(path, limit("BYOL_MAX_HEADER_MB") << 20))
+        _require_manifest(values)
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{printable(path)} cannot be read ({reason_of(error)}); give an empty folder") from error
+    return values
+
+
+def _require_manifest(values: dict[str, Any]) -> None:
+    """Raise `BundleError` for a manifest without the fields that every reader uses."""
+    check(type(values.get("complete")) is bool, "`complete` must be true or false")
+    check(isinstance(values.get("stamp", 0), str | None), "`stamp` must be text or null")
+    if values["complete"]:
+        parts = values.get("parts")
+        check(isinstance(parts, list) and all(map(_is_part, parts)), "`parts` must be a list of files and their rows")
+
+
+def _is_part(part: Any) -> bool:
+    """Whether this is what a manifest says of a part."""
+    return isinstance(part, dict) and isinstance(part.get("file"), str) and type(part.get("rows")) is int
+
+
+def is_begun(folder: Path) -> bool:
+    """Whether an extraction was begun here that has no part yet, or no more."""
+    try:
+        return "bundle_sha256" in (read_manifest(folder) or ())
+    except ValueError:  # another program's
+        return False
+
+
+def complete_parts(folder: Path) -> list[Path]:
+    """The parts of a folder, as its manifest lists them where it has one.
+
+    Raises `ValueError` when the extraction has not ended, and when a part is missing, too many, or another one.
+    """
+    files, manifest = part_files(folder), read_manifest(folder)
+    if manifest is None:
+        with naming(folder):
+            return files or others_files(folder)
+    name = printable(folder)
+    if not manifest["complete"]:
+        raise ValueError(f"{name} is not complete: its extraction has not ended; {AGAIN}")
+    rows = {part["file"]: part["rows"] for part in manifest["parts"]}
+    for file in files:
+        if file.name not in rows:
+            raise ValueError(f"{name}: its manifest does not list {printable(file.name)}; remove that file")
+        if (found := row_count(file)) != rows[file.name]:
+            expected = rows[file.name]
+            raise ValueError(f"{printable(file)} has {found} rows, not {expected}; remove that file and {AGAIN}")
+    missing = rows.keys() - {file.name for file in files}
+    if missing:
+        raise ValueError(f"{name} is not complete: {printable(min(missing))} is missing; {AGAIN}")
+    return files
+
+
+def others_files(folder: Path, depth: int = 0) -> list[Path]:
+    """The Parquet files of a folder that another program wrote: right in it, and in its folders `key=value`, sorted.
+
+    Hidden ones and those of a `_name` do not count. None where images are beside them: then they are about these.
+    Raises `OSError` when a folder cannot be listed.
+    """
+    if depth > MOST_DEPTH:  # a link leads back
+        raise OSError(errno.ELOOP, os.strerror(errno.ELOOP), folder)
+    files, folders = list[Path](), list[Path]()
+    with os.scandir(folder) as entries:
+        for entry in entries:
+            if is_image(os.fsencode(entry.name)):
+                return []
+            if entry.name.lower().endswith(".parquet") and entry.name[0] not in "._" and entry.is_file():
+                files.append(Path(entry.path))
+            elif "=" in entry.name and entry.name[0] not in "._" and entry.is_dir():
+                folders.append(Path(entry.path))
+    return sorted(files) + [file for below in sorted(folders) for file in others_files(below, depth + 1)]
+
+
+def row_count(file: Path) -> int:
+    """The rows of a Parquet file. Raises `ValueError` naming it when it is damaged."""
+    with naming(file), open_regular(file) as stream:
+        return sum(open_table(stream).rows)
+
+
+@contextlib.contextmanager
+def naming(file: Path) -> Iterator[None]:
+    """What goes wrong while a file is read, as a `ValueError` that names it."""
+    try:
+        yield
+    except (pa.ArrowException, OSError, ValueError) as error:
+        if (name := printable(file)) in str(error) and not isinstance(error, OSError):
+            raise
+        raise ValueError(f"{name} cannot be read as a features file: {reason_of(error)}") from error

@@ -1,0 +1,211 @@
+"""A folder of Parquet parts: its files, what a finished part says of itself, and the manifest of them all.
+
+A part holds the features of consecutive images; its metadata says which of them were left out and where it ends, so
+that nothing but finished parts is needed to go on. `_manifest.json` says what all parts have in common, and at the end
+what they hold.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+
+from byol import kinds
+from byol.bundle.manifest import ENCODER, GRAPHS
+from byol.bundle.schema import check, read_object
+from byol.files.atomic import atomic_file, open_regular
+from byol.files.locks import LOCK
+from byol.files.names import leftovers_in
+from byol.files.parquet import open_table
+from byol.images.location import is_url, last_part
+from byol.images.source import Skipped
+from byol.outputs import require_output
+from byol.serve.features.listing import MANIFEST, part_files, part_number, read_manifest
+from byol.serve.features.read import DIGEST_KEY, ERRORS, write_errors
+from byol.text import on_one_line, printable
+
+FORMAT = 1
+SOURCE, SOURCE_DIGEST = "source", "source_sha256"
+END = re.compile(r"row:[0-9]{1,18}|path:([0-9a-f]{2})*")
+NOTES = "byol"  # the key of a part's notes in its metadata
+
+
+@dataclass(frozen=True)
+class Part:
+    """A finished part: rows, what was left out while listing and decoding, and where in the source it ends."""
+
+    rows: int
+    end: str
+    listed: list[Skipped] = field(default_factory=list)
+    decoded: list[Skipped] = field(default_factory=list)
+
+    @property
+    def skipped(self) -> list[Skipped]:
+        """All that was left out."""
+        return [*self.listed, *self.decoded]
+
+    def notes(self) -> dict[str, str]:
+        """As text for the file's metadata, from which `read_part` makes it again."""
+        return {NOTES: json.dumps({"end": self.end, "listed": _pairs(self.listed), "decoded": _pairs(self.decoded)})}
+
+
+class PartsFolder:
+    """The parts of one extraction. `settings` is what all of them have in common, the bundle's digest among it."""
+
+    def __init__(self, path: Path, settings: dict[str, Any]) -> None:
+        self.path, self.name, self.settings = path, printable(path), {"format": FORMAT, **settings}
+
+    def part_file(self, number: int) -> Path:
+        """The file of a part."""
+        return self.path / f"part-{number:05d}.parquet"
+
+    def manifest(self) -> dict[str, Any] | None:
+        """The manifest, None when nothing was begun here. Raises `ValueError` when it is of another extraction."""
+        require_output(self.path / ERRORS, kinds.ERRORS)
+        values = read_manifest(self.path)
+        if values is None:
+            others = part_files(self.path)
+            if others:
+                other = printable(others[0].name)
+                raise ValueError(f"{self.name} holds {other} of another extraction; give an empty folder")
+            return None
+        if SOURCE_DIGEST not in values and isinstance(values.get(SOURCE), str):  # begun by an earlier version
+            values |= named_source(printable(values[SOURCE]))
+        texts = [
+            _difference(key, values, self.settings) for key, now in self.settings.items() if values.get(key) != now
+        ]
+        if texts:
+            raise ValueError(f"{self.name} holds another extraction: {'; '.join(texts)}; give an empty folder")
+        return values
+
+    def begin(self, stamp: str | None) -> None:
+        """Write the manifest of an extraction that is not complete."""
+        self._write(self.settings | {"stamp": stamp, "complete": False})
+
+    def finish(self, parts: dict[int, Part]) -> None:
+        """Write the list of errors and the complete manifest."""
+        begun = self.manifest()
+        self.list_errors(parts)
+        files = [
+            {"file": self.part_file(number).name, "rows": part.rows, "skipped": len(part.skipped)}
+            for number, part in parts.items()
+        ]
+        rows = sum(part.rows for part in parts.values())
+        skipped = sum(len(part.skipped) for part in parts.values())
+        counts = {"images": rows, "skipped": skipped, "parts": files, "complete": True}
+        self._write({"stamp": None} | (begun or self.settings) | counts)
+
+    def list_errors(self, parts: dict[int, Part]) -> None:
+        """Write the list of what these parts leave out."""
+        listed = [item for part in parts.values() for item in part.listed]
+        decoded = [item for part in parts.values() for item in part.decoded]
+        write_errors(self.path / ERRORS, listed, decoded)
+
+    def _write(self, values: dict[str, Any]) -> None:
+        with atomic_file(self.path / MANIFEST) as temporary:
+            temporary.write_text(json.dumps(values, indent=2, sort_keys=True) + "\n")
+
+    def finished(self) -> dict[int, Part]:
+        """The finished parts by number, in order. Raises `ValueError` for one that is damaged or of another bundle."""
+        return {_number(file): read_part(file, self.settings[DIGEST_KEY]) for file in part_files(self.path)}
+
+    def whole(self) -> dict[int, Part] | None:
+        """The parts of a complete extraction, None when there is something left to do. Raises `ValueError` as above."""
+        stored = self.manifest()
+        finished = self.finished() if stored else {}
+        if (self.path / LOCK).exists() or not (stored and stored["complete"] and len(stored["parts"]) == len(finished)):
+            return None
+        return finished
+
+    def sweep(self) -> None:
+        """Remove what killed processes left half-written; only for who holds the folder's lock."""
+        for leftover in leftovers_in(self.path, ("part-*.parquet", MANIFEST, ERRORS)):
+            leftover.unlink()
+
+    def clear(self) -> None:
+        """Remove the parts and the manifest."""
+        for file in (*part_files(self.path), self.path / MANIFEST):
+            file.unlink(missing_ok=True)
+
+
+def read_part(file: Path, digest: str) -> Part:
+    """What a finished part says of itself. Raises `ValueError` when it is damaged or another bundle's."""
+    try:
+        with open_regular(file) as stream:
+            table = open_table(stream)
+            metadata = table.file.metadata.metadata or {}
+        notes = read_object(metadata.get(NOTES.encode(), b""))
+        part = Part(sum(table.rows), _end(notes), _items(notes, "listed"), _items(notes, "decoded"))
+    except OSError as error:
+        if error.errno is not None:  # the disk's, or of too many open files: the part may be whole
+            raise
+        raise _damaged(file, error) from error
+    except (pa.ArrowException, ValueError) as error:
+        raise _damaged(file, error) from error
+    if metadata.get(DIGEST_KEY.encode()) != digest.encode():
+        raise ValueError(f"{printable(file)} was extracted with another bundle; give an empty folder")
+    return part
+
+
+def _damaged(file: Path, error: Exception) -> ValueError:
+    return ValueError(f"{printable(file)} is not a part that can be gone on from ({error}); remove it")
+
+
+def _number(file: Path) -> int:
+    number = part_number(file)
+    if number is None:
+        raise ValueError(f"{printable(file)} is not a part of an extraction; remove it")
+    return number
+
+
+def named_source(full_name: str) -> dict[str, str]:
+    """What a manifest says of a source: a URL, or the last part of a local name; and a digest of the whole name.
+
+    The folders above are nobody's business who is handed the features.
+    """
+    name = full_name if is_url(full_name) else last_part(full_name)
+    return {SOURCE: name, SOURCE_DIGEST: hashlib.sha256(full_name.encode()).hexdigest()}
+
+
+def _difference(key: str, values: dict[str, Any], settings: dict[str, Any]) -> str:
+    """Two values of a setting; of two encoders of one bundle, their files."""
+    stored, now = values.get(key), settings[key]
+    if key == DIGEST_KEY:
+        (old, _, graph), (new, _, other) = str(stored).partition("/"), str(now).partition("/")
+        if old == new:
+            return f"variant {_variant(graph)}, now {_variant(other)}"
+        stored, now = old[:12], new[:12]
+    if key == SOURCE_DIGEST:
+        stored, now = str(stored)[:12], str(now)[:12]
+    return on_one_line(f"{key} {stored!s:.200}, now {now!s:.200}")
+
+
+def _variant(graph: str) -> str:
+    return GRAPHS.get(graph or ENCODER, graph)
+
+
+def _pairs(items: list[Skipped]) -> list[list[str]]:
+    return [list(asdict(item).values()) for item in items]
+
+
+def _items(notes: dict[str, Any], key: str) -> list[Skipped]:
+    pairs = notes.get(key)
+    check(isinstance(pairs, list) and all(map(_is_pair, pairs)), f"`{key}` must be a list of paths and reasons")
+    return [Skipped(path, reason) for path, reason in pairs or ()]
+
+
+def _is_pair(pair: Any) -> bool:
+    return isinstance(pair, list) and len(pair) == 2 and all(isinstance(text, str) for text in pair)
+
+
+def _end(notes: dict[str, Any]) -> str:
+    """Where the part ends, as `byol.images.open.open_sections` says it."""
+    end = notes.get("end")
+    check(isinstance(end, str) and bool(END.fullmatch(end)), "`end` must be a row or a path")
+    return str(end)
