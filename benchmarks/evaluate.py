@@ -18,8 +18,10 @@ from typing import Any
 import click
 import numpy as np
 
+from byol.images.decode import Preprocess, decode
+from byol.images.labels import require_labels
 from byol.images.open import open_source
-from byol.images.source import ImageSource, Preprocess, decode, require_labels
+from byol.images.source import ImageSource
 
 KNN = ({"k": 20, "temperature": 0.07}, {"k": 200, "temperature": 0.1})
 

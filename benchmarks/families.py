@@ -20,12 +20,13 @@ from benchmarks.train import command_line, machine
 from byol.bundle.graph.judge import weights_of
 from byol.bundle.graph.operators import OPERATORS
 from byol.bundle.graph.walk import Step, walk
+from byol.encoders import TIMM
+from byol.encoders.build import build_encoder
 from byol.encoders.timm_models import input_config
 from byol.export.graph import INPUT, OUTPUT, encoder_to_onnx
 from byol.export.parity import measure
-from byol.serve import MAX_BATCH_SIZE
-from byol.training.config import TIMM, TrainConfig
-from byol.training.model import build_encoder
+from byol.limits import MAX_BATCH_SIZE
+from byol.training.config import TrainConfig
 
 FAMILIES = (
     *("vit_tiny_patch16_224", "deit_tiny_patch16_224", "vit_base_patch16_siglip_224", "beit_base_patch16_224"),

@@ -41,7 +41,7 @@ def write_checkpoint(path: Path, arch: str, size: int, images: np.ndarray) -> No
     """A torchvision state dict with norms that have seen the images."""
     import torch
 
-    from byol.training.model import build_encoder
+    from byol.encoders.build import build_encoder
 
     torch.manual_seed(0)
     encoder = build_encoder(arch, "imagenet", size).train()
@@ -52,8 +52,8 @@ def write_checkpoint(path: Path, arch: str, size: int, images: np.ndarray) -> No
 
 
 def read_images(photos: Path, size: int, count: int) -> np.ndarray:
+    from byol.images.decode import Preprocess
     from byol.images.open import open_source
-    from byol.images.source import Preprocess
 
     source, preprocess = open_source(photos), Preprocess.for_size(size)
     places = np.linspace(0, len(source) - 1, count, dtype=int)
@@ -63,7 +63,7 @@ def read_images(photos: Path, size: int, count: int) -> np.ndarray:
 def torch_row(row: str, work: Path, options: dict[str, Any], images: np.ndarray) -> Callable[[], object]:
     import torch
 
-    from byol.training.model import build_encoder
+    from byol.encoders.build import build_encoder
 
     device = torch.device(options["device"])
     encoder = build_encoder(options["arch"], "imagenet", options["image_size"])

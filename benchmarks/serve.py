@@ -57,8 +57,8 @@ def features(classes: int = 10) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.
 
 def image_row(row: str, photos: Path, work: Path, options: dict[str, Any]) -> Callable[[], int]:
     """A function that goes once over the photographs and returns how many there were."""
+    from byol.images.decode import decode
     from byol.images.open import open_source
-    from byol.images.source import decode
     from byol.serve import Encoder
 
     source = open_source(photos)
@@ -89,7 +89,7 @@ def torch_row(photos: Path, work: Path, options: dict[str, Any]) -> Callable[[],
     from torchvision import transforms
     from torchvision.datasets import ImageFolder
 
-    from byol.training.model import build_encoder
+    from byol.encoders.build import build_encoder
 
     size, device = options["image_size"], torch.device(options["device"])
     encoder = build_encoder(options["arch"], "imagenet", size)

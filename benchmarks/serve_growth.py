@@ -23,7 +23,7 @@ import numpy as np
 from benchmarks.faults import linked
 from benchmarks.peak import measured
 from benchmarks.train import command_line, machine
-from byol.serve.features.read import feature_file
+from byol.serve.features.write import feature_file
 
 Row = dict[str, Any]
 IMAGES = (1_000, 10_000, 100_000)

@@ -19,12 +19,13 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
-from byol.encoders import memory_format
+from byol.encoders import activations
+from byol.encoders.build import build_encoder, feature_dim
 from byol.images.open import open_source
 from byol.machine import keep_freed_memory
 from byol.training.config import TrainConfig
-from byol.training.data.decoded import ImageTensor, StreamedImages, canvas_side, open_images
-from byol.training.model import build_encoder, feature_dim
+from byol.training.data.decoded import canvas_side, open_images
+from byol.training.data.intake import ImageTensor, StreamedImages
 from byol.training.monitor import KNNMonitor, KNNSets, collapse_statistics
 from byol.training.presets import PRESETS
 from byol.training.trainer import Trainer
@@ -256,7 +257,7 @@ def main() -> None:
     seconds = float(parsed.pop("seconds"))
     if parsed.pop("keep_memory", kind not in ("lightly", "byol-pytorch")):  # as the `byol` command does
         keep_freed_memory()
-    memory_format.SMALL_MAP = int(parsed.pop("small_map", memory_format.SMALL_MAP))
+    activations.SMALL_MAP = int(parsed.pop("small_map", activations.SMALL_MAP))
     print(json.dumps({"figure": WORKERS[kind](config_for(parsed), Path(data), seconds)}))
 
 

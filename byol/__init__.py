@@ -4,11 +4,18 @@ Importing this package imports neither torch nor onnxruntime.
 """
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
+from byol.doors import lazy
 from byol.telemetry import turn_off
 
+if TYPE_CHECKING:
+    from byol.pretrained import load_encoder as load_encoder
+    from byol.training.config import TrainConfig as TrainConfig
+    from byol.training.job import train as train
+
 __version__ = "0.1.0"
+__all__ = ["TrainConfig", "__version__", "load_encoder", "train"]
 
 turn_off()  # before anything here imports onnxruntime
 
@@ -17,10 +24,11 @@ _root = Path(__file__).resolve().parent.parent
 if (_root / "pyproject.toml").is_file():
     __path__.append(str(_root))
 
-
-def __getattr__(name: str) -> Any:
-    if name == "load_encoder":  # needs torch, so it is imported when it is asked for
-        from byol.pretrained import load_encoder
-
-        return load_encoder
-    raise AttributeError(f"module 'byol' has no attribute {name!r}")
+__getattr__, __dir__ = lazy(
+    __name__,
+    {
+        "TrainConfig": "byol.training.config",
+        "load_encoder": "byol.pretrained",
+        "train": "byol.training.job",
+    },
+)

@@ -13,11 +13,10 @@ import click
 
 from byol import __version__
 from byol.children import RANKS, safe_children
-from byol.console import never_silent, note
+from byol.console import never_silent, note, prepare
 from byol.machine import keep_freed_memory
-from byol.signals import Stopped, stopping
-from byol.streams import prepare
-from byol.text import Recipe, as_message, for_terminal
+from byol.signals import Ended, Stopped, stopping
+from byol.text import Recipe, as_message, for_terminal, missing
 
 # name: (module, one line for `byol --help`). The command is the module's attribute of the same name.
 COMMANDS = {
@@ -33,7 +32,7 @@ COMMANDS = {
     "extract": ("byol.serve.commands.extract", "Compute the features of images with a bundle."),
     "classify": ("byol.serve.commands.classify", "Classify images with the classifier in a bundle."),
     "knn": ("byol.serve.commands.knn", "Weighted k-nearest-neighbour accuracy of a bundle's features."),
-    "linear": ("byol.serve.commands.knn", "Linear-probe accuracy of a bundle's features."),
+    "linear": ("byol.serve.commands.linear", "Linear-probe accuracy of a bundle's features."),
     "transfer": (
         "byol.serve.commands.transfer",
         "Linear-probe and kNN accuracy of a bundle on several data sets.",
@@ -43,10 +42,10 @@ COMMANDS = {
         "byol.serve.commands.report",
         "Show runs and bundles as one HTML page: curves, accuracies, neighbours (needs the `report` extra).",
     ),
-    "info": ("byol.serve.commands.classify", "Show what a bundle holds; check it against itself."),
+    "info": ("byol.serve.commands.info", "Show what a bundle holds; check it against itself."),
     "bench": ("byol.serve.commands.bench", "Measure a bundle on this machine: images/s and latency of every stage."),
     "doctor": ("byol.serve.commands.doctor", "Say which devices ONNX Runtime can use on this machine, and why not."),
-    "fetch": ("byol.commands.cache", "Download a named data set (needs the `train` extra)."),
+    "fetch": ("byol.commands.fetch", "Download a named data set (needs the `train` extra)."),
     "cache": ("byol.commands.cache", "Show or clear the decoded images kept for later runs."),
     "demo": (
         "byol.commands.demo",
@@ -120,14 +119,14 @@ def _run() -> None:
         extra = EXTRAS.get((error.name or "").partition(".")[0])
         if extra is None:
             raise
-        note(f"Error: {error.name} is needed and not installed; run: pip install 'byol[{extra}]'")
+        note(f"Error: {missing(str(error.name), extra, 'this command')}")
         sys.exit(1)
     except ImportError as error:
         if (why := _why_not_loaded(error)) is None:
             raise
         note(why)
         sys.exit(1)
-    except Stopped as error:
+    except (Ended, Stopped) as error:
         note(f"Error: {error}")
         sys.exit(1)
     except Recipe as error:

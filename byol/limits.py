@@ -8,6 +8,8 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass
 
+MAX_BATCH_SIZE = 4096  # images; keeps a slip of the keyboard from taking all memory
+
 
 @dataclass(frozen=True)
 class Limit:

@@ -1,4 +1,4 @@
-"""Parameters of commands that click lacks. Torch-free."""
+"""Kinds of options that click lacks: locations, finite numbers, places to write to. Torch-free."""
 
 from __future__ import annotations
 
@@ -10,6 +10,8 @@ from pathlib import Path
 from typing import Any
 
 import click
+
+from byol.images.location import Location, location_of
 
 
 class FiniteRange(click.FloatRange):
@@ -70,3 +72,16 @@ export_check_option = click.option(
     show_default=True,
     help="Find out first whether the encoder can be exported; takes seconds, for ResNets of usual sizes nothing.",
 )
+
+
+class LocationType(click.ParamType[Location]):
+    """A URL as text, anything else as a path."""
+
+    name = "location"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Location:
+        """The location; whether there is anything is for `byol.images.open` to say."""
+        return location_of(value)
+
+
+LOCATION = LocationType()

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -12,29 +10,14 @@ from safetensors import SafetensorError
 from safetensors.torch import load
 from torch import Tensor, nn
 
+from byol.bundle.folder import Bundle
+from byol.bundle.manifest import WEIGHTS
+from byol.bundle.schema import plain
+from byol.encoders import TIMM
+from byol.encoders.build import Pretrained, encoder_with
+from byol.run import settings_digest
 from byol.text import on_one_line, printable, reason_of
 from byol.training.checkpoint import Checkpoint, read_checkpoint
-from byol.training.config import TIMM
-from byol.training.model import encoder_with
-
-
-@dataclass(frozen=True)
-class Pretrained:
-    """An encoder in eval mode, how to rebuild and feed it, and what its training was.
-
-    `encoder` maps normalised float images (B, 3, S, S) to features (B, D). `training`, `origin` and `finetuning` hold
-    the fields of a manifest's objects of these names (docs/bundle.md), None where there is nothing to say.
-    """
-
-    encoder: nn.Module
-    arch: str
-    stem: str
-    image_size: int
-    mean: tuple[float, float, float]
-    std: tuple[float, float, float]
-    training: dict[str, Any] | None = None
-    origin: dict[str, Any] | None = None
-    finetuning: dict[str, Any] | None = None
 
 
 def load_encoder(location: str | Path) -> nn.Module:
@@ -63,23 +46,18 @@ def is_bundle(path: Path) -> bool:
 
 def training_facts(checkpoint: Checkpoint) -> dict[str, Any]:
     """What a manifest says of the training: data, images, steps, epochs, and the digest of the settings."""
-    settings = json.dumps(checkpoint.config.to_dict(), sort_keys=True)
     images: int = checkpoint.data["images"]
     return {
         "data": on_one_line(checkpoint.data["name"]),  # a manifest takes no control characters
         "images": images,
         "steps": checkpoint.step,
         "epochs": round(checkpoint.step * checkpoint.config.batch_size / images, 3),
-        "config_sha256": hashlib.sha256(settings.encode()).hexdigest(),
+        "config_sha256": settings_digest(checkpoint.config.to_dict()),
     }
 
 
 def _of_bundle(path: Path) -> Pretrained:
     """Read as serving reads it: what is damaged, edited or of a newer schema is refused."""
-    from byol.bundle.folder import Bundle
-    from byol.bundle.manifest import WEIGHTS
-    from byol.bundle.schema import plain
-
     bundle = Bundle.open(path)
     architecture, preprocess = bundle.manifest.architecture, bundle.manifest.preprocess
     arch = (TIMM if architecture.library == "timm" else "") + architecture.name

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import os
 from pathlib import Path
+from typing import Any
 
 from byol.files.atomic import read_regular
 from byol.limits import limit
@@ -14,6 +17,8 @@ MOST_CONFIG = 16 << 20  # bytes: far more than any run writes
 RESULT = "result.json"  # of a fine-tuning
 TRAIN, FINETUNE = "train", "finetune"  # the commands that write one: `task` in config.json and in checkpoints
 VAL_DATA = "val_data"  # in config.json: what kNN was measured on
+
+KNN_K, KNN_TEMPERATURE = 20, 0.07  # of kNN accuracy wherever it is not said: the field's usual numbers
 
 # Below the first and the third of these training is collapsing; a healthy std_ratio is between the second and 1.
 COLLAPSED_STD_RATIO, HEALTHY_STD_RATIO, COLLAPSED_RANK = 0.1, 0.5, 1.5
@@ -37,6 +42,11 @@ def is_run_folder(folder: str | bytes) -> bool:
         return is_run(read_regular(os.path.join(os.fsdecode(folder), CONFIG), MOST_CONFIG, follow=False))
     except OSError:
         return False
+
+
+def settings_digest(settings: dict[str, Any]) -> str:
+    """What a manifest calls the settings of a run by: SHA-256, hexadecimal."""
+    return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
 
 
 def read_metrics(path: Path) -> bytes:

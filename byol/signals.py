@@ -15,6 +15,10 @@ class Stopped(BaseException):
     """SIGTERM or SIGHUP came; raised in the main thread, wherever it was, and never taken for a failure of the work."""
 
 
+class Ended(Exception):
+    """The work ended before its time, and through no fault of the program. The message says why, and what is kept."""
+
+
 @contextmanager
 def handled(numbers: Sequence[int | None], handler: Callable[[int, Any], None] | signal.Handlers) -> Iterator[None]:
     """Have a handler for these signals, but for those that the parent had ignored, as `nohup` does.

@@ -29,6 +29,11 @@ class Recipe(ValueError):
     """An error whose message ends in lines to be copied: ours, with names that are on one line."""
 
 
+def missing(package: str, extra: str, wanted_by: str) -> str:
+    """What to do where a package of an extra is not installed; `wanted_by` is an option or a piece of work."""
+    return f"{wanted_by} needs {package}, which is not installed; run: pip install 'byol[{extra}]'"
+
+
 def path_text(path: str | bytes | os.PathLike[str]) -> str:
     r"""A path as text for data: bytes that are not UTF-8 become `\xNN`, all else stays as it is."""
     if isinstance(path, bytes):

@@ -13,16 +13,18 @@ import onnx
 from onnx import ModelProto
 from PIL import Image
 
-from byol.bundle.folder import golden_names, load_manifest
+from byol.bundle.folder import Bundle, golden_names
 from byol.bundle.manifest import ANY_SIZE, CLASSIFIER, ENCODER, VARIANTS, Evaluation, Parity
 from byol.bundle.model import Model, check_graph
 from byol.console import progress
 from byol.export.any_size import any_size_graph
 from byol.export.parity import sample_images
 from byol.export.precision import fp16_graph, int8_graph
+from byol.images.decode import Preprocess, decode
 from byol.images.location import Location
 from byol.images.open import open_source
-from byol.images.source import Preprocess, UnreadableImage, decode
+from byol.images.surroundings import UnreadableImage
+from byol.run import KNN_K, KNN_TEMPERATURE
 from byol.serve.evaluate.knn import KNNClassifier
 from byol.serve.evaluate.sets import load_evaluation, open_labelled
 from byol.serve.fuse import Layer, fuse
@@ -32,7 +34,6 @@ GOLDEN_IMAGES = 5
 CALIBRATION_IMAGES = 320  # every fifth is held out, for the gate
 LEAST_CALIBRATION_IMAGES = 20
 PICTURES = 16  # of the calibration images, those whose originals go through the graph for any size
-KNN_K, KNN_TEMPERATURE = 20, 0.07
 
 # Heights and widths, in parts of S, of what the graph for any size must reproduce: larger, smaller, narrow, tiny.
 SHAPES = ((1.5, 2.0), (3.0, 2.2), (0.5, 0.7), (1.0, 1.0), (6.0, 1.1), (0.9, 7.0), (4.5, 6.0))
@@ -181,7 +182,7 @@ def _require_enough(name: str, images: int) -> None:
 def evaluate_variants(bundle: Path, train: Location, test: Location) -> Evaluation:
     """kNN top-1 of every precision variant in a bundle, train as the bank. Raises `ValueError` for unlabelled sets."""
     top1 = {}
-    held = load_manifest(bundle).files
+    held = Bundle.open(bundle).manifest.files
     for variant, file in VARIANTS.items():
         if file not in held:
             continue

@@ -1,6 +1,6 @@
 """Pictures of any size: resizing and cropping in front of the encoder, as a part of its graph.
 
-It computes what `byol.images.source.Preprocess` lets Pillow do: two matrix products per colour plane, whose weights are
+It computes what `byol.images.decode.Preprocess` lets Pillow do: two matrix products per colour plane, whose weights are
 Pillow's antialiased bicubic kernel, rounded to whole grey levels after each as Pillow does.
 Shapes: B batch, H W the picture, h w the part of it that counts, S the encoder's image size.
 """
@@ -10,7 +10,7 @@ from __future__ import annotations
 import onnx
 from onnx import ModelProto, helper
 
-from byol.images.source import Preprocess
+from byol.images.decode import Preprocess
 
 # The part of a picture that is used: its central square, and the pixels around that the kernel still reaches.
 _HEAD = """

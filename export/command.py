@@ -13,16 +13,15 @@ import torch  # noqa: F401
 from byol.bundle.folder import require_place
 from byol.bundle.manifest import LARGEST_SIZE, Manifest
 from byol.console import note, show_line
+from byol.encoders import TIMM
 from byol.export.additions import Additions
 from byol.export.exporter import Source, export_bundle
 from byol.export.foreign.input import Input, Three
 from byol.export.foreign.toolkits import TOOLKITS, foreign_encoder
 from byol.export.triton import require_repository, write_repository
-from byol.images.location import LOCATION
-from byol.options import FiniteRange, Output, of_option
+from byol.options import LOCATION, FiniteRange, Output, of_option
 from byol.outputs import require_output_folder
 from byol.text import printable
-from byol.training.config import TIMM
 
 
 @click.command()

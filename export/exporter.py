@@ -36,23 +36,22 @@ from byol.bundle.manifest import (
     PreprocessSpec,
     Training,
 )
-from byol.bundle.model import Model
+from byol.bundle.model import Model, move_weights
 from byol.bundle.schema import BundleError, build
 from byol.children import python_running
+from byol.encoders import TIMM
+from byol.encoders.build import Pretrained, feature_dim
 from byol.export.additions import GOLDEN_IMAGES, Additions, Derived, classifier, derive, evaluate_variants
 from byol.export.graph import INPUT, OUTPUT, encoder_to_onnx
-from byol.export.large import move_weights
 from byol.export.parity import measure, sample_images, torch_features
 from byol.files.atomic import atomic_folder
 from byol.finetuning.checkpoint import read_finetuned
-from byol.images.source import Preprocess
-from byol.pretrained import Pretrained, read_pretrained
+from byol.images.decode import Preprocess
+from byol.pretrained import read_pretrained
 from byol.run import FINETUNE
 from byol.serve.fuse import Layer
 from byol.text import printable
 from byol.training.checkpoint import checkpoint_file, finite, task_of
-from byol.training.config import TIMM
-from byol.training.model import feature_dim
 
 ONLY_FP32 = Additions()
 
@@ -218,7 +217,7 @@ def _architecture(source: Source) -> Architecture:
 
 _PROOF = """
 sys.modules["torch"] = None  # any attempt to import torch fails
-from byol.serve.verify import verify
+from byol.serve.proof import verify
 problems = verify(sys.argv[1]).problems
 sys.exit("; ".join(problems) if problems else 0)
 """

@@ -18,8 +18,7 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from byol.bundle.graph.operators import OPERATORS
-from byol.bundle.model import check_graph
-from byol.export.large import is_large
+from byol.bundle.model import check_graph, is_large
 from byol.export.settle import settle
 from byol.export.translate import TRANSLATIONS
 from byol.text import first_line

@@ -13,9 +13,9 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from byol.bundle.folder import GATES, compare_features
 from byol.bundle.manifest import ENCODER, Parity
 from byol.bundle.model import Model
+from byol.bundle.parity import GATES, compare_features
 from byol.export.graph import INPUT
 from byol.serve.session import open_session
 

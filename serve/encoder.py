@@ -1,6 +1,6 @@
-"""Encoder: images in, features out.
+"""Encoder and ImageClassifier: images in, features or classes out.
 
-Shapes: N images, B batch, S the encoder's image size, D features.
+Shapes: N images, B batch, S the encoder's image size, D features, C classes.
 """
 
 from __future__ import annotations
@@ -12,13 +12,13 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 
 from byol.bundle.folder import Bundle
-from byol.bundle.manifest import ENCODER, VARIANTS
+from byol.bundle.manifest import CLASSIFIER, ENCODER, VARIANTS
 from byol.images.source import ImageSource
-from byol.serve.hardware import fast_int8
+from byol.machine import fast_int8
 from byol.serve.items import ImageItem, open_images
 from byol.serve.pipeline import Pipeline, open_graph
 from byol.serve.session import Session
-from byol.text import as_message
+from byol.text import as_message, printable
 
 _log = logging.getLogger(__name__)
 
@@ -93,3 +93,22 @@ def open_variant(bundle: Bundle, variant: str, device: str, batch_size: int | No
     session = opened(on_cpu, "cpu")
     session.reason = reason
     return session, on_cpu
+
+
+class ImageClassifier(Pipeline):
+    """The classifier of a bundle on a device: `classifier(images)` gives probabilities (N, C), columns as in `classes`.
+
+    Raises `ValueError` for a bundle without one, `BundleError`, `DeviceError`.
+    """
+
+    def __init__(self, bundle: str | os.PathLike[str], device: str = "auto", batch_size: int | None = None) -> None:
+        opened = Bundle.open(bundle)
+        head = opened.manifest.classifier
+        if head is None:
+            raise ValueError(
+                f"{printable(bundle)} holds no {CLASSIFIER}; make one: "
+                "byol linear BUNDLE --train SRC --test SRC --save-classifier NEW_BUNDLE"
+            )
+        session = open_graph(opened, CLASSIFIER, device, batch_size, shares_cores=True)
+        super().__init__(opened, session, batch_size, len(head.classes), output=1)
+        self.classes = head.classes

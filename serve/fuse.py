@@ -21,7 +21,7 @@ from byol.bundle.model import Model, check_graph
 from byol.files.atomic import atomic_folder
 from byol.serve.evaluate.linear import LinearProbe
 from byol.serve.parity import pass_gate, run_graph
-from byol.serve.verify import verify
+from byol.serve.proof import verify
 
 
 @dataclass(frozen=True)

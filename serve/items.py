@@ -11,7 +11,9 @@ from PIL import Image
 
 from byol.images.columns import Labels
 from byol.images.open import open_source
-from byol.images.source import Anchors, ImageSource, SourceUnavailable, UnreadableImage, read_image, to_rgb
+from byol.images.picture.read import read_image, to_rgb
+from byol.images.source import ImageSource
+from byol.images.surroundings import Anchors, SourceUnavailable, UnreadableImage
 from byol.text import printable
 
 ImageItem = str | os.PathLike[str] | Image.Image | np.ndarray

@@ -10,9 +10,9 @@ from collections.abc import Sequence
 import numpy as np
 import onnxruntime
 
-from byol.bundle.folder import GATES, compare_features
 from byol.bundle.manifest import Parity
 from byol.bundle.model import Model
+from byol.bundle.parity import GATES, compare_features
 from byol.serve.session import open_session
 
 

@@ -14,9 +14,11 @@ from typing import Any, TypeVar
 import numpy as np
 
 from byol.bundle.folder import Bundle
+from byol.images.decode import decode_all
 from byol.images.picture.budget import PIXELS
-from byol.images.source import ImageSource, Skipped, UnreadableImage, decode_all
-from byol.serve import MAX_BATCH_SIZE
+from byol.images.source import ImageSource, Skipped
+from byol.images.surroundings import UnreadableImage
+from byol.limits import MAX_BATCH_SIZE
 from byol.serve.items import ImageItem, items_source
 from byol.serve.session import Feeds, Session, open_session
 

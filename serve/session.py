@@ -18,9 +18,7 @@ import numpy as np
 import onnxruntime as ort
 
 from byol.bundle.model import Model
-from byol.images.source import usable_cores
-from byol.serve import DEVICES
-from byol.serve.hardware import driver_problem
+from byol.machine import DEVICES, driver_problem, usable_cores
 from byol.text import first_line
 
 Feeds = Mapping[str, np.ndarray | ort.OrtValue]

@@ -22,7 +22,7 @@ READ = {
 }
 CHILD = """
 import json, resource, sys
-from byol.images.source import UnreadableImage
+from byol.images.surroundings import UnreadableImage
 
 def images(source):
     for i in {0, len(source) - 1}:

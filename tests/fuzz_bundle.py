@@ -14,7 +14,7 @@ from typing import Any
 from byol.bundle.folder import Bundle, describe_file
 from byol.bundle.manifest import CHECKSUM, GOLDEN, MANIFEST, Manifest
 from byol.images.open import open_source
-from byol.serve.verify import verify
+from byol.serve.proof import verify
 from tests.tiny import write_images, write_tiny_bundle
 
 VALUES: tuple[Any, ...] = (

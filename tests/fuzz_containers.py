@@ -21,7 +21,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from byol.images.source import UnreadableImage
+from byol.images.surroundings import UnreadableImage
 from tests import bombs
 from tests.odd_images import encoded, picture
 

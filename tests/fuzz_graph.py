@@ -26,7 +26,8 @@ from onnx import AttributeProto, ModelProto, NodeProto, TensorProto, helper, num
 
 from byol.bundle.graph.judge import judge
 from byol.bundle.graph.operators import OPERATORS
-from byol.bundle.manifest import BundleError, Manifest
+from byol.bundle.manifest import Manifest
+from byol.bundle.schema import BundleError
 from tests.graphs import DIM, GRAPHS, SIZE
 from tests.tiny import tiny_manifest, write_tiny_bundle
 

@@ -12,15 +12,16 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from byol.bundle.folder import compare_features, load_manifest
+from byol.bundle.folder import Bundle
 from byol.bundle.manifest import Head
+from byol.bundle.parity import compare_features
 from byol.export import additions, precision
 from byol.export.additions import Additions
 from byol.export.exporter import export_bundle
-from byol.images.source import Preprocess
+from byol.images.decode import Preprocess
 from byol.serve import Encoder, LinearProbe
 from byol.serve.features.read import read_features
-from byol.serve.verify import verify
+from byol.serve.proof import verify
 from tests.command_line import byol
 from tests.small import folder
 from tests.tiny import write_tiny_bundle
@@ -33,7 +34,7 @@ def session(bundle, name):
 
 
 def test_every_graph_is_there_proven_and_listed(place):
-    manifest = load_manifest(place / "bundle")
+    manifest = Bundle.open(place / "bundle").manifest
     assert manifest.graphs == [ANY_SIZE, FP16, INT8, "encoder.onnx"]
     assert verify(place / "bundle").ok
     written = json.loads(manifest.to_json())
@@ -147,7 +148,7 @@ def test_images_that_will_not_do_are_refused_before_the_work(place, tmp_path, mo
 
 
 def test_where_no_classifier_can_be_saved_nothing_is_computed(place, tmp_path, monkeypatch):
-    monkeypatch.setattr("byol.serve.commands.knn._load", None)
+    monkeypatch.setattr("byol.serve.commands.linear.load", None)
     (tmp_path / "mine").touch()
     words = ("--train", place / "train", "--test", place / "test", "--save-classifier", tmp_path)
     done = byol("linear", place / "bundle", *words)
@@ -209,7 +210,7 @@ def test_the_classifier_scores_what_linear_reported(place, classified, tmp_path)
 
 
 def test_the_new_bundle_holds_all_of_the_old_one(place, classified):
-    old, new = load_manifest(place / "bundle"), load_manifest(place / "with")
+    old, new = (Bundle.open(place / name).manifest for name in ("bundle", "with"))
     changed = {"README.md", "golden.safetensors"}
     assert {n: e for n, e in old.files.items() if n not in changed}.items() <= new.files.items()
     head = new.classifier
@@ -228,7 +229,7 @@ def test_a_classifier_can_be_saved_into_its_own_bundle_and_replaced(tmp_path):
         data = folder(tmp_path / "-".join(classes), classes, per_class=6)
         done = byol("linear", bundle, "--train", data, "--test", data, "--save-classifier", bundle)
         assert done.code == 0, done.err
-        head = load_manifest(bundle).classifier
+        head = Bundle.open(bundle).manifest.classifier
         assert head is not None
         assert head.classes == classes
         assert verify(bundle).ok

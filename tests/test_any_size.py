@@ -11,7 +11,7 @@ from onnx import ModelProto, TensorProto, helper
 from PIL import Image
 
 from byol.export.any_size import any_size_graph
-from byol.images.source import Preprocess
+from byol.images.decode import Preprocess
 
 
 def pixels_as_features(size: int) -> ModelProto:

@@ -14,7 +14,8 @@ from PIL import Image, ImageOps
 from byol.images.picture import bare as module
 from byol.images.picture.bare import bare
 from byol.images.picture.headers import tags
-from byol.images.source import UnreadableImage, read_image
+from byol.images.picture.read import read_image
+from byol.images.surroundings import UnreadableImage
 from tests.odd_images import encoded, picture
 from tests.test_images import exif_block
 from tests.test_picture_bombs import chunk

@@ -10,7 +10,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import click
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -19,10 +18,12 @@ from safetensors.torch import load_file
 
 from byol.images.cache import DecodedCache
 from byol.images.open import open_source
+from byol.signals import Ended
 from byol.training import device
 from byol.training.begun import Begun, difference
 from byol.training.data import decoded
-from byol.training.data.decoded import ImageTensor, Intake, StreamedImages, open_images
+from byol.training.data.decoded import open_images
+from byol.training.data.intake import ImageTensor, Intake, StreamedImages
 from byol.training.job import run_training
 from byol.training.run_folder import RunFolder
 from tests.small import config, folder
@@ -70,7 +71,7 @@ def train(images: Path, out: Path, stop_after: int = 0, resume: bool = False, **
         patch.setattr(RunFolder, "log", stopping)
         settings = config(max_steps=STEPS, **changes)
         if stop_after:
-            with pytest.raises(click.ClickException, match=f"after step {stop_after}"):
+            with pytest.raises(Ended, match=f"after step {stop_after}"):
                 run_training(settings, images, out, resume=resume)
         else:
             run_training(settings, images, out, resume=resume)
@@ -114,8 +115,9 @@ def test_without_a_word_of_it_both_ways_would_differ(tmp_path: Path, monkeypatch
 
 
 def test_an_image_that_can_be_read_now_stays_left_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from byol.images import folder
-    from byol.images.source import UnreadableImage, read_image
+    from byol.images import folder as module
+    from byol.images.picture.read import read_image
+    from byol.images.surroundings import UnreadableImage
 
     found = folder(tmp_path / "images")
 
@@ -125,7 +127,7 @@ def test_an_image_that_can_be_read_now_stays_left_out(tmp_path: Path, monkeypatc
         return read_image(path)
 
     with monkeypatch.context() as patch:
-        patch.setattr(folder, "read_image", refuse)
+        patch.setattr(module, "read_image", refuse)
         train(found, tmp_path / "whole")
         train(found, tmp_path / "run", stop_after=2)
     train(found, tmp_path / "run", resume=True)

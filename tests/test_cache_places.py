@@ -22,7 +22,8 @@ from byol.images import cache as cache_module
 from byol.images.cache import META, CacheError, DecodedCache, home, reserve
 from byol.images.open import open_source
 from byol.training.data import decoded
-from byol.training.data.decoded import ImageTensor, StreamedImages, load_canvases, open_images
+from byol.training.data.decoded import load_canvases, open_images
+from byol.training.data.intake import ImageTensor, StreamedImages
 from tests.small import REPOSITORY, folder
 
 WHOLE = {"name": "x", "images": 1, "shape": [1, 2, 2, 3], "listed": [], "unreadable": []}

@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from byol.images.open import open_source
-from byol.images.source import UnreadableImage
+from byol.images.surroundings import UnreadableImage
 from tests import bombs
 from tests.bombs import outcomes
 

@@ -4,16 +4,16 @@ import numpy as np
 import pytest
 import torch
 
-from byol.bundle.folder import GATES, Bundle, compare_features
+from byol.bundle.folder import Bundle
+from byol.bundle.parity import GATES, compare_features
 from byol.export.additions import Additions
 from byol.export.exporter import export_bundle
 from byol.images.open import open_source
 from byol.serve import Encoder, KNNClassifier, LinearProbe
 from byol.serve.pipeline import open_graph
 from byol.training.checkpoint import read_checkpoint
+from byol.training.data.batches import FetchedFeed, Order, ResidentFeed, open_feed
 from byol.training.data.decoded import load_canvases
-from byol.training.data.feed import FetchedFeed, ResidentFeed, open_feed
-from byol.training.data.order import Order
 from byol.training.job import run_training
 from byol.training.trainer import Trainer
 from tests.small import config, folder

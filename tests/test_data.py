@@ -16,15 +16,16 @@ from click.testing import CliRunner
 from PIL import Image
 
 from byol.commands.cache import cache as cache_command
-from byol.images import source as images_module
+from byol.images import decode as images_module
 from byol.images.cache import META, DecodedCache, size_limit
 from byol.images.columns import Labels
 from byol.images.open import open_source
 from byol.images.source import ImageSource
+from byol.machine import usable_cores
 from byol.training.data import decoded as module
-from byol.training.data.decoded import ImageTensor, StreamedImages, load_canvases, open_images
-from byol.training.data.feed import FetchedFeed, ResidentFeed, open_feed
-from byol.training.data.order import Order
+from byol.training.data.batches import FetchedFeed, Order, ResidentFeed, open_feed
+from byol.training.data.decoded import load_canvases, open_images
+from byol.training.data.intake import ImageTensor, StreamedImages
 from byol.training.trainer import Trainer
 from tests.odd_images import bad_images
 from tests.small import config, folder
@@ -130,7 +131,8 @@ def test_a_copy_of_the_images_shares_the_entry(images: Path, cache: DecodedCache
 
 def test_what_could_not_be_read_and_now_can_is_read(images: Path, cache: DecodedCache, monkeypatch: pytest.MonkeyPatch):
     from byol.images import folder
-    from byol.images.source import UnreadableImage, read_image
+    from byol.images.picture.read import read_image
+    from byol.images.surroundings import UnreadableImage
 
     def refuse(path: bytes, anchors: object) -> object:
         if b"001" in path:
@@ -171,7 +173,7 @@ def test_the_cache_stays_within_its_size_and_drops_what_was_used_longest_ago(tmp
 
 
 def test_an_image_counts_when_it_is_decoded_and_not_with_its_chunk():
-    counted, number = threading.Event(), 32 * images_module.usable_cores()
+    counted, number = threading.Event(), 32 * usable_cores()
 
     def slow(row: int) -> Image.Image:
         if row % 32 and not counted.wait(60):

@@ -9,7 +9,7 @@ from sklearn.datasets import load_digits
 
 from byol.commands.demo import FEW_LABELS, TRAIN_IMAGES, demo, run_demo, table, write_digits
 from byol.images.open import open_source
-from byol.serve.verify import verify
+from byol.serve.proof import verify
 from byol.training.presets import PRESETS
 
 

@@ -17,8 +17,12 @@ import onnxruntime
 import pytest
 from safetensors.numpy import load_file
 
+import byol
+import byol.bundle
+import byol.export
+import byol.images
 import byol.serve
-from byol.bundle.folder import compare_features
+from byol.bundle.parity import compare_features
 from byol.cli import COMMANDS
 from byol.cli import byol as group
 from byol.commands.train import chosen_config
@@ -94,9 +98,15 @@ def test_the_bundles_graph(place: Path, monkeypatch: pytest.MonkeyPatch) -> None
     assert_same(names["features"], expected)
 
 
-def test_every_public_name_of_serving_is_on_its_page() -> None:
-    documented = re.findall(r"^\.\. auto(?:class|function):: (\S+)$", (DOCS / "api.md").read_text(), re.MULTILINE)
-    assert set(byol.serve.__all__) | {"load_encoder"} <= {name.rpartition(".")[2] for name in documented}
+DOORS = (byol, byol.bundle, byol.export, byol.images, byol.serve)
+
+
+def test_every_public_name_is_on_its_page() -> None:
+    documented = re.findall(
+        r"^\.\. auto(?:class|function|exception):: (\S+)$", (DOCS / "api.md").read_text(), re.MULTILINE
+    )
+    public = {f"{door.__name__}.{name}" for door in DOORS for name in door.__all__ if not name.startswith("__")}
+    assert set(documented) == public
 
 
 # ------------------------------------------------------------------------------------------------------ commands

@@ -19,15 +19,16 @@ from torch import nn
 
 import byol
 from byol import load_encoder
+from byol.encoders.build import build_encoder
 from byol.export import exporter as export_module
 from byol.export.command import export
 from byol.export.exporter import export_bundle, prove
 from byol.export.graph import check_clean, encoder_to_onnx
 from byol.export.parity import BATCH_SIZES, measure, sample_images, torch_features
 from byol.serve import Encoder
-from byol.serve.verify import verify
+from byol.serve.proof import verify
 from byol.training.checkpoint import Checkpoint, read_checkpoint, save_checkpoint
-from byol.training.model import BYOL, build_encoder
+from byol.training.model import BYOL
 from tests.documents import code
 from tests.small import RESNET18, config
 

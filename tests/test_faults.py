@@ -11,7 +11,7 @@ import pytest
 from byol.images.open import open_source
 from byol.images.remote import faults
 from byol.images.remote.faults import Fault, Refusal, fault_of, patiently, words_for
-from byol.images.source import SourceUnavailable
+from byol.images.surroundings import SourceUnavailable
 from tests.tiny import write_images
 from tests.web import Web, always, listed, once, reason, say
 

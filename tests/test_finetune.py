@@ -14,16 +14,16 @@ from sklearn.metrics import accuracy_score, balanced_accuracy_score, top_k_accur
 from torch import nn
 
 from byol import load_encoder
-from byol.bundle.folder import load_manifest
+from byol.bundle.folder import Bundle
 from byol.bundle.manifest import Finetuning
 from byol.finetuning.protocol import Sweep, choose_images, read_sets
 from byol.finetuning.tuner import Classifier, FinetuneConfig, LabelledImages, Scores, Trial, Tuner, scores
+from byol.images.decode import Preprocess
 from byol.images.open import open_source
-from byol.images.source import Preprocess
 from byol.images.splits import draw
 from byol.pretrained import read_pretrained
-from byol.serve.verify import verify
-from byol.training.data.decoded import ImageTensor
+from byol.serve.proof import verify
+from byol.training.data.intake import ImageTensor
 from byol.training.run_folder import RunFolder
 from tests.command_line import byol
 from tests.small import folder
@@ -237,14 +237,14 @@ def test_the_bundle_classifies_as_was_reported(quick, result, tmp_path):
     table = pq.read_table(tmp_path / "predicted.parquet")
     top1 = np.mean([a == b for a, b in zip(*(table[name].to_pylist() for name in ("label", "predicted")), strict=True)])
     assert top1 == pytest.approx(values["draws"][0]["top1"])
-    manifest = load_manifest(tmp_path / "bundle")
+    manifest = Bundle.open(tmp_path / "bundle").manifest
     first = values["draws"][0]
     assert manifest.finetuning == Finetuning("train", 12, first["lr"], 10, False)
     head = manifest.classifier
     assert head is not None
     assert (head.classes, head.l2, head.n_train, head.test, head.n_test) == (("cat", "dog"), None, 12, "test", 16)
     assert head.top1 == first["top1"]
-    assert manifest.training == load_manifest(quick / "bundle").training
+    assert manifest.training == Bundle.open(quick / "bundle").manifest.training
     card = (tmp_path / "bundle" / "README.md").read_text()
     assert "Then fine-tuned on 12 labelled images of `train`." in card
     assert "(together with the encoder), it\nis right for" in card
@@ -262,7 +262,7 @@ def test_from_a_bundle_without_a_test_set(quick, tmp_path):
     assert "None" not in done.out
     done = byol("export", tmp_path / "out", "--out", tmp_path / "bundle")
     assert done.code == 0, done.err
-    manifest = load_manifest(tmp_path / "bundle")
+    manifest = Bundle.open(tmp_path / "bundle").manifest
     assert manifest.classifier is not None
     assert manifest.finetuning is not None
     assert (manifest.training, manifest.classifier.top1, manifest.finetuning.from_scratch) == (None, None, True)

@@ -16,7 +16,8 @@ import torchvision
 from torch import nn
 from torch.utils.data import TensorDataset
 
-from byol.bundle.folder import compare_features, load_manifest
+from byol.bundle.folder import Bundle
+from byol.bundle.parity import compare_features
 from byol.export.foreign.input import input_of
 from byol.export.foreign.toolkits import foreign_encoder
 from byol.export.graph import encoder_to_onnx
@@ -301,7 +302,7 @@ def test_the_command_says_what_it_took_and_writes_a_bundle(tmp_path):
     assert done.code == 0, done.err
     assert "model.pth read as torchvision: resnet18, cifar stem\ntook: bn1 (5), conv1 (1)," in done.err
     assert "left: fc (2)\n" in done.err
-    manifest = load_manifest(tmp_path / "bundle")
+    manifest = Bundle.open(tmp_path / "bundle").manifest
     assert manifest.training is None
     assert manifest.origin is not None
     assert (manifest.origin.toolkit, manifest.origin.file) == ("torchvision", "model.pth")
@@ -320,7 +321,7 @@ def test_a_timm_checkpoint_needs_no_prefix_before_its_models_name(tmp_path):
     words = ("export", tmp_path / "resnet10t.pth", "--image-size", str(SIZE), "--from", "timm", "--arch", "resnet10t")
     done = byol(*words, "--out", tmp_path / "bundle")
     assert done.code == 0, done.err
-    architecture = load_manifest(tmp_path / "bundle").architecture
+    architecture = Bundle.open(tmp_path / "bundle").manifest.architecture
     assert (architecture.library, architecture.name) == ("timm", "resnet10t")
 
 
@@ -360,7 +361,7 @@ def test_a_tag_says_which_input_and_is_no_architecture(tmp_path):
         "input: 32 px, the middle of 35; mean 0.5 0.5 0.5, std 0.5 0.5 0.5, timm's for vit_tiny_patch16_224."
         in done.err
     )
-    manifest = load_manifest(tmp_path / "bundle")
+    manifest = Bundle.open(tmp_path / "bundle").manifest
     assert manifest.architecture.name == "vit_tiny_patch16_224"
     assert (manifest.preprocess.resize, manifest.preprocess.crop, manifest.preprocess.mean) == (35, 32, (0.5, 0.5, 0.5))
     pixels = np.random.default_rng(0).integers(0, 256, (3, SIZE, SIZE, 3), dtype=np.uint8)
@@ -375,7 +376,7 @@ def test_a_tag_says_which_input_and_is_no_architecture(tmp_path):
     )
     done = byol(*words, "--arch", "vit_tiny_patch16_224", "--mean", "0.1", "0.2", "0.3", "--std", "1", "1", "1")
     assert done.code == 0, done.err
-    assert load_manifest(tmp_path / "bundle").preprocess.mean == (0.1, 0.2, 0.3)
+    assert Bundle.open(tmp_path / "bundle").manifest.preprocess.mean == (0.1, 0.2, 0.3)
 
 
 def test_arch_is_needed(tmp_path):

@@ -12,9 +12,9 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from byol.encoders.build import MeanPool, build_encoder
 from byol.export.foreign.toolkits import foreign_encoder
 from byol.training.checkpoint import read_checkpoint
-from byol.training.model import MeanPool, build_encoder
 from tests.command_line import byol
 from tests.small import config
 from tests.test_foreign import SIZE, assert_same, features, refused, resnet, saved

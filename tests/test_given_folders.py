@@ -19,13 +19,13 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from byol import kinds
+from byol import outputs
 from byol.bundle.folder import Bundle, require_place
 from byol.files.atomic import atomic_folder, contents, is_half_filled, is_mount, must_stay
 from byol.images.open import open_source
 from byol.outputs import require_output, require_output_folder
 from byol.run import OWN_VIEWS
-from byol.serve.verify import verify
+from byol.serve.proof import verify
 from tests.command_line import byol
 from tests.small import REPOSITORY
 from tests.tiny import write_images, write_tiny_bundle
@@ -188,8 +188,8 @@ def test_places_that_take_nothing_are_refused(given: Path) -> None:
         with pytest.raises(ValueError, match=r"cannot be (written to|made: .*above is no folder that can be)"):
             require_output_folder(out)
     with pytest.raises(ValueError, match=r"cannot be made: .*above is no folder that can be"):
-        require_output(given.parent / "f.parquet", kinds.FEATURES)
-    require_output(given / "f.parquet", kinds.FEATURES)
+        require_output(given.parent / "f.parquet", outputs.FEATURES)
+    require_output(given / "f.parquet", outputs.FEATURES)
     require_output_folder(given)
     assert must_stay(given)
 
@@ -207,7 +207,7 @@ def test_mount_points_of_files_and_of_the_same_disk_are_known(tmp_path: Path) ->
             assert is_mount(tmp_path / target)
             if target.endswith("t"):
                 with pytest.raises(ValueError, match="is a mount point, which no new file can replace"):
-                    require_output(tmp_path / target, kinds.FEATURES)
+                    require_output(tmp_path / target, outputs.FEATURES)
         finally:
             subprocess.run(["umount", tmp_path / target], check=True)
 

@@ -15,16 +15,17 @@ import torchvision
 from safetensors.torch import save_file
 
 from byol import load_encoder
-from byol.bundle.folder import Bundle, load_manifest
-from byol.bundle.manifest import BundleError, Manifest
+from byol.bundle.folder import Bundle
+from byol.bundle.manifest import Manifest
+from byol.bundle.schema import BundleError
 from byol.export.exporter import read_run
 from byol.export.foreign.toolkits import foreign_encoder
 from byol.files.atomic import A_LINK, NO_FILE
 from byol.finetuning.checkpoint import read_finetuned
 from byol.images.open import open_source
 from byol.serve import Encoder
+from byol.serve.proof import verify
 from byol.serve.report.runs import read_run as read_report_run
-from byol.serve.verify import verify
 from byol.training.checkpoint import Checkpoint, read_checkpoint, save_checkpoint, write_tensors
 from byol.training.data.decoded import source_digest
 from byol.training.job import run_training
@@ -105,7 +106,7 @@ def test_the_bundles_folder_itself_may_be_a_link(tmp_path: Path) -> None:
 
 def sized(bundle: Path, name: str, size: int) -> None:
     """The manifest says that the file has `size` bytes."""
-    manifest = load_manifest(bundle)
+    manifest = Bundle.open(bundle).manifest
     entry = manifest.files[name]
     changed = type(entry)(entry.sha256, size, entry.precision, entry.parity)
     Manifest(**{**vars(manifest), "files": {**manifest.files, name: changed}}).write(bundle)
@@ -245,7 +246,7 @@ def _no_memory(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize(("library", "name"), [("timm", "vit_tiny_patch16_224"), ("torchvision", "resnet50")])
 def test_a_small_bundle_that_names_a_large_model_is_refused(tmp_path: Path, library: str, name: str) -> None:
     bundle = write_tiny_bundle(tmp_path / "bundle")
-    manifest = load_manifest(bundle)
+    manifest = Bundle.open(bundle).manifest
     architecture = type(manifest.architecture)(library, name, "imagenet")
     Manifest(**{**vars(manifest), "architecture": architecture}).write(bundle)
     with pytest.raises(ValueError, match="does not fit this model"):

@@ -13,19 +13,16 @@ import numpy as np
 import pytest
 from PIL import Image, ImageOps
 
+from byol import machine
+from byol.images import walk
 from byol.images.columns import Labels
+from byol.images.decode import Preprocess, decode
+from byol.images.labels import require_labels
 from byol.images.open import open_sections, open_source
 from byol.images.picture import read as decoding
-from byol.images.source import (
-    ImageSource,
-    Preprocess,
-    UnreadableImage,
-    decode,
-    read_image,
-    require_labels,
-    source,
-    to_rgb,
-)
+from byol.images.picture.read import read_image, to_rgb
+from byol.images.source import ImageSource
+from byol.images.surroundings import UnreadableImage
 from byol.images.walk import NOT_READ
 from byol.text import printable
 from tests.odd_images import bad_images, encoded, odd_images, picture, write_files, write_unreadable
@@ -147,7 +144,7 @@ def test_a_large_image_is_held_once(name: str, tmp_path: Path) -> None:
     image = Image.fromarray(grey)
     (image if name == "sixteen.png" else image.convert("RGB")).save(tmp_path / name)
     program = (
-        "import sys\nfrom byol.images.source import read_image\n"
+        "import sys\nfrom byol.images import read_image\n"
         "def peak(): return int(open('/proc/self/status').read().split('VmHWM:')[1].split()[0])\n"
         "read_image(sys.argv[2]); before = peak(); image = read_image(sys.argv[1]); print((peak() - before) * 1024)"
     )
@@ -175,7 +172,8 @@ def test_pillow_warns_of_nothing_as_it_does_not_say_of_which_image(tmp_path: Pat
 import sys
 from pathlib import Path
 from PIL import Image
-from byol.images.source import UnreadableImage, read_image, to_rgb
+from byol.images.picture.read import read_image, to_rgb
+from byol.images.surroundings import UnreadableImage
 Image.MAX_IMAGE_PIXELS = 100
 for path in sorted(Path(sys.argv[1]).iterdir()):
     try:
@@ -322,7 +320,7 @@ def test_formats_that_are_not_read_are_left_out_with_a_reason(tmp_path: Path) ->
 
 def test_the_page_names_every_suffix() -> None:
     page = (Path(__file__).parent.parent / "docs" / "data.md").read_text()
-    assert all(f"`{suffix}`" in page for suffix in [*source.SUFFIXES, *map(os.fsdecode, NOT_READ)])
+    assert all(f"`{suffix}`" in page for suffix in [*walk.SUFFIXES, *map(os.fsdecode, NOT_READ)])
 
 
 @pytest.mark.parametrize("size", [1, 2, 3])
@@ -494,11 +492,11 @@ def test_a_container_s_quota_limits_the_cores(
     text: str, cores: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "cpu.max").write_text(text)
-    monkeypatch.setattr(source, "QUOTA", tmp_path / "cpu.max")
+    monkeypatch.setattr(machine, "QUOTA", tmp_path / "cpu.max")
     monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(64)))
-    source._quota.cache_clear()
-    assert source.usable_cores() == cores
-    source._quota.cache_clear()
+    machine._quota.cache_clear()
+    assert machine.usable_cores() == cores
+    machine._quota.cache_clear()
 
 
 def exif_block(*tags: tuple[int, int, int, int], order: str = "<") -> bytes:

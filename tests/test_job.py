@@ -8,11 +8,10 @@ import pytest
 import torch
 from torch import nn
 
+from byol.encoders.build import Pretrained, build_encoder
 from byol.export.exporter import try_export
-from byol.pretrained import Pretrained
 from byol.training import exportable, job
 from byol.training.job import run_training
-from byol.training.model import build_encoder
 from tests.command_line import byol
 from tests.small import config, folder
 
@@ -187,5 +186,5 @@ def test_without_the_exporter_a_note_says_that_nothing_was_checked(images, tmp_p
         monkeypatch.delitem(sys.modules, module)
     monkeypatch.setitem(sys.modules, "onnxscript", None)
     run_training(config(epochs=1), images, tmp_path / "run", export_check=True)
-    assert "not checked whether timm:test_resnet can be exported: onnxscript is not installed" in capfd.readouterr().err
+    assert "not checked whether timm:test_resnet can be exported: the check needs onnxscript, which is not installed" in capfd.readouterr().err
     assert np.isfinite(json.loads((tmp_path / "run" / "metrics.jsonl").read_text().splitlines()[0])["loss"])

@@ -13,12 +13,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from byol.images.labels import codes_of_column, label_in, label_of, label_of_folders, require_classes
+from byol.images.labels import codes_of_column, label_in, label_of, label_of_folders, require_classes, require_labels
 from byol.images.open import open_source
-from byol.images.source import ImageSource, require_labels
+from byol.images.source import ImageSource
 from byol.serve import KNNClassifier, LinearProbe
 from byol.serve.evaluate.sets import open_labelled
-from byol.serve.features.read import _npz_writer, read_features
+from byol.serve.features.read import read_features
+from byol.serve.features.write import _npz_writer
 from tests.test_sources import image_structs, png, write_table, write_tar
 
 NAN = [float("nan"), np.float32("nan"), np.datetime64("NaT"), pandas.NaT]

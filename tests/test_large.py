@@ -10,16 +10,17 @@ import onnxruntime
 import pytest
 from safetensors.numpy import load_file
 
+from byol.bundle import model
 from byol.bundle.folder import Bundle, describe_file
-from byol.bundle.manifest import BundleError, Head, Manifest
-from byol.export import large
+from byol.bundle.manifest import Head, Manifest
+from byol.bundle.schema import BundleError
 from byol.export.additions import Additions
 from byol.export.exporter import export_bundle
 from byol.export.triton import write_repository
 from byol.serve import Encoder
 from byol.serve.evaluate.linear import LinearProbe
 from byol.serve.fuse import save_classifier
-from byol.serve.verify import verify
+from byol.serve.proof import verify
 
 DATA = "encoder.onnx.data"
 
@@ -29,7 +30,7 @@ def bundle(place, tmp_path_factory):
     """The bundle of `place`'s run, written as if its 45 MB were 2 GB."""
     out = tmp_path_factory.mktemp("large") / "bundle"
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(large, "LIMIT", 1_000_000)
+        patch.setattr(model, "LIMIT", 1_000_000)
         export_bundle(place / "run", out)
     return out
 
@@ -119,7 +120,7 @@ def test_classifier_and_triton_share_or_copy_the_file(bundle, tmp_path):
 
 
 def test_additions_are_refused(place, tmp_path, monkeypatch):
-    monkeypatch.setattr(large, "LIMIT", 1_000_000)
+    monkeypatch.setattr(model, "LIMIT", 1_000_000)
     with pytest.raises(ValueError, match="for encoders below 2 GB"):
         export_bundle(place / "run", tmp_path / "b", Additions(any_size=True))
     assert not list(tmp_path.iterdir())

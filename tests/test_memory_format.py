@@ -5,9 +5,8 @@ from functools import partial
 import pytest
 import torch
 
-from byol.encoders import memory_format
-from byol.encoders.memory_format import use_channels_last
-from byol.training.model import BYOL
+from byol.encoders import activations
+from byol.training.model import BYOL, use_channels_last
 from tests.small import RESNET18, config
 
 
@@ -41,7 +40,7 @@ def test_features_and_gradients_stay_the_same(monkeypatch):
     one, other = BYOL(config(**RESNET18)), BYOL(config(**RESNET18))
     other.load_state_dict(one.state_dict())
     use_channels_last(one, 16)
-    monkeypatch.setattr(memory_format, "SMALL_MAP", 0)
+    monkeypatch.setattr(activations, "SMALL_MAP", 0)
     use_channels_last(other, 16)
     views = [torch.randn(4, 3, 16, 16) for _ in range(2)]
     for model in (one, other):

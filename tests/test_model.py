@@ -9,8 +9,9 @@ import torch
 import torchvision
 from torch import nn
 
-from byol.training.config import ARCHITECTURES
-from byol.training.model import BYOL, build_encoder, byol_loss, feature_dim, load_strict
+from byol.encoders import ARCHITECTURES
+from byol.encoders.build import build_encoder, feature_dim, load_strict
+from byol.training.model import BYOL, byol_loss
 from tests.command_line import byol
 from tests.small import config
 
@@ -139,10 +140,15 @@ def test_cifar_stem_keeps_the_resolution():
 def test_without_timm_the_extra_is_named(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "timm", None)  # an import of it fails as if it were not installed
     monkeypatch.delitem(sys.modules, "byol.encoders.timm_models", raising=False)
-    with pytest.raises(ValueError, match=r"timm is needed and not installed; run: pip install 'byol\[timm\]'"):
+    with pytest.raises(
+        ValueError, match=r"timm:\w+ needs timm, which is not installed; run: pip install 'byol\[timm\]'"
+    ):
         build_encoder("timm:resnet10t", "imagenet", 32)
     done = byol("train", tmp_path, "--out", tmp_path / "run", "--arch", "timm:resnet10t")
-    assert (done.code, done.err) == (1, "Error: timm is needed and not installed; run: pip install 'byol[timm]'\n")
+    assert (done.code, done.err) == (
+        1,
+        "Error: this command needs timm, which is not installed; run: pip install 'byol[timm]'\n",
+    )
 
 
 def test_strict_loading_lists_what_does_not_fit():

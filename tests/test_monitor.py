@@ -5,8 +5,8 @@ import pytest
 import torch
 
 from byol.images.open import open_source
+from byol.images.splits import split_halves
 from byol.serve import KNNClassifier
-from byol.training.data.order import split_halves
 from byol.training.model import Observation
 from byol.training.monitor import (
     KNNMonitor,

@@ -15,7 +15,8 @@ import onnx
 import pytest
 from onnx.reference import ReferenceEvaluator
 
-from byol.bundle.folder import GATES, Bundle, compare_features
+from byol.bundle.folder import Bundle
+from byol.bundle.parity import GATES, compare_features
 from tests.browser import CHROMIUM
 from tests.small import REPOSITORY
 

@@ -16,12 +16,12 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from byol import kinds
+from byol import outputs
 from byol.bundle.folder import require_place
 from byol.images.grid import draw_grid
 from byol.outputs import Kind, require_output, require_output_folder
 from byol.serve.features.parts import PartsFolder
-from byol.serve.features.read import feature_file, write_errors
+from byol.serve.features.write import feature_file, write_errors
 from tests.command_line import Outcome, byol
 from tests.tiny import write_images, write_tiny_bundle
 
@@ -149,10 +149,10 @@ def own_files(folder: Path) -> dict[Path, Kind]:
     write_errors(folder / "e.parquet", [], [skipped("bad.png")])
     draw_grid(folder / "g.png", [[Image.new("RGB", (4, 4))]])
     return {
-        folder / "f.parquet": kinds.FEATURES,
-        folder / "f.npz": kinds.FEATURES,
-        folder / "e.parquet": kinds.ERRORS,
-        folder / "g.png": kinds.GRID,
+        folder / "f.parquet": outputs.FEATURES,
+        folder / "f.npz": outputs.FEATURES,
+        folder / "e.parquet": outputs.ERRORS,
+        folder / "g.png": outputs.GRID,
     }
 
 
@@ -165,12 +165,12 @@ def skipped(path: str):
 def test_what_byol_wrote_is_known_by_itself_and_is_of_one_kind(tmp_path: Path) -> None:
     files = own_files(tmp_path)
     for path, own in files.items():
-        for kind in (kinds.FEATURES, kinds.CLASSES, kinds.ERRORS, kinds.CONFUSION, kinds.GRID, kinds.PAGE):
+        for kind in (outputs.FEATURES, outputs.CLASSES, outputs.ERRORS, outputs.CONFUSION, outputs.GRID, outputs.PAGE):
             assert kind.holds(path) is (kind is own), (path, kind.name)
         path.write_bytes(path.read_bytes()[:40])  # damaged: nobody's
         assert not own.holds(path)
-    assert not kinds.FEATURES.holds(tmp_path)
-    assert not kinds.GRID.holds(tmp_path / "nothing")
+    assert not outputs.FEATURES.holds(tmp_path)
+    assert not outputs.GRID.holds(tmp_path / "nothing")
 
 
 def test_a_second_run_writes_over_the_first(place: Path, tmp_path: Path) -> None:
@@ -207,9 +207,9 @@ def test_files_of_earlier_versions_are_known(tmp_path: Path) -> None:
         csv.writer(stream).writerows([["class", "a,b", "c"], ["a,b", 3, 0], ["c", 1, 2]])
     page = "<!doctype html>\n<html><head><meta http-equiv='Content-Security-Policy'><title>x · byol report</title>"
     (tmp_path / "page.html").write_text(page)
-    assert kinds.CLASSES.holds(tmp_path / "classes.csv")
-    assert kinds.CONFUSION.holds(tmp_path / "confusion.csv")
-    assert kinds.PAGE.holds(tmp_path / "page.html")
+    assert outputs.CLASSES.holds(tmp_path / "classes.csv")
+    assert outputs.CONFUSION.holds(tmp_path / "confusion.csv")
+    assert outputs.PAGE.holds(tmp_path / "page.html")
 
 
 @pytest.mark.parametrize(
@@ -217,7 +217,7 @@ def test_files_of_earlier_versions_are_known(tmp_path: Path) -> None:
 )
 def test_other_tables_are_no_confusion_matrix(tmp_path: Path, text: str) -> None:
     (tmp_path / "a.csv").write_text(text)
-    assert not kinds.CONFUSION.holds(tmp_path / "a.csv")
+    assert not outputs.CONFUSION.holds(tmp_path / "a.csv")
 
 
 # ------------------------------------------------------------------------------------------- lists of errors
@@ -366,12 +366,12 @@ def test_sources_of_one_name_are_told_apart(tmp_path: Path) -> None:
 
 
 def test_fetch_replaces_only_a_data_set(tmp_path: Path, monkeypatch) -> None:
-    from byol.images.named import DATA_SET, fetch
+    from byol.commands.fetch import DATA_SET, fetch_named
 
     monkeypatch.setenv("BYOL_HOME", str(tmp_path))
     (tmp_path / "datasets").mkdir()
     (tmp_path / "datasets" / "cifar10-test.npz").write_text("mine")
     with pytest.raises(ValueError, match=r"cifar10-test.npz exists and is not a data set"):
-        fetch("cifar10", tmp_path)
+        fetch_named("cifar10", tmp_path)
     np.savez(tmp_path / "a.npz", images=np.zeros((1, 2, 2, 3), np.uint8), labels=np.zeros(1))
     assert DATA_SET.holds(tmp_path / "a.npz")

@@ -12,10 +12,11 @@ import pyarrow.parquet as pq
 import pytest
 
 from byol.files.thrift import Reader, Short, written
+from byol.images.decode import decode
 from byol.images.open import open_source
 from byol.images.shards import parquet
 from byol.images.shards.parquet_runs import Runs
-from byol.images.source import UnreadableImage, decode
+from byol.images.surroundings import UnreadableImage
 from tests.odd_images import picture
 from tests.test_sources import PIXELS, png
 

@@ -10,9 +10,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from byol.outputs import DIGEST_KEY
 from byol.serve.features.listing import MANIFEST, part_files
 from byol.serve.features.parts import NOTES, PartsFolder, read_part
-from byol.serve.features.read import DIGEST_KEY, feature_file, is_features, read_features
+from byol.serve.features.read import is_features, read_features
+from byol.serve.features.write import feature_file
 from tests.test_serve_features import DIGEST, write
 
 

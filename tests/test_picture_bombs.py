@@ -18,10 +18,13 @@ import pytest
 from PIL import Image
 
 from byol.images.columns import Labels
+from byol.images.decode import decode
 from byol.images.picture import read as decoding
 from byol.images.picture.budget import PIXELS, PixelBudget
 from byol.images.picture.headers import gif_screen_end
-from byol.images.source import ImageSource, SourceUnavailable, UnreadableImage, decode, read_image
+from byol.images.picture.read import read_image
+from byol.images.source import ImageSource
+from byol.images.surroundings import SourceUnavailable, UnreadableImage
 from tests.odd_images import bomb, encoded, picture
 from tests.small import REPOSITORY
 
@@ -140,8 +143,7 @@ def refused(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     for name, (content, _) in bombs().items():
         (folder / name).write_bytes(content)
     program = (
-        "import json, resource, sys\nfrom pathlib import Path\nfrom byol.images.source import UnreadableImage\n"
-        "from byol.images.picture.read import read_image\n"
+        "import json, resource, sys\nfrom pathlib import Path\nfrom byol.images import UnreadableImage, read_image\n"
         "resource.setrlimit(resource.RLIMIT_AS, (3 << 30, 3 << 30)); reasons = {}\n"
         "for path in sorted(Path(sys.argv[1]).iterdir()):\n"
         "    try: read_image(path); reasons[path.name] = 'read'\n"
@@ -276,7 +278,7 @@ def test_pictures_give_back_what_they_took_however_they_end(monkeypatch: pytest.
     monkeypatch.setenv("BYOL_DECODE_PIXELS", str(64 * 64))
     budget = PixelBudget()
     monkeypatch.setattr(decoding, "PIXELS", budget)
-    monkeypatch.setattr("byol.images.source.PIXELS", budget)
+    monkeypatch.setattr("byol.images.decode.PIXELS", budget)
     most = 0
 
     def transform(image: Image.Image) -> int:

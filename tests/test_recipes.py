@@ -12,7 +12,8 @@ import numpy as np
 import pytest
 
 from byol.bundle.card import model_card
-from byol.images.source import Preprocess, read_image
+from byol.images.decode import Preprocess
+from byol.images.picture.read import read_image
 from tests.documents import code
 from tests.odd_images import odd_images, odd_photographs, write_files
 from tests.tiny import tiny_manifest, write_tiny_bundle

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from byol.encoders.recompute import recompute_blocks
+from byol.encoders.activations import recompute_blocks
 from byol.images.open import open_source
 from byol.training.data.decoded import load_canvases
 from byol.training.job import run_training
@@ -56,7 +56,7 @@ def test_what_cannot_be_recomputed_is_refused():
     with pytest.raises(ValueError, match="recompute and compile"):
         config(recompute=True, compile="all")
     for arch, blocks in (("resnet18", 8), ("resnet50", 16)):
-        from byol.training.model import build_encoder
+        from byol.encoders.build import build_encoder
 
         assert recompute_blocks(build_encoder(arch, "imagenet")) == blocks
 

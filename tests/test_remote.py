@@ -21,7 +21,7 @@ from s3fs import S3FileSystem
 
 from byol.images.open import open_sections, open_source
 from byol.images.remote import faults
-from byol.images.source import SourceUnavailable, UnreadableImage
+from byol.images.surroundings import SourceUnavailable, UnreadableImage
 from byol.serve.features.read import read_features
 from tests.command_line import byol
 from tests.test_sources import write_tar

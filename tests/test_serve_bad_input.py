@@ -11,7 +11,8 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from byol.images.source import Preprocess, read_image
+from byol.images.decode import Preprocess
+from byol.images.picture.read import read_image
 from byol.serve import Encoder
 from byol.serve.features.read import read_features
 from tests.command_line import byol

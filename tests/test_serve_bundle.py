@@ -11,10 +11,11 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from byol.bundle.folder import Bundle, compare_features, load_manifest
-from byol.bundle.manifest import BundleError
+from byol.bundle.folder import Bundle
+from byol.bundle.parity import compare_features
+from byol.bundle.schema import BundleError
 from byol.serve import Encoder
-from byol.serve.verify import verify
+from byol.serve.proof import verify
 from tests.tiny import tiny_manifest, write_tiny_bundle
 
 
@@ -133,7 +134,7 @@ def test_encoder_refuses_a_flipped_weight_before_any_session(bundle: Path, monke
 
 
 def test_a_manifest_of_another_graph_is_found(bundle: Path) -> None:
-    manifest = load_manifest(bundle)
+    manifest = Bundle.open(bundle).manifest
     stated = manifest.onnx
     wrong = (("opset", replace(stated, opset=7), 7, 20), ("ir_version", replace(stated, ir_version=4), 4, 10))
     for what, graph, version, found in wrong:
@@ -198,9 +199,9 @@ def test_graph_that_is_no_graph_is_refused(bundle: Path, content: bytes) -> None
 
 def test_places_that_are_no_bundle_are_named(tmp_path: Path) -> None:
     with pytest.raises(BundleError, match="nothing is not a folder"):
-        load_manifest(tmp_path / "nothing")
+        Bundle.open(tmp_path / "nothing")
     with pytest.raises(BundleError, match=r"is not a bundle: it holds no manifest\.json"):
-        load_manifest(tmp_path)
+        Bundle.open(tmp_path)
 
 
 # ---------------------------------------------------------------------------------------------- compare_features

@@ -13,8 +13,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from byol.bundle.folder import Bundle
+from byol.images.decode import Preprocess
 from byol.images.open import open_source
-from byol.images.source import Preprocess
 from byol.serve import KNNClassifier, LinearProbe
 from byol.serve.features.read import read_features
 from tests.command_line import Outcome, byol

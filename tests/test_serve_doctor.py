@@ -14,7 +14,8 @@ import onnxruntime as ort
 import pytest
 import torch
 
-from byol.serve import Encoder, hardware
+from byol import machine
+from byol.serve import Encoder
 from tests.command_line import byol
 from tests.tiny import write_tiny_bundle
 
@@ -77,17 +78,17 @@ def test_what_is_left_of_an_onnxruntime_is_an_error(tmp_path: Path, content: str
 # --------------------------------------------------------------------------------------------------------- hardware
 
 
-@pytest.mark.skipif(not hardware.CPUINFO.exists(), reason="only Linux says")
+@pytest.mark.skipif(not machine.CPUINFO.exists(), reason="only Linux says")
 def test_cpu_features_are_those_torch_finds() -> None:
     found = torch.cpu.get_capabilities()  # reads the CPU's registers
     names = {"avx512f": "avx512_f"} | {"asimd": "neon", "asimdhp": "fp16_arith", "asimddp": "dot"}
     expected = {
         usual: found[names.get(linux, linux)]
-        for linux, usual in hardware.INSTRUCTION_SETS.items()
+        for linux, usual in machine.INSTRUCTION_SETS.items()
         if names.get(linux, linux) in found
     }
     assert expected
-    sets = hardware.instruction_sets()
+    sets = machine.instruction_sets()
     assert sets is not None
     assert {usual: usual in sets for usual in expected} == expected
 
@@ -121,12 +122,12 @@ def test_other_cpus(
     sets: list[str] | None,
     fast: bool,
 ) -> None:
-    monkeypatch.setattr(hardware, "CPUINFO", tmp_path / "cpuinfo")
+    monkeypatch.setattr(machine, "CPUINFO", tmp_path / "cpuinfo")
     monkeypatch.setattr("platform.processor", lambda: "")
     if text is not None:
         (tmp_path / "cpuinfo").write_text(text)
-    assert model is None or hardware.cpu_model() == model
-    assert (hardware.instruction_sets(), hardware.fast_int8()) == (sets, fast)
+    assert model is None or machine.cpu_model() == model
+    assert (machine.instruction_sets(), machine.fast_int8()) == (sets, fast)
 
 
 DRIVER = """
@@ -154,7 +155,7 @@ def test_gpus_and_driver_as_the_driver_says(tmp_path: Path) -> None:
         command = ["cc", "-shared", "-fPIC", "-o", str(tmp_path / name), "-x", "c", "-"]
         subprocess.run(command, input=source, text=True, check=True)
     code = (
-        "from byol.serve import hardware as h;"
+        "from byol import machine as h;"
         "print([h.driver_problem(), h.driver_version(), h.driver_cuda_version(), h.gpu_names(), h.gpu_count()])"
     )
     done = python("-c", code, path=tmp_path, LD_LIBRARY_PATH=str(tmp_path))

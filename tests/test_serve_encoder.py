@@ -11,10 +11,11 @@ import pytest
 from PIL import Image
 
 from byol.bundle.folder import Bundle
-from byol.bundle.manifest import BundleError
+from byol.bundle.schema import BundleError
 from byol.images.columns import Labels
+from byol.images.decode import Preprocess
 from byol.images.open import open_source
-from byol.images.source import ImageSource, Preprocess, Skipped
+from byol.images.source import ImageSource, Skipped
 from byol.serve import Encoder
 from byol.serve.pipeline import BATCH_SIZES
 from tests.odd_images import bad_images, odd_images, picture, write_files

@@ -11,7 +11,8 @@ import pytest
 
 from byol.images.source import Skipped
 from byol.serve.features import read as module
-from byol.serve.features.read import feature_file, is_features, read_features, write_errors
+from byol.serve.features.read import is_features, read_features
+from byol.serve.features.write import feature_file, write_errors
 
 DIM = 5
 DIGEST = "ab" * 32

@@ -13,9 +13,9 @@ import pytest
 from onnx import GraphProto, ModelProto, NodeProto, TensorProto, helper, numpy_helper
 
 from byol.bundle.folder import Bundle
-from byol.bundle.manifest import BundleError
+from byol.bundle.schema import BundleError
 from byol.serve import Encoder
-from byol.serve.verify import verify
+from byol.serve.proof import verify
 from tests import fuzz_graph
 from tests.command_line import byol
 from tests.graphs import ALL, DIM, SIZE, bundle_of, floats, graph, ints, number

@@ -15,8 +15,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from byol.bundle.folder import describe_file, load_manifest
-from byol.bundle.manifest import BundleError, FileEntry, Manifest, Parity
+from byol.bundle.folder import Bundle, describe_file
+from byol.bundle.manifest import FileEntry, Manifest, Parity
+from byol.bundle.schema import BundleError
 from tests.tiny import tiny_manifest, write_tiny_bundle
 
 
@@ -35,7 +36,7 @@ def manifest_json(bundle: Path) -> dict[str, Any]:
 
 def test_manifest_reads_back_as_itself_and_is_deterministic(bundle: Path) -> None:
     text = (bundle / "manifest.json").read_text()
-    manifest = load_manifest(bundle)
+    manifest = Bundle.open(bundle).manifest
     assert manifest == tiny_manifest(bundle, 16, 8)
     assert manifest.to_json() == text
     assert text == json.dumps(json.loads(text), sort_keys=True, indent=2) + "\n"
@@ -62,9 +63,9 @@ def test_manifest_has_the_documented_keys(bundle: Path) -> None:
 
 
 def test_training_may_be_left_out(bundle: Path) -> None:
-    manifest = replace(load_manifest(bundle), training=None)
+    manifest = replace(Bundle.open(bundle).manifest, training=None)
     manifest.write(bundle)
-    assert load_manifest(bundle) == manifest
+    assert Bundle.open(bundle).manifest == manifest
     assert "training" not in manifest_json(bundle)
 
 
@@ -144,11 +145,11 @@ CHANGES: list[tuple[str, Callable[[dict[str, Any]], object], str]] = [
 
 @pytest.mark.parametrize("name", ["café\u00a0noir", "می‌خواهم", "猫\u3000犬", "👨‍👩‍👧", "Größe", "a b"])
 def test_names_in_any_language_are_read(bundle: Path, name: str) -> None:
-    manifest = load_manifest(bundle)
+    manifest = Bundle.open(bundle).manifest
     assert manifest.training is not None
     manifest = replace(manifest, training=replace(manifest.training, data=name))
     manifest.write(bundle)
-    assert load_manifest(bundle) == manifest
+    assert Bundle.open(bundle).manifest == manifest
 
 
 @pytest.mark.parametrize(("change", "message"), [c[1:] for c in CHANGES], ids=[c[0] for c in CHANGES])
@@ -159,7 +160,7 @@ def test_manifest_that_is_not_understood_is_refused(
     change(data)
     (bundle / "manifest.json").write_text(json.dumps(data))
     with pytest.raises(BundleError, match=message) as caught:
-        load_manifest(bundle)
+        Bundle.open(bundle)
     assert "manifest.json" in str(caught.value)
     assert "\n" not in str(caught.value)
 
@@ -181,7 +182,7 @@ def test_manifest_that_is_not_understood_is_refused(
 def test_manifest_that_is_no_manifest_is_refused(bundle: Path, content: bytes, message: str) -> None:
     (bundle / "manifest.json").write_bytes(content)
     with pytest.raises(BundleError, match=message):
-        load_manifest(bundle)
+        Bundle.open(bundle)
 
 
 JSON = st.recursive(
@@ -215,7 +216,7 @@ def test_any_value_anywhere_is_read_or_refused(bundle: Path, value: object, data
 
 def test_manifest_with_wrong_types_cannot_be_written(bundle: Path) -> None:
     before = (bundle / "manifest.json").read_bytes()
-    wrong = replace(load_manifest(bundle), byol_version=1)  # type: ignore[arg-type]
+    wrong = replace(Bundle.open(bundle).manifest, byol_version=1)  # type: ignore[arg-type]
     with pytest.raises(BundleError, match="byol_version must be str"):
         wrong.write(bundle)
     assert (bundle / "manifest.json").read_bytes() == before
@@ -225,6 +226,6 @@ def test_file_entry_needs_parity_exactly_for_graphs(bundle: Path) -> None:
     parity = Parity(0.0, 1.0, 1, (1,), "CPUExecutionProvider", "1", "torch", "2")
     with pytest.raises(BundleError, match="belong together"):
         FileEntry("0" * 64, 1, precision="fp32")
-    files = load_manifest(bundle).files | {"README.md": describe_file(bundle / "README.md", "fp32", parity)}
+    files = Bundle.open(bundle).manifest.files | {"README.md": describe_file(bundle / "README.md", "fp32", parity)}
     with pytest.raises(BundleError, match=re.escape("files['README.md']: .onnx files, and only they")):
-        replace(load_manifest(bundle), files=files)
+        replace(Bundle.open(bundle).manifest, files=files)

@@ -19,11 +19,12 @@ import pytest
 
 from byol.bundle.folder import Bundle
 from byol.images.open import open_sections, open_source
+from byol.outputs import DIGEST_KEY
 from byol.serve.extract import resumable as parts_module
 from byol.serve.extract.engine import Options
 from byol.serve.extract.resumable import Task
 from byol.serve.features.parts import PartsFolder
-from byol.serve.features.read import DIGEST_KEY, read_features
+from byol.serve.features.read import read_features
 from tests.command_line import Outcome, byol
 from tests.odd_images import odd_images
 from tests.tiny import tiny_reference, write_images, write_tiny_bundle

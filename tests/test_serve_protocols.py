@@ -110,7 +110,7 @@ def test_few_labels_from_the_command_line(place: Path) -> None:
 
 
 def test_too_few_images_for_few_labels(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("byol.serve.commands.knn._fit", None)  # said before the work
+    monkeypatch.setattr("byol.serve.commands.linear.fit", None)  # said before the work
     monkeypatch.setattr("byol.serve.evaluate.sets.collect", None)
     for suffix in (".parquet", ""):
         words = ("--train", f"{place}/train{suffix}", "--test", f"{place}/test{suffix}", "--labels-per-class", 11)

@@ -12,7 +12,8 @@ import onnxruntime as ort
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from byol.serve import Encoder, hardware, session
+from byol import machine
+from byol.serve import Encoder, session
 from byol.serve.commands.doctor import _convolution
 from byol.serve.session import DeviceError, SessionError, open_session
 from tests.command_line import byol
@@ -22,7 +23,7 @@ IMAGE = {"x": np.arange(64, dtype=np.float32).reshape(1, 1, 8, 8)}
 
 
 def here_is_cuda() -> bool:
-    return session.build_problem() is None and hardware.driver_problem() is None
+    return session.build_problem() is None and machine.driver_problem() is None
 
 
 without_cuda = pytest.mark.skipif(here_is_cuda(), reason="this machine has a GPU")

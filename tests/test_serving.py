@@ -23,8 +23,8 @@ import onnxruntime
 import pytest
 from fastapi.testclient import TestClient
 
-from byol.bundle.folder import compare_features
-from byol.images.source import read_image
+from byol.bundle.parity import compare_features
+from byol.images.picture.read import read_image
 from byol.serve import Encoder, ImageClassifier
 from tests.documents import code
 from tests.odd_images import bad_images, odd_images, odd_photographs, write_files

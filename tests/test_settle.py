@@ -63,6 +63,7 @@ def standardised(x: Tensor, convolution: nn.Module) -> Tensor:
     return F.conv2d(x, flat.reshape_as(weight)).mean((2, 3))
 
 
+torch.manual_seed(0)
 CONVOLUTION = nn.Conv2d(3, 6, 3, padding=1)
 ENCODERS = {
     "pooling of channels last": Module(channels_last, CONVOLUTION, nn.LayerNorm(6), nn.AdaptiveAvgPool2d(1)),
@@ -83,7 +84,6 @@ ENCODERS = {
 
 @pytest.mark.parametrize("name", ENCODERS)
 def test_what_timms_models_do_exports_clean_and_exact(name: str) -> None:
-    torch.manual_seed(0)
     proto = exported(ENCODERS[name].eval())
     assert len({item.name for item in proto.graph.initializer}) == len(proto.graph.initializer)
     if name == "standardised weights":  # computed once, at export

@@ -16,8 +16,10 @@ import pyarrow.parquet as pq
 import pytest
 
 from byol.files.atomic import open_regular
+from byol.images.decode import decode
+from byol.images.labels import require_labels
 from byol.images.open import open_source
-from byol.images.source import SourceUnavailable, UnreadableImage, decode, require_labels
+from byol.images.surroundings import SourceUnavailable, UnreadableImage
 from tests.odd_images import picture
 from tests.test_sources import PIXELS, image_structs, png, write_table, write_tar
 

@@ -16,11 +16,12 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
+from byol.commands.fetch import fetch_named
 from byol.images.columns import Computed, Labels, Names
+from byol.images.decode import decode
 from byol.images.location import names_below
-from byol.images.named import fetch
 from byol.images.open import open_sections, open_source
-from byol.images.source import UnreadableImage, decode
+from byol.images.surroundings import UnreadableImage
 from tests.odd_images import encoded, odd_images, picture
 
 PIXELS = np.asarray
@@ -288,7 +289,7 @@ def test_named_data_sets_are_read_once_they_are_fetched(tmp_path: Path, monkeypa
             self.targets = [0, 1] * (len(self.data) // 2)
 
     monkeypatch.setattr(datasets, "CIFAR10", Small)
-    assert [path.name for path in fetch("cifar10", tmp_path)] == ["cifar10-train.npz", "cifar10-test.npz"]
+    assert [path.name for path in fetch_named("cifar10", tmp_path)] == ["cifar10-train.npz", "cifar10-test.npz"]
     train, test = open_source("cifar10"), open_source("cifar10:test")
     assert (len(train), len(test)) == (4, 2)
     assert list(test.labels) == ["plane", "car"]
@@ -299,5 +300,5 @@ def test_a_failed_fetch_says_what_to_do(tmp_path: Path, monkeypatch: pytest.Monk
     monkeypatch.setenv("BYOL_HOME", str(tmp_path / "home"))
     pytest.importorskip("torchvision")
     with pytest.raises(ValueError, match=r"does not hold it .*byol fetch cifar100 --root"):
-        fetch("cifar100", tmp_path)
+        fetch_named("cifar100", tmp_path)
     assert not (tmp_path / "home" / "datasets").exists()

@@ -229,7 +229,7 @@ def test_an_output_holds_nothing_but_itself_whatever_the_streams(place: Path, tm
 
 def test_files_of_a_command_never_become_its_standard_streams(tmp_path: Path) -> None:
     script = (
-        "import os\nfrom byol.streams import prepare\nprepare()\n"
+        "import os\nfrom byol.console import prepare\nprepare()\n"
         f"file = open({str(tmp_path / 'f')!r}, 'w')\nassert file.fileno() > 2\n"
         "os.write(1, b'a library prints')\nos.write(2, b'and another')\nprint('x', flush=True)\n"
         "import sys\nprint('y', file=sys.stderr, flush=True)\nassert sys.stdin.read() == ''\n"

@@ -4,10 +4,10 @@ import pytest
 import torch
 from torch import nn
 
+from byol.encoders.build import build_encoder
 from byol.encoders.strides import step_by_one
 from byol.images.open import open_source
 from byol.training.data.decoded import load_canvases
-from byol.training.model import build_encoder
 from byol.training.trainer import Trainer
 from tests.small import config, folder
 

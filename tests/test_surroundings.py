@@ -20,10 +20,12 @@ from PIL import Image
 
 from byol.files import atomic
 from byol.images import surroundings
+from byol.images.decode import decode
 from byol.images.folder import LocalTree
 from byol.images.open import open_place, open_source
 from byol.images.picture import read as decoding
-from byol.images.source import Anchors, SourceUnavailable, UnreadableImage, decode, read_image
+from byol.images.picture.read import read_image
+from byol.images.surroundings import Anchors, SourceUnavailable, UnreadableImage
 from byol.serve import Encoder
 from byol.serve.extract import processes
 from byol.serve.extract.engine import Options
@@ -169,7 +171,8 @@ def test_no_memory_is_no_image_s_fault(bundle: Path, images: Path, tmp_path: Pat
 def test_open_files_that_run_out_are_no_image_s_fault(images: Path) -> None:
     program = (
         "import os, resource, sys\nfrom pathlib import Path\n"
-        "from byol.images.source import SourceUnavailable, UnreadableImage\nfrom byol.images.open import open_source\n"
+        "from byol.images.surroundings import SourceUnavailable, UnreadableImage\n"
+        "from byol.images.open import open_source\n"
         "source = open_source(Path(sys.argv[1])); source.open(0)\n"
         "resource.setrlimit(resource.RLIMIT_NOFILE, (40, 40)); held = []\n"
         "try:\n    while True: held.append(os.open('/dev/null', os.O_RDONLY))\nexcept OSError: pass\n"

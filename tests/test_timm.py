@@ -15,6 +15,7 @@ from torch import nn
 from byol import load_encoder
 from byol.bundle.graph.operators import OPERATORS
 from byol.bundle.manifest import ENCODER, VARIANTS
+from byol.encoders.build import build_encoder, feature_dim
 from byol.export.exporter import export_bundle
 from byol.export.graph import encoder_to_onnx
 from byol.export.parity import measure, sample_images, torch_features
@@ -22,7 +23,7 @@ from byol.export.precision import int8_graph
 from byol.serve import Encoder
 from byol.serve.parity import pass_gate, run_graph
 from byol.training.config import TrainConfig
-from byol.training.model import BYOL, build_encoder, feature_dim
+from byol.training.model import BYOL
 from tests.command_line import byol
 from tests.documents import code
 from tests.small import config, folder

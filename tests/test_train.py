@@ -17,8 +17,8 @@ from safetensors.torch import load_file
 from byol.commands.train import train
 from byol.images.open import open_source
 from byol.training.checkpoint import read_checkpoint, save_checkpoint
+from byol.training.data.batches import Order, seeded
 from byol.training.data.decoded import load_canvases
-from byol.training.data.order import Order, seeded
 from byol.training.job import run_training
 from byol.training.loop import fit
 from byol.training.run_folder import RunFolder

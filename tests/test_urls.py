@@ -19,7 +19,8 @@ from byol.images.location import NEVER_IN_LISTS, PROTOCOLS, NotAllowed, allowed_
 from byol.images.open import open_source
 from byol.images.remote import faults
 from byol.images.remote.http import is_public
-from byol.images.source import ImageSource, SourceUnavailable, UnreadableImage
+from byol.images.source import ImageSource
+from byol.images.surroundings import SourceUnavailable, UnreadableImage
 from tests.command_line import byol
 from tests.test_sources import write_tar
 from tests.tiny import write_images, write_tiny_bundle

@@ -16,7 +16,7 @@ import pytest
 
 from byol.images.open import open_source
 from byol.images.remote import faults
-from byol.images.source import SourceUnavailable
+from byol.images.surroundings import SourceUnavailable
 from tests.command_line import Outcome, byol
 from tests.test_sources import write_tar
 from tests.tiny import write_images, write_tiny_bundle

@@ -10,9 +10,10 @@ from onnx import ModelProto, TensorProto, helper, numpy_helper
 from PIL import Image
 from safetensors.numpy import save_file
 
-from byol.bundle.folder import compare_features, describe_file
+from byol.bundle.folder import describe_file
 from byol.bundle.manifest import Architecture, Graph, Manifest, Parity, PreprocessSpec, Training
-from byol.images.source import Preprocess
+from byol.bundle.parity import compare_features
+from byol.images.decode import Preprocess
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 KERNEL, STRIDE = 3, 2

@@ -12,7 +12,8 @@ from urllib.parse import unquote, urlsplit
 
 import pytest
 
-from byol.images.source import ImageSource, UnreadableImage
+from byol.images.source import ImageSource
+from byol.images.surroundings import UnreadableImage
 
 Answer = Callable[[BaseHTTPRequestHandler], None]
 

@@ -12,11 +12,9 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from byol.bundle.schema import BundleError, build, check, plain, read_object
+from byol.bundle.schema import build, check, plain, read_object
 from byol.files.atomic import atomic_file
-from byol.images.source import Preprocess
-
-__all__ = ["BundleError"]
+from byol.images.decode import Preprocess
 
 SCHEMA_VERSION = 1
 MANIFEST, CHECKSUM = "manifest.json", "checksum"
@@ -87,7 +85,7 @@ class Graph:
 
 @dataclass(frozen=True)
 class Parity:
-    """How far ONNX Runtime was from the reference at export (see `byol.bundle.folder.compare_features`), and where.
+    """How far ONNX Runtime was from the reference at export (see `byol.bundle.parity.compare_features`), and where.
 
     `reference` is "torch", or the file whose outputs stood for what is right; `torch` is its version where it ran.
     """

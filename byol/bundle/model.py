@@ -8,6 +8,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from onnx import ModelProto
+from onnx.external_data_helper import set_external_data
+
 
 @dataclass(frozen=True)
 class Model:
@@ -30,3 +33,36 @@ def check_graph(proto: Any, files: Mapping[str, bytes] | None = None) -> None:
         path = Path(folder) / "graph.onnx"
         path.write_bytes(proto.SerializeToString())
         onnx.checker.check_model(path, full_check=True)
+
+
+LIMIT = 2**31 - 2**24  # bytes of weights; the rest of a message is for the graph itself
+
+
+SMALL = 1024  # bytes up to which a tensor stays inside: shapes and scalars, which the checks compute with
+
+
+ALIGNMENT = 4096  # of each tensor in the file, so that it can be mapped
+
+
+def is_large(proto: ModelProto) -> bool:
+    """Whether the weights do not fit into one protobuf message with their graph."""
+    return sum(len(tensor.raw_data) for tensor in proto.graph.initializer) >= LIMIT
+
+
+def move_weights(proto: ModelProto, file: str) -> dict[str, bytes]:
+    """Move the weights of a large graph into the content of `file`, in place, and check the graph; nothing else."""
+    if not is_large(proto):
+        return {}
+    parts, end = [], 0
+    for tensor in proto.graph.initializer:
+        data = tensor.raw_data
+        if len(data) <= SMALL:
+            continue
+        set_external_data(tensor, file, offset=end, length=len(data))
+        tensor.ClearField("raw_data")
+        padding = -len(data) % ALIGNMENT
+        parts += [data, bytes(padding)]
+        end += len(data) + padding
+    weights = {file: b"".join(parts)}
+    check_graph(proto, weights)
+    return weights

@@ -1,16 +1,13 @@
-"""`byol cache` and `byol fetch`: what is kept between runs."""
+"""`byol cache`: the decoded images that are kept between runs."""
 
 from __future__ import annotations
 
 import time
-from pathlib import Path
 
 import click
 
 from byol.console import note, show_json, show_line, show_table
 from byol.images.cache import DecodedCache
-from byol.images.named import SPLITS
-from byol.images.named import fetch as fetch_named
 
 
 @click.group(invoke_without_command=True)
@@ -44,15 +41,3 @@ def clear() -> None:
     """Remove all decoded images. Fetched data sets stay."""
     freed = DecodedCache().clear()
     note(f"{freed / 1e6:.0f} MB freed")
-
-
-@click.command()
-@click.argument("name", type=click.Choice(list(SPLITS)))
-@click.option("--root", type=click.Path(exists=True, file_okay=False, path_type=Path), help="Files already unpacked.")
-def fetch(name: str, root: Path | None) -> None:
-    """Download a named data set through torchvision, for `byol train cifar10` and `--test cifar10:test`.
-
-    With --root nothing is downloaded: the files lie there as torchvision unpacks them (cifar-10-batches-py, say).
-    """
-    for path in fetch_named(name, root):
-        show_line(str(path))

@@ -82,8 +82,8 @@ def write_digits(folder: Path) -> None:
 
 def evaluate(out: Path) -> list[dict[str, Any]]:
     """Few-label and full accuracy of raw pixels, the untrained and the trained encoder; also draws the neighbours."""
+    from byol.images.labels import require_labels
     from byol.images.open import open_source
-    from byol.images.source import require_labels
     from byol.serve import Encoder
 
     sources = [open_source(out / "images" / part) for part in ("train", "test")]

@@ -14,9 +14,9 @@ from byol.console import at_work, note, note_skipped, progress, show_json, show_
 from byol.files.atomic import atomic_file
 from byol.finetuning.protocol import Sets, Sweep, choose_images, is_whole, read_sets
 from byol.finetuning.tuner import FinetuneConfig, Tuner
-from byol.images.location import LOCATION, Location
+from byol.images.location import Location
 from byol.images.splits import describe, deviation
-from byol.options import FiniteRange, Output, export_check_option
+from byol.options import LOCATION, FiniteRange, Output, export_check_option
 from byol.pretrained import is_bundle, read_pretrained, weights_digest
 from byol.run import FINETUNE, RESULT
 from byol.signals import Stopped

@@ -10,10 +10,11 @@ from typing import Any
 import click
 
 from byol.console import note
-from byol.images.location import LOCATION, Location
-from byol.options import Output, export_check_option
+from byol.encoders import ARCHITECTURES, TIMM
+from byol.images.location import Location
+from byol.options import LOCATION, Output, export_check_option
 from byol.text import printable
-from byol.training.config import ARCHITECTURES, OPTIMIZERS, STEMS, TIMM, TrainConfig, ViewConfig
+from byol.training.config import OPTIMIZERS, STEMS, TrainConfig, ViewConfig
 from byol.training.presets import PRESETS
 
 

@@ -15,15 +15,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from byol.field_types import check_fields
+from byol.encoders.build import Pretrained, build_encoder, load_strict, require_fit
 from byol.finetuning.tuner import Classifier
-from byol.pretrained import Pretrained
 from byol.run import FINETUNE
-from byol.strict_json import read_object
+from byol.strict_json import check_fields, read_object
 from byol.text import printable
 from byol.training.checkpoint import checkpoint_file, damaged_metadata, finite, read_tensors, write_tensors
 from byol.training.config import LARGEST
-from byol.training.model import build_encoder, load_strict, require_fit
 
 
 @dataclass(frozen=True)

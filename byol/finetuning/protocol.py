@@ -18,17 +18,19 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from byol.encoders.build import Pretrained, build_encoder
 from byol.finetuning.checkpoint import save_finetuned
 from byol.finetuning.tuner import Classifier, FinetuneConfig, LabelledImages, Scores, Trial, Tuner
 from byol.images.cache import DecodedCache
+from byol.images.decode import Preprocess
+from byol.images.labels import require_known, require_labels
 from byol.images.location import Location
 from byol.images.open import open_source
-from byol.images.source import ImageSource, Preprocess, Skipped, require_known, require_labels
+from byol.images.source import ImageSource, Skipped
 from byol.images.splits import draw, holdout
-from byol.pretrained import Pretrained
 from byol.training.begun import identity
-from byol.training.data.decoded import Advance, ImageTensor, canvas_side, load_canvases, load_evaluation
-from byol.training.model import build_encoder
+from byol.training.data.decoded import Advance, canvas_side, load_canvases, load_preprocessed
+from byol.training.data.intake import ImageTensor
 from byol.training.run_folder import RunFolder
 
 Report = Callable[[dict[str, Any]], None]
@@ -82,13 +84,13 @@ def read_sets(chosen: Chosen, image_size: int, advance: Advance | None = None) -
     rows = np.unique(np.concatenate(draws))  # (n,) of the source
     part, preprocess, names = source.subset(rows), Preprocess.for_size(image_size), source.classes
     canvases = load_canvases(part, canvas_side(part, image_size), advance, DecodedCache())
-    preprocessed = load_evaluation(part, preprocess, DecodedCache(), advance)
+    preprocessed = load_preprocessed(part, preprocess, DecodedCache(), advance)
     if not np.array_equal(canvases.indices, preprocessed.indices):
         raise ValueError(f"{source.name} changed while it was read; start again")
     readable = rows[canvases.indices]
     for drawn in draws:
         _require_every_class(names, labels[np.intersect1d(drawn, readable)], source.name, canvases.skipped)
-    scored = load_evaluation(other, preprocess, DecodedCache(), advance) if other else None
+    scored = load_preprocessed(other, preprocess, DecodedCache(), advance) if other else None
     return Sets(
         names,
         LabelledImages(canvases, preprocessed, _numbers(names, part, canvases)),

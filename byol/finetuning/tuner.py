@@ -18,15 +18,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.optim import SGD
 
-from byol.encoders.memory_format import encoder_channels_last
+from byol.encoders.activations import encoder_channels_last
+from byol.encoders.build import feature_dim
 from byol.encoders.strides import step_by_one
-from byol.field_types import LARGEST_FLOAT
+from byol.strict_json import LARGEST_FLOAT
 from byol.training.config import ViewConfig
 from byol.training.data.augment import draw, render
-from byol.training.data.decoded import ImageTensor
-from byol.training.data.feed import Batch, open_feed
-from byol.training.data.order import Order, seeded
-from byol.training.model import feature_dim
+from byol.training.data.batches import Batch, Order, open_feed, seeded
+from byol.training.data.intake import ImageTensor
 from byol.training.optim import learning_rate, set_learning_rate
 
 MOMENTUM = 0.9

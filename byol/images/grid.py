@@ -9,7 +9,8 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
 from byol.files.atomic import atomic_file
-from byol.kinds import SOFTWARE
+
+SOFTWARE = "byol"  # in a PNG's text chunk of that name, and in a page's `generator`
 
 GAP = 4
 

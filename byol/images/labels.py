@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Iterable, Sequence
-from typing import Any
+from typing import Any, Protocol
 from urllib.parse import unquote
 
 import numpy as np
@@ -13,6 +13,7 @@ import pyarrow as pa
 from numpy.typing import ArrayLike
 
 from byol.images.columns import Labels
+from byol.images.source import ImageSource
 
 NO_PARTITION = "__HIVE_DEFAULT_PARTITION__"  # what Hive's writers call the folder of missing values
 LONGEST = 1024  # characters of a class: NumPy gives each row of a column of text the room of the longest one
@@ -173,3 +174,48 @@ def _kind_of(label: Any, row: int) -> str:
     if isinstance(label, int | float | np.number | np.bool_) and label == label:  # NaN is not
         return "numbers"
     raise ValueError(f"y[{row}] is {label!r:.40}, which is no label; leave such rows out, and give text or numbers")
+
+
+class Labelled(Protocol):
+    """What has a name and one label, or None, for each of its images."""
+
+    @property
+    def name(self) -> str:
+        """What messages call it."""
+
+    @property
+    def labels(self) -> Sequence[str | None]:
+        """The classes."""
+
+
+def require_labels(source: ImageSource, least_classes: int = 2) -> list[str]:
+    """The label of every image.
+
+    Raises `ValueError` when one has none, or when there are fewer than `least_classes` (1 for a test set).
+    """
+    missing = source.labels.missing
+    if len(missing):
+        raise ValueError(
+            f"{source.name}: {len(missing)} of {len(source)} images have no label (first: {source.ids[missing[0]]})"
+            f"{source.labels.why and f', as {source.labels.why}'}; put each image into a sub-folder named after its "
+            "class or move it away, or give an .npz with `labels`"
+        )
+    if len(source.classes) < least_classes:
+        raise ValueError(
+            f"{source.name} holds one class only ({source.classes[0]}), so there is nothing to tell apart; "
+            "point to the folder whose sub-folders are the classes"
+        )
+    require_short(source.classes, source.name)
+    return [label for label in source.labels if label is not None]
+
+
+def require_known(train: Labelled, test: Labelled) -> None:
+    """Raise `ValueError` when a test set has classes that training lacks."""
+    known = {label for label in train.labels if label is not None}
+    unknown = sorted({label for label in test.labels if label is not None} - known)
+    if unknown:
+        more = f" and {len(unknown) - 5} more" if len(unknown) > 5 else ""
+        raise ValueError(
+            f"{test.name} has classes that {train.name} lacks: {', '.join(unknown[:5])}{more} "
+            f"(training classes: {', '.join(sorted(known)[:5])}{', ...' if len(known) > 5 else ''})"
+        )

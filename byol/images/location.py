@@ -6,9 +6,6 @@ import os
 import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
-
-import click
 
 from byol.limits import limit
 from byol.text import printable, url_without_secrets
@@ -110,16 +107,3 @@ def _written_out(pattern: str) -> Iterator[str]:
     first, last = found.groups()
     for number in range(int(first), int(last) + 1):
         yield from _written_out(f"{pattern[: found.start()]}{number:0{len(first)}d}{pattern[found.end() :]}")
-
-
-class LocationType(click.ParamType[Location]):
-    """A URL as text, anything else as a path."""
-
-    name = "location"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Location:
-        """The location; whether there is anything is for `byol.images.open` to say."""
-        return location_of(value)
-
-
-LOCATION = LocationType()

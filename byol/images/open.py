@@ -5,38 +5,36 @@ A listing holds names and labels as arrays, so that ten million images are liste
 
 from __future__ import annotations
 
-import codecs
 import functools
 import glob
-import hashlib
 import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import chain
 from pathlib import Path
-from typing import Any, cast
+from typing import cast
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.compute as pc
 from PIL import Image
 
+from byol.console import standard_input
 from byol.files.npz import open_arrays
-from byol.images.columns import Computed, Labels, Names
+from byol.images.columns import Computed, Labels
 from byol.images.folder import LocalTree, Tree, folder_sections, folder_source
 from byol.images.labels import labels_of_array
-from byol.images.location import Location, NotAllowed, is_url, names_below, written_out
+from byol.images.lists import list_source, read_file
+from byol.images.location import Location, is_url, names_below, written_out
 from byol.images.named import SPLITS, is_named, named_file
-from byol.images.remote.faults import Refusal
 from byol.images.remote.path import RemotePath, remote_path
-from byol.images.remote.tree import RemoteTree, asked, facts_of
+from byol.images.remote.tree import RemoteTree, asked
 from byol.images.shards.listing import PACKED_REASON, AnyPath, is_packed, open_file, shards_below
 from byol.images.shards.parquet import Unusable, holds_images, table_source
 from byol.images.shards.tar import tar_source
-from byol.images.source import SUFFIXES, Anchors, ImageSource, Place, Skipped, UnreadableImage, read_image
-from byol.images.stamps import LOOKED_INTO, ListedFiles, file_stamp, spread
-from byol.streams import standard_input
-from byol.text import on_one_line, path_text, printable, reason_of, url_without_secrets
+from byol.images.source import ImageSource, Place, Skipped
+from byol.images.stamps import file_stamp
+from byol.images.surroundings import Anchors
+from byol.images.walk import SUFFIXES
+from byol.text import on_one_line, path_text, printable, reason_of
 
 SHARDS = {".tar": tar_source, ".parquet": table_source}
 
@@ -52,7 +50,7 @@ def open_source(location: Location, here: bytes | None = None) -> ImageSource:
     Raises `ValueError` when there is nothing there, no image in it, or the file is none of these.
     """
     if str(location) == "-":
-        source = _list_source("standard input", standard_input(), here)
+        source = list_source("standard input", standard_input(), here)
     elif is_url(location):
         source = asked(str(location), lambda: _source_at(_path_of(location), str(location), here))
     else:
@@ -104,101 +102,17 @@ def _file_source(path: AnyPath, here: bytes | None) -> ImageSource:
         return _shard_source(printable(str(path)), [path])
     if suffix == ".txt":
         with open_file(path) as stream:  # of a regular file: a pipe would be waited for
-            return _list_source(printable(str(path)), stream.read(), here)
+            return list_source(printable(str(path)), stream.read(), here)
     if suffix in SUFFIXES:
         name = printable(str(path))
         anchors = Anchors() if isinstance(path, RemotePath) else Anchors(os.fsencode(path.parent))
-        return ImageSource(name, [path_text(path.name)], Labels.none(1), [], lambda _: _read_file(path, anchors))
+        return ImageSource(name, [path_text(path.name)], Labels.none(1), [], lambda _: read_file(path, anchors))
     if is_packed(os.fsencode(path.name)):
         raise ValueError(f"{printable(str(path))}: {PACKED_REASON}")
     raise ValueError(
         f"{printable(str(path))} is neither a folder of images, nor an .npz file, nor an image, nor a shard, "
         "nor a .txt file with one path a line"
     )
-
-
-def _list_source(name: str, content: bytes, start: bytes | None) -> ImageSource:
-    if b"\0" in content:
-        raise ValueError(f"{name} is no UTF-8 text, it holds zero bytes; save it as UTF-8, one path or URL a line")
-    lines = map(_unquoted, content.removeprefix(codecs.BOM_UTF8).split(b"\n"))
-    listed = [line for line in lines if line]
-    if not listed:
-        raise ValueError(f"{name} holds no images: it is an empty list; write one path or URL a line")
-    # Of the folder in which relative paths start, also the stamp tells: there may be other images elsewhere.
-    here = b"" if all(os.path.isabs(line) or b"://" in line for line in listed) else start or os.getcwdb()
-    names, anchors = Names(pa.array(listed, pa.large_binary())), _common_folder(listed, here)
-    is_url_line = pc.match_substring(names.raw, b"://")
-    urls, local = names.raw.filter(is_url_line), _files(names.raw.filter(pc.invert(is_url_line)), here, anchors)
-
-    def remote() -> Iterator[RemotePath]:
-        lines = (urls[i].as_py() for i in spread(len(urls), LOOKED_INTO).tolist())
-        return filter(None, map(_listed_url, lines))
-
-    def digest(*more: str) -> str:
-        return hashlib.sha256(b"\n".join([content + here, *map(str.encode, more)])).hexdigest()
-
-    return ImageSource(
-        name=name,
-        ids=Computed(len(names), lambda i: url_without_secrets(names[i])),
-        labels=Labels.none(len(names)),
-        skipped=[],
-        open=lambda i: _read_listed(names.raw[i].as_py(), here, anchors),
-        stamp=lambda: digest(local.stamp(), *(str(facts_of(url)) for url in remote())),
-        content=lambda: digest(local.content(), *(str(facts_of(url)[0]) for url in remote())),
-        listing=digest,
-    )
-
-
-def _files(lines: Any, here: bytes, anchors: Anchors) -> ListedFiles:
-    return ListedFiles(Names(lines), lambda line: os.path.join(here, line), anchors)
-
-
-def _listed_url(line: bytes) -> RemotePath | None:
-    """A line as a URL; None for one that is not read."""
-    try:
-        return remote_path(line.decode(), in_list=True)
-    except (NotAllowed, UnicodeDecodeError, Refusal):
-        return None
-
-
-def _unquoted(line: bytes) -> bytes:
-    """A line without blanks and a pair of quotes around it, as other programs write paths; inside, blanks count."""
-    line = line.strip()
-    return line[1:-1] if len(line) > 2 and line[:1] == line[-1:] and line[:1] in (b'"', b"'") else line
-
-
-def _read_file(path: AnyPath, anchors: Anchors) -> Image.Image:
-    if not isinstance(path, RemotePath):
-        return read_image(path, anchors)
-    try:
-        return path.picture()
-    except Refusal as refusal:
-        raise UnreadableImage(refusal.reason) from refusal
-
-
-def _common_folder(listed: Sequence[bytes], here: bytes) -> Anchors:
-    """The deepest folder that holds all local files of a list, as it is now; it tells a lost disk from lost files."""
-    local = [os.path.join(here, line) for line in listed if b"://" not in line]
-    if not local:
-        return Anchors()
-    first, last = min(local), max(local)  # what these two share, all share
-    same = next((i for i, (a, b) in enumerate(zip(first, last, strict=False)) if a != b), len(first))
-    anchors = Anchors()
-    anchors.expect(first[:same].rpartition(b"/")[0].rstrip(b"/") or b"/")
-    return anchors
-
-
-def _read_listed(line: bytes, here: bytes, anchors: Anchors) -> Image.Image:
-    if b"://" not in line:
-        path = os.path.join(here, line)
-        image = read_image(path, anchors)
-        anchors.note_parents(path)
-        return image
-    try:
-        remote = remote_path(line.decode(), in_list=True)
-    except (NotAllowed, UnicodeDecodeError, Refusal) as error:
-        raise UnreadableImage(reason_of(error)) from error
-    return _read_file(remote, anchors)
 
 
 def _matching(pattern: str) -> Sequence[AnyPath]:

@@ -12,10 +12,14 @@ import pyarrow.compute as pc
 
 from byol.files.atomic import NO_FILE
 from byol.files.names import OF_THE_SYSTEM
-from byol.images.source import SUFFIXES, Anchors, SourceUnavailable
-from byol.images.surroundings import ITS_OWN, unavailable
+from byol.images.surroundings import ITS_OWN, Anchors, SourceUnavailable, unavailable
 from byol.run import OWN_VIEWS, VIEWS, is_run_folder
 from byol.text import printable, reason_of
+
+JPEG = {".jpg", ".jpeg", ".jpe", ".jfif"}
+
+
+SUFFIXES = frozenset({*JPEG, ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm"})
 
 ENDINGS = tuple(os.fsencode(suffix) for suffix in SUFFIXES)
 NOT_READ = (b".heic", b".heif", b".avif", b".jp2", b".jxl", b".svg", b".raw", b".cr2", b".nef", b".dng")

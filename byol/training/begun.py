@@ -13,9 +13,11 @@ from typing import Any
 import torch
 
 from byol.images.location import Location, last_part
-from byol.images.source import ImageSource, usable_cores
+from byol.images.source import ImageSource
+from byol.machine import usable_cores
 from byol.training.config import TrainConfig
-from byol.training.data.decoded import Intake, source_digest
+from byol.training.data.decoded import source_digest
+from byol.training.data.intake import Intake
 
 STREAMED, DECODED = "streamed", "decoded"
 DECISIVE = ("torch", "torchvision", "timm", "pillow")  # packages whose versions decide bytes

@@ -11,10 +11,10 @@ import json
 from dataclasses import dataclass, field
 from typing import Any
 
-from byol.field_types import check_fields
+from byol.encoders import ARCHITECTURES, TIMM
+from byol.run import KNN_K, KNN_TEMPERATURE
+from byol.strict_json import check_fields
 
-ARCHITECTURES = ("resnet18", "resnet34", "resnet50", "resnet101", "wide_resnet50_2", "wide_resnet101_2")
-TIMM = "timm:"  # before a name of timm's: any of its models, built by `byol.encoders.timm_models`
 STEMS = ("auto", "imagenet", "cifar")
 OPTIMIZERS = ("lars", "sgd", "adamw")
 COMPILE = ("auto", "all", "augmentation", "none")
@@ -172,9 +172,9 @@ class TrainConfig:
 
     knn_every: int = 1
     """Epochs between kNN measurements on the validation data; 0: none."""
-    knn_k: int = 20
+    knn_k: int = KNN_K
     """Neighbours of the in-training kNN."""
-    knn_temperature: float = 0.07
+    knn_temperature: float = KNN_TEMPERATURE
     """Temperature of the in-training kNN."""
     knn_bank: int = 10_000
     """Most bank images of the in-training kNN."""

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from byol.console import note
-from byol.pretrained import Pretrained
-from byol.text import first_line
-from byol.training.config import TIMM
+from byol.encoders import TIMM
+from byol.encoders.build import Pretrained
+from byol.text import first_line, missing
 
 TESTED_SIZE = 512  # pixels up to which torchvision's ResNets need no asking: the tests export them
 
@@ -21,8 +21,7 @@ def require_exportable(source: Pretrained) -> None:
     try:
         from byol.export.exporter import try_export
     except ModuleNotFoundError as error:
-        missing = f"{error.name} is not installed (pip install 'byol[train]')"
-        note(f"not checked whether {source.arch} can be exported: {missing}")
+        note(f"not checked whether {source.arch} can be exported: {missing(str(error.name), 'train', 'the check')}")
         return
     try:
         try_export(source)

@@ -2,35 +2,53 @@
 
 from __future__ import annotations
 
-import sys
-from contextlib import ExitStack, nullcontext
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
-import click
 import torch
 
-from byol.console import at_work, note, note_skipped, progress, progress_bar, warnings_as_notes
-from byol.images.location import Location
+from byol.console import note, note_skipped, progress, warnings_as_notes
+from byol.encoders.build import Pretrained, build_encoder, require_fit
+from byol.images.location import Location, location_of
 from byol.images.open import open_source
 from byol.images.source import ImageSource
-from byol.pretrained import Pretrained
 from byol.run import TRAIN, VAL_DATA
-from byol.signals import hang_up_is_ignored
-from byol.streams import reader_is_gone
+from byol.signals import Ended
 from byol.text import printable
 from byol.training.begun import Begun, contents, described, difference, identity, keeping_threads
 from byol.training.checkpoint import Checkpoint
 from byol.training.config import TrainConfig
-from byol.training.data.decoded import ImageTensor, Intake, StreamedImages, canvas_side, open_images
-from byol.training.events import EventLog, require_tensorboard
+from byol.training.data.decoded import canvas_side, open_images
+from byol.training.data.intake import ImageTensor, Intake, StreamedImages
 from byol.training.exportable import require_exportable
-from byol.training.loop import Interrupted, Unheard, fit
-from byol.training.model import BYOL, build_encoder, require_fit
+from byol.training.loop import fit
+from byol.training.model import BYOL
 from byol.training.monitor import KNNMonitor, KNNSets
-from byol.training.parallel.processes import LostProcess, World, joined
+from byol.training.parallel.processes import World, joined
+from byol.training.progress import EventLog, Reporter, require_tensorboard
 from byol.training.run_folder import RunFolder, versions
 from byol.training.trainer import Setup, Trainer
+
+
+def train(
+    images: Location,
+    out: str | Path,
+    config: TrainConfig | None = None,
+    val_data: Location | None = None,
+    resume: bool = False,
+) -> Path:
+    """Train an encoder from the images at `images` (a folder, `.npz`, shards, a URL, `cifar10`) into the folder `out`.
+
+    `config`: the settings, by default those of the paper at 224 px; `val_data`: labelled images for kNN accuracy while
+    training; `resume`: continue the run in `out`, or start it where there is none. Progress goes to stderr. The run's
+    folder is returned: `byol.export.export_bundle` makes a bundle of it.
+
+    Raises `ValueError` or `OSError` for whatever a user can cause, `byol.signals.Ended` when the work ended early: by a
+    signal, for want of memory.
+    """
+    run_training(config or TrainConfig(), location_of(str(images)), Path(out), val_data, resume)
+    return Path(out)
 
 
 def run_training(
@@ -46,19 +64,16 @@ def run_training(
 
     `export_check`: an encoder that could not be exported is refused before a new run begins.
 
-    Raises `ValueError` or `OSError` for whatever a user can cause, `click.ClickException` when stopped by a signal or
-    out of memory.
+    Raises `ValueError` or `OSError` for whatever a user can cause, `Ended` when stopped by a signal or out of memory.
     """
     try:
         run = RunFolder(out)
         with keeping_threads(), joined() as world, run.alone() if world.first else nullcontext():
             _train_in(world, config, data, run, val_data, resume, tensorboard, export_check)
-    except (Interrupted, LostProcess) as error:
-        raise click.ClickException(str(error)) from error
     except (RuntimeError, MemoryError) as error:
         if not _is_out_of_memory(error):
             raise
-        raise click.ClickException(
+        raise Ended(
             f"out of memory: {config.batch_size // config.accumulate} images of {config.image_size} px at a time; use "
             f"--accumulate {2 * config.accumulate}, --recompute, or a smaller --batch-size; checkpoints are intact"
         ) from error
@@ -225,56 +240,3 @@ def _continue(trainer: Trainer, run: RunFolder, checkpoint: Checkpoint | None) -
         run.remove_leftovers()
         run.drop_metrics_after(start)
     return start
-
-
-class Reporter:
-    """Metrics for people: a bar on a terminal, else a line each time; and TensorBoard's files where wanted.
-
-    Between two lines that are far apart, it is said which step is done.
-    """
-
-    def __init__(self, total: int, start: int, events: EventLog | None = None, shown: bool = True):
-        self.total, self.done, self.events = total, start, events
-        self.knn = ""
-        self.bar = progress_bar("train", total, start) if shown and sys.stderr.isatty() else None
-
-        self._open = ExitStack()
-
-    def __enter__(self) -> Reporter:
-        self._open.enter_context(at_work(lambda: "" if self.bar else f"step {self.done}/{self.total}"))
-        if self.bar:
-            self._open.enter_context(self.bar)
-        if self.events:
-            self._open.callback(self.events.close)
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._open.close()
-
-    def advance(self, done: int) -> None:
-        """So many steps are done."""
-        self.done = done
-
-    def report(self, record: dict[str, Any]) -> None:
-        """Show one line of metrics. Raises `Unheard` when nobody can read it, and the run is not to outlive that."""
-        if self.events:
-            self.events.log(record)
-        if "knn_top1" in record:
-            self.knn = f"  kNN {100 * record['knn_top1']:.1f} %"
-        text = (
-            f"epoch {record['epoch']:.1f}  loss {record['loss']:.4f}  tau {record['tau']:.4f}  "
-            f"{record['images_per_second']:.0f} images/s{self.knn}"
-        )
-        if self.bar:
-            self.bar.update(self.bar.task_ids[0], completed=record["step"], description=text)
-        else:
-            note(f"step {record['step']}/{self.total}  {text}")
-        if reader_is_gone() and not hang_up_is_ignored():
-            raise Unheard("a closed standard error")
-
-    def warn(self, message: str) -> None:
-        """Show a warning."""
-        if self.bar:
-            self.bar.console.print(f"warning: {message}", markup=False)
-        else:
-            note(f"warning: {message}")

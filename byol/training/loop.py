@@ -12,8 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from byol.images.source import SourceUnavailable
-from byol.signals import HANG_UP, handled
+from byol.images.surroundings import SourceUnavailable
+from byol.signals import HANG_UP, Ended, handled
 from byol.training.checkpoint import finite, save_checkpoint
 from byol.training.config import TrainConfig
 from byol.training.device import peak_memory
@@ -24,7 +24,7 @@ from byol.training.run_folder import RunFolder, save_views
 from byol.training.trainer import Trainer
 
 
-class Interrupted(Exception):
+class Interrupted(Ended):
     """The run was stopped by a signal, after its state was saved."""
 
 

@@ -6,75 +6,15 @@ Legend: B batch, C channels, S view pixels, D feature, P projection.
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
 from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
-import torchvision
 from torch import Tensor, nn
 
-from byol.encoders.same_padding import MULTIPLE, pad_at_the_end
-from byol.training.config import ARCHITECTURES, TIMM, TrainConfig
-
-ENCODER_STEMS = ("imagenet", "cifar", "cifar-no-relu", "imagenet-same")
-
-
-class MeanPool(nn.Module):
-    """Global average over H and W. Unlike torch's adaptive pooling it exports to one ONNX node."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        """(B, D, H, W) to (B, D)."""
-        return x.mean(dim=(2, 3))
-
-
-def build_encoder(arch: str, stem: str, image_size: int = 224) -> nn.Module:
-    """An encoder with random weights that returns its pooled features: (B, 3, S, S) to (B, D).
-
-    Its parameters keep the names of torchvision (a ResNet, without `fc`) or timm (`timm:NAME`, without classifier).
-    Stem `cifar` replaces a ResNet's 7x7 stride-2 convolution and max-pool by one 3x3 stride-1 convolution, for small
-    images. Two more are for weights trained elsewhere: `cifar-no-relu` also lacks the ReLU after it, `imagenet-same`
-    pads as TensorFlow does. `image_size` S matters to that one (a multiple of 32) and to timm's models, of which some
-    are built for one size. Raises `ValueError` for an unknown name, a size that does not do, and when timm is missing.
-    """
-    if arch.startswith(TIMM):
-        return _build_timm_encoder(arch.removeprefix(TIMM), stem, image_size)
-    if arch not in ARCHITECTURES:
-        raise ValueError(f"arch is {arch!r}; legal: {', '.join(ARCHITECTURES)}, {TIMM}NAME")
-    if stem not in ENCODER_STEMS:
-        raise ValueError(f"stem is {stem!r}; legal: {', '.join(ENCODER_STEMS)}")
-    encoder: nn.Module = torchvision.models.get_model(arch, weights=None)
-    if stem == "imagenet-same":
-        if image_size % MULTIPLE:
-            raise ValueError(f"image_size is {image_size}; padding as TensorFlow does needs a multiple of {MULTIPLE}")
-        pad_at_the_end(encoder)
-    if stem.startswith("cifar"):
-        conv = nn.Conv2d(3, 64, kernel_size=3, stride=1, padding=1, bias=False)
-        nn.init.kaiming_normal_(conv.weight, mode="fan_out", nonlinearity="relu")  # as torchvision does
-        encoder.conv1, encoder.maxpool = conv, nn.Identity()
-    if stem == "cifar-no-relu":
-        encoder.relu = nn.Identity()
-    encoder.avgpool, encoder.fc = MeanPool(), nn.Identity()
-    return encoder
-
-
-def _build_timm_encoder(name: str, stem: str, image_size: int) -> nn.Module:
-    try:
-        from byol.encoders.timm_models import build_timm_encoder
-    except ModuleNotFoundError as error:
-        if error.name != "timm":
-            raise
-        raise ValueError("timm is needed and not installed; run: pip install 'byol[timm]'") from error
-    if stem != "imagenet":
-        raise ValueError(f"stem is {stem!r}; a model of timm's has first layers of its own, legal: imagenet")
-    return build_timm_encoder(name, image_size)
-
-
-def feature_dim(encoder: nn.Module) -> int:
-    """D, the length of the encoder's feature vector: what timm says of its model, or the width of the last norm."""
-    if not isinstance(encoder, torchvision.models.ResNet):
-        return int(encoder.head_hidden_size)  # type: ignore[arg-type]  # checked by a forward when it was built
-    return [m.num_features for m in encoder.modules() if isinstance(m, nn.BatchNorm2d)][-1]
+from byol.encoders.activations import encoder_channels_last
+from byol.encoders.build import build_encoder, feature_dim
+from byol.training.config import TrainConfig
 
 
 def mlp(inputs: int, hidden: int, outputs: int, norm: bool = True) -> nn.Sequential:
@@ -160,46 +100,8 @@ def byol_loss(prediction: Tensor, target: Tensor) -> Tensor:
     return (2 - 2 * (prediction * target).sum(dim=1)).mean()
 
 
-_FLOATS = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
-
-
-def encoder_shapes(arch: str, stem: str, image_size: int) -> dict[str, Tensor]:
-    """An encoder's state dict on the meta device: names, shapes and types, without memory. Raises `ValueError`."""
-    with torch.device("meta"):
-        return build_encoder(arch, stem, image_size).state_dict()
-
-
-def encoder_with(arch: str, stem: str, image_size: int, tensors: Mapping[str, Tensor], what: str) -> nn.Module:
-    """An encoder (see `build_encoder`) in eval mode with weights whose names and shapes match exactly.
-
-    Names and shapes are compared before memory is taken: a small file can name a large architecture. Raises
-    `ValueError`, as `build_encoder` and `require_fit`.
-    """
-    require_fit(encoder_shapes(arch, stem, image_size), tensors, what)
-    encoder = build_encoder(arch, stem, image_size)
-    encoder.load_state_dict(tensors, strict=True)
-    return encoder.eval()
-
-
-def load_strict(module: nn.Module, tensors: Mapping[str, Tensor], what: str) -> None:
-    """Load tensors into a module that they match exactly. Raises `ValueError`: see `require_fit`."""
-    require_fit(module.state_dict(), tensors, what)
-    module.load_state_dict(tensors, strict=True)
-
-
-def require_fit(expected: Mapping[str, Tensor], tensors: Mapping[str, Tensor], what: str) -> None:
-    """Raise `ValueError`, listing what is missing, unexpected, or of another shape or type, sorted, unless all agree.
-
-    Floating point may be of another precision, and nothing else.
-    """
-    problems = [f"missing: {name}" for name in sorted(expected.keys() - tensors.keys())]
-    problems += [f"unexpected: {name}" for name in sorted(tensors.keys() - expected.keys())]
-    for name in sorted(expected.keys() & tensors.keys()):
-        wanted, found = expected[name], tensors[name]
-        if wanted.shape != found.shape:
-            problems.append(f"shape: {name} is {tuple(found.shape)}, expected {tuple(wanted.shape)}")
-        elif wanted.is_floating_point() and found.dtype not in _FLOATS:
-            problems.append(f"type: {name} is {found.dtype}, expected {wanted.dtype}")
-    if problems:
-        more = f"; and {len(problems) - 20} more" if len(problems) > 20 else ""
-        raise ValueError(f"{what} does not fit this model: {'; '.join(problems[:20])}{more}")
+def use_channels_last(model: BYOL, image_size: int) -> None:
+    """Keep activations of both networks in NHWC order, those of small last maps on a CPU in NCHW order."""
+    model.to(memory_format=torch.channels_last)
+    for encoder in (model.online.encoder, model.target.encoder):
+        encoder_channels_last(encoder, image_size)

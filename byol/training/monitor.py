@@ -14,11 +14,15 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from byol.images.cache import DecodedCache
-from byol.images.source import ImageSource, Preprocess, require_labels
+from byol.images.decode import Preprocess
+from byol.images.labels import require_labels
+from byol.images.source import ImageSource
+from byol.images.splits import split_halves
 from byol.run import COLLAPSED_RANK, COLLAPSED_STD_RATIO
 from byol.training.config import TrainConfig
-from byol.training.data.decoded import ImageTensor, load_evaluation
-from byol.training.data.order import seeded, split_halves
+from byol.training.data.batches import seeded
+from byol.training.data.decoded import load_preprocessed
+from byol.training.data.intake import ImageTensor
 from byol.training.model import Observation
 
 LEAST_FOR_RANK = 8  # images: the features of a few have a low rank, whatever the encoder
@@ -118,8 +122,8 @@ class KNNMonitor:
         self.classes = sets.bank.classes
         preprocess = Preprocess.for_size(config.image_size)
         cache = DecodedCache()
-        self.bank = load_evaluation(sets.bank, preprocess, cache, advance)
-        self.queries = load_evaluation(sets.queries, preprocess, cache, advance)
+        self.bank = load_preprocessed(sets.bank, preprocess, cache, advance)
+        self.queries = load_preprocessed(sets.queries, preprocess, cache, advance)
         self.bank_labels = self._numbers(sets.bank, self.bank)
         self.query_labels = self._numbers(sets.queries, self.queries)
         self.skipped = list(dict.fromkeys([*self.bank.skipped, *self.queries.skipped]))

@@ -19,6 +19,7 @@ from PIL import Image
 from torch import Tensor
 
 from byol import __version__
+from byol.encoders import TIMM
 from byol.files.atomic import atomic_file, contents, made_folder, read_regular
 from byol.files.locks import only_writer_in
 from byol.files.names import leftovers_in
@@ -28,7 +29,7 @@ from byol.strict_json import read_object
 from byol.text import printable, reason_of
 from byol.training.begun import Begun
 from byol.training.checkpoint import Checkpoint, read_checkpoint
-from byol.training.config import TIMM, TrainConfig
+from byol.training.config import TrainConfig
 
 FILES = (CONFIG, LAST, METRICS, RESULT, VIEWS, "step-*.safetensors")
 

@@ -16,16 +16,15 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from byol.encoders.memory_format import use_channels_last
-from byol.encoders.recompute import recompute_blocks
+from byol.encoders.activations import recompute_blocks
+from byol.encoders.build import load_strict
 from byol.encoders.strides import step_by_one
 from byol.training.begun import Computed
 from byol.training.checkpoint import Checkpoint
 from byol.training.config import TrainConfig, ViewConfig
 from byol.training.data.augment import draw, render
-from byol.training.data.decoded import ImageTensor, StreamedImages
-from byol.training.data.feed import Batch, Feed, open_feed
-from byol.training.data.order import Order, seeded, share
+from byol.training.data.batches import Batch, Feed, Order, open_feed, seeded, share
+from byol.training.data.intake import ImageTensor, StreamedImages
 from byol.training.device import (
     compiled_or_eager,
     resolve_compile,
@@ -33,7 +32,7 @@ from byol.training.device import (
     resolve_precision,
     resolve_sync_norm,
 )
-from byol.training.model import BYOL, Observation, load_strict
+from byol.training.model import BYOL, Observation, use_channels_last
 from byol.training.optim import (
     build_optimizer,
     learning_rate,

@@ -5,8 +5,9 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from byol.images.source import Preprocess
-from byol.training.config import TIMM, TrainConfig
+from byol.encoders import TIMM
+from byol.images.decode import Preprocess
+from byol.training.config import TrainConfig
 
 IMAGENET_MEAN, IMAGENET_STD = TrainConfig.mean, TrainConfig.std
 USUAL_SIZE = 224

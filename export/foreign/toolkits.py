@@ -15,13 +15,13 @@ import torch
 from torch import Tensor, nn
 
 from byol.bundle.manifest import Origin
+from byol.encoders import TIMM
+from byol.encoders.build import encoder_shapes, encoder_with
 from byol.export.foreign import haiku
 from byol.export.foreign.files import CONTAINERS, read_models, without_wrappers
 from byol.export.foreign.input import Input, input_of
 from byol.files.atomic import sha256_of
 from byol.training.checkpoint import finite
-from byol.training.config import TIMM
-from byol.training.model import encoder_shapes, encoder_with
 
 
 @dataclass(frozen=True)

@@ -14,10 +14,10 @@ from typing import TYPE_CHECKING
 import click
 
 from byol.console import note_device, show_json
-from byol.images.location import LOCATION, Location
-from byol.options import FiniteRange
-from byol.serve import VARIANT_NAMES
+from byol.images.location import Location
+from byol.options import LOCATION, FiniteRange
 from byol.serve.commands.options import BUNDLE, device_option, json_option
+from byol.serve.limits import VARIANT_NAMES
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -144,7 +144,8 @@ def generated_pictures() -> ImageSource:
     from PIL import Image
 
     from byol.images.columns import Computed, Labels
-    from byol.images.source import ImageSource, read_image
+    from byol.images.picture.read import read_image
+    from byol.images.source import ImageSource
 
     files = []
     for seed in range(16):

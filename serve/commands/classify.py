@@ -1,4 +1,4 @@
-"""The commands `classify` and `info`. Heavy imports wait until a command runs."""
+"""`byol classify`: the class of every image, into a table. Heavy imports wait until it runs."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ from typing import Any
 
 import click
 
-from byol.console import note_device, note_skipped, progress, show_json, show_table
-from byol.images.location import LOCATION, Location
-from byol.options import Output, of_option
+from byol.console import note_device, note_skipped, progress
+from byol.images.location import Location
+from byol.options import LOCATION, Output, of_option
 from byol.serve.commands.options import (
     BUNDLE,
     batch_option,
@@ -37,9 +37,10 @@ def classify(
     bundle: Path, images: Location, out: Path, device: str, batch_size: int | None, as_json: bool, **options: Any
 ) -> None:
     """Classify IMAGES with the classifier in BUNDLE (see `byol linear --save-classifier` and `byol finetune`)."""
-    from byol import kinds
+    from byol import outputs
     from byol.images.open import open_source
-    from byol.serve import classify as classification
+    from byol.serve.encoder import ImageClassifier
+    from byol.serve.extract.classes import classify as write_classes
     from byol.serve.extract.engine import errors_of, require_table
     from byol.text import printable
 
@@ -47,12 +48,12 @@ def classify(
         raise click.BadParameter(f"{out.suffix!r} is not known: end in .parquet or .csv", param_hint="--out")
     chosen = extraction_options(**options)
     with of_option("--out"):
-        require_table(out, kinds.CLASSES, [images, bundle])
+        require_table(out, outputs.CLASSES, [images, bundle])
     source = open_source(images)
-    classifier = classification.ImageClassifier(bundle, device, batch_size)
+    classifier = ImageClassifier(bundle, device, batch_size)
     note_device(device, classifier.device, classifier.reason)
     with progress("classify", len(source)) as advance:
-        result = classification.classify(classifier, source, out, chosen, advance)
+        result = write_classes(classifier, source, out, chosen, advance)
     note_skipped(result.skipped, listed_in=printable(errors_of(out)))
     values: dict[str, Any] = {
         "images": result.images,
@@ -63,20 +64,3 @@ def classify(
         "out": printable(out),
     }
     show(values, as_json)
-
-
-@click.command()
-@click.argument("bundle", type=BUNDLE)
-@click.option("--verify", is_flag=True, help="Check every hash and run the golden inputs.")
-@json_option
-def info(bundle: Path, verify: bool, as_json: bool) -> None:
-    """Show what BUNDLE holds; with --verify, check it against itself."""
-    from byol.serve.info import info_json, info_rows, verify_rows
-
-    opened, values = info_json(bundle, verify)
-    if as_json:
-        show_json(values)
-    else:
-        show_table(info_rows(opened) + (verify_rows(values["verify"]) if verify else []))
-    if verify and not values["verify"]["ok"]:
-        raise ValueError("; ".join(values["verify"]["problems"]))

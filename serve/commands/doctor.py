@@ -10,9 +10,8 @@ from typing import Any
 
 import click
 
-from byol import __version__, telemetry
+from byol import __version__, machine, telemetry
 from byol.console import show_json, show_table
-from byol.serve import hardware
 
 WHEELS = ("onnxruntime", "onnxruntime-gpu")
 # What serving stands on, and torch, whose CUDA libraries ONNX Runtime may find. Read from their metadata, not imported.
@@ -37,7 +36,7 @@ def doctor(as_json: bool) -> None:
 
 def examine() -> dict[str, Any]:
     """Versions, wheels, CPU, driver, and where ONNX Runtime can be imported, a session tried on each device."""
-    from byol.images.source import usable_cores
+    from byol.machine import usable_cores
 
     wheels = {name: version for name in WHEELS if (version := _version(name))}
     report: dict[str, Any] = {
@@ -47,16 +46,16 @@ def examine() -> dict[str, Any]:
         "wheels": wheels,
         "versions": {name: version for name in PACKAGES if (version := _version(name))},
         "processor": {
-            "model": hardware.cpu_model(),
+            "model": machine.cpu_model(),
             "usable_cores": usable_cores(),
             "all_cores": os.cpu_count(),
-            "instruction_sets": hardware.instruction_sets(),
-            "fast_int8": hardware.fast_int8(),
+            "instruction_sets": machine.instruction_sets(),
+            "fast_int8": machine.fast_int8(),
         },
-        "gpus": hardware.gpu_names(),
-        "driver": hardware.driver_problem() or "ok",
-        "driver_version": hardware.driver_version(),
-        "driver_cuda": hardware.driver_cuda_version(),
+        "gpus": machine.gpu_names(),
+        "driver": machine.driver_problem() or "ok",
+        "driver_version": machine.driver_version(),
+        "driver_cuda": machine.driver_cuda_version(),
         "telemetry": telemetry.state(),
     }
     problems = []

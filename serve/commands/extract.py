@@ -8,9 +8,8 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from byol.console import note, note_device, note_skipped, progress
-from byol.images.location import LOCATION, Location
-from byol.options import of_option
-from byol.serve import PART_IMAGES, VARIANT_NAMES
+from byol.images.location import Location
+from byol.options import LOCATION, of_option
 from byol.serve.commands.options import (
     BUNDLE,
     batch_option,
@@ -22,6 +21,7 @@ from byol.serve.commands.options import (
     show,
     threads_option,
 )
+from byol.serve.limits import PART_IMAGES, VARIANT_NAMES
 
 if TYPE_CHECKING:
     from byol.serve.encoder import Encoder
@@ -97,7 +97,7 @@ def extract(
     """
     from byol.serve.extract.engine import errors_of
     from byol.serve.extract.resumable import Task
-    from byol.serve.features.read import ERRORS
+    from byol.serve.features.write import ERRORS
     from byol.signals import Stopped
     from byol.text import printable
 
@@ -139,14 +139,14 @@ def extract(
 
 def _output(out: str, inputs: list[Location]) -> Path | None:
     """The features file, None for a folder of parts; before the work, so that nothing is lost by it."""
-    from byol import kinds
+    from byol import outputs
     from byol.outputs import require_output_folder
     from byol.serve.extract.engine import output_file, require_table
 
     with of_option("--out"):
         file = output_file(out)
         if file:
-            require_table(file, kinds.FEATURES, inputs)
+            require_table(file, outputs.FEATURES, inputs)
         else:
             require_output_folder(Path(out), inputs)
     return file
@@ -157,11 +157,11 @@ def _here(
 ) -> tuple[Extraction, dict[str, Any]]:
     """By this process, or by several of this machine."""
     from byol.images.open import open_source
+    from byol.machine import gpu_count
     from byol.serve.encoder import Encoder
     from byol.serve.extract.engine import extract as extract_to_file
     from byol.serve.extract.processes import Crew, extract_in_processes
     from byol.serve.extract.resumable import extract_parts
-    from byol.serve.hardware import gpu_count
 
     source = open_source(task.location) if file else None
     encoder = Encoder(bundle, **options)

@@ -1,24 +1,22 @@
-"""The commands `knn` and `linear`. Heavy imports wait until a command runs."""
+"""`byol knn`: weighted k-nearest-neighbour accuracy. Heavy imports wait until it runs."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
 
-from byol.console import note_device, note_skipped, progress, show_json, show_line, warnings_as_notes
-from byol.images.location import LOCATION, Location
-from byol.options import FiniteRange, Output, OutputFile, of_option
+from byol.console import show_json
+from byol.images.location import Location
+from byol.options import LOCATION
+from byol.run import KNN_K, KNN_TEMPERATURE
+from byol.serve.commands.evaluation import common, fit, load
 from byol.serve.commands.options import BUNDLE, Positive, device_option, json_option, show
 
 if TYPE_CHECKING:
-    import numpy as np
-
-    from byol.serve.evaluate.classifier import Classifier
-    from byol.serve.evaluate.sets import Evaluation
+    pass
 
 
 @click.command()
@@ -29,7 +27,7 @@ if TYPE_CHECKING:
     "--k",
     "ks",
     type=click.IntRange(min=1),
-    default=(20,),
+    default=(KNN_K,),
     show_default=True,
     multiple=True,
     help="Neighbours that vote; several may be given.",
@@ -38,7 +36,7 @@ if TYPE_CHECKING:
     "--temperature",
     "temperatures",
     type=Positive(),
-    default=(0.07,),
+    default=(KNN_TEMPERATURE,),
     show_default=True,
     multiple=True,
     help="A neighbour of cosine similarity s votes with weight exp(s / temperature); several may be given.",
@@ -59,16 +57,16 @@ def knn(
     BUNDLE may be left out when --train and --test are features files. One search serves every --k and --temperature.
     """
     start = time.perf_counter()
-    data = _load(bundle, train, test, device)
+    data = load(bundle, train, test, device)
     from byol.serve.evaluate.knn import KNNClassifier
 
     classifier = KNNClassifier(max(ks), temperatures[0], data.encoder.device if data.encoder else device)
-    _fit(classifier, data, device)
+    fit(classifier, data, device)
     names = ("k", "temperature", "top1", "top5")
     swept = classifier.sweep(data.test.x, data.y_test, ks, temperatures)
     results = [dict(zip(names, result, strict=True)) for result in swept]
     values = {name: results[0][name] for name in ("top1", "top5", "k", "temperature")}
-    values |= _common(data, classifier.device_, start)
+    values |= common(data, classifier.device_, start)
     if len(results) == 1:
         show(values, as_json)
     elif as_json:
@@ -76,197 +74,3 @@ def knn(
     else:
         for result in results:
             click.echo("k {k:<4} temperature {temperature:<6g} top-1 {top1:.2%}  top-5 {top5:.2%}".format(**result))
-
-
-@click.command()
-@click.argument("bundle", type=BUNDLE, required=False)
-@click.option("--train", required=True, type=LOCATION, help="Images, or features that `extract` wrote.")
-@click.option("--test", required=True, type=LOCATION, help="Images, or features.")
-@click.option(
-    "--l2",
-    type=Positive(auto=True),
-    default="auto",
-    show_default=True,
-    help="Strength of the penalty `l2 / 2 |W|^2`; auto chooses it on a hold-out of --train.",
-)
-@click.option(
-    "--save-classifier",
-    "new_bundle",
-    metavar="NEW_BUNDLE",
-    type=Output(),
-    help="Write BUNDLE with the fitted probe as classifier.onnx in it (may be BUNDLE itself).",
-)
-@click.option("--per-class", is_flag=True, help="Also the accuracy of each class, and their mean.")
-@click.option(
-    "--confusion",
-    type=OutputFile(),
-    metavar="FILE.csv",
-    help="Write how many images of each class (row) were taken for each class (column).",
-)
-@click.option(
-    "--labels-per-class",
-    "few_counts",
-    type=click.IntRange(min=1),
-    multiple=True,
-    help="Also fit on so many labelled images of each class; several may be given.",
-)
-@click.option(
-    "--label-fraction",
-    "few_shares",
-    type=FiniteRange(0, 1, min_open=True),
-    multiple=True,
-    help="Also fit on this share of each class, as 0.01 or 0.1.",
-)
-@click.option("--draws", type=click.IntRange(min=1), default=5, show_default=True, help="Of the few labels.")
-@device_option
-@json_option
-def linear(
-    bundle: Path | None,
-    train: Location,
-    test: Location,
-    l2: float | str,
-    new_bundle: Path | None,
-    per_class: bool,
-    confusion: Path | None,
-    few_counts: tuple[int, ...],
-    few_shares: tuple[float, ...],
-    draws: int,
-    device: str,
-    as_json: bool,
-) -> None:
-    """Linear-probe accuracy of BUNDLE's features.
-
-    BUNDLE may be left out when --train and --test are features files.
-    """
-    start = time.perf_counter()
-    if new_bundle and bundle is None:
-        raise click.UsageError("--save-classifier needs the BUNDLE whose encoder the probe belongs to")
-    if new_bundle:
-        from byol.bundle.folder import require_place
-
-        require_place(new_bundle)  # before work that would be lost
-    if confusion:
-        from byol import kinds
-        from byol.outputs import require_output
-
-        with of_option("--confusion"):
-            require_output(confusion, kinds.CONFUSION, [train, test, bundle])
-    data = _load(bundle, train, test, device, (*few_counts, *few_shares))
-    from byol.serve.evaluate.linear import LinearProbe
-    from byol.text import printable
-
-    classifier = LinearProbe(l2, data.encoder.device if data.encoder else device)
-    _fit(classifier, data, device)
-    top1, top5 = classifier.top_k_scores(data.test.x, data.y_test)
-    values = {"top1": top1, "top5": top5, "l2": classifier.l2_} | _common(data, classifier.device_, start)
-    if new_bundle and bundle:
-        from byol.serve.fuse import save_classifier
-
-        save_classifier(bundle, classifier, data.head(classifier, top1), new_bundle)
-        values["classifier"] = printable(new_bundle)
-    if per_class or confusion:
-        counts = classifier.confusion(data.test.x, data.y_test)
-        if confusion:
-            _write_confusion(confusion, classifier.classes_, counts)
-        if per_class:
-            values |= _per_class(classifier.classes_, counts)
-    if few_counts or few_shares:
-        device = classifier.device_
-        values["few_labels"] = [
-            _few_labels(data, amount, draws, lambda: LinearProbe(l2, device)) for amount in (*few_counts, *few_shares)
-        ]
-    values["seconds"] = round(time.perf_counter() - start, 3)
-    _show_linear(values, as_json)
-
-
-def _show_linear(values: dict[str, Any], as_json: bool) -> None:
-    if as_json:
-        show_json(values)
-        return
-    classes, few = values.pop("per_class", {}), values.pop("few_labels", [])
-    show(values, as_json)
-    for name, share in classes.items():
-        show_line(f"  {name}: {share:.2%}")
-    for row in few:
-        spread = " +- {deviation:.2%} over {draws} draws".format(**row) if row["draws"] > 1 else ""
-        click.echo("{labels} ({images} labelled images): {mean:.2%}".format(**row) + spread)
-
-
-def _few_labels(data: Evaluation, amount: int | float, draws: int, make: Callable[[], Classifier]) -> dict[str, object]:
-    from byol.images.splits import describe
-    from byol.serve.evaluate.few_labels import few_label_accuracy
-
-    with warnings_as_notes():
-        few = few_label_accuracy(make, (data.train.x, data.y_train), (data.test.x, data.y_test), amount, draws)
-    scores = {"mean": few.mean, "deviation": few.deviation, "top1": few.top1}
-    return {"labels": describe(amount), "images": few.images, "draws": draws, **scores}
-
-
-def _per_class(classes: np.ndarray, counts: np.ndarray) -> dict[str, object]:
-    """The accuracy of each class that the test set has, and the mean of these."""
-    shares = {
-        str(name): float(row[i] / row.sum())
-        for i, (name, row) in enumerate(zip(classes, counts, strict=True))
-        if row.sum()
-    }
-    return {"mean_per_class": sum(shares.values()) / len(shares), "per_class": shares}
-
-
-def _write_confusion(path: Path, classes: np.ndarray, counts: np.ndarray) -> None:
-    import csv
-
-    from byol.files.atomic import atomic_file
-    from byol.text import cell
-
-    with atomic_file(path) as temporary, open(temporary, "w", newline="", encoding="utf-8") as stream:
-        writer = csv.writer(stream)
-        names = [cell(str(name)) for name in classes]
-        writer.writerow(["class", *names])
-        writer.writerows([name, *row] for name, row in zip(names, counts.tolist(), strict=True))
-
-
-def _load(
-    bundle: Path | None, train: Location, test: Location, device: str, amounts: Sequence[int | float] = ()
-) -> Evaluation:
-    """Both sets; `amounts` of labels that are going to be drawn are there, before the first image is encoded."""
-    import numpy as np
-
-    from byol.images.open import open_source
-    from byol.images.splits import draw
-    from byol.serve.evaluate.sets import load_opened, needs_bundle, open_labelled
-    from byol.text import printable
-
-    images = needs_bundle(train, test)
-    if bundle is None and images is not None:
-        open_source(images)  # which says so where there is nothing at all
-        option = "--train" if images == train else "--test"
-        raise click.UsageError(
-            f"{option} {printable(images)} is not a features file, so the bundle that encodes its images is needed: "
-            f"byol {click.get_current_context().info_name} BUNDLE --train SRC --test SRC"
-        )
-    sets = open_labelled(train, test)
-    for amount in amounts:
-        draw(np.array(sets[0].labels[:]), amount, seed=0)  # which says where a class has too few
-    data = load_opened(bundle, sets, device, progress)
-    for amount in amounts:
-        draw(data.y_train, amount, seed=0)  # of the images that can be read
-    if data.encoder:
-        note_device(device, data.encoder.device, data.encoder.reason)
-    note_skipped(data.skipped)
-    return data
-
-
-def _fit(classifier: Classifier, data: Evaluation, device: str) -> None:
-    with warnings_as_notes():
-        classifier.fit(data.train.x, data.y_train)
-    if data.encoder is None:
-        note_device(device, classifier.device_, classifier.reason_)
-
-
-def _common(data: Evaluation, device: str, start: float) -> dict[str, Any]:
-    return {
-        "n_train": len(data.train),
-        "n_test": len(data.test),
-        "device": device,
-        "seconds": round(time.perf_counter() - start, 3),
-    }

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from byol.console import note_device, note_skipped, progress, show_table
-from byol.images.location import LOCATION, Location
-from byol.options import OutputFile, of_option
+from byol.images.location import Location
+from byol.options import LOCATION, OutputFile, of_option
 from byol.serve.commands.options import BUNDLE, device_option
 
 if TYPE_CHECKING:
@@ -40,7 +40,7 @@ def neighbors(
 
     BUNDLE may be left out when both are features files; --grid needs images.
     """
-    from byol import kinds
+    from byol import outputs
     from byol.outputs import require_output
     from byol.serve.evaluate.knn import Neighbours
     from byol.serve.evaluate.sets import load_sets, needs_bundle
@@ -51,7 +51,7 @@ def neighbors(
         raise click.UsageError("--grid draws images, but --bank or --query is a features file; give the images")
     if grid:
         with of_option("--grid"):
-            require_output(grid, kinds.GRID, [bank, query, bundle])
+            require_output(grid, outputs.GRID, [bank, query, bundle])
     sets = load_sets(bundle, bank, query, device, progress)
     note_skipped(sets.skipped)
     search = Neighbours(sets.train.x, min(k, len(sets.train)), sets.encoder.device if sets.encoder else device)

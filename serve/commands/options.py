@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from byol.console import show_json, show_table
-from byol.serve import DEVICES, MAX_BATCH_SIZE
+from byol.limits import MAX_BATCH_SIZE
+from byol.machine import DEVICES
 
 if TYPE_CHECKING:
     from byol.serve.extract.engine import Options

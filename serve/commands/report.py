@@ -10,8 +10,8 @@ import click
 
 from byol.console import note, note_device, note_skipped, progress, show_table, warnings_as_notes
 from byol.files.atomic import atomic_file, behind_links
-from byol.images.location import LOCATION, Location
-from byol.options import Output, of_option
+from byol.images.location import Location
+from byol.options import LOCATION, Output, of_option
 from byol.outputs import require_output
 from byol.serve.commands.options import BUNDLE, device_option
 from byol.text import printable
@@ -34,7 +34,7 @@ def report(paths: tuple[Path, ...], train: Location | None, test: Location | Non
     A run and the bundle exported from it are shown as one. Several are compared. Accuracies, neighbours and the map
     need a bundle, --train and --test.
     """
-    from byol import kinds
+    from byol import outputs
     from byol.serve.report.page import render
     from byol.serve.report.runs import open_entries
     from byol.serve.report.sections import Report
@@ -42,7 +42,7 @@ def report(paths: tuple[Path, ...], train: Location | None, test: Location | Non
     if (train is None) != (test is None):
         raise click.UsageError("give both --train and --test, or neither")
     with of_option("--out"):
-        require_output(out, kinds.PAGE, [train, test, *paths])
+        require_output(out, outputs.PAGE, [train, test, *paths])
     entries = open_entries(paths)
     for entry in entries:
         if entry.run and entry.run.cut_off:

@@ -10,6 +10,7 @@ import click
 
 from byol.console import note, note_device, note_skipped, progress, show_json, show_line, warnings_as_notes
 from byol.images.location import Location, location_of
+from byol.run import KNN_K, KNN_TEMPERATURE
 from byol.serve.commands.options import BUNDLE, Positive, device_option, json_option
 from byol.text import as_message, printable
 
@@ -24,8 +25,10 @@ COLUMNS = ("top1", "mean_per_class")
 @click.command()
 @click.argument("bundle", type=BUNDLE)
 @click.argument("data", nargs=-1, required=True, metavar="DATA...")
-@click.option("--k", type=click.IntRange(min=1), default=20, show_default=True, help="Neighbours that vote.")
-@click.option("--temperature", type=Positive(), default=0.07, show_default=True, help="Of the votes' weights.")
+@click.option("--k", type=click.IntRange(min=1), default=KNN_K, show_default=True, help="Neighbours that vote.")
+@click.option(
+    "--temperature", type=Positive(), default=KNN_TEMPERATURE, show_default=True, help="Of the votes' weights."
+)
 @device_option
 @json_option
 def transfer(bundle: Path, data: tuple[str, ...], k: int, temperature: float, device: str, as_json: bool) -> None:

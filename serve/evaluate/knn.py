@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 from onnx import TensorProto, helper
 
+from byol.run import KNN_K, KNN_TEMPERATURE
 from byol.serve.evaluate.classifier import Classifier
 from byol.serve.evaluate.scores import Scores, pieces
 from byol.serve.session import open_session
@@ -32,7 +33,7 @@ class KNNClassifier(Classifier):
     has similarity 0 to everything. Learned: `classes_`, `n_features_in_`, `k_`, `device_`, `reason_`.
     """
 
-    def __init__(self, k: int = 20, temperature: float = 0.07, device: str = "auto") -> None:
+    def __init__(self, k: int = KNN_K, temperature: float = KNN_TEMPERATURE, device: str = "auto") -> None:
         self.k, self.temperature, self.device = k, temperature, device
 
     def fit(self, x: ArrayLike, y: ArrayLike) -> Self:

@@ -12,10 +12,10 @@ import numpy as np
 
 from byol.bundle.folder import Bundle
 from byol.bundle.manifest import Head
-from byol.images.labels import require_short
+from byol.images.labels import require_known, require_labels, require_short
 from byol.images.location import Location, last_part
 from byol.images.open import open_source
-from byol.images.source import ImageSource, Skipped, require_known, require_labels
+from byol.images.source import ImageSource, Skipped
 from byol.serve.encoder import Encoder
 from byol.serve.extract.engine import Advance, collect
 from byol.serve.features.read import Features, is_features, read_features

@@ -11,14 +11,15 @@ from typing import Protocol
 
 import numpy as np
 
-from byol import kinds
+from byol import outputs
 from byol.files.atomic import behind_links, made_folder
 from byol.files.names import with_ending
 from byol.images.location import Location, is_url
 from byol.images.source import ImageSource, Skipped
 from byol.outputs import Kind, require_output
 from byol.serve.encoder import Encoder
-from byol.serve.features.read import ERRORS, Features, feature_file, write_errors
+from byol.serve.features.read import Features
+from byol.serve.features.write import ERRORS, feature_file, write_errors
 from byol.serve.pipeline import Batch, run_ahead
 
 Advance = Callable[[int], None]
@@ -110,7 +111,7 @@ def errors_of(path: Path) -> Path:
 def require_table(out: Path, kind: Kind, inputs: Sequence[Location]) -> None:
     """Raise `ValueError` when writing a table and its list of errors would lose anything; before the work."""
     require_output(out, kind, inputs)
-    require_output(errors_of(out), kinds.ERRORS, inputs)
+    require_output(errors_of(out), outputs.ERRORS, inputs)
 
 
 def collect(encoder: Encoder, source: ImageSource, advance: Advance) -> tuple[Features, list[Skipped]]:

@@ -18,14 +18,16 @@ from typing import Any
 import numpy as np
 
 from byol.bundle.folder import Bundle
+from byol.images.decode import Preprocess
 from byol.images.location import Location, is_url
 from byol.images.named import is_named
 from byol.images.open import open_place
 from byol.images.picture.budget import PIXELS
-from byol.images.source import ImageSource, Preprocess, Skipped, SourceUnavailable, UnreadableImage
+from byol.images.source import ImageSource, Skipped
+from byol.images.surroundings import SourceUnavailable, UnreadableImage
 from byol.serve.encoder import Encoder, encoder_digest
 from byol.serve.pipeline import Batch, require_finite
-from byol.text import reason_of
+from byol.text import missing, reason_of
 
 CHUNK_IMAGES = 128  # of one decoding task: 19 MB at 224 px
 WAVE_IMAGES = 262_144  # of one pass through Ray Data: listed before it begins; the actors start anew for each
@@ -192,7 +194,7 @@ def cluster(address: str | None) -> Iterator[None]:
         import ray
         import ray.data
     except ImportError as error:
-        raise ValueError("--engine ray needs Ray: pip install 'byol[ray]'") from error
+        raise ValueError(missing("Ray", "ray", "--engine ray")) from error
     quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
     with tempfile.TemporaryDirectory(prefix="byol-", ignore_cleanup_errors=True) as empty:
         try:

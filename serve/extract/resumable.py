@@ -17,10 +17,11 @@ from byol.files.locks import only_writer_in
 from byol.images.location import Location, is_url
 from byol.images.open import Section, open_sections
 from byol.images.source import ImageSource, Skipped
-from byol.serve import PART_IMAGES
+from byol.outputs import DIGEST_KEY
 from byol.serve.extract.engine import Advance, Engine, Extraction, Options, checked_batches
 from byol.serve.features.parts import Part, PartsFolder, named_source
-from byol.serve.features.read import DIGEST_KEY, feature_file
+from byol.serve.features.write import feature_file
+from byol.serve.limits import PART_IMAGES
 from byol.text import printable
 
 Manifest = dict[str, Any]

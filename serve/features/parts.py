@@ -16,7 +16,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from byol import kinds
+from byol import outputs
 from byol.bundle.manifest import ENCODER, GRAPHS
 from byol.bundle.schema import check, read_object
 from byol.files.atomic import atomic_file, open_regular
@@ -25,9 +25,9 @@ from byol.files.names import leftovers_in
 from byol.files.parquet import open_table
 from byol.images.location import is_url, last_part
 from byol.images.source import Skipped
-from byol.outputs import require_output
+from byol.outputs import DIGEST_KEY, require_output
 from byol.serve.features.listing import MANIFEST, part_files, part_number, read_manifest
-from byol.serve.features.read import DIGEST_KEY, ERRORS, write_errors
+from byol.serve.features.write import ERRORS, write_errors
 from byol.text import on_one_line, printable
 
 FORMAT = 1
@@ -67,7 +67,7 @@ class PartsFolder:
 
     def manifest(self) -> dict[str, Any] | None:
         """The manifest, None when nothing was begun here. Raises `ValueError` when it is of another extraction."""
-        require_output(self.path / ERRORS, kinds.ERRORS)
+        require_output(self.path / ERRORS, outputs.ERRORS)
         values = read_manifest(self.path)
         if values is None:
             others = part_files(self.path)

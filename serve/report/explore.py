@@ -15,10 +15,10 @@ from PIL import Image
 
 from byol.images.location import Location
 from byol.images.open import open_source
+from byol.run import KNN_K, KNN_TEMPERATURE
 from byol.serve.evaluate.knn import KNNClassifier, Neighbours, unit_rows
 from byol.serve.evaluate.sets import Evaluation
 from byol.serve.features.read import Features, is_features
-from byol.serve.report.measure import TEMPERATURE, K
 from byol.serve.report.pictures import thumbnails
 from byol.text import on_one_line
 
@@ -125,7 +125,7 @@ def _images(location: Location, features: Features, rows: np.ndarray) -> Iterato
 def _predicted(data: Evaluation, rows: np.ndarray, device: str) -> list[str | None]:
     if not data.labelled:
         return [None] * len(rows)
-    classifier = KNNClassifier(min(K, len(data.train)), TEMPERATURE, device).fit(data.train.x, data.y_train)
+    classifier = KNNClassifier(min(KNN_K, len(data.train)), KNN_TEMPERATURE, device).fit(data.train.x, data.y_train)
     return [str(label) for label in classifier.predict(data.test.x[rows])]
 
 

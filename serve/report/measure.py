@@ -9,13 +9,14 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from byol.run import KNN_K, KNN_TEMPERATURE
 from byol.serve.evaluate.few_labels import FewLabels, few_label_accuracy
 from byol.serve.evaluate.knn import KNNClassifier
 from byol.serve.evaluate.linear import LinearProbe
 from byol.serve.evaluate.sets import Evaluation
 from byol.text import on_one_line
 
-KS, K, TEMPERATURE = (1, 2, 5, 10, 20, 50, 100, 200), 20, 0.07  # K and TEMPERATURE are those of `byol knn`
+KS = (1, 2, 5, 10, 20, 50, 100, 200)
 LABELS_PER_CLASS, DRAWS = (1, 2, 5, 10, 20, 50, 100), 5
 MOST_FEW_LABELS = 10_000  # images in a draw: more are neither few nor quick
 
@@ -39,15 +40,15 @@ class Scores:
     @property
     def knn_usual(self) -> float:
         """kNN top-1 with k = 20, or with the whole of a smaller training set."""
-        return self.knn[min(K, self.n_train)]
+        return self.knn[min(KNN_K, self.n_train)]
 
 
 def measure(data: Evaluation, device: str) -> Scores:
     """All scores of labelled features."""
     train, test = (data.train.x, data.y_train), (data.test.x, data.y_test)
     most = len(data.train)
-    ks = sorted({k for k in KS if k <= most} | {min(K, most)})
-    swept = KNNClassifier(ks[-1], TEMPERATURE, device).fit(*train).sweep(*test, ks, [TEMPERATURE])
+    ks = sorted({k for k in KS if k <= most} | {min(KNN_K, most)})
+    swept = KNNClassifier(ks[-1], KNN_TEMPERATURE, device).fit(*train).sweep(*test, ks, [KNN_TEMPERATURE])
     probe = LinearProbe(device=device).fit(*train)
     amounts = few_amounts(data.y_train)
     few = [few_label_accuracy(lambda: LinearProbe(device=device), train, test, amount, DRAWS) for amount in amounts]

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from byol.images.source import read_image
+from byol.images.picture.read import read_image
 
 SIDES = (64, 48, 32)  # of a thumbnail in pixels: the largest whose pictures fit the budget
 THUMBNAIL_BYTES = 1_500_000  # of all of them; a data URI takes a third more

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -12,7 +10,7 @@ from typing import Any
 from byol.bundle.folder import Bundle
 from byol.bundle.manifest import MANIFEST
 from byol.files.atomic import read_regular
-from byol.run import CONFIG, FINETUNE, METRICS, MOST_CONFIG, VIEWS, read_metrics
+from byol.run import CONFIG, FINETUNE, METRICS, MOST_CONFIG, VIEWS, read_metrics, settings_digest
 from byol.strict_json import read_object
 from byol.text import on_one_line, printable, reason_of
 
@@ -69,8 +67,7 @@ class Run:
         training, data = bundle.manifest.training, self.facts.get("data", {})
         if training is None or bundle.manifest.finetuning:
             return False
-        settings = hashlib.sha256(json.dumps(self.config, sort_keys=True).encode()).hexdigest()
-        mine = (settings, data.get("name"), data.get("images"), self.records[-1]["step"])
+        mine = (settings_digest(self.config), data.get("name"), data.get("images"), self.records[-1]["step"])
         return mine == (training.config_sha256, training.data, training.images, training.steps)
 
 

@@ -8,11 +8,12 @@ from typing import Any
 
 from bokeh.plotting import figure
 
+from byol.run import KNN_K, KNN_TEMPERATURE
 from byol.serve.report.accuracies import accuracy_figures, confusion_figure, shown_classes
 from byol.serve.report.curves import CURVES, POINTS, curve_figure, last_epoch
 from byol.serve.report.explore import Exploration, Query
 from byol.serve.report.maps import class_colours, map_figures
-from byol.serve.report.measure import DRAWS, TEMPERATURE, K, Scores
+from byol.serve.report.measure import DRAWS, Scores
 from byol.serve.report.runs import Entry
 from byol.serve.report.style import Stroke, strokes
 
@@ -144,10 +145,9 @@ def neighbours_note(report: Report) -> str:
     )
     if shown.queries[0].predicted is None:
         return note
-    wrong, usual = sum(query.wrong for query in shown.queries), min(K, shown.n_train)
-    return (
-        f"{note} A red dot marks the {wrong} that kNN (k = {usual}, temperature {TEMPERATURE}) takes for another class."
-    )
+    wrong, usual = sum(query.wrong for query in shown.queries), min(KNN_K, shown.n_train)
+    how = f"k = {usual}, temperature {KNN_TEMPERATURE}"
+    return f"{note} A red dot marks the {wrong} that kNN ({how}) takes for another class."
 
 
 def buttons(report: Report) -> list[dict[str, Any]]:

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from byol.serve.report.measure import K, Scores
+from byol.run import KNN_K
+from byol.serve.report.measure import Scores
 from byol.serve.report.runs import Entry, Record, Run
 from byol.serve.report.sections import Report, percent
 
@@ -55,7 +56,7 @@ def tiles(report: Report) -> list[tuple[str, str, str]]:
     scores = report.scores.get(entry.name)
     tiles = []
     if scores:
-        tiles.append(("kNN", percent(scores.knn_usual), f"top-1, k = {min(K, scores.n_train)}"))
+        tiles.append(("kNN", percent(scores.knn_usual), f"top-1, k = {min(KNN_K, scores.n_train)}"))
         tiles.append(("Linear probe", percent(scores.linear), f"top-1, all {scores.n_train:,} labels"))
         if scores.few:
             few = scores.few[0]
@@ -96,7 +97,7 @@ def finals(report: Report) -> dict[str, Any]:
         if report.scores:
             row += _score_cells(scores) if scores else ["\u2013"] * 3
         rows.append(row)
-    reading = f"The last line of each run's metrics; kNN with k = {K} unless the training set is smaller. "
+    reading = f"The last line of each run's metrics; kNN with k = {KNN_K} unless the training set is smaller. "
     return {"head": head, "rows": rows, "reading": reading + "A dash: not measured."}
 
 

@@ -20,8 +20,7 @@ from byol.bundle.graph.values import FLOAT, UINT8, Value, stored
 from byol.bundle.graph.walk import Step, walk
 from byol.bundle.manifest import ANY_SIZE, MANIFEST, Manifest, graph_interface
 from byol.bundle.schema import BundleError, check, plain
-from byol.limits import limit
-from byol.serve import MAX_BATCH_SIZE
+from byol.limits import MAX_BATCH_SIZE, limit
 from byol.text import on_one_line
 
 OPSET = 20  # the rules of `graph_operators` are this one's

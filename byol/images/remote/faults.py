@@ -13,7 +13,7 @@ from enum import Enum
 from http import HTTPStatus
 from typing import TypeVar
 
-from byol.images.source import SourceUnavailable
+from byol.images.surroundings import SourceUnavailable
 from byol.text import on_one_line, printable, reason_of, without_secrets
 
 T = TypeVar("T")

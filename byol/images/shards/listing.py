@@ -11,7 +11,8 @@ from typing import BinaryIO
 
 from byol.files.atomic import open_regular
 from byol.images.remote.path import RemotePath
-from byol.images.source import Anchors, Skipped, SourceUnavailable
+from byol.images.source import Skipped
+from byol.images.surroundings import Anchors, SourceUnavailable
 from byol.images.walk import Walk
 from byol.text import path_text, printable, reason_of
 

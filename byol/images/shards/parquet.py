@@ -24,8 +24,9 @@ from byol.images.labels import can_be_labels, codes_of_column, label_of_folders
 from byol.images.picture.read import decode_image
 from byol.images.shards.listing import Shard
 from byol.images.shards.parquet_runs import LEAST, LEAST_REMOTE, Run, Runs
-from byol.images.source import ImageSource, Skipped, SourceUnavailable, UnreadableImage
+from byol.images.source import ImageSource, Skipped
 from byol.images.stamps import file_stamp
+from byol.images.surroundings import SourceUnavailable, UnreadableImage
 from byol.limits import limit
 from byol.text import on_one_line, path_text, printable, reason_of
 

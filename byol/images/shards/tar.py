@@ -22,9 +22,10 @@ from byol.images.labels import label_in
 from byol.images.picture.read import decode_image
 from byol.images.shards.listing import Shard
 from byol.images.shards.tar_members import Damaged, Member, members
-from byol.images.source import SUFFIXES, ImageSource, Skipped, UnreadableImage
+from byol.images.source import ImageSource, Skipped
 from byol.images.stamps import file_stamp
-from byol.images.walk import NOT_READ, NOT_READ_REASON, is_image
+from byol.images.surroundings import UnreadableImage
+from byol.images.walk import NOT_READ, NOT_READ_REASON, SUFFIXES, is_image
 from byol.text import path_text, printable, reason_of
 
 MOST_CLASS_BYTES = 1024  # of a `.cls` file

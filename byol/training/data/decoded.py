@@ -20,8 +20,10 @@ import torch
 from PIL import Image
 
 from byol.images.cache import ARRAYS, META, CacheError, DecodedCache, Entry, reserve
-from byol.images.source import ImageSource, Preprocess, Skipped, UnreadableImage, decode
+from byol.images.decode import MARGIN, Preprocess, decode
+from byol.images.source import ImageSource, Skipped
 from byol.images.stamps import LOOKED_INTO, spread
+from byol.images.surroundings import UnreadableImage
 from byol.text import printable
 from byol.training.data.intake import ImageTensor, Intake, StreamedImages, Transform, none_readable, squeeze
 
@@ -30,17 +32,6 @@ CHUNK = 65_536  # names hashed at a time
 CACHE_FORMAT = "2"  # changes with anything that makes the same file decode to other pixels
 
 Advance = Callable[[int], None]
-
-__all__ = [  # what lies in a module of its own belongs to this one for its users
-    "ImageTensor",
-    "Intake",
-    "StreamedImages",
-    "canvas_side",
-    "load_canvases",
-    "load_evaluation",
-    "open_images",
-    "source_digest",
-]
 
 
 def open_images(
@@ -101,7 +92,7 @@ def load_canvases(
     return _load_anyhow(source, canvas, f"canvas {canvas}", squeeze(canvas), advance, cache)
 
 
-def load_evaluation(
+def load_preprocessed(
     source: ImageSource, preprocess: Preprocess, cache: DecodedCache | None = None, advance: Advance | None = None
 ) -> ImageTensor:
     """Decode every image of a source exactly as serving does: resized and centre-cropped."""
@@ -288,7 +279,7 @@ def canvas_side(source: ImageSource, image_size: int) -> int:
 
     Looks at some images spread over the source.
     """
-    wanted = -(-image_size * 8 // 7 // 8) * 8  # rounded up to a multiple of 8
+    wanted = math.ceil(image_size * MARGIN / 8) * 8
     probes = source.subset(spread(len(source), LOOKED_INTO))
     sides = [side for _, side in decode(probes, lambda image: max(image.size)) if isinstance(side, int)]
     return min(wanted, max(sides, default=wanted))

@@ -16,7 +16,9 @@ from PIL import Image
 from torch import Tensor
 
 from byol.images.picture.budget import PIXELS
-from byol.images.source import ImageSource, Skipped, UnreadableImage, usable_cores
+from byol.images.source import ImageSource, Skipped
+from byol.images.surroundings import UnreadableImage
+from byol.machine import usable_cores
 from byol.text import printable
 
 Transform = Callable[[Image.Image], tuple[np.ndarray, float]]

@@ -25,10 +25,9 @@ import torch.distributed as dist
 from torch import Tensor
 
 from byol.children import RANKS
-from byol.console import at_work
-from byol.images.source import usable_cores
-from byol.signals import HANG_UP, handled
-from byol.streams import READ_ALREADY, standard_input
+from byol.console import READ_ALREADY, at_work, standard_input
+from byol.machine import usable_cores
+from byol.signals import HANG_UP, Ended, handled
 from byol.text import reason_of
 
 T = TypeVar("T")
@@ -36,7 +35,7 @@ PATIENCE = timedelta(days=365)  # a process that dies is noticed at once: its co
 _MEETING = "BYOL_MEETING"  # where the processes of `launch` find each other; unset under another launcher
 
 
-class LostProcess(Exception):
+class LostProcess(Ended):
     """Another process of the job is gone."""
 
 

@@ -6,7 +6,6 @@ Shapes: N images, B batch, C classes.
 from __future__ import annotations
 
 import json
-import os
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -16,33 +15,13 @@ import pyarrow as pa
 import pyarrow.csv
 import pyarrow.parquet as pq
 
-from byol.bundle.folder import Bundle
-from byol.bundle.manifest import CLASSIFIER
 from byol.files.atomic import atomic_file, behind_links, made_folder
 from byol.images.source import ImageSource, Skipped
+from byol.serve.encoder import ImageClassifier
 from byol.serve.extract.engine import Advance, Extraction, Options, checked_batches, errors_of, require_images
-from byol.serve.features.read import write_errors
-from byol.serve.pipeline import Batch, Pipeline, open_graph
-from byol.text import cell, printable
-
-
-class ImageClassifier(Pipeline):
-    """The classifier of a bundle on a device: `classifier(images)` gives probabilities (N, C), columns as in `classes`.
-
-    Raises `ValueError` for a bundle without one, `BundleError`, `DeviceError`.
-    """
-
-    def __init__(self, bundle: str | os.PathLike[str], device: str = "auto", batch_size: int | None = None) -> None:
-        opened = Bundle.open(bundle)
-        head = opened.manifest.classifier
-        if head is None:
-            raise ValueError(
-                f"{printable(bundle)} holds no {CLASSIFIER}; make one: "
-                "byol linear BUNDLE --train SRC --test SRC --save-classifier NEW_BUNDLE"
-            )
-        session = open_graph(opened, CLASSIFIER, device, batch_size, shares_cores=True)
-        super().__init__(opened, session, batch_size, len(head.classes), output=1)
-        self.classes = head.classes
+from byol.serve.features.write import write_errors
+from byol.serve.pipeline import Batch
+from byol.text import cell
 
 
 def classify(

@@ -1,18 +1,41 @@
-"""What `byol info` shows."""
+"""`byol info`: what a bundle holds, and whether it is what it says."""
 
 from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from byol.bundle.folder import Bundle
-from byol.serve.verify import verify as verify_bundle
+import click
+
+from byol.console import show_json, show_table
+from byol.serve.commands.options import BUNDLE, json_option
 from byol.text import printable
+
+if TYPE_CHECKING:
+    from byol.bundle.folder import Bundle
+
+
+@click.command()
+@click.argument("bundle", type=BUNDLE)
+@click.option("--verify", is_flag=True, help="Check every hash and run the golden inputs.")
+@json_option
+def info(bundle: Path, verify: bool, as_json: bool) -> None:
+    """Show what BUNDLE holds; with --verify, check it against itself."""
+    opened, values = info_json(bundle, verify)
+    if as_json:
+        show_json(values)
+    else:
+        show_table(info_rows(opened) + (verify_rows(values["verify"]) if verify else []))
+    if verify and not values["verify"]["ok"]:
+        raise ValueError("; ".join(values["verify"]["problems"]))
 
 
 def info_json(folder: Path, verify: bool) -> tuple[Bundle, dict[str, Any]]:
     """The bundle, and path, digest, manifest and (asked for) the result of `verify` as JSON values."""
+    from byol.bundle.folder import Bundle
+    from byol.serve.proof import verify as verify_bundle
+
     bundle = Bundle.open(folder)
     values: dict[str, Any] = {
         "bundle": printable(folder),

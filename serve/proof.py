@@ -5,7 +5,9 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass
 
-from byol.bundle.folder import GATES, Bundle, BundleError, compare_features
+from byol.bundle.folder import Bundle
+from byol.bundle.parity import GATES, compare_features
+from byol.bundle.schema import BundleError
 from byol.serve.pipeline import open_graph
 
 

@@ -1,0 +1,66 @@
+"""What `knn` and `linear` share: their two sets, the fit, and what both report. Heavy imports wait until they run."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from byol.console import note_device, note_skipped, progress, warnings_as_notes
+from byol.images.location import Location
+
+if TYPE_CHECKING:
+    from byol.serve.evaluate.classifier import Classifier
+    from byol.serve.evaluate.sets import Evaluation
+
+
+def load(
+    bundle: Path | None, train: Location, test: Location, device: str, amounts: Sequence[int | float] = ()
+) -> Evaluation:
+    """Both sets; `amounts` of labels that are going to be drawn are there, before the first image is encoded."""
+    import numpy as np
+
+    from byol.images.open import open_source
+    from byol.images.splits import draw
+    from byol.serve.evaluate.sets import load_opened, needs_bundle, open_labelled
+    from byol.text import printable
+
+    images = needs_bundle(train, test)
+    if bundle is None and images is not None:
+        open_source(images)  # which says so where there is nothing at all
+        option = "--train" if images == train else "--test"
+        raise click.UsageError(
+            f"{option} {printable(images)} is not a features file, so the bundle that encodes its images is needed: "
+            f"byol {click.get_current_context().info_name} BUNDLE --train SRC --test SRC"
+        )
+    sets = open_labelled(train, test)
+    for amount in amounts:
+        draw(np.array(sets[0].labels[:]), amount, seed=0)  # which says where a class has too few
+    data = load_opened(bundle, sets, device, progress)
+    for amount in amounts:
+        draw(data.y_train, amount, seed=0)  # of the images that can be read
+    if data.encoder:
+        note_device(device, data.encoder.device, data.encoder.reason)
+    note_skipped(data.skipped)
+    return data
+
+
+def fit(classifier: Classifier, data: Evaluation, device: str) -> None:
+    """Fit on the training features; where that computed is said, unless encoding has said it."""
+    with warnings_as_notes():
+        classifier.fit(data.train.x, data.y_train)
+    if data.encoder is None:
+        note_device(device, classifier.device_, classifier.reason_)
+
+
+def common(data: Evaluation, device: str, start: float) -> dict[str, Any]:
+    """What both report besides accuracies; `start` is when the command began (`time.perf_counter`)."""
+    return {
+        "n_train": len(data.train),
+        "n_test": len(data.test),
+        "device": device,
+        "seconds": round(time.perf_counter() - start, 3),
+    }

@@ -1,0 +1,145 @@
+"""Features files, written: Parquet or `.npz`, whole or not at all.
+
+Shapes: B rows of a batch, D features.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from byol import outputs
+from byol.files.atomic import atomic_file
+from byol.images.source import Skipped
+from byol.outputs import DIGEST_KEY, require_output
+from byol.text import printable
+
+ERRORS = "errors.parquet"
+
+
+KINDS = {"float32": pa.float32(), "float16": pa.float16()}
+
+
+LONGEST_TEXT = 8192  # characters of a name or label in an .npz, where each takes the room of the longest
+
+
+ROWS_PER_GROUP = 4096  # 32 MB at D = 2048: what the writer holds
+
+
+Write = Callable[[Sequence[str], Sequence[str | None], np.ndarray], None]
+
+
+@contextlib.contextmanager
+def feature_file(
+    path: Path, dim: int, digest: str, dtype: str = "float32", notes: dict[str, str] | None = None
+) -> Iterator[Write]:
+    """Give a function write(ids, labels, features (B, D)); the file takes its name when the block ends well.
+
+    `.npz` is collected in memory; Parquet is written in row groups as rows arrive, and with `notes`, as they are when
+    the block ends, in its metadata. `dtype`: float32 or float16; write raises `ValueError` for features beyond it.
+    """
+    with atomic_file(path) as temporary:
+        if path.suffix.lower() == ".npz":
+            with _npz_writer(temporary, dim, digest, dtype) as write:
+                yield _narrowed(write, dtype)
+        else:
+            with _parquet_writer(temporary, dim, digest, dtype, {} if notes is None else notes) as write:
+                yield _narrowed(write, dtype)
+
+
+def _narrowed(write: Write, dtype: str) -> Write:
+    if dtype == "float32":
+        return write
+
+    def narrowed(ids: Sequence[str], labels: Sequence[str | None], features: np.ndarray) -> None:
+        with np.errstate(over="ignore"):
+            narrow = features.astype(dtype)
+        if not np.isfinite(narrow).all():
+            raise ValueError(f"features of up to {np.abs(features).max():g} do not fit {dtype}; use --dtype float32")
+        write(ids, labels, narrow)
+
+    return narrowed
+
+
+@contextlib.contextmanager
+def _parquet_writer(path: Path, dim: int, digest: str, dtype: str, notes: dict[str, str]) -> Iterator[Write]:
+    schema = pa.schema(
+        [
+            pa.field("id", pa.string(), nullable=False),
+            pa.field("label", pa.string()),
+            pa.field("features", pa.list_(pa.field("element", KINDS[dtype], nullable=False), dim), nullable=False),
+        ],
+        metadata={DIGEST_KEY: digest},
+    )
+    pending: list[pa.RecordBatch] = []
+
+    def flush(writer: Any) -> None:
+        if pending:
+            writer.write_table(pa.Table.from_batches(pending, schema))
+            pending.clear()
+
+    # Opened here, as pyarrow takes no names that are not UTF-8.
+    with open(path, "wb") as stream, pq.ParquetWriter(stream, schema, use_dictionary=["label"]) as writer:
+
+        def write(ids: Sequence[str], labels: Sequence[str | None], features: np.ndarray) -> None:
+            values = pa.array(np.ascontiguousarray(features, dtype).reshape(-1))
+            rows = pa.FixedSizeListArray.from_arrays(values, type=schema.field("features").type)
+            arrays = [pa.array(ids, pa.string()), pa.array(labels, pa.string()), rows]
+            pending.append(pa.RecordBatch.from_arrays(arrays, schema=schema))
+            if sum(batch.num_rows for batch in pending) >= ROWS_PER_GROUP:
+                flush(writer)
+
+        yield write
+        flush(writer)
+        writer.add_key_value_metadata(notes)
+
+
+@contextlib.contextmanager
+def _npz_writer(path: Path, dim: int, digest: str, dtype: str) -> Iterator[Write]:
+    ids: list[str] = []
+    labels: list[str | None] = []
+    parts = [np.empty((0, dim), dtype)]
+
+    def write(new_ids: Sequence[str], new_labels: Sequence[str | None], features: np.ndarray) -> None:
+        if max(map(len, [*new_ids, *filter(None, new_labels)]), default=0) > LONGEST_TEXT:
+            raise ValueError(
+                f"{printable(path)}: an image's name or label has more than {LONGEST_TEXT:,} characters, "
+                "for which NumPy takes as much room in every row; write .parquet"
+            )
+        ids.extend(new_ids)
+        labels.extend(new_labels)
+        parts.append(features)
+
+    yield write
+    arrays: dict[str, Any] = {"ids": np.array(ids, np.str_), "features": np.concatenate(parts)}
+    arrays[DIGEST_KEY] = np.array(digest)
+    if any(label is not None for label in labels):
+        arrays["labels"] = np.array([label or "" for label in labels], np.str_)
+    with open(path, "wb") as stream:
+        np.savez(stream, **arrays)  # of text and numbers: nothing that would be pickled
+
+
+def write_errors(path: Path, listed: Sequence[Skipped], decoded: Sequence[Skipped]) -> None:
+    """Write what was left out (path, stage "list" or "decode", reason), or remove an earlier list when nothing was.
+
+    Raises `ValueError` where another file stands under the name.
+    """
+    rows = [("list", item) for item in listed] + [("decode", item) for item in decoded]
+    if not rows:
+        if outputs.ERRORS.holds(path):
+            path.unlink()
+        return
+    require_output(path, outputs.ERRORS)
+    columns = {
+        "path": [item.path for _, item in rows],
+        "stage": [stage for stage, _ in rows],
+        "reason": [item.reason for _, item in rows],
+    }
+    with atomic_file(path) as temporary, open(temporary, "wb") as stream:
+        pq.write_table(pa.table({name: pa.array(values, pa.string()) for name, values in columns.items()}), stream)
