@@ -24,11 +24,11 @@ types: $(LINKS)
 
 # The built wheel, alone, in an environment without torch.
 wheel-check: $(LINKS)
-	$(BIN)/python -m tests.wheel_check
+	$(BIN)/python -m tests.checks.wheel
 
 # The torch-free tests with the lowest versions that pyproject.toml allows.
 floors: $(STAMP)
-	$(BIN)/python -m tests.floors
+	$(BIN)/python -m tests.checks.floors
 
 # What a release was made with, each file with its hashes: to serve, and to train with all extras. For the Python and the
 # platform that this runs on.

@@ -11,11 +11,14 @@ if "PYTEST_XDIST_WORKER" in os.environ:  # a process for each core: more threads
     os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 # The files that take longest, first: what is left at the end is short.
-LONG = ["test_train", "test_tutorial", "test_distributed", "test_interruptions", "test_finetune", "test_export"]
+LONG = [
+    *("tests.training.test_trainer", "tests.pages.test_tutorial", "tests.training.parallel.test_processes"),
+    *("tests.whole.test_interruptions", "tests.finetuning.test_finetune", "tests.export.test_exporter"),
+]
 
 
 def pytest_collection_modifyitems(items):
-    items.sort(key=lambda item: LONG.index(item.path.stem) if item.path.stem in LONG else len(LONG))
+    items.sort(key=lambda item: LONG.index(item.module.__name__) if item.module.__name__ in LONG else len(LONG))
 
 
 @pytest.fixture(autouse=True, scope="session")
@@ -32,9 +35,9 @@ def place(tmp_path_factory):
 
     from byol.training.checkpoint import Checkpoint, save_checkpoint
     from byol.training.model import BYOL
-    from tests.command_line import byol
-    from tests.small import RESNET18, config, folder
-    from tests.test_export import randomise_norms
+    from tests.export.test_exporter import randomise_norms
+    from tests.support.command_line import byol
+    from tests.support.small import RESNET18, config, folder
 
     root = tmp_path_factory.mktemp("additions")
     torch.manual_seed(0)
@@ -58,7 +61,7 @@ def place(tmp_path_factory):
 @pytest.fixture(scope="session")
 def classified(place):
     """The reported figures of `byol linear --save-classifier`."""
-    from tests.command_line import byol
+    from tests.support.command_line import byol
 
     words = ("--train", place / "train", "--test", place / "test", "--save-classifier", place / "with", "--json")
     done = byol("linear", place / "bundle", *words)
@@ -74,7 +77,7 @@ def quick(tmp_path_factory):
     from byol.export.exporter import export_bundle
     from byol.training.checkpoint import Checkpoint, save_checkpoint
     from byol.training.model import BYOL
-    from tests.small import config, folder
+    from tests.support.small import config, folder
 
     root = tmp_path_factory.mktemp("quick")
     settings = config(stem="imagenet", seed=7)

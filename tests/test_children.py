@@ -9,8 +9,8 @@ import pytest
 
 from byol.children import ROOT, python_running, safe_children
 from byol.text import printable
-from tests.command_line import byol
-from tests.small import traps
+from tests.support.command_line import byol
+from tests.support.small import traps
 
 
 @pytest.fixture

@@ -16,7 +16,7 @@ from byol.training.data.batches import FetchedFeed, Order, ResidentFeed, open_fe
 from byol.training.data.decoded import load_canvases
 from byol.training.job import run_training
 from byol.training.trainer import Trainer
-from tests.small import config, folder
+from tests.support.small import config, folder
 
 pytestmark = [
     pytest.mark.cuda,

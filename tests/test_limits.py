@@ -5,7 +5,7 @@ import re
 import pytest
 
 from byol.limits import LIMITS, BadLimit, limit
-from tests.small import REPOSITORY
+from tests.support.small import REPOSITORY
 
 
 def test_the_page_lists_every_limit_with_its_default() -> None:

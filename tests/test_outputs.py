@@ -22,8 +22,8 @@ from byol.images.grid import draw_grid
 from byol.outputs import Kind, require_output, require_output_folder
 from byol.serve.features.parts import PartsFolder
 from byol.serve.features.write import feature_file, write_errors
-from tests.command_line import Outcome, byol
-from tests.tiny import write_images, write_tiny_bundle
+from tests.support.command_line import Outcome, byol
+from tests.support.tiny import write_images, write_tiny_bundle
 
 CPU = ("--device", "cpu")
 ANY = Kind("a file", lambda _: False)

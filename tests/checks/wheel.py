@@ -1,0 +1,72 @@
+"""Builds the wheel, installs it alone where torch is not, and runs every serving command on a bundle made here.
+
+Run it as `make wheel-check`. It is a script, not a test: it needs a package index and about a minute.
+"""
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import venv
+from pathlib import Path
+
+from tests.support.small import REPOSITORY, RESNET18, config, folder
+
+
+def run(*command: object, cwd: Path) -> str:
+    """Output of a command that must succeed; its own process, no checkout on the path."""
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    words = [str(word) for word in command]
+    done = subprocess.run(words, cwd=cwd, env=environment, capture_output=True, text=True, check=False)
+    if done.returncode != 0:
+        sys.exit(f"{' '.join(words)} ended with {done.returncode}\n{done.stdout}\n{done.stderr}")
+    return done.stdout
+
+
+def main() -> None:
+    """Exit status 0 when everything worked."""
+    from byol.export.exporter import export_bundle
+    from byol.training.job import run_training
+
+    with tempfile.TemporaryDirectory() as name:
+        work = Path(name)
+        train = folder(work / "train", per_class=20)
+        test = folder(work / "test", per_class=5, start=9000)
+        run_training(config(**RESNET18, epochs=1), train, work / "run", None)
+        export_bundle(work / "run", work / "bundle")
+        run(sys.executable, "-m", "build", "--wheel", "--outdir", work / "dist", REPOSITORY, cwd=work)
+        (wheel,) = (work / "dist").glob("*.whl")
+        venv.create(work / "venv", with_pip=True)
+        bin_folder = work / "venv" / ("Scripts" if os.name == "nt" else "bin")
+        run(bin_folder / "python", "-m", "pip", "install", "--quiet", wheel, cwd=work)
+        check(work, bin_folder, train, test)
+    print("1 passed, 0 failed")
+
+
+def check(work: Path, bin_folder: Path, train: Path, test: Path) -> None:
+    """Every serving command in the fresh environment, and no torch there."""
+    byol, python = bin_folder / "byol", bin_folder / "python"
+    absent = subprocess.run([python, "-c", "import torch"], cwd=work, capture_output=True, text=True, check=False)
+    assert absent.returncode != 0, "torch is installed where it must not be"
+    assert "No module named 'torch'" in absent.stderr, absent.stderr
+    assert "Commands:" in run(byol, "--help", cwd=work)
+    assert "resnet18" in run(byol, "info", "bundle", cwd=work)
+    run(byol, "info", "--verify", "bundle", cwd=work)
+    run(byol, "doctor", cwd=work)
+    extracted = json.loads(run(byol, "extract", "bundle", train, "--out", "train.parquet", "--json", cwd=work))
+    assert (extracted["images"], extracted["skipped"], extracted["dim"]) == (40, 0, 512), extracted
+    for command in ("knn", "linear"):
+        result = json.loads(run(byol, command, "bundle", "--train", train, "--test", test, "--json", cwd=work))
+        assert (result["n_train"], result["n_test"]) == (40, 10), result
+        assert 0 <= result["top1"] <= 1, result
+    message = subprocess.run(
+        [byol, "train", train, "--out", "x"], cwd=work, capture_output=True, text=True, check=False
+    )
+    assert message.returncode == 1, message.stderr
+    assert "pip install 'byol[train]'" in message.stderr, message.stderr
+    assert "Traceback" not in message.stderr, message.stderr
+
+
+if __name__ == "__main__":
+    main()

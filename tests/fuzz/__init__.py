@@ -1,0 +1,1 @@
+"""`make fuzz`: minutes of hostile input for everything that reads a stranger's file."""

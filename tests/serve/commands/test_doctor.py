@@ -1,0 +1,184 @@
+"""`byol doctor`: versions, CPU and GPU as others report them, and an installation that is broken for real."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from importlib import metadata
+from pathlib import Path
+
+import onnxruntime as ort
+import pytest
+import torch
+
+from byol import machine
+from byol.serve import Encoder
+from tests.support.command_line import byol
+from tests.support.tiny import write_tiny_bundle
+
+
+def python(*words: str, path: Path, **more: str) -> subprocess.CompletedProcess[str]:
+    """A new interpreter that finds what lies in `path` first."""
+    search = os.pathsep.join([str(path), *filter(None, [os.environ.get("PYTHONPATH")])])
+    environment = {**os.environ, "PYTHONPATH": search, **more}
+    return subprocess.run([sys.executable, *words], env=environment, capture_output=True, text=True, check=False)
+
+
+def test_it_reports_and_agrees_with_the_encoder(tmp_path: Path) -> None:
+    done = byol("doctor", "--json")
+    report = json.loads(done.out)
+    assert (done.code, done.err, report["problems"]) == (0, "", [])
+    assert report["cpu"] == "ok"
+    assert report["onnxruntime"] == ort.__version__
+    for name in ("numpy", "onnx", "pillow", "pyarrow", "safetensors", "torch"):
+        assert report["versions"][name] == metadata.version(name)
+    assert Encoder(write_tiny_bundle(tmp_path / "bundle")).device == report["device"]
+    shown = byol("doctor")
+    assert shown.code == 0
+    assert f"--device auto       {report['device']} ({report['reason']})" in shown.out
+    assert f"{report['processor']['usable_cores']} of {os.cpu_count()} cores usable" in shown.out
+
+
+def test_it_does_not_import_torch(tmp_path: Path) -> None:
+    code = "import sys; from byol.serve.commands.doctor import examine; print(examine()['cpu'], 'torch' in sys.modules)"
+    done = python("-c", code, path=tmp_path)
+    assert done.stdout == "ok False\n", done.stderr
+
+
+def test_two_wheels_are_an_error(tmp_path: Path) -> None:
+    installed = {"onnxruntime", "onnxruntime-gpu"}
+    for name in installed:  # one of them is installed for real
+        folder = tmp_path / f"{name.replace('-', '_')}-1.99.0.dist-info"
+        folder.mkdir()
+        (folder / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: 1.99.0\n")
+    done = python("-m", "byol", "doctor", "--json", path=tmp_path)
+    assert done.returncode == 1
+    assert "onnxruntime and onnxruntime-gpu are both installed" in done.stderr
+    assert "Traceback" not in done.stderr
+    report = json.loads(done.stdout)
+    assert report["wheels"] == dict.fromkeys(("onnxruntime", "onnxruntime-gpu"), "1.99.0")
+    assert len(report["problems"]) == 1
+
+
+@pytest.mark.parametrize("content", ["", "raise ImportError('libonnxruntime.so.1: cannot open shared object file')"])
+def test_what_is_left_of_an_onnxruntime_is_an_error(tmp_path: Path, content: str) -> None:
+    """Uninstalling one of two wheels takes the other's files with it."""
+    (tmp_path / "onnxruntime").mkdir()
+    (tmp_path / "onnxruntime" / "__init__.py").write_text(content)
+    done = python("-m", "byol", "doctor", path=tmp_path)
+    assert done.returncode == 1
+    assert "Error: ONNX Runtime cannot be imported (" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert "cores usable" in done.stdout
+
+
+# --------------------------------------------------------------------------------------------------------- hardware
+
+
+@pytest.mark.skipif(not machine.CPUINFO.exists(), reason="only Linux says")
+def test_cpu_features_are_those_torch_finds() -> None:
+    found = torch.cpu.get_capabilities()  # reads the CPU's registers
+    names = {"avx512f": "avx512_f"} | {"asimd": "neon", "asimdhp": "fp16_arith", "asimddp": "dot"}
+    expected = {
+        usual: found[names.get(linux, linux)]
+        for linux, usual in machine.INSTRUCTION_SETS.items()
+        if names.get(linux, linux) in found
+    }
+    assert expected
+    sets = machine.instruction_sets()
+    assert sets is not None
+    assert {usual: usual in sets for usual in expected} == expected
+
+
+@pytest.mark.parametrize(
+    ("text", "model", "sets", "fast"),
+    [
+        (
+            "processor\t: 0\nmodel name\t: Intel(R) Xeon(R) Platinum 8481C\nflags\t\t: fpu avx2 avx512f avx512_bf16"
+            " avx512_vnni amx_bf16 avx512_fp16 amx_tile amx_int8\n",
+            "Intel(R) Xeon(R) Platinum 8481C",
+            ["AVX2", "AVX-512", "AVX-512 VNNI", "AVX-512 BF16", "AVX-512 FP16", "AMX INT8", "AMX BF16"],
+            True,
+        ),
+        ("model name\t: Intel(R) Core(TM) i5-4590\nflags\t\t: fpu avx avx2\n", None, ["AVX2"], False),
+        (
+            "processor\t: 0\nFeatures\t: fp asimd asimdhp asimddp sve i8mm bf16\nCPU part\t: 0xd40\n",
+            os.uname().machine,
+            ["NEON", "NEON FP16", "NEON dot product", "I8MM", "BF16", "SVE"],
+            True,
+        ),
+        (None, os.uname().machine, None, False),
+    ],
+    ids=["amx", "avx2", "arm", "not Linux"],
+)
+def test_other_cpus(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    text: str | None,
+    model: str | None,
+    sets: list[str] | None,
+    fast: bool,
+) -> None:
+    monkeypatch.setattr(machine, "CPUINFO", tmp_path / "cpuinfo")
+    monkeypatch.setattr("platform.processor", lambda: "")
+    if text is not None:
+        (tmp_path / "cpuinfo").write_text(text)
+    assert model is None or machine.cpu_model() == model
+    assert (machine.instruction_sets(), machine.fast_int8()) == (sets, fast)
+
+
+DRIVER = """
+#include <string.h>
+int cuInit(unsigned flags) { return 0; }
+int cuDeviceGetCount(int *count) { *count = 2; return 0; }
+int cuDeviceGet(int *device, int number) { *device = 100 + number; return 0; }
+int cuDeviceGetName(char *name, int size, int device) {
+    strncpy(name, device == 100 ? "NVIDIA H100 80GB HBM3" : "NVIDIA L4", size);
+    return 0;
+}
+int cuDriverGetVersion(int *version) { *version = 12080; return 0; }
+"""
+MANAGEMENT = """
+#include <string.h>
+int nvmlInit_v2(void) { return 0; }
+int nvmlSystemGetDriverVersion(char *version, unsigned size) { strncpy(version, "570.124.06", size); return 0; }
+int nvmlShutdown(void) { return 0; }
+"""
+
+
+@pytest.mark.skipif(shutil.which("cc") is None or sys.platform != "linux", reason="builds a stand-in for the driver")
+def test_gpus_and_driver_as_the_driver_says(tmp_path: Path) -> None:
+    for name, source in {"libcuda.so.1": DRIVER, "libnvidia-ml.so.1": MANAGEMENT}.items():
+        command = ["cc", "-shared", "-fPIC", "-o", str(tmp_path / name), "-x", "c", "-"]
+        subprocess.run(command, input=source, text=True, check=True)
+    code = (
+        "from byol import machine as h;"
+        "print([h.driver_problem(), h.driver_version(), h.driver_cuda_version(), h.gpu_names(), h.gpu_count()])"
+    )
+    done = python("-c", code, path=tmp_path, LD_LIBRARY_PATH=str(tmp_path))
+    assert done.stdout == "[None, '570.124.06', '12.8', ['NVIDIA H100 80GB HBM3', 'NVIDIA L4'], 2]\n", done.stderr
+
+
+@pytest.mark.parametrize(
+    ("first", "value", "says"),
+    [
+        ("import byol", None, "off"),
+        ("import byol", "TRUE", "off"),
+        ("import byol", "0", "on: ORT_DISABLE_TELEMETRY is '0' in the environment"),
+        ("import byol", "", "on: ORT_DISABLE_TELEMETRY is '' in the environment"),
+        ("import onnxruntime", None, "on: onnxruntime was imported before byol"),
+        ("import onnxruntime", "1", "off"),
+    ],
+)
+def test_it_says_whether_onnx_runtime_reports_its_use(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, first: str, value: str | None, says: str
+) -> None:
+    monkeypatch.delenv("ORT_DISABLE_TELEMETRY", raising=False)
+    (tmp_path / "onnxruntime.py").write_text("")  # imported, and nothing is sent from a test
+    code = f"{first}; from byol.telemetry import state; print(state())"
+    done = python("-c", code, path=tmp_path, **({} if value is None else {"ORT_DISABLE_TELEMETRY": value}))
+    assert done.stdout.startswith(says), done.stderr
+    assert byol("doctor").out.count("telemetry") == 1

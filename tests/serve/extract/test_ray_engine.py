@@ -1,0 +1,172 @@
+"""Extraction on a Ray cluster of this machine: the rows of the local engine, also when workers are killed."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+
+from byol.serve.extract.ray_engine import _for_workers
+from byol.serve.features.read import read_features
+from tests.support.command_line import byol
+from tests.support.small import REPOSITORY, traps
+from tests.support.tiny import write_images, write_tiny_bundle
+from tests.support.web import Web, always
+
+WORDS = ("--device", "cpu", "--part-images", 150)
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """bundle/, images/ (400, some broken), pixels.npz, and local/: what the local engine makes of the images."""
+    root = tmp_path_factory.mktemp("ray")
+    write_tiny_bundle(root / "bundle")
+    write_images(root / "images", {"cat": 200, "dog": 200})
+    for path in sorted((root / "images").rglob("*.png"))[3::50]:
+        path.write_bytes(b"broken")
+    pixels = np.random.default_rng(0).integers(0, 256, (170, 8, 8, 3), np.uint8)
+    np.savez(root / "pixels.npz", images=pixels, labels=np.arange(170) % 3)
+    done = byol("extract", root / "bundle", root / "images", "--out", f"{root}/local/", *WORDS)
+    assert done.code == 0, done.err
+    return root
+
+
+def command(place: Path, images: str, out: Path) -> list[str]:
+    words = ("extract", place / "bundle", place / images, "--out", f"{out}/", *WORDS, "--engine", "ray")
+    return [sys.executable, "-P", "-m", "byol", *map(str, words)]
+
+
+def require_same(place: Path, out: Path) -> None:
+    ours, theirs = read_features(place / "local"), read_features(out)
+    assert (theirs.ids, theirs.labels, theirs.bundle) == (ours.ids, ours.labels, ours.bundle)
+    np.testing.assert_allclose(theirs.x, ours.x, rtol=1e-5, atol=1e-6)
+    assert [path.name for path in sorted(out.iterdir())] == [path.name for path in sorted((place / "local").iterdir())]
+    assert pq.read_table(out / "errors.parquet").equals(pq.read_table(place / "local" / "errors.parquet"))
+
+
+def test_the_rows_are_those_of_the_local_engine(place: Path, tmp_path: Path) -> None:
+    """Also from a folder in which Ray's workers would find other modules than ours."""
+    here, environment = traps(tmp_path / "here"), {**os.environ, "PYTHONPATH": str(REPOSITORY)}
+    run = command(place, "images", tmp_path / "out")
+    done = subprocess.run(run, cwd=here, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    require_same(place, tmp_path / "out")
+
+
+def test_workers_find_what_is_meant_from_here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("images").mkdir()
+    assert _for_workers(Path("images")) == tmp_path.resolve() / "images"
+    assert _for_workers(Path("shards/*.tar")) == tmp_path / "shards" / "*.tar"
+    for location in ("s3://bucket/images", Path("cifar10:test")):
+        assert _for_workers(location) == location
+
+
+def test_workers_killed_in_the_middle_lose_nothing(place: Path, tmp_path: Path) -> None:
+    killed: list[str] = []
+    with subprocess.Popen(command(place, "images", tmp_path / "out"), stderr=subprocess.PIPE, text=True) as running:
+        while running.poll() is None and len(killed) < 2:
+            for kind in {"_decode", "_EncodeActor"} - set(killed):
+                for worker in ray_workers(kind):
+                    os.kill(worker, signal.SIGKILL)
+                    killed.append(kind)
+                    break
+        _, said = running.communicate(timeout=300)
+    assert running.returncode == 0, said
+    assert "_EncodeActor" in killed  # a decoding task may be too short to be met
+    require_same(place, tmp_path / "out")
+
+
+def ray_workers(kind: str) -> list[int]:
+    """The processes that decode or encode right now: Ray writes the name of what they do into their title."""
+    found = []
+    for entry in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            title = (entry / "cmdline").read_bytes()
+            if title.startswith(b"ray::") and kind.encode() in title:
+                found.append(int(entry.name))
+    return found
+
+
+LISTENERS = """
+import json, os, re
+from pathlib import Path
+from byol.serve.extract.ray_engine import cluster
+
+def parent(process):
+    return int(re.search(r"PPid:\\s*(\\d+)", (process / "status").read_text())[1])
+
+def mine(process):
+    while process.exists() and int(process.name) not in (1, os.getpid()):
+        process = Path("/proc", str(parent(process)))
+    return process.name == str(os.getpid())
+
+if __name__ == "__main__":
+    with cluster(None):
+        import ray
+        ray.get(ray.remote(lambda: 1).remote())
+        family = [process for process in Path("/proc").glob("[0-9]*") if mine(process)]
+        sockets = {os.readlink(file) for process in family for file in (process / "fd").iterdir() if file.is_symlink()}
+        rows = [line.split() for table in ("tcp", "tcp6") for line in Path("/proc/net", table).read_text().splitlines()]
+        print(json.dumps([row[1] for row in rows if row[3] == "0A" and f"socket:[{row[9]}]" in sockets]))
+"""
+LOOPBACK = re.compile("(?:0000000000000000FFFF0000|)[0-9A-F]{6}7F:|0{24}01000000:")  # 127.x, also as IPv6, and ::1
+
+
+def test_a_cluster_of_this_machine_listens_on_loopback_only(tmp_path: Path) -> None:
+    (tmp_path / "listeners.py").write_text(LISTENERS)
+    done = subprocess.run([sys.executable, tmp_path / "listeners.py"], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    addresses = json.loads(done.stdout)
+    assert len(addresses) > 4  # the head, the node, its agents, the workers
+    assert [address for address in addresses if not LOOPBACK.match(address)] == []
+
+
+def test_a_server_that_goes_stops_the_work_and_the_same_command_goes_on(place: Path, tmp_path: Path) -> None:
+    images = sorted((place / "images").rglob("*.png"))
+    with Web({f"/{image.relative_to(place).as_posix()}": image.read_bytes() for image in images}) as web:
+        words = command(place, "images", tmp_path / "out")
+        words[words.index(f"{place}/images")] = f"{web.url}/images"
+        web.odd["/images/dog/150.png"] = always(401)
+        done = subprocess.run(words, capture_output=True, text=True)
+        assert done.returncode == 1
+        assert "Traceback" not in done.stderr
+        said = f"Error: {web.url}/images/dog/150.png cannot be read now: HTTP 401 (Unauthorized); give the same command"
+        assert said in done.stderr
+        web.odd.clear()
+        done = subprocess.run(words, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+    require_same(place, tmp_path / "out")
+
+
+def test_rows_of_an_npz_and_an_address_that_does_not_answer(place: Path, tmp_path: Path) -> None:
+    done = subprocess.run(command(place, "pixels.npz", tmp_path / "out"), capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    local = byol("extract", place / "bundle", place / "pixels.npz", "--out", tmp_path / "local.parquet", *WORDS[:2])
+    assert local.code == 0, local.err
+    ours, theirs = read_features(tmp_path / "local.parquet"), read_features(tmp_path / "out")
+    assert (theirs.ids, theirs.labels) == (ours.ids, ours.labels)
+    np.testing.assert_allclose(theirs.x, ours.x, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("more", "code", "says"),
+    [
+        (["--variant", "auto"], 1, "name one"),
+        (["--processes", "2"], 2, "Ray has workers of its own"),
+        (["--decode-threads", "2"], 2, "Ray has workers of its own"),
+    ],
+)
+def test_what_a_cluster_cannot_do(place: Path, tmp_path: Path, more: list[str], code: int, says: str) -> None:
+    words = ("extract", place / "bundle", place / "images", "--out", f"{tmp_path}/out/", "--engine", "ray", *more)
+    done = byol(*words)
+    assert (done.code, says in done.err) == (code, True), done.err

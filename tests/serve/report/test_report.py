@@ -1,0 +1,395 @@
+"""`byol report`: what it reads, what it measures, what it writes. The page in a browser: test_page.py."""
+
+from __future__ import annotations
+
+import base64
+import csv
+import hashlib
+import io
+import json
+import re
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from sklearn.datasets import load_digits
+from sklearn.decomposition import PCA
+
+from byol.bundle.folder import Bundle
+from byol.bundle.manifest import Finetuning, Origin
+from byol.serve.report import pictures
+from byol.serve.report.accuracies import MOST_CLASSES, confusion_figure, shown_classes
+from byol.serve.report.curves import POINTS, thinned
+from byol.serve.report.explore import principal_components
+from byol.serve.report.measure import LABELS_PER_CLASS, Scores, few_amounts, measure
+from byol.serve.report.page import render
+from byol.serve.report.runs import open_entries, read_run
+from byol.serve.report.sections import Report
+from byol.training.run_folder import RunFolder
+from tests.support.command_line import byol
+from tests.support.small import RESNET18, config, picture
+from tests.support.tiny import write_images, write_tiny_bundle
+
+CPU = ("--device", "cpu")
+
+
+@pytest.fixture(autouse=True)
+def few_draws(monkeypatch):
+    """Fewer fits: each takes a while on features as poor as a tiny encoder's."""
+    monkeypatch.setattr("byol.serve.report.measure.LABELS_PER_CLASS", (1, 2))
+
+
+def write_run(path: Path, data: str = "photos", images: int = 80, **changes: object) -> Path:
+    """A run folder of 20 lines of metrics, as `byol train` writes it, without the training."""
+    run = RunFolder(path)
+    run.create(config(**changes), {"data": {"name": data, "images": images, "digest": "0" * 16}, "skipped": []})
+    for step in range(1, 21):
+        run.log({"step": step, "epoch": step / 10, "loss": 4 / step, "lr": 0.1, "tau": 0.99, "std_ratio": 0.9})
+    picture(0, (64, 32)).save(run.views)
+    return path
+
+
+def write_bundle_of(run: Path, path: Path, steps: int = 20, seed: int = 0) -> Path:
+    """A tiny bundle whose training summary is that of a run."""
+    write_tiny_bundle(path, seed=seed)
+    manifest, facts = Bundle.open(path).manifest, json.loads((run / "config.json").read_text())
+    digest = hashlib.sha256(json.dumps(facts["config"], sort_keys=True).encode()).hexdigest()
+    assert manifest.training is not None
+    training = replace(
+        manifest.training,
+        data=facts["data"]["name"],
+        images=facts["data"]["images"],
+        steps=steps,
+        config_sha256=digest,
+    )
+    replace(manifest, training=training).write(path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory):
+    """run/ and its bundle/ and untrained/, other/ (a run) and foreign/ (a bundle), train/, test/, flat/."""
+    root = tmp_path_factory.mktemp("report")
+    write_run(root / "run")
+    write_run(root / "other", seed=7)
+    write_bundle_of(root / "run", root / "bundle")
+    write_bundle_of(root / "run", root / "untrained", steps=0, seed=1)
+    write_tiny_bundle(root / "foreign", seed=2)
+    manifest = Bundle.open(root / "foreign").manifest
+    replace(manifest, training=None, origin=Origin("lightly", "r50.ckpt", "a" * 64)).write(root / "foreign")
+    write_images(root / "train", {"cat": 20, "dog": 20, "owl": 12})
+    write_images(root / "test", {"cat": 8, "dog": 6, "owl": 5}, seed=1)
+    write_images(root / "flat", {"": 9}, seed=2)
+    return root
+
+
+def text_of(path: Path) -> str:
+    """What a reader sees: without style, scripts and tags, white space as one blank."""
+    html = path.read_text(encoding="utf-8")
+    bare = re.sub(r"<(script|style)\b.*?</\1>", " ", html, flags=re.DOTALL)
+    return re.sub(r"\s+", " ", re.sub(r"<[^>]+>", " ", bare))
+
+
+def made(out: Path, *words: object) -> Path:
+    done = byol("report", *words, "--out", out, *CPU)
+    assert done.code == 0, done.err
+    return out
+
+
+# -------------------------------------------------------------------------------------------- runs and bundles
+
+
+def test_a_run_and_the_bundle_exported_from_it_are_one(place, tmp_path):
+    """The digest of the settings as `byol export` writes it is recomputed from config.json alone."""
+    RunFolder(tmp_path / "run").create(
+        config(**RESNET18), {"data": {"name": "photos", "images": 80, "digest": "0" * 16}}
+    )
+    RunFolder(tmp_path / "run").log({"step": 20, "epoch": 2.0, "loss": 1.0})
+    entries = open_entries([tmp_path / "run", place / "bundle"])
+    assert [(entry.name, entry.run is None, entry.bundle is None) for entry in entries] == [("run", False, False)]
+
+
+def test_other_bundles_stay_entries_of_their_own(site):
+    entries = open_entries([site / name for name in ("untrained", "run", "bundle", "foreign", "other")])
+    assert [entry.name for entry in entries] == ["untrained", "run", "foreign", "other"]
+    joined = entries[1].bundle
+    assert joined is not None
+    assert joined.folder == site / "bundle"  # not the one of step 0
+    assert entries[3].bundle is None
+
+
+def test_a_bundle_of_another_step_is_not_the_run(site, tmp_path):
+    earlier = write_bundle_of(site / "run", tmp_path / "earlier", steps=10)
+    for other in (site / "untrained", earlier):
+        entries = open_entries([site / "run", other])
+        assert [(entry.run is None, entry.bundle is None) for entry in entries] == [(False, True), (True, False)]
+
+
+def test_a_fine_tuned_bundle_is_called_that_and_is_not_the_run(site, tmp_path):
+    bundle = write_bundle_of(site / "run", tmp_path / "tuned")
+    manifest = Bundle.open(bundle).manifest
+    replace(manifest, finetuning=Finetuning("labelled", 12, 0.02, 30, from_scratch=False)).write(bundle)
+    assert len(open_entries([site / "run", bundle])) == 2
+    shown = text_of(made(tmp_path / "r.html", bundle))
+    assert "8 features, fine-tuned with the labels of 12 images of labelled." in shown
+    assert "Fine-tuned on labelled: 12 labelled images, 30 epochs" in shown
+    tuning = Finetuning("labelled", 12, 0.02, 30, from_scratch=True)
+    replace(manifest, training=None, finetuning=tuning).write(bundle)
+    shown = text_of(made(tmp_path / "r.html", bundle))
+    assert "30 epochs, from random weights" in shown
+    assert "elsewhere" not in shown
+
+
+def test_a_run_that_stopped_early_says_so_and_keeps_its_last_knn(tmp_path):
+    run = write_run(tmp_path / "run", epochs=4)
+    folder = RunFolder(run)
+    lines = [{**record, "knn_top1": 0.625} if record["step"] == 10 else record for record in folder.metrics()]
+    (run / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    shown = text_of(made(tmp_path / "r.html", run))
+    assert "20 of 40 steps, 2 epochs. The run was stopped early, or still goes on." in shown
+    assert "kNN 62.5 % top-1 at epoch 1" in shown
+    shown = text_of(made(tmp_path / "r.html", run, write_run(tmp_path / "other")))
+    assert "20 of 40" in shown
+    assert "62.5 (at epoch 1)" in shown
+
+
+def test_the_folder_of_a_fine_tuning_is_to_be_exported_first(tmp_path):
+    run = RunFolder(tmp_path / "tuned")
+    run.start({"task": "finetune", "config": {}}, "resnet18")
+    run.log({"draw": 0, "part": "final"})
+    done = byol("report", run.path, "--out", tmp_path / "r.html")
+    assert (done.code, done.err.count("\n")) == (1, 1)
+    assert "was written by `byol finetune`; export it and give the bundle" in done.err
+
+
+def test_names_are_as_long_as_needed(tmp_path):
+    paths = [write_run(tmp_path / part / "run") for part in ("a", "b")]
+    assert [entry.name for entry in open_entries(paths)] == ["a/run", "b/run"]
+
+
+def test_a_line_that_is_still_written_is_left_out(tmp_path):
+    run = write_run(tmp_path / "run")
+    with open(run / "metrics.jsonl", "a") as stream:
+        stream.write('{"step": 21, "ep')
+    assert (len(read_run(run).records), read_run(run).cut_off) == (20, True)
+    done = byol("report", run, "--out", tmp_path / "r.html")
+    assert done.code == 0
+    assert "half written" in done.err
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        ("", "has no metrics yet"),
+        ('{"step": 1, "epo', "has no metrics yet"),
+        ("nonsense\n", "line 1: not valid JSON"),
+        ('{"step": 1, "epoch": 1}\n[1]\n', "line 2: not a JSON object"),
+        ('{"step": 1, "epoch": 1, "loss": "low"}\n', "line 1: loss is not a number"),
+    ],
+)
+def test_damaged_metrics_are_named(tmp_path, content, words):
+    run = write_run(tmp_path / "run")
+    (run / "metrics.jsonl").write_text(content)
+    done = byol("report", run, "--out", tmp_path / "r.html")
+    assert (done.code, done.err.count("\n")) == (1, 1)
+    assert words in done.err
+    assert not (tmp_path / "r.html").exists()
+
+
+def test_wrong_paths_and_options_take_one_line(site, tmp_path):
+    out = ("--out", tmp_path / "r.html")
+    both = ("--train", site / "train", "--test", site / "test")
+    cases = [
+        (1, "neither a run (config.json) nor a bundle (manifest.json); it contains", site),
+        (1, "neither a run", site / "train" / "cat"),
+        (1, "is given twice", site / "run", site / "run"),
+        (2, "does not exist", site / "nothing"),
+        (2, "byol export RUN --out BUNDLE", site / "run", *both),
+        (2, "give both --train and --test", site / "bundle", "--train", site / "train"),
+        (
+            1,
+            "classes that",
+            site / "bundle",
+            "--train",
+            site / "test",
+            "--test",
+            write_images(tmp_path / "x", {"emu": 2, "cat": 1}),
+        ),
+    ]
+    for code, words, *arguments in cases:
+        done = byol("report", *arguments, *out)
+        assert done.code == code, (arguments, done.err)
+        assert str(words) in done.err
+        assert "Traceback" not in done.err
+    assert not (tmp_path / "r.html").exists()
+
+
+def test_a_file_where_the_pages_folder_would_be_is_refused_before_any_work(site, tmp_path, monkeypatch):
+    (tmp_path / "notes").write_text("mine")
+    monkeypatch.setattr("byol.serve.report.page.render", lambda _: pytest.fail("renders"))
+    for out in (tmp_path / "notes" / "r.html", tmp_path / "notes" / "deep" / "r.html"):
+        done = byol("report", site / "run", "--out", out)
+        assert (done.code, "notes is no folder that can be written to" in done.err) == (2, True)
+
+
+def test_a_damaged_config_is_named(tmp_path):
+    run = write_run(tmp_path / "run")
+    for content in ("{", "[]", "{}"):
+        (run / "config.json").write_text(content)
+        done = byol("report", run, "--out", tmp_path / "r.html")
+        assert (done.code, done.err.count("\n")) == (1, 1)
+        assert "config.json" in done.err
+
+
+# ---------------------------------------------------------------------------------------------------- measured
+
+
+def test_figures_are_those_of_the_other_commands(site, tmp_path, monkeypatch):
+    kept: list[Scores] = []
+
+    def kept_measure(*words):
+        kept.append(measure(*words))
+        return kept[-1]
+
+    monkeypatch.setattr("byol.serve.report.measure.measure", kept_measure)
+    both = ("--train", site / "train", "--test", site / "test", *CPU)
+    page = made(tmp_path / "r.html", site / "run", site / "bundle", *both[:4])
+    knn = json.loads(byol("knn", site / "bundle", *both, "--json").out)
+    words = ("--labels-per-class", "1", "--confusion", tmp_path / "c.csv", "--json")
+    linear = json.loads(byol("linear", site / "bundle", *both, *words).out)
+    shown = text_of(page)
+    few = linear["few_labels"][0]
+    assert f"kNN {100 * knn['top1']:.1f} % top-1, k = 20" in shown
+    assert f"Linear probe {100 * linear['top1']:.1f} % top-1, all 52 labels" in shown
+    assert f"With 1 label a class {100 * few['mean']:.1f} % linear, \u00b1 {100 * few['deviation']:.1f}" in shown
+    assert "Top-1 on 19 test images; 52 labelled training images, 3 classes." in shown
+    with open(tmp_path / "c.csv", newline="") as stream:
+        rows = list(csv.reader(stream))[1:]
+    drawn = confusion_figure(kept[0]).renderers[0].data_source.data
+    assert drawn["count"].tolist() == [int(cell) for row in rows for cell in row[1:]]
+
+
+def test_a_comparison_tabulates_every_encoder(site, tmp_path):
+    names = ("run", "bundle", "untrained", "other")
+    paths = [site / name for name in names]
+    done = byol(
+        "report", *paths, "--train", site / "train", "--test", site / "test", "--out", tmp_path / "r.html", *CPU
+    )
+    assert done.code == 0, done.err
+    assert "other: no bundle of this run is given" in done.err
+    shown = text_of(tmp_path / "r.html")
+    assert "3 encoders compared" in shown
+    for name in ("run", "untrained", "other"):
+        assert name in shown
+    assert "Confusion of the linear probe of run" in shown
+
+
+def test_unlabelled_images_get_a_map_and_neighbours_only(site, tmp_path):
+    for train, test in (("train", "flat"), ("flat", "flat"), ("flat", "test")):
+        page = made(tmp_path / "r.html", site / "bundle", "--train", site / train, "--test", site / test)
+        shown = text_of(page)
+        assert "Nearest neighbours" in shown
+        assert "Map of the features" in shown
+        assert "Confusion" not in shown
+        assert "top-1" not in shown
+
+
+def test_few_images_are_enough(site, tmp_path):
+    small = write_images(tmp_path / "small", {"cat": 1, "dog": 1})
+    page = made(tmp_path / "r.html", site / "bundle", "--train", small, "--test", small)
+    assert "each its 2 nearest of 2 training images" in text_of(page)
+    page = made(tmp_path / "r.html", site / "bundle", "--train", small, "--test", small / "cat" / "000.png")
+    assert "1 of 1 test images" in text_of(page)
+
+
+def test_features_files_have_no_pictures(site, tmp_path):
+    for name in ("train", "test"):
+        assert byol("extract", site / "bundle", site / name, "--out", tmp_path / f"{name}.parquet", *CPU).code == 0
+    both = ("--train", tmp_path / "train.parquet", "--test", tmp_path / "test.parquet")
+    shown = text_of(made(tmp_path / "r.html", site / "bundle", *both))
+    assert "Features files hold no pictures" in shown
+    assert "Confusion" in shown
+
+
+def test_a_bundle_without_training_summary_says_where_it_is_from(site, tmp_path):
+    shown = text_of(made(tmp_path / "r.html", site / "foreign"))
+    assert "no training summary; read from r50.ckpt (lightly" in shown
+
+
+def test_few_label_amounts_leave_labels_over(monkeypatch):
+    monkeypatch.setattr("byol.serve.report.measure.LABELS_PER_CLASS", LABELS_PER_CLASS)
+    assert few_amounts(np.repeat(["a", "b"], [30, 11])) == [1, 2, 5, 10]
+    assert few_amounts(np.repeat(["a", "b"], [30, 1])) == []
+    assert few_amounts(np.repeat(np.arange(1000).astype(str), 30)) == [1, 2, 5, 10]  # 20,000 labels are not few
+
+
+def test_principal_components_are_scikit_learns():
+    x = load_digits().data[:300].astype(np.float32)
+    found, reference = principal_components(x), PCA(2).fit(x)
+    expected = reference.transform(x)
+    signs = np.sign((found.points * expected).sum(0))
+    np.testing.assert_allclose(found.points * signs, expected, atol=1e-3)  # of values up to 40, from float32 features
+    assert found.axes[0] == f"principal component 1 ({reference.explained_variance_ratio_[0]:.0%} of the variance)"
+
+
+@pytest.mark.parametrize("shape", [(1, 4), (2, 4), (5, 1)])
+def test_principal_components_of_very_little(shape):
+    found = principal_components(np.random.default_rng(0).normal(size=shape).astype(np.float32))
+    assert found.points.shape == (shape[0], 2)
+    assert np.isfinite(found.points).all()
+    assert "nan" not in "".join(found.axes)
+
+
+def test_umap_is_a_second_map(site, tmp_path):
+    pytest.importorskip("umap", reason="umap-learn is not installed")
+    page = made(tmp_path / "r.html", site / "bundle", "--train", site / "train", "--test", site / "test")
+    assert "UMAP" in text_of(page)
+
+
+# ---------------------------------------------------------------------------------------------------- the page
+
+
+def test_a_long_run_is_thinned_to_its_ends():
+    records = [{"step": step, "epoch": step / 100, "loss": 1.0} for step in range(1, 12346)]
+    kept = thinned(records)
+    assert len(kept) == POINTS
+    assert (kept[0], kept[-1]) == (records[0], records[-1])
+
+
+def test_pictures_of_noise_stay_within_their_budget():
+    """Noise is what no codec makes smaller."""
+    generator = np.random.default_rng(0)
+    noise = (Image.fromarray(generator.integers(0, 256, (300, 400, 3), dtype=np.uint8)) for _ in range(976))
+    shown = pictures.thumbnails(noise)
+    assert len(shown) == 976
+    assert sum(map(len, shown)) < 4 / 3 * pictures.THUMBNAIL_BYTES + 976 * 40
+
+
+def test_a_tiny_picture_keeps_its_pixels():
+    pixels = np.random.default_rng(0).integers(0, 256, (8, 8, 3), dtype=np.uint8)
+    (uri,) = pictures.thumbnails([Image.fromarray(pixels)])
+    with Image.open(io.BytesIO(base64.b64decode(uri.partition(",")[2]))) as read:
+        np.testing.assert_array_equal(np.asarray(read.convert("RGB")), pixels)
+
+
+def test_a_page_beyond_5_mb_is_refused(site, monkeypatch):
+    monkeypatch.setattr("byol.serve.report.page.MAX_BYTES", 1_000_000)
+    with pytest.raises(ValueError, match="compare fewer runs"):
+        render(Report(open_entries([site / "run"])))
+
+
+def test_many_classes_are_cut_to_the_most_confused():
+    confusion = np.diag(np.full(100, 5))
+    confusion[40, 41] = 3
+    scores = Scores(1000, 503, {20: 0.5}, 0.9, [], [f"c{i:02}" for i in range(100)], confusion)
+    chosen = shown_classes(scores)
+    assert len(chosen) == MOST_CLASSES
+    assert 40 in chosen
+    assert list(chosen) == sorted(chosen)
+
+
+def test_the_page_names_no_folder_of_this_machine(site, tmp_path):
+    page = made(tmp_path / "r.html", site / "run", site / "bundle", "--train", site / "train", "--test", site / "test")
+    assert str(site) not in page.read_text()

@@ -1,0 +1,1 @@
+"""What tests share: small inputs, hostile inputs, servers, the command line."""

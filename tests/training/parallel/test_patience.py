@@ -1,0 +1,121 @@
+"""Two processes on the CPU of which the first one has long work to do: the other waits for it, as long as it lives."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from tests.support.small import REPOSITORY, folder
+
+# The time-out of collectives, lowered to what can be waited for in a test once the processes have met, and work that
+# takes longer.
+QUICK = """
+import functools, os, sys, time
+from datetime import timedelta
+import torch.distributed as dist
+real = dist.init_process_group
+def meet(*arguments, **options):
+    real(*arguments, **options)
+    dist.distributed_c10d._set_pg_timeout(timedelta(seconds=4), None)
+dist.init_process_group = meet
+from byol.training.parallel.processes import LostProcess, joined
+def long_work():
+    time.sleep(5)
+"""
+
+WAITING = """
+with joined() as world:
+    done = []
+    world.first_then_others(lambda: done.append(world.first and long_work()))
+    if not world.first:
+        long_work()
+    told = world.tell("what is said: \u00e9" if world.first else "")
+    assert told == "what is said: \u00e9"
+    assert world.tell("") == ""
+    assert len(done) == 1
+print("passed")
+"""
+
+LOST = """
+try:
+    with joined() as world:
+        if world.first:
+            print("at work", flush=True)
+            time.sleep(600)
+        world.wait()
+except LostProcess as error:
+    print(error, flush=True)
+"""
+
+TRAINING = """
+from byol.training import job
+from byol.training import loop
+def slow(module, name):
+    real = getattr(module, name)
+    def slowly(*arguments, **options):
+        if os.environ["RANK"] == "0":
+            long_work()
+        return real(*arguments, **options)
+    setattr(module, name, slowly)
+for module, name in ((loop, "save_views"), (loop, "save_checkpoint"), (job, "open_images")):
+    slow(module, name)
+from tests.support.small import config
+job.run_training(config(max_steps=2), sys.argv[1], job.Path(sys.argv[2]))
+print("passed")
+"""
+
+
+@contextmanager
+def pair(tmp_path: Path, script: str, *arguments: object) -> Iterator[list[subprocess.Popen[str]]]:
+    """Two processes of one job, without a launcher that would end the one with the other."""
+    (tmp_path / "script.py").write_text(QUICK + script)
+    shared = {"WORLD_SIZE": "2", "BYOL_MEETING": f"file://{tmp_path}/meeting", "OMP_NUM_THREADS": "1"}
+    shared |= {"PYTHONPATH": str(REPOSITORY), "GLOO_SOCKET_IFNAME": "lo0" if sys.platform == "darwin" else "lo"}
+    command = [sys.executable, str(tmp_path / "script.py"), *map(str, arguments)]
+    pipe = subprocess.PIPE
+    processes = [
+        subprocess.Popen(
+            command,
+            env={**os.environ, **shared, "RANK": rank, "LOCAL_RANK": rank},
+            stdout=pipe,
+            stderr=pipe,
+            text=True,
+        )
+        for rank in ("0", "1")
+    ]
+    try:
+        yield processes
+    finally:
+        for process in processes:
+            process.kill()
+            process.communicate()
+
+
+def test_long_work_of_the_first_process_is_waited_for(tmp_path: Path) -> None:
+    with pair(tmp_path, WAITING) as processes:
+        for process in processes:
+            out, err = process.communicate(timeout=240)
+            assert out.endswith("passed\n"), err
+
+
+def test_a_process_that_dies_meanwhile_is_not(tmp_path: Path) -> None:
+    with pair(tmp_path, LOST) as (first, other):
+        assert first.stdout is not None
+        assert first.stdout.readline() == "at work\n"
+        first.send_signal(signal.SIGKILL)
+        out, err = other.communicate(timeout=120)
+        assert out == "another process of this job is gone; continue with --resume\n", err
+        assert other.returncode == 0
+
+
+def test_a_run_whose_first_process_is_slow_at_all_that_it_does_alone(tmp_path: Path) -> None:
+    with pair(tmp_path, TRAINING, folder(tmp_path / "images"), tmp_path / "run") as processes:
+        for process in processes:
+            out, err = process.communicate(timeout=300)
+            assert out.endswith("passed\n"), err
+    assert (tmp_path / "run" / "last.safetensors").exists()

@@ -1,0 +1,258 @@
+"""A run that goes on with less room, fewer threads, another default: its weights end the same, bit for bit."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from byol.images.cache import DecodedCache
+from byol.images.open import open_source
+from byol.signals import Ended
+from byol.training import device
+from byol.training.begun import Begun, difference
+from byol.training.data import decoded
+from byol.training.data.decoded import open_images
+from byol.training.data.intake import ImageTensor, Intake, StreamedImages
+from byol.training.job import run_training
+from byol.training.run_folder import RunFolder
+from tests.support.small import config, folder
+
+STEPS = 6
+
+
+@pytest.fixture(autouse=True)
+def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """A cache of this test's own that also takes few images."""
+    monkeypatch.setattr(decoded, "SMALL", 0)
+    monkeypatch.setenv("BYOL_HOME", str(tmp_path / "home"))
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+def images(tmp_path: Path, kind: str) -> Path:
+    """20 pictures, two of them broken: a folder, a list of them, or a Parquet file of 20 row groups."""
+    made: Path = folder(tmp_path / "images")
+    for name in ("cat/003.png", "dog/007.png"):
+        (made / name).write_bytes(b"broken")
+    files = sorted(made.rglob("*.png"))
+    if kind == "list":
+        (tmp_path / "list.txt").write_text("".join(f"{file}\n" for file in files))
+        return tmp_path / "list.txt"
+    if kind == "parquet":
+        table = pa.table({"image": [file.read_bytes() for file in files]})
+        pq.write_table(table, tmp_path / "images.parquet", row_group_size=1)
+        return tmp_path / "images.parquet"
+    return made
+
+
+def train(images: Path, out: Path, stop_after: int = 0, resume: bool = False, **changes: Any) -> None:
+    """A run of six steps; `stop_after` so many it is stopped by a signal."""
+    log = RunFolder.log
+
+    def stopping(run: RunFolder, record: dict[str, Any]) -> None:
+        log(run, record)
+        if record["step"] == stop_after:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(RunFolder, "log", stopping)
+        settings = config(max_steps=STEPS, **changes)
+        if stop_after:
+            with pytest.raises(Ended, match=f"after step {stop_after}"):
+                run_training(settings, images, out, resume=resume)
+        else:
+            run_training(settings, images, out, resume=resume)
+
+
+def weights(run: Path) -> dict[str, bytes]:
+    return {name: value.numpy().tobytes() for name, value in load_file(run / "last.safetensors").items()}
+
+
+def room(patch: pytest.MonkeyPatch, gigabytes: int) -> None:
+    patch.setenv("BYOL_CACHE_GB", str(gigabytes))
+
+
+@pytest.mark.parametrize("kind", ["folder", "parquet"])
+@pytest.mark.parametrize(("first", "then"), [(100, 0), (0, 100)])
+def test_room_that_comes_or_goes_changes_nothing(
+    tmp_path: Path, kind: str, first: int, then: int, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    found = images(tmp_path, kind)
+    room(monkeypatch, first)
+    train(found, tmp_path / "whole")
+    train(found, tmp_path / "run", stop_after=2)
+    room(monkeypatch, then)
+    train(found, tmp_path / "run", stop_after=4, resume=True)
+    assert "streamed" in capfd.readouterr().err
+    room(monkeypatch, first)
+    train(found, tmp_path / "run", resume=True)
+    assert weights(tmp_path / "run") == weights(tmp_path / "whole")
+    stored = json.loads((tmp_path / "run" / "config.json").read_text())
+    assert stored["data"]["images"] == (18 if first else 20)
+    assert stored["feed"] == ("decoded" if first else "streamed")
+
+
+def test_without_a_word_of_it_both_ways_would_differ(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else the test above could not fail."""
+    found = images(tmp_path, "parquet")
+    for gigabytes in (0, 100):
+        room(monkeypatch, gigabytes)
+        train(found, tmp_path / str(gigabytes))
+    assert weights(tmp_path / "0") != weights(tmp_path / "100")
+
+
+def test_an_image_that_can_be_read_now_stays_left_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from byol.images import folder as module
+    from byol.images.picture.read import read_image
+    from byol.images.surroundings import UnreadableImage
+
+    found = folder(tmp_path / "images")
+
+    def refuse(path: bytes, anchors: object) -> object:
+        if path.endswith(b"001.png"):
+            raise UnreadableImage("Permission denied")
+        return read_image(path)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(module, "read_image", refuse)
+        train(found, tmp_path / "whole")
+        train(found, tmp_path / "run", stop_after=2)
+    train(found, tmp_path / "run", resume=True)
+    assert weights(tmp_path / "run") == weights(tmp_path / "whole")
+
+
+def test_an_image_that_cannot_be_read_any_more_is_named(tmp_path: Path) -> None:
+    source = open_source(images(tmp_path, "folder"))
+    begun = Intake(False, frozenset({"cat/003.png"}))
+    with pytest.raises(
+        ValueError, match=r"1 images that the run began with .*first: dog/007.png: not an image.*restore"
+    ):
+        open_images(source, 16, cache=DecodedCache(limit=10**9), begun=begun)
+
+
+def test_rows_of_a_run_are_streamed_or_decoded_in_the_same_order(tmp_path: Path) -> None:
+    source = open_source(images(tmp_path, "parquet"))
+    decoded = open_images(source, 16, cache=DecodedCache(limit=10**9))
+    assert isinstance(decoded, ImageTensor)
+    begun = Intake.from_text(Intake.of(decoded).to_text())
+    assert begun.count(source) == 18
+    with pytest.warns(UserWarning, match="row groups are read in any order"):
+        streamed = open_images(source, 16, cache=DecodedCache(limit=0), begun=begun)
+    assert isinstance(streamed, StreamedImages)
+    assert streamed.source.blocks is None
+    pixels, aspect = streamed.read(torch.arange(18))
+    assert torch.equal(pixels, decoded.pixels[:18])
+    assert torch.equal(aspect, decoded.aspect)
+
+
+# ----------------------------------------------------------------------------------------- the machine's choices
+
+
+def test_the_number_of_threads_and_the_precision_stay(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("byol.training.begun.usable_cores", lambda: 2)
+    found = folder(tmp_path / "images", per_class=6)
+    with monkeypatch.context() as patch:
+        patch.setattr(device, "_has_fast_bf16", lambda _: True)
+        torch.set_num_threads(2)
+        train(found, tmp_path / "whole", precision="auto")
+        train(found, tmp_path / "run", stop_after=3, precision="auto")
+    torch.set_num_threads(1)
+    monkeypatch.setattr(device, "_has_fast_bf16", lambda _: False)
+    train(found, tmp_path / "run", resume=True, precision="auto")
+    assert weights(tmp_path / "run") == weights(tmp_path / "whole")
+    assert torch.get_num_threads() == 1
+    said = capfd.readouterr().err
+    assert "fp32" not in said
+    assert "bit for bit" not in said
+    computed = json.loads((tmp_path / "run" / "config.json").read_text())["computed"]
+    assert (computed["threads"], computed["precision"], computed["device"]) == (2, "bf16", "cpu")
+
+
+def test_what_cannot_stay_is_said(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    found = folder(tmp_path / "images", per_class=4)
+    train(found, tmp_path / "run", stop_after=1)
+    place = tmp_path / "run" / "config.json"
+    content = json.loads(place.read_text())
+    content["computed"] |= {"threads": 4000, "processor": "another"}
+    content["versions"]["torch"] = "1.0"
+    place.write_text(json.dumps(content))
+    train(found, tmp_path / "run", resume=True)
+    here = torch.backends.cpu.get_cpu_capability()
+    changed = f"processor {here} (was another), threads 1 (was 4000), torch {torch.__version__} (was 1.0)"
+    assert f"not bit for bit what it would be without the stop, since this has changed: {changed}" in (
+        capfd.readouterr().err
+    )
+
+
+def test_a_run_of_an_earlier_version_goes_on(tmp_path: Path) -> None:
+    found = folder(tmp_path / "images", per_class=4)
+    train(found, tmp_path / "whole")
+    train(found, tmp_path / "run", stop_after=1)
+    place = tmp_path / "run" / "config.json"
+    content = json.loads(place.read_text())
+    for name in ("feed", "computed"):
+        del content[name]
+    del content["data"]["content"]
+    place.write_text(json.dumps(content))
+    train(found, tmp_path / "run", resume=True)
+    assert weights(tmp_path / "run") == weights(tmp_path / "whole")
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        {"feed": "both", "skipped": []},
+        {"feed": "streamed"},
+        {"feed": "decoded", "skipped": [{"reason": "x"}]},
+        {"feed": "decoded", "skipped": ["x"]},
+        {"computed": []},
+        {"computed": {"device": "cpu"}},
+        {"computed": dict.fromkeys(("device", "processor", "precision", "compile", "processes", "threads"), "1")},
+    ],
+)
+def test_damage_is_told(content: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match=r"feed is|skipped is|computed is"):
+        Begun.of(content)
+
+
+# ------------------------------------------------------------------------------------------ changed images
+
+
+@pytest.mark.parametrize("kind", ["folder", "list", "parquet"])
+def test_other_images_under_the_same_names_are_refused_and_copies_are_not(tmp_path: Path, kind: str) -> None:
+    found = images(tmp_path, kind)
+    train(found, tmp_path / "run", stop_after=1)
+    changed = found if kind == "parquet" else tmp_path / "images" / "cat" / "000.png"
+    kept = changed.read_bytes()
+    for path in (tmp_path / "images").rglob("*.png"):
+        os.utime(path, (1, 1))  # as of a copy
+    shutil.copyfile(tmp_path / "images" / "dog" / "001.png", tmp_path / "images" / "cat" / "000.png")
+    if kind == "parquet":
+        files = sorted((tmp_path / "images").rglob("*.png"))
+        pq.write_table(pa.table({"image": [file.read_bytes() for file in files]}), found, row_group_size=1)
+    with pytest.raises(ValueError, match=r"of which some are others now, under the same names; give the images"):
+        train(found, tmp_path / "run", resume=True)
+    changed.write_bytes(kept)
+    train(found, tmp_path / "run", resume=True)
+
+
+def test_digests_that_an_earlier_version_did_not_keep_are_not_compared() -> None:
+    now = {"name": "a", "images": 2, "digest": "0", "content": "1"}
+    assert difference({"name": "a", "images": 2, "digest": "0"}, now) is None
+    assert difference({**now, "content": "2"}, now) is not None
+    assert difference({**now, "more": 1}, now) is not None

@@ -1,0 +1,193 @@
+"""What a training finds out before it decodes an image, and what it remembers of its validation images."""
+
+import json
+import sys
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from byol.encoders.build import Pretrained, build_encoder
+from byol.export.exporter import try_export
+from byol.training import exportable, job
+from byol.training.job import run_training
+from tests.support.command_line import byol
+from tests.support.small import config, folder
+
+MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+SMALL = ("--arch", "resnet18", "--stem", "imagenet", "--image-size", 16, "--batch-size", 8, "--max-steps", 1)
+NARROW = ("--set", "projector_hidden=16", "--set", "projector_out=8", "--set", "predictor_hidden=16")
+CPU = ("--device", "cpu", "--precision", "fp32", *NARROW)
+
+
+@pytest.fixture(scope="module")
+def images(tmp_path_factory):
+    return folder(tmp_path_factory.mktemp("data") / "train", per_class=8)
+
+
+@pytest.fixture
+def no_decoding(monkeypatch):
+    def fail(*_arguments):
+        pytest.fail("an image was decoded")
+
+    monkeypatch.setattr(job, "open_images", fail)
+    monkeypatch.setattr(job, "canvas_side", fail)
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (("--batch-size", 32), "batch_size 32 is more than the 16 images"),
+        (("--device", "cuda"), "device is cuda, but torch"),
+        (("--val-data", "nowhere"), "nowhere does not exist"),
+        (("--val-data", "{images}/cat"), "8 of 8 images have no label"),
+        (("--val-data", "{images}", "--set", "knn_every=0"), "knn_every is 0"),
+        (("--nproc", 3), "batch_size 8 cannot be split"),
+        (("--nproc", 257), "257 is not in the range"),
+        (("--image-size", 8200), "image_size is 8200; legal: at most 8,192"),
+        (("--set", "warmup_epochs=1e308"), "warmup_epochs is 1e+308; legal: a finite number"),
+        (("--max-steps", "1" + 400 * "0"), "max_steps is 1000"),
+        (("--max-steps", "1" + 5000 * "0"), "is not a valid integer"),
+    ],
+)
+def test_settings_that_cannot_work_are_refused_before_an_image_is_decoded(
+    images, tmp_path, no_decoding, words, message
+):
+    if "cuda" in words and torch.cuda.is_available():
+        pytest.skip("this machine has CUDA")
+    words = [str(word).replace("{images}", str(images)) for word in words]
+    done = byol("train", images, "--out", tmp_path / "run", *SMALL, *CPU, *words)
+    assert done.code in (1, 2)
+    assert message in done.err
+    assert "Traceback" not in done.err
+    assert not (tmp_path / "run").exists()
+
+
+def test_what_cannot_be_resumed_is_refused_before_an_image_is_decoded(images, tmp_path, monkeypatch):
+    run_training(config(epochs=1), images, tmp_path / "run")
+    other = folder(tmp_path / "other", per_class=9)
+    monkeypatch.setattr(job, "open_images", lambda *_: pytest.fail("an image was decoded"))
+    with pytest.raises(ValueError, match=r"was trained on 16 images of train .* now are 18 images of other"):
+        run_training(config(epochs=1), other, tmp_path / "run", resume=True)
+
+
+# ------------------------------------------------------------------------------------------------ validation images
+
+
+def test_validation_images_are_remembered(images, tmp_path, capfd):
+    run, settings = tmp_path / "run", config(epochs=1)
+    validation = folder(tmp_path / "val", per_class=4, start=5000)
+    (validation / "dog" / "003.png").write_bytes(b"no picture")
+    run_training(settings, images, run, validation)
+    said = capfd.readouterr().err
+    assert "kNN: 8 validation images, bank: 16 training images" in said
+    assert "skipped 1 of the images for kNN:\n  dog/003.png: not an image" in said
+    assert json.loads((run / "config.json").read_text())["val_data"]["images"] == 8
+
+    run_training(settings, images, run, resume=True)
+    said = capfd.readouterr().err
+    assert "warning: no kNN from here on; the run measured it on 8 images of val (digest " in said
+    with pytest.raises(ValueError, match=r"measures kNN on 8 images of val .*, but the images now are 16 images"):
+        run_training(settings, images, run, images, resume=True)
+
+
+def test_validation_images_that_come_later_are_remembered_too(images, tmp_path):
+    run, settings = tmp_path / "run", config(epochs=1)
+    run_training(settings, images, run)
+    stored = json.loads((run / "config.json").read_text())
+    run_training(settings, images, run, images, resume=True)
+    now = json.loads((run / "config.json").read_text())
+    assert now.pop("val_data")["name"] == "train"
+    assert now == stored
+
+
+# -------------------------------------------------------------------------------------------------------- the export
+
+
+class Unexportable(nn.Module):
+    """Gives as many features as there are bright values: of no known size."""
+
+    def forward(self, images):
+        return images[images > 0][None]
+
+
+class Unjudged(nn.Module):
+    """A clean graph, with an operator that serving does not take."""
+
+    head_hidden_size = 3
+
+    def forward(self, images):
+        return torch.sinh(images).mean((2, 3))
+
+
+def untrained(encoder):
+    return Pretrained(encoder, "timm:test_resnet", "imagenet", 16, MEAN, STD)
+
+
+def test_an_encoder_that_cannot_be_exported_is_told_apart():
+    encoder = build_encoder("resnet18", "cifar", 16).train()
+    before = {name: value.clone() for name, value in encoder.state_dict().items()}
+    try_export(untrained(encoder))
+    assert encoder.training
+    for name, value in encoder.state_dict().items():
+        assert torch.equal(value, before[name])
+    with pytest.raises(ValueError, match=r"the exported graph is not clean: it holds .*NonZero"):
+        try_export(untrained(Unexportable()))
+    with pytest.raises(ValueError, match="Sinh"):
+        try_export(untrained(Unjudged()))
+
+
+def test_weights_that_overflow_prove_nothing():
+    encoder = build_encoder("resnet18", "cifar", 16)
+    with torch.no_grad():
+        encoder.get_parameter("conv1.weight").fill_(1e38)
+    try_export(untrained(encoder))
+
+
+@pytest.fixture
+def refused(monkeypatch):
+    """Every encoder is taken for one that has to be tried, and cannot be exported; the sizes it was tried at."""
+    sizes = []
+
+    def refuse(source):
+        sizes.append(source.image_size)
+        raise ValueError("the exported graph is not clean")
+
+    monkeypatch.setattr(exportable, "TESTED_SIZE", 0)
+    monkeypatch.setattr("byol.export.exporter.try_export", refuse)
+    return sizes
+
+
+def test_it_is_found_out_before_training(images, tmp_path, refused, no_decoding):
+    done = byol("train", images, "--out", tmp_path / "run", *SMALL, *CPU)
+    assert done.code == 1
+    assert "resnet18 at 16 px could be trained, but not exported: the exported graph is not clean" in done.err
+    assert refused == [16]
+    assert not (tmp_path / "run").exists()
+
+
+def test_it_is_not_asked_again_nor_where_it_is_not_wanted(images, tmp_path, refused):
+    done = byol("train", images, "--out", tmp_path / "run", *SMALL, *CPU, "--no-export-check")
+    assert done.code == 0, done.err
+    done = byol("train", images, "--out", tmp_path / "run", "--resume")
+    assert done.code == 0, done.err
+    assert refused == []
+    words = ("finetune", tmp_path / "run", images, "--out", tmp_path / "tuned", "--lr", 0.01, "--epochs", 1)
+    done = byol(*words, "--device", "cpu")
+    assert (done.code, refused) == (1, [16]), done.err
+    done = byol(*words, "--device", "cpu", "--no-export-check")
+    assert done.code == 0, done.err
+
+
+def test_without_the_exporter_a_note_says_that_nothing_was_checked(images, tmp_path, monkeypatch, capfd):
+    monkeypatch.setattr(exportable, "TESTED_SIZE", 0)
+    for module in [name for name in sys.modules if name.startswith("byol.export")]:
+        monkeypatch.delitem(sys.modules, module)
+    monkeypatch.setitem(sys.modules, "onnxscript", None)
+    run_training(config(epochs=1), images, tmp_path / "run", export_check=True)
+    assert (
+        "not checked whether timm:test_resnet can be exported: the check needs onnxscript, which is not installed"
+        in capfd.readouterr().err
+    )
+    assert np.isfinite(json.loads((tmp_path / "run" / "metrics.jsonl").read_text().splitlines()[0])["loss"])

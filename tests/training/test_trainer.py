@@ -1,0 +1,379 @@
+"""Real runs of a few steps: what they write, that they continue exactly, that bad situations end in one line."""
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+from click.testing import CliRunner
+from PIL import Image
+from safetensors.torch import load_file
+
+from byol.commands.train import train
+from byol.images.open import open_source
+from byol.training.checkpoint import read_checkpoint, save_checkpoint
+from byol.training.data.batches import Order, seeded
+from byol.training.data.decoded import load_canvases
+from byol.training.job import run_training
+from byol.training.loop import fit
+from byol.training.run_folder import RunFolder
+from byol.training.trainer import Plan, Trainer
+from tests.support.small import REPOSITORY, config, folder
+
+
+@pytest.fixture(scope="module")
+def images(tmp_path_factory):
+    return folder(tmp_path_factory.mktemp("data") / "train", per_class=12)
+
+
+def weights(run):
+    return {name: value.numpy().tobytes() for name, value in load_file(run / "last.safetensors").items()}
+
+
+def trainer(images, **changes):
+    settings = config(**changes)
+    return Trainer(settings, load_canvases(open_source(images), settings.canvas_size))
+
+
+def test_a_run_writes_what_the_design_says(images, tmp_path):
+    run_training(config(keep_every=1, checkpoint_every=4), images, tmp_path / "run", images)
+    names = sorted(path.name for path in (tmp_path / "run").iterdir())
+    assert names == [
+        "config.json",
+        "last.safetensors",
+        "metrics.jsonl",
+        "step-00000000.safetensors",
+        "step-00000003.safetensors",
+        "step-00000006.safetensors",
+        "views.png",
+    ]
+    records = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    assert [r["step"] for r in records] == [1, 2, 3, 4, 5, 6]
+    keys = {"step", "epoch", "loss", "lr", "tau", "images_per_second", "std_ratio", "rankme", "cosine"}
+    assert all(keys <= set(r) for r in records)
+    assert ["knn_top1" in r for r in records] == [False, False, True, False, False, True]
+    assert records[0]["lr"] == 0
+    assert records[0]["tau"] == pytest.approx(0.99)
+    stored = json.loads((tmp_path / "run" / "config.json").read_text())
+    assert stored["config"]["batch_size"] == 8
+    assert stored["data"]["images"] == 24
+    assert stored["versions"]["torch"] == torch.__version__
+    with Image.open(tmp_path / "run" / "views.png") as grid:
+        assert grid.size == (8 * 16, 2 * 16)
+    prefixes = {name.rpartition(".")[0].split(".")[0] for name in load_file(tmp_path / "run" / "last.safetensors")}
+    assert prefixes == {"online", "predictor", "target", "optimizer"}
+    assert not any(
+        "_orig_mod" in name or "module." in name for name in load_file(tmp_path / "run" / "last.safetensors")
+    )
+
+
+def test_training_learns_and_the_untrained_encoder_is_kept(images, tmp_path):
+    run_training(config(keep_every=9, epochs=12), images, tmp_path / "run", None)
+    records = RunFolder(tmp_path / "run").metrics()
+    assert records[-1]["loss"] < 0.7 * records[0]["loss"]
+    first = read_checkpoint(tmp_path / "run" / "step-00000000.safetensors").encoder()
+    last = read_checkpoint(tmp_path / "run" / "last.safetensors").encoder()
+    assert not torch.equal(first["conv1.0.weight"], last["conv1.0.weight"])
+
+
+def test_measured_features_are_the_online_encoders(images):
+    t = trainer(images)
+    pixels, _ = t.feed.batch(0)
+    before = t.features(pixels)
+    with torch.no_grad():
+        for p in t.model.target.parameters():
+            p.add_(1)
+    assert torch.equal(t.features(pixels), before)  # not the momentum encoder's
+    assert all(m.training for m in t.model.modules())  # and training goes on as before
+    with torch.no_grad():
+        t.model.online.encoder.get_parameter("conv1.0.weight").mul_(2)
+    assert not torch.allclose(t.features(pixels), before)
+
+
+def test_what_a_process_killed_at_its_first_write_leaves_is_no_obstacle(images, tmp_path):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / ".config.json.tmp").write_text('{"conf')
+    run_training(config(epochs=1), images, tmp_path / "run", None, resume=True)
+    assert read_checkpoint(tmp_path / "run" / "last.safetensors").step == 3
+
+
+def test_epochs_visit_every_image_once_in_a_new_order():
+    order = Order(seed=0, images=24, batch_size=8)
+    epochs = [torch.cat([order.rows(3 * epoch + i) for i in range(3)]) for epoch in range(2)]
+    assert all(sorted(rows.tolist()) == list(range(24)) for rows in epochs)
+    assert epochs[0].tolist() != epochs[1].tolist()
+
+
+def test_accumulation_moves_the_target_once_per_optimizer_step(images):
+    """Tau, rate and the number of target updates must not depend on how a batch is split."""
+    seen = {}
+    for parts in (1, 4):
+        t = trainer(images, accumulate=parts)
+        calls: list[float] = []
+        t.model.update_target = calls.append
+        for step in range(4):
+            t.step(step)
+        seen[parts] = calls
+    assert seen[1] == seen[4]
+    assert len(seen[1]) == 4
+
+
+def test_what_is_observed_is_the_whole_batch(images):
+    for parts in (1, 4):
+        t = trainer(images, accumulate=parts)
+        _, seen = t.step(0)
+        assert [len(tensor) for tensor in seen] == [8] * 4
+
+
+def test_accumulated_gradients_are_the_mean_of_the_micro_batches(images):
+    t = trainer(images, accumulate=4)
+    reference = trainer(images, accumulate=4)
+    pixels, aspect = reference.feed.batch(0)
+    generator = seeded("cpu", 0, "views", 0)
+    micro = zip(pixels.chunk(4), aspect.chunk(4), strict=True)
+    losses = [reference.model(*reference.views(batch, generator, reference.config.image_size))[0] for batch in micro]
+    (sum(losses) / 4).backward()
+    t.step(0)  # rate 0: the weights stay, the gradients remain
+    for (name, p), q in zip(t.parameters.items(), reference.parameters.values(), strict=True):
+        torch.testing.assert_close(p.grad, q.grad, atol=1e-6, rtol=1e-4, msg=name)
+
+
+def test_views_start_small_for_a_share_of_the_steps(images):
+    t = trainer(images, start_size=8, start_share=0.4)  # of 6 steps: below 2.4
+    assert [t.view_size(step) for step in range(6)] == [8, 8, 8, 16, 16, 16]
+    assert [trainer(images).view_size(step) for step in (0, 5)] == [16, 16]
+    seen = []
+    t.model.online.register_forward_hook(lambda _module, inputs, _output: seen.append(inputs[0].shape[-1]))
+    for step in range(6):
+        t.step(step)
+    assert seen == [8] * 3 + [16] * 3  # of view 2; view 1 goes through the parts
+    assert t.first_views()[0].shape[-1] == 8
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{"optimizer": "lars"}, {"optimizer": "adamw", "lr": 1e-3}, {"start_size": 8, "start_share": 0.6}],
+    ids=["lars", "adamw", "two-sizes"],
+)
+def test_resume_continues_exactly(images, tmp_path, changes):
+    settings = config(epochs=2, **changes)
+    run_training(settings, images, tmp_path / "straight", None)
+    t = trainer(images, **changes)
+    run = RunFolder(tmp_path / "broken")
+    facts = read_checkpoint(tmp_path / "straight" / "last.safetensors").data
+    run.create(settings, {"data": facts})
+    for step in range(2):
+        t.step(step)
+        run.log({"step": step + 1})
+    save_checkpoint(run.last, t.state(2, facts))
+    run.log({"step": 3})  # a step after the checkpoint, and the half-written line of a killed process
+    with (tmp_path / "broken" / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 4, "lo')
+    run_training(settings, images, tmp_path / "broken", None, resume=True)
+    assert weights(tmp_path / "broken") == weights(tmp_path / "straight")
+    assert [r["step"] for r in run.metrics()] == [1, 2, 3, 4, 5, 6]
+
+
+def test_a_killed_run_resumes_to_the_same_bytes(images, tmp_path):
+    command = [sys.executable, "-m", "byol", "train", str(images), "--preset", "demo", "--batch-size", "4"]
+    command += ["--epochs", "30", "--device", "cpu", "--set", "checkpoint_every=1", "--set", "projector_hidden=32"]
+    command += ["--arch", "timm:test_resnet"]
+    command += ["--set", "predictor_hidden=32"]
+
+    def run(out, *more):
+        return subprocess.Popen(
+            [*command, "--out", str(tmp_path / out), *more], cwd=REPOSITORY, stderr=subprocess.PIPE, text=True
+        )
+
+    process = run("straight")
+    _, text = process.communicate()
+    assert process.returncode == 0, text
+    chance = random.Random(0)
+    steps = RunFolder(tmp_path / "killed").last
+    for kill in range(3):
+        process = run("killed", "--resume")
+        deadline = time.monotonic() + 60
+        before = steps.stat().st_mtime_ns if steps.exists() else 0
+        while process.poll() is None and time.monotonic() < deadline:
+            if steps.exists() and steps.stat().st_mtime_ns != before:
+                break
+            time.sleep(0.01)
+        time.sleep(chance.random() * 0.3)
+        process.send_signal(signal.SIGKILL)
+        process.communicate()
+        assert process.returncode == -signal.SIGKILL, f"run {kill} ended before it was killed"
+        assert steps.exists(), f"run {kill} was killed before its first checkpoint"
+    process = run("killed", "--resume")
+    _, text = process.communicate()
+    assert process.returncode == 0, text
+    assert weights(tmp_path / "killed") == weights(tmp_path / "straight")
+    assert not list((tmp_path / "killed").glob(".*tmp"))
+
+
+def test_a_run_has_one_process_and_sigterm_saves_the_step_and_says_how_to_go_on(images, tmp_path):
+    out = tmp_path / "run"
+    command = [sys.executable, "-m", "byol", "train", str(images), "--out", str(out), "--preset", "demo"]
+    command += ["--batch-size", "4", "--epochs", "1000", "--set", "log_every=1"]
+    process = subprocess.Popen(command, cwd=REPOSITORY, stderr=subprocess.PIPE, text=True)
+    while process.poll() is None and not (out / "metrics.jsonl").exists():
+        time.sleep(0.02)
+    second = subprocess.run([*command, "--resume"], cwd=REPOSITORY, capture_output=True, text=True)
+    assert (second.returncode, "another process is writing" in second.stderr) == (1, True), second.stderr
+    process.send_signal(signal.SIGTERM)
+    _, text = process.communicate(timeout=60)
+    assert process.returncode == 1
+    assert "stopped by SIGTERM after step" in text
+    assert "--resume" in text
+    assert "Traceback" not in text
+    assert read_checkpoint(out / "last.safetensors").step >= 1
+
+
+def test_without_predictor_training_collapses_and_the_monitor_says_so(images, tmp_path):
+    warnings: dict[int, list[str]] = {}
+    for hidden in (0, 32):
+        t = trainer(images, predictor_hidden=hidden, max_steps=60, lr=1.0, tau=0.9, warmup_epochs=1.0)
+        run = RunFolder(tmp_path / str(hidden))
+        run.create(t.config, {})
+        warnings[hidden] = []
+        fit(t, run, {}, warn=warnings[hidden].append)
+    assert any("training is collapsing" in text for text in warnings[0])
+    assert warnings[32] == []
+
+
+def test_a_diverged_run_stops_with_a_remedy_and_keeps_its_last_checkpoint(images, tmp_path):
+    t = trainer(images, epochs=4)
+    run = RunFolder(tmp_path / "run")
+    run.create(t.config, {})
+    fit(trainer(images, epochs=1), run, {})
+    good = weights(tmp_path / "run")
+    with torch.no_grad():
+        t.model.online.encoder.conv1[0].weight[0, 0, 0, 0] = float("nan")
+    with pytest.raises(ValueError, match="the loss is nan at step 1; lower --lr"):
+        fit(t, run, {})
+    assert weights(tmp_path / "run") == good
+
+
+def test_plan_needs_one_whole_batch():
+    assert Plan.of(config(batch_size=8, epochs=5, warmup_epochs=1.0), 26) == Plan(3, 15, 3)
+    assert Plan.of(config(batch_size=8, max_steps=4, warmup_epochs=9.0), 26) == Plan(3, 4, 2)
+    with pytest.raises(ValueError, match="batch_size 8 is more than the 7 images; use --batch-size 7"):
+        Plan.of(config(batch_size=8), 7)
+    with pytest.raises(ValueError, match="1 readable image is too few; batch-norm needs two"):
+        Plan.of(config(batch_size=8), 1)
+
+
+def invoke(*arguments):
+    return CliRunner().invoke(train, [str(a) for a in arguments])
+
+
+def test_commands_that_cannot_work_say_why(images, tmp_path):
+    out = tmp_path / "run"
+    result = invoke(tmp_path / "nowhere", "--out", out)
+    assert "nowhere does not exist" in str(result.exception)
+    result = invoke(images, "--out", out, "--optimizer", "adamw", "--lr", "0.3")
+    assert result.exit_code == 2
+    assert "looks like a rate for LARS" in result.output
+    for words in (("--set", "view1.flip=abc"), ("--set", "mean=[0.5]"), ("--seed", "9" * 23)):
+        result = invoke(images, "--out", out, *words)
+        assert (result.exit_code, "; legal: " in result.output) == (2, True)
+        assert not out.exists()
+    (out / "mine").mkdir(parents=True)
+    result = invoke(images, "--out", out, "--preset", "demo", "--batch-size", "8")
+    assert "is not empty" in str(result.exception)
+    assert not (out / "config.json").exists()
+
+
+def test_cuda_is_refused_where_there_is_none(images, tmp_path):
+    if torch.cuda.is_available():
+        pytest.skip("this machine has CUDA")
+    with pytest.raises(ValueError, match=r"device is cuda, but torch .* finds no usable NVIDIA GPU"):
+        run_training(config(device="cuda"), images, tmp_path / "run", None)
+
+
+def test_bad_images_are_left_out_and_listed(tmp_path, capfd):
+    data = folder(tmp_path / "train", per_class=6)
+    (data / "cat" / "broken.png").write_bytes(b"no picture")
+    whole = (data / "dog" / "000.png").read_bytes()
+    (data / "dog" / "half.png").write_bytes(whole[: len(whole) // 2])
+    run_training(config(batch_size=4, epochs=1), data, tmp_path / "run", None)
+    text = capfd.readouterr().err
+    assert "skipped 2:" in text
+    assert "cat/broken.png: not an image" in text
+    stored = json.loads((tmp_path / "run" / "config.json").read_text())
+    assert stored["data"]["images"] == 12
+    assert [item["path"] for item in stored["skipped"]] == ["cat/broken.png", "dog/half.png"]
+
+
+def test_resume_refuses_other_data(images, tmp_path):
+    run_training(config(epochs=1), images, tmp_path / "run", None)
+    other = folder(tmp_path / "other", per_class=9)
+    few = folder(tmp_path / "few", per_class=1)  # not a batch; but that is not what is wrong
+    metrics = tmp_path / "run" / "metrics.jsonl"
+    with metrics.open("a") as file:
+        file.write('{"step": 99}\n')
+    before = metrics.read_bytes()
+    for found, count in ((other, 18), (few, 2)):
+        message = (
+            rf"was trained on 24 images of train .*now are {count} images of .*; give the images that it began with"
+        )
+        with pytest.raises(ValueError, match=message):
+            run_training(config(epochs=1), found, tmp_path / "run", None, resume=True)
+    assert metrics.read_bytes() == before
+
+
+def test_resume_refuses_other_data_before_the_first_checkpoint(images, tmp_path):
+    facts = {"name": "train", "images": 30, "digest": "0" * 16}
+    RunFolder(tmp_path / "run").create(config(epochs=1), {"data": facts})
+    with pytest.raises(ValueError, match="was trained on 30 images of train"):
+        run_training(config(epochs=1), images, tmp_path / "run", None, resume=True)
+
+
+def test_a_missing_tensorboard_leaves_no_folder(images, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
+    with pytest.raises(ValueError, match=r"byol\[tensorboard\]"):
+        run_training(config(), images, tmp_path / "run", tensorboard=True)
+    assert not (tmp_path / "run").exists()
+
+
+def test_damaged_checkpoints_are_refused(images, tmp_path):
+    run_training(config(epochs=1), images, tmp_path / "run", None)
+    last = tmp_path / "run" / "last.safetensors"
+    whole = last.read_bytes()
+    last.write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(ValueError, match="is not a readable safetensors file"):
+        read_checkpoint(last)
+    last.unlink()
+    with pytest.raises(ValueError, match="does not exist"):
+        read_checkpoint(last)
+
+
+def test_a_full_disk_leaves_the_old_checkpoint(images, tmp_path):
+    run_training(config(epochs=1), images, tmp_path / "run", None)
+    good = weights(tmp_path / "run")
+    checkpoint = read_checkpoint(tmp_path / "run" / "last.safetensors")
+    import resource
+
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    old = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1_000_000, limits[1]))  # writes past 1 MB fail, as on a full disk
+    try:
+        with pytest.raises(OSError, match=r"cannot write|File too large"):
+            save_checkpoint(tmp_path / "run" / "last.safetensors", checkpoint)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+        signal.signal(signal.SIGXFSZ, old)
+    assert weights(tmp_path / "run") == good
+    assert not [name for name in os.listdir(tmp_path / "run") if name.endswith(".tmp")]
+
+
+def test_compiled_training_equals_eager(images):
+    # A high rate multiplies rounding.
+    eager, compiled = trainer(images, lr=0.01), trainer(images, lr=0.01, compile="all")
+    for step in range(3):
+        a, b = eager.step(step)[0], compiled.step(step)[0]
+        torch.testing.assert_close(a, b, atol=1e-4, rtol=1e-4)

@@ -1,0 +1,1 @@
+"""The whole product: real processes, killed, cut off, and used wrongly."""
