@@ -31,10 +31,11 @@ from byol.locations import Location, NotAllowed, is_url, names_below, written_ou
 from byol.named import SPLITS, is_named, named_file
 from byol.remote import RemoteTree, asked, facts_of
 from byol.remote_path import RemotePath, remote_path
-from byol.shard_files import PACKED_REASON, AnyPath, is_packed, open_file, shards_below
+from byol.shard_files import PACKED_REASON, AnyPath, Shard, is_packed, open_file, shards_below
 from byol.shards import tar_source
 from byol.stamps import LOOKED_INTO, ListedFiles, file_stamp, spread
 from byol.streams import standard_input
+from byol.surroundings import SourceUnavailable
 from byol.tables import Unusable, holds_images, table_source
 from byol.text import on_one_line, path_text, printable, reason_of, url_without_secrets
 
@@ -303,9 +304,11 @@ def _opener_below(location: Location) -> Callable[[bytes], Image.Image]:
 
 def _npz_source(path: AnyPath, name: str) -> ImageSource:
     try:
-        with open_file(path) as stream, open_arrays(stream) as arrays:
+        with Shard(path).listing() as stream, open_arrays(stream) as arrays:
             images, labels = (arrays.read(key) if key in arrays.names else None for key in ("images", "labels"))
             keys = on_one_line(", ".join(arrays.names[:20]))
+    except SourceUnavailable:
+        raise
     except (OSError, ValueError) as error:
         raise ValueError(f"{name} cannot be read as an .npz file: {reason_of(error)}") from error
     if images is None:

@@ -358,6 +358,14 @@ def test_a_stamp_is_not_made_of_a_failing_disk(images: Path, monkeypatch: pytest
         source.stamp()
 
 
+@pytest.mark.parametrize("code", [errno.EIO, errno.EMFILE])
+def test_a_failing_disk_makes_no_npz_a_damaged_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: int) -> None:
+    np.savez(tmp_path / "n.npz", images=np.zeros((2, 8, 8, 3), np.uint8))
+    monkeypatch.setattr(f"byol.{'sources.open_arrays' if code == errno.EIO else 'shard_files.open_file'}", fails(code))
+    with pytest.raises(SourceUnavailable, match=rf"n.npz cannot be read: {os.strerror(code)}; put that right"):
+        open_source(tmp_path / "n.npz")
+
+
 # ------------------------------------------------------------------------------------------------------ lists
 
 

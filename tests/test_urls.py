@@ -317,6 +317,14 @@ def test_a_signed_url_is_an_image_a_table_or_a_list(place: Path, web: Web, tmp_p
     assert f"/s.tar?{SECRET}" in [asked.replace("AKIA/1", "AKIA%2F1") for asked in web.asked]
 
 
+def test_a_server_that_goes_within_an_npz_makes_it_no_damaged_one(web: Web, tmp_path: Path) -> None:
+    np.savez(tmp_path / "n.npz", images=np.zeros((50_000, 12, 12, 3), np.uint8))  # 20 MB, asked for in pieces
+    web.files["/n.npz"] = (tmp_path / "n.npz").read_bytes()
+    web.gone_after = 4
+    with pytest.raises(SourceUnavailable, match=r"^http\S+/n.npz cannot be read now: (?!.*as an .npz).*again later$"):
+        open_source(f"{web.url}/n.npz")
+
+
 def test_patterns_of_a_web_server(web: Web, place: Path, tmp_path: Path) -> None:
     image = web.files["/images/dog/000.png"]
     for number in range(3):
