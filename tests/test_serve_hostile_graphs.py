@@ -236,6 +236,16 @@ def outside(model: ModelProto, **place: Any) -> None:
     model.graph.initializer[0].ClearField("raw_data")
 
 
+def outside_and(model: ModelProto, key: str) -> None:
+    outside(model, location="README.md", offset=0, length=ALL * DIM * 4)
+    model.graph.initializer[0].external_data.add(key=key, value="README.md")
+
+
+def noted_twice(model: ModelProto) -> None:
+    for value in ("{}", "a"):
+        model.metadata_props.add(key="classes", value=value)
+
+
 WRONG: dict[str, tuple[ModelProto | bytes, str]] = {
     "no message": (b"\xff" * 40, "not an ONNX file"),
     "ONNX Runtime's own format": (b"\x30\x00\x00\x00ORTM" + b"\0" * 60, "is refused: "),
@@ -280,6 +290,12 @@ WRONG: dict[str, tuple[ModelProto | bytes, str]] = {
         copy_of(RELU, lambda m: outside(m, location="README.md", length=8)),
         "of another file, not 8",
     ),
+    "weights outside, with more to be read there": (
+        copy_of(RELU, lambda m: outside_and(m, "prepacked_0")),
+        "says more of another file",
+    ),
+    "weights outside, in two files": (copy_of(RELU, lambda m: outside_and(m, "location")), "or one of them twice"),
+    "metadata twice": (copy_of(RELU, noted_twice), "notes one thing twice"),
     "weights outside, on top of each other": (
         copy_of(RELU, lambda m: overlapping(m, copies=3)),
         "they overlap",
