@@ -263,7 +263,10 @@ class _Store:
                 run = runs.find(row, stream)
                 size = runs.need(run)
                 self._make_room(size)
-                return self._hold(place, run, size, runs.read(run, stream))
+                column = runs.read(run, stream)
+                size = max(size, column.nbytes)
+                self._make_room(size)
+                return self._hold(place, run, size, column)
         except SourceUnavailable:
             raise
         except (pa.ArrowException, OSError, ValueError) as error:
