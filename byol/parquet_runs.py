@@ -98,7 +98,7 @@ class Runs:
         return Run(first, rows, found[0].place, found[-1].end, size, found[0].refers, is_delta)
 
     def need(self, run: Run) -> int:
-        """The least bytes that a run takes in memory. Raises `ValueError` for more than those in the file may become."""
+        """The bytes that a run takes at least. Raises `ValueError` for more than those in the file may become."""
         packed, size = run.end - run.place, run.size
         if run.refers and self._dictionary:
             packed, size = packed + self._dictionary.end - self._dictionary.place, size + self._dictionary.size(WIDTH)
