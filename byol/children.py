@@ -13,6 +13,7 @@ from pathlib import Path
 
 # The number of a process among those of a job, as launchers set it.
 RANKS = ("RANK", "SLURM_PROCID", "OMPI_COMM_WORLD_RANK", "PMI_RANK")
+MEETING = "BYOL_MEETING"  # where the processes of `byol train --nproc` find each other; unset under another launcher
 ROOT = str(Path(__file__).resolve().parent.parent)
 
 
@@ -36,6 +37,23 @@ def safe_children() -> Iterator[None]:
                 os.environ.pop(name, None)
             else:
                 os.environ[name] = value
+
+
+def speaks_for_job() -> bool:
+    """Whether this process is to say why it fails: of those that `byol train --nproc` started, the first that asks."""
+    if MEETING not in os.environ:
+        return True
+    place, me = Path(os.environ[MEETING].removeprefix("file://") + ".failed"), str(os.getpid())
+    try:
+        if place.exists():
+            return place.read_text() == me
+        with place.open("x") as file:
+            file.write(me)
+    except FileExistsError:  # of one that was quicker
+        return False
+    except OSError:  # better twice than never
+        pass
+    return True
 
 
 def python_running(code: str) -> list[str]:

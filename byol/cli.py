@@ -8,11 +8,12 @@ import sys
 import traceback
 from contextlib import nullcontext
 from types import TracebackType
+from typing import Any
 
 import click
 
 from byol import __version__
-from byol.children import RANKS, safe_children
+from byol.children import RANKS, safe_children, speaks_for_job
 from byol.console import never_silent, note, prepare
 from byol.machine import keep_freed_memory
 from byol.signals import Ended, Stopped, stopping
@@ -104,9 +105,18 @@ def main() -> None:
         _run()
 
 
+def _command() -> Any:
+    try:
+        return byol(prog_name="byol", standalone_mode=False)
+    except (Exception, KeyboardInterrupt, Stopped):
+        if not speaks_for_job():  # another process has said why
+            sys.exit(1)
+        raise
+
+
 def _run() -> None:
     try:
-        sys.exit(byol(prog_name="byol", standalone_mode=False) or 0)
+        sys.exit(_command() or 0)
     except click.ClickException as error:
         if not isinstance(error, click.exceptions.NoArgsIsHelpError):  # its message is the help, many lines of our own
             error.message = as_message(error.message)  # type: ignore[misc]

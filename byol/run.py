@@ -14,6 +14,7 @@ from byol.strict_json import read_object
 
 CONFIG, METRICS, LAST, VIEWS = "config.json", "metrics.jsonl", "last.safetensors", "views.png"
 MOST_CONFIG = 16 << 20  # bytes: far more than any run writes
+SKIPPED, MOST_SKIPPED = "skipped.jsonl", 200  # the images left out, where they are more than config.json holds
 RESULT = "result.json"  # of a fine-tuning
 TRAIN, FINETUNE = "train", "finetune"  # the commands that write one: `task` in config.json and in checkpoints
 VAL_DATA = "val_data"  # in config.json: what kNN was measured on
@@ -50,7 +51,7 @@ def settings_digest(settings: dict[str, Any]) -> str:
 
 
 def read_metrics(path: Path) -> bytes:
-    """The content of `metrics.jsonl`, nothing where there is no such file. Raises `OSError`."""
+    """The content of `metrics.jsonl` or `skipped.jsonl`, nothing where there is no such file. Raises `OSError`."""
     try:
         return read_regular(path, limit("BYOL_METRICS_MB") * 10**6, follow=False)
     except FileNotFoundError:

@@ -9,11 +9,12 @@ from collections.abc import Sequence
 import numpy as np
 from PIL import Image
 
+from byol.files.atomic import SourceUnavailable
 from byol.images.columns import Labels
 from byol.images.open import open_source
 from byol.images.picture.read import read_image, to_rgb
 from byol.images.source import ImageSource
-from byol.images.surroundings import Anchors, SourceUnavailable, UnreadableImage
+from byol.images.surroundings import Anchors, UnreadableImage
 from byol.text import printable
 
 ImageItem = str | os.PathLike[str] | Image.Image | np.ndarray

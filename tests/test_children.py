@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from byol.children import ROOT, python_running, safe_children
+from byol.children import ROOT, python_running, safe_children, speaks_for_job
 from byol.text import printable
 from tests.support.command_line import byol
 from tests.support.small import traps
@@ -63,3 +63,16 @@ def test_a_python_with_the_search_path_of_this_one(trapped, tmp_path, monkeypatc
     path, given = json.loads(done.stdout)
     assert path == [entry for entry in sys.path if entry]
     assert given == "given"
+
+
+def test_one_process_of_a_job_says_why_it_fails(tmp_path, monkeypatch):
+    assert speaks_for_job()  # not started by ours
+    monkeypatch.setenv("BYOL_MEETING", f"file://{tmp_path}/processes")
+    assert speaks_for_job()
+    assert speaks_for_job()
+    monkeypatch.setattr(os, "getpid", lambda: 1)
+    assert not speaks_for_job()
+    done = byol("train", tmp_path / "none", "--out", tmp_path / "run")
+    assert (done.code, done.err) == (1, "")
+    monkeypatch.setenv("BYOL_MEETING", f"file://{tmp_path}/gone/processes")
+    assert speaks_for_job()

@@ -76,6 +76,7 @@ def feature_dim(encoder: nn.Module) -> int:
 
 
 _FLOATS = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
+_COUNTERS = (*_FLOATS, torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)  # averaged ones are fractions
 
 
 def encoder_shapes(arch: str, stem: str, image_size: int) -> dict[str, Tensor]:
@@ -105,7 +106,7 @@ def load_strict(module: nn.Module, tensors: Mapping[str, Tensor], what: str) -> 
 def require_fit(expected: Mapping[str, Tensor], tensors: Mapping[str, Tensor], what: str) -> None:
     """Raise `ValueError`, listing what is missing, unexpected, or of another shape or type, sorted, unless all agree.
 
-    Floating point may be of another precision, and nothing else.
+    Floating point may be of another precision, a counter any real number, and nothing else.
     """
     problems = [f"missing: {name}" for name in sorted(expected.keys() - tensors.keys())]
     problems += [f"unexpected: {name}" for name in sorted(tensors.keys() - expected.keys())]
@@ -113,7 +114,7 @@ def require_fit(expected: Mapping[str, Tensor], tensors: Mapping[str, Tensor], w
         wanted, found = expected[name], tensors[name]
         if wanted.shape != found.shape:
             problems.append(f"shape: {name} is {tuple(found.shape)}, expected {tuple(wanted.shape)}")
-        elif wanted.is_floating_point() and found.dtype not in _FLOATS:
+        elif found.dtype not in (wanted.dtype, *(_FLOATS if wanted.is_floating_point() else _COUNTERS)):
             problems.append(f"type: {name} is {found.dtype}, expected {wanted.dtype}")
     if problems:
         more = f"; and {len(problems) - 20} more" if len(problems) > 20 else ""

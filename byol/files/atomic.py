@@ -293,3 +293,10 @@ def sync(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+class SourceUnavailable(ValueError):
+    """The place of the images cannot be read (any more): no image is at fault, and none may be left out for it.
+
+    The work stops; what is finished stays, and the same command goes on once the place is back.
+    """

@@ -13,6 +13,7 @@ from typing import IO, BinaryIO
 
 import numpy as np
 
+from byol.files.atomic import SourceUnavailable
 from byol.files.zips import open_zip
 from byol.text import reason_of
 
@@ -53,7 +54,7 @@ def open_arrays(stream: BinaryIO) -> Iterator[Arrays]:
 def _naming(name: str) -> Iterator[None]:
     try:
         yield
-    except (OSError, MemoryError):
+    except (OSError, MemoryError, SourceUnavailable):
         raise
     except Exception as error:  # zipfile, zlib and NumPy's reader of headers raise many kinds
         raise ValueError(f"its array `{name:.80}` {reason_of(error)}") from error

@@ -17,11 +17,12 @@ import numpy as np
 import pyarrow as pa
 from PIL import Image
 
+from byol.files.atomic import SourceUnavailable
 from byol.images.columns import Computed, Labels, Names
 from byol.images.picture.read import read_image
 from byol.images.source import ImageSource, Skipped
 from byol.images.stamps import ListedFiles
-from byol.images.surroundings import GO_ON, Anchors, SourceUnavailable
+from byol.images.surroundings import GO_ON, Anchors
 from byol.images.walk import CHUNK, Skip, Walk
 from byol.text import path_text, printable
 

@@ -18,6 +18,7 @@ import numpy as np
 from PIL import Image
 
 from byol.console import standard_input
+from byol.files.atomic import SourceUnavailable
 from byol.files.npz import open_arrays
 from byol.images.columns import Computed, Labels
 from byol.images.folder import LocalTree, Tree, folder_sections, folder_source
@@ -27,7 +28,7 @@ from byol.images.location import Location, is_url, names_below, written_out
 from byol.images.named import SPLITS, is_named, named_file
 from byol.images.remote.path import RemotePath, remote_path
 from byol.images.remote.tree import RemoteTree, asked
-from byol.images.shards.listing import PACKED_REASON, AnyPath, is_packed, open_file, shards_below
+from byol.images.shards.listing import PACKED_REASON, AnyPath, Shard, is_packed, open_file, shards_below
 from byol.images.shards.parquet import Unusable, holds_images, table_source
 from byol.images.shards.tar import tar_source
 from byol.images.source import ImageSource, Place, Skipped
@@ -217,9 +218,11 @@ def _opener_below(location: Location) -> Callable[[bytes], Image.Image]:
 
 def _npz_source(path: AnyPath, name: str) -> ImageSource:
     try:
-        with open_file(path) as stream, open_arrays(stream) as arrays:
+        with Shard(path).listing() as stream, open_arrays(stream) as arrays:
             images, labels = (arrays.read(key) if key in arrays.names else None for key in ("images", "labels"))
             keys = on_one_line(", ".join(arrays.names[:20]))
+    except SourceUnavailable:
+        raise
     except (OSError, ValueError) as error:
         raise ValueError(f"{name} cannot be read as an .npz file: {reason_of(error)}") from error
     if images is None:

@@ -10,7 +10,7 @@ import errno
 import os
 from collections.abc import Iterator
 
-from byol.files.atomic import read_regular
+from byol.files.atomic import SourceUnavailable, read_regular
 from byol.limits import limit
 from byol.text import printable, reason_of
 
@@ -35,13 +35,6 @@ GO_ON = "what is finished is kept; give the same command again once this is mend
 
 class UnreadableImage(ValueError):
     """One image cannot be used. The message is a reason without the path: the caller knows which image it was."""
-
-
-class SourceUnavailable(ValueError):
-    """The place of the images cannot be read (any more): no image is at fault, and none may be left out for it.
-
-    The work stops; what is finished stays, and the same command goes on once the place is back.
-    """
 
 
 class Anchors:

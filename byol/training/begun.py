@@ -81,7 +81,7 @@ class Begun:
 
 
 def contents(intake: Intake, computed: Computed) -> dict[str, Any]:
-    """What `Begun.of` reads again. Which images are left out stands in `config.json` as `skipped`."""
+    """What `Begun.of` reads again. Which images are left out `RunFolder.create` keeps."""
     return {"feed": STREAMED if intake.streamed else DECODED, "computed": asdict(computed)}
 
 

@@ -126,8 +126,7 @@ def _train_in(
     if world.first:
         note_skipped(images.skipped)
         if not continuing:
-            skipped = [vars(item) for item in images.skipped]
-            run.create(config, {"data": facts, "skipped": skipped, **contents(intake, trainer.computed)})
+            run.create(config, {"data": facts, **contents(intake, trainer.computed)}, images.skipped)
         note(_headline(trainer, images, start))
         if changed := begun.changes(trainer.computed, versions(config.arch)):
             note(changed)

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from byol.images.surroundings import SourceUnavailable
+from byol.files.atomic import SourceUnavailable
 from byol.signals import HANG_UP, Ended, handled
 from byol.training.checkpoint import finite, save_checkpoint
 from byol.training.config import TrainConfig

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor, nn
 from torch.optim import SGD, AdamW, Optimizer
 
-from byol.training.config import TrainConfig
+from byol.encoders.build import require_fit
+from byol.training.config import LARGEST, TrainConfig
 
 
 def learning_rate(step: int, total: int, warmup: int, peak: float) -> float:
@@ -115,19 +116,19 @@ def optimizer_tensors(optimizer: Optimizer, parameters: dict[str, nn.Parameter])
 def load_optimizer_tensors(
     optimizer: Optimizer, parameters: dict[str, nn.Parameter], tensors: dict[str, Tensor]
 ) -> None:
-    """The inverse of `optimizer_tensors`.
+    """The inverse of `optimizer_tensors`: of all parameters, or of none.
 
-    Raises `ValueError` for a tensor that belongs to no parameter, and when only some parameters have a state.
+    Raises `ValueError` for what is missing, unexpected, or of another shape or type (see `require_fit`).
     """
-    owners = {full_name: full_name.rpartition(".")[0] for full_name in tensors}
-    unknown = sorted(full_name for full_name, name in owners.items() if name not in parameters)
-    missing = sorted(parameters.keys() - owners.values()) if tensors else []
-    if unknown or missing:
-        raise ValueError(
-            "the checkpoint's optimizer state does not fit this model: "
-            f"unknown {unknown[:5]}, missing for {missing[:5]} ({len(unknown)} and {len(missing)} in all)"
-        )
-    for full_name, value in tensors.items():
+    if not tensors:
+        return
+    keys = ("exp_avg", "exp_avg_sq", "step") if isinstance(optimizer, AdamW) else ("momentum_buffer",)
+    count = torch.zeros(())  # of steps; on the CPU, whatever the device
+    wanted = {f"{name}.{key}": count if key == "step" else p for name, p in parameters.items() for key in keys}
+    require_fit(wanted, tensors, "the checkpoint's optimizer state")
+    for full_name, like in wanted.items():
         name, _, key = full_name.rpartition(".")
-        device = "cpu" if key == "step" else parameters[name].device
-        optimizer.state[parameters[name]][key] = value.to(device).clone()
+        value = tensors[full_name].to(like.device, like.dtype).clone()
+        if key == "step" and not 0 <= value < LARGEST["max_steps"]:
+            raise ValueError(f"the checkpoint's {full_name} is {value:g}; expected a number of steps")
+        optimizer.state[parameters[name]][key] = value

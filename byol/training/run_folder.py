@@ -6,7 +6,7 @@ import json
 import os
 import platform
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -23,15 +23,16 @@ from byol.encoders import TIMM
 from byol.files.atomic import atomic_file, contents, made_folder, read_regular
 from byol.files.locks import only_writer_in
 from byol.files.names import leftovers_in
+from byol.images.source import Skipped
 from byol.outputs import require_output_folder
-from byol.run import CONFIG, LAST, METRICS, MOST_CONFIG, RESULT, TRAIN, VIEWS, read_metrics
+from byol.run import CONFIG, LAST, METRICS, MOST_CONFIG, MOST_SKIPPED, RESULT, SKIPPED, TRAIN, VIEWS, read_metrics
 from byol.strict_json import read_object
 from byol.text import printable, reason_of
 from byol.training.begun import Begun
 from byol.training.checkpoint import Checkpoint, read_checkpoint
 from byol.training.config import TrainConfig
 
-FILES = (CONFIG, LAST, METRICS, RESULT, VIEWS, "step-*.safetensors")
+FILES = (CONFIG, LAST, METRICS, RESULT, SKIPPED, VIEWS, "step-*.safetensors")
 
 
 class RunFolder:
@@ -68,13 +69,26 @@ class RunFolder:
             remedy = "add --resume to continue it" if self.exists() else "it holds no run"
             raise ValueError(f"{printable(self.path)} is not empty ({remedy}); choose another --out")
 
-    def create(self, config: TrainConfig, facts: dict[str, Any]) -> None:
-        """Start a run: the folder and `config.json`. Raises `ValueError` when the folder holds other files."""
-        self.start({"config": config.to_dict(), **facts}, config.arch)
+    def create(self, config: TrainConfig, facts: dict[str, Any], skipped: Sequence[Skipped] = ()) -> None:
+        """Start a run: the folder and `config.json`; of images left out the first, and in a file of their own all.
+
+        Raises `ValueError` when the folder holds other files.
+        """
+        self.require_new()
+        listed = [vars(item) for item in skipped]
+        facts = {**facts, "skipped": listed[:MOST_SKIPPED], "skipped_in_all": len(listed)}
+        if len(listed) > MOST_SKIPPED:
+            self.path.resolve().mkdir(parents=True, exist_ok=True)
+            with atomic_file(self.path / SKIPPED) as temporary:
+                temporary.write_text("".join(json.dumps(item) + "\n" for item in listed))
+        self._begin({"config": config.to_dict(), **facts}, config.arch)
 
     def start(self, content: dict[str, Any], arch: str) -> None:
         """The same with the content of `config.json`, to which versions and commit are added."""
         self.require_new()
+        self._begin(content, arch)
+
+    def _begin(self, content: dict[str, Any], arch: str) -> None:
         self.path.resolve().mkdir(parents=True, exist_ok=True)  # a link may lead to a folder that is yet to be
         self._write({**content, "versions": versions(arch), "git_commit": _git_commit()})
 
@@ -114,9 +128,22 @@ class RunFolder:
         """How it began. Raises `ValueError` when that cannot be read."""
         content = self.content(task)
         try:
-            return Begun.of(content)
+            return Begun.of({**content, **self._skipped(content)})
         except ValueError as error:
             raise ValueError(f"{printable(self._config)} cannot be read: {error}") from error
+
+    def _skipped(self, content: dict[str, Any]) -> dict[str, Any]:
+        """All images left out where `config.json` holds only the first; earlier versions kept all in it."""
+        count, listed = content.get("skipped_in_all"), content.get("skipped")
+        if type(count) is not int or not isinstance(listed, list) or count == len(listed):
+            return {}
+        try:
+            found = [read_object(line) for line in read_metrics(self.path / SKIPPED).splitlines()]
+        except OSError as error:
+            raise ValueError(f"{SKIPPED} beside it: {reason_of(error)} (BYOL_METRICS_MB)") from error
+        if len(found) != count:
+            raise ValueError(f"{SKIPPED} beside it names {len(found):,} images of {count:,} that were left out")
+        return {"skipped": found}
 
     def checkpoint(self) -> Checkpoint | None:
         """The newest checkpoint, None when the run was stopped before its first."""

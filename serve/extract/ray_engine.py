@@ -9,8 +9,9 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import signal
 import tempfile
-from collections.abc import Generator, Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -18,13 +19,14 @@ from typing import Any
 import numpy as np
 
 from byol.bundle.folder import Bundle
+from byol.files.atomic import SourceUnavailable
 from byol.images.decode import Preprocess
 from byol.images.location import Location, is_url
 from byol.images.named import is_named
 from byol.images.open import open_place
 from byol.images.picture.budget import PIXELS
 from byol.images.source import ImageSource, Skipped
-from byol.images.surroundings import SourceUnavailable, UnreadableImage
+from byol.images.surroundings import UnreadableImage
 from byol.serve.encoder import Encoder, encoder_digest
 from byol.serve.pipeline import Batch, require_finite
 from byol.text import missing, reason_of
@@ -196,6 +198,7 @@ def cluster(address: str | None) -> Iterator[None]:
     except ImportError as error:
         raise ValueError(missing("Ray", "ray", "--engine ray")) from error
     quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
     with tempfile.TemporaryDirectory(prefix="byol-", ignore_cleanup_errors=True) as empty:
         try:
             with contextlib.chdir(empty):  # from the current folder Ray's workers would import first, before torch, say
@@ -204,10 +207,18 @@ def cluster(address: str | None) -> Iterator[None]:
             trouble = f"no Ray cluster answers at {address}" if address else "Ray cannot start a cluster here"
             raise ValueError(f"{trouble}: {reason_of(error)}") from error
         _settle()
+        _take_back(handlers)
         try:
             yield
         finally:
             ray.shutdown()
+
+
+def _take_back(handlers: Mapping[signal.Signals, Any]) -> None:
+    """Handle signals as before: Ray would end the process where it is, some times with a page of addresses."""
+    for number, handler in handlers.items():
+        with contextlib.suppress(ValueError):  # not in the main thread
+            signal.signal(number, signal.SIG_DFL if handler is None else handler)
 
 
 def _settle() -> None:
@@ -222,10 +233,30 @@ def _settle() -> None:
 
 
 def _readable(error: Exception) -> Exception:
-    """What a worker raised for a user to read, out of Ray's wrapping."""
-    cause: BaseException | None = error
-    while cause is not None and not (isinstance(cause, ValueError) and not hasattr(cause, "cause")):
-        cause = getattr(cause, "cause", None) or cause.__cause__
-    if isinstance(cause, SourceUnavailable):
-        return SourceUnavailable(reason_of(cause))
-    return ValueError(reason_of(cause)) if isinstance(cause, ValueError) else error
+    """What a worker raised for a user to read, out of Ray's wrapping, or what became of the cluster."""
+    from ray.exceptions import RayError, RayTaskError, UserCodeException
+
+    links = list(_links(error))
+    ours = next((link for link in links if isinstance(link, ValueError | MemoryError) and not _is_wrapped(link)), None)
+    if ours is not None:
+        kind = next(kind for kind in (SourceUnavailable, ValueError, MemoryError) if isinstance(ours, kind))
+        return kind(reason_of(ours))
+    lost = [
+        link for link in links if isinstance(link, RayError) and not isinstance(link, RayTaskError | UserCodeException)
+    ]
+    if lost:  # a machine, its memory or disk, a worker that was killed again and again
+        lines = str(lost[-1]).strip().splitlines() or [type(lost[-1]).__name__]
+        said = reason_of(ValueError(lines[-1 if getattr(lost[-1], "actor_init_failed", False) else 0]))
+        return ValueError(f"Ray: {said}; finished parts are kept, give the same command again to go on")
+    return error
+
+
+def _links(error: BaseException | None) -> Iterator[BaseException]:
+    while error is not None:
+        yield error
+        error = getattr(error, "cause", None) or error.__cause__
+
+
+def _is_wrapped(error: BaseException) -> bool:
+    """Whether this is Ray's wrapping, which is of the type of what it wraps, too."""
+    return hasattr(error, "cause")

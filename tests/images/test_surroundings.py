@@ -19,13 +19,14 @@ import pytest
 from PIL import Image
 
 from byol.files import atomic
+from byol.files.atomic import SourceUnavailable
 from byol.images import surroundings
 from byol.images.decode import decode
 from byol.images.folder import LocalTree
 from byol.images.open import open_place, open_source
 from byol.images.picture import read as decoding
 from byol.images.picture.read import read_image
-from byol.images.surroundings import Anchors, SourceUnavailable, UnreadableImage
+from byol.images.surroundings import Anchors, UnreadableImage
 from byol.serve import Encoder
 from byol.serve.extract import processes
 from byol.serve.extract.engine import Options
@@ -361,6 +362,16 @@ def test_a_stamp_is_not_made_of_a_failing_disk(images: Path, monkeypatch: pytest
     assert source.stamp is not None
     with pytest.raises(SourceUnavailable):
         source.stamp()
+
+
+@pytest.mark.parametrize("code", [errno.EIO, errno.EMFILE])
+def test_a_failing_disk_makes_no_npz_a_damaged_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: int) -> None:
+    np.savez(tmp_path / "n.npz", images=np.zeros((2, 8, 8, 3), np.uint8))
+    monkeypatch.setattr(
+        f"byol.images.{'open.open_arrays' if code == errno.EIO else 'shards.listing.open_file'}", fails(code)
+    )
+    with pytest.raises(SourceUnavailable, match=rf"n.npz cannot be read: {os.strerror(code)}; put that right"):
+        open_source(tmp_path / "n.npz")
 
 
 # ------------------------------------------------------------------------------------------------------ lists

@@ -18,6 +18,8 @@ from safetensors.torch import load_file
 
 from byol.images.cache import DecodedCache
 from byol.images.open import open_source
+from byol.images.source import Skipped
+from byol.run import is_run_folder
 from byol.signals import Ended
 from byol.training import device
 from byol.training.begun import Begun, difference
@@ -228,6 +230,36 @@ def test_a_run_of_an_earlier_version_goes_on(tmp_path: Path) -> None:
 def test_damage_is_told(content: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match=r"feed is|skipped is|computed is"):
         Begun.of(content)
+
+
+def test_a_run_remembers_more_unreadable_images_than_its_settings_have_room_for(tmp_path: Path) -> None:
+    """300,000 of them would make 25 MB, and `config.json` is read up to 16."""
+    left_out = [Skipped(f"class {i % 9}/{i:09d}.jpg", "not an image, or cut off") for i in range(300_000)]
+    run, feed = RunFolder(tmp_path / "run"), {"feed": "decoded"}
+    run.create(config(), feed, left_out)
+    intake = run.begun().intake
+    assert intake is not None
+    assert intake.left_out == {item.path for item in left_out}
+    place = tmp_path / "run" / "config.json"
+    assert place.stat().st_size < 1 << 20
+    assert is_run_folder(str(tmp_path / "run"))  # so its views.png counts as no image
+    listed = tmp_path / "run" / "skipped.jsonl"
+    listed.write_bytes(listed.read_bytes().partition(b"\n")[2])
+    with pytest.raises(ValueError, match=r"skipped.jsonl beside it names 299,999 images of 300,000"):
+        run.begun()
+
+
+def test_a_run_with_all_its_unreadable_images_in_its_settings_goes_on(tmp_path: Path) -> None:
+    """As earlier versions wrote it, however many there were."""
+    run = RunFolder(tmp_path / "run")
+    run.create(config(), {"feed": "decoded"})
+    place = tmp_path / "run" / "config.json"
+    content = {**json.loads(place.read_text()), "skipped": [{"path": str(i), "reason": ""} for i in range(500)]}
+    del content["skipped_in_all"]
+    place.write_text(json.dumps(content))
+    intake = run.begun().intake
+    assert intake is not None
+    assert len(intake.left_out) == 500
 
 
 # ------------------------------------------------------------------------------------------ changed images

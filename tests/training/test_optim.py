@@ -145,14 +145,30 @@ def test_state_survives_a_round_trip(name, lr):
 
 
 @pytest.mark.parametrize(
-    ("names", "message"),
-    [(["v"], r"unknown \['v\.momentum_buffer'\], missing for \['b', 'w'\]"), (["w"], r"missing for \['b'\]")],
+    ("name", "changes", "message"),
+    [
+        ("lars", {"b": None}, "missing: b.momentum_buffer$"),
+        ("sgd", {"v": torch.ones(2)}, "unexpected: v.momentum_buffer$"),
+        ("lars", {"w": torch.ones(1)}, r"shape: w.momentum_buffer is \(1,\), expected \(2, 2\)"),
+        ("sgd", {"w": torch.ones(2, 2, dtype=torch.int64)}, "type: w.momentum_buffer is torch.int64"),
+        ("adamw", {"w": torch.ones(2, 2)}, "missing: b.exp_avg; .*; unexpected: b.momentum_buffer"),
+    ],
 )
-def test_state_that_does_not_fit_is_refused(names, message):
+def test_state_that_does_not_fit_is_refused(name, changes, message):
+    """One of another shape would end the next step by an error of torch's, or be spread over the parameter."""
     p = {name: nn.Parameter(torch.ones(2, 2)) for name in ("w", "b")}
-    state = {f"{name}.momentum_buffer": torch.ones(2, 2) for name in names}
+    state = {name: torch.ones(2, 2) for name in p} | changes
+    buffers = {f"{name}.momentum_buffer": value for name, value in state.items() if value is not None}
     with pytest.raises(ValueError, match=message):
-        load_optimizer_tensors(build_optimizer(TrainConfig(), p), p, state)
+        load_optimizer_tensors(build_optimizer(TrainConfig(optimizer=name, lr=1e-3), p), p, buffers)
+
+
+@pytest.mark.parametrize("step", [-1.0, float("nan"), 1e30])
+def test_a_number_of_steps_that_is_none_is_refused(step):
+    p = {"w": nn.Parameter(torch.ones(2, 2))}
+    state = {"w.exp_avg": torch.ones(2, 2), "w.exp_avg_sq": torch.ones(2, 2), "w.step": torch.tensor(step)}
+    with pytest.raises(ValueError, match=r"w.step is .*; expected a number of steps"):
+        load_optimizer_tensors(build_optimizer(TrainConfig(optimizer="adamw", lr=1e-3), p), p, state)
 
 
 def numbers_of(settings):

@@ -157,15 +157,22 @@ def test_files_that_are_no_checkpoints(run: Path, tmp_path: Path, content: bytes
     one_line(byol("export", bad, "--out", tmp_path / "bundle"), "not a readable safetensors file")
 
 
-@pytest.mark.parametrize("kind", [torch.float8_e4m3fn, torch.complex64, torch.int64, torch.bool], ids=str)
-def test_weights_of_another_kind(run: Path, tmp_path: Path, kind: torch.dtype) -> None:
+@pytest.mark.parametrize(
+    ("name", "kind"),
+    [
+        *(("conv1.0.weight", kind) for kind in (torch.float8_e4m3fn, torch.complex64, torch.int64, torch.bool)),
+        *(("conv1.1.num_batches_tracked", kind) for kind in (torch.float8_e5m2, torch.complex64, torch.bool)),
+    ],
+    ids=str,
+)
+def test_weights_of_another_kind(run: Path, tmp_path: Path, name: str, kind: torch.dtype) -> None:
     bad = shutil.copytree(run, tmp_path / "bad")
     with safe_open(run / "last.safetensors", framework="pt") as file:
         tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
         metadata = file.metadata()
-    name = "online.encoder.conv1.0.weight"
-    save_file({**tensors, name: tensors[name].to(kind)}, bad / "last.safetensors", metadata)
-    one_line(byol("export", bad, "--out", tmp_path / "bundle"), "conv1.0.weight", str(kind))
+    changed = tensors[f"online.encoder.{name}"].to(kind)
+    save_file({**tensors, f"online.encoder.{name}": changed}, bad / "last.safetensors", metadata)
+    one_line(byol("export", bad, "--out", tmp_path / "bundle"), name, str(kind))
 
 
 # ------------------------------------------------------------------------------------------------ run folders

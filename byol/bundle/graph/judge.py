@@ -51,6 +51,7 @@ def _check_versions(proto: Any, manifest: Manifest) -> None:
     fields(proto)
     contract = json.dumps(plain(manifest.preprocess), sort_keys=True)
     notes = {item.key: item.value for item in proto.metadata_props if fields(item)}
+    check(len(notes) == len(proto.metadata_props), "it notes one thing twice")
     noted = notes.get("preprocess", contract)
     check(noted == contract, f"{MANIFEST} says preprocess {contract}, it has {noted:.300}")
     imports = [(fields(item), item) for item in proto.opset_import]
@@ -109,6 +110,8 @@ def _outside(tensor: Any, content: Mapping[str, Any], files: dict[str, int]) -> 
         check("external_data" not in content, "lies in the graph and in another file")
         return None
     found = {item.key: item.value for item in tensor.external_data if fields(item)}
+    plain = found.keys() <= {"location", "offset", "length"} and len(found) == len(tensor.external_data)
+    check(plain, "says more of another file than location, offset and length, or one of them twice")  # `prepacked`, say
     start, length = found.get("offset", "0"), found.get("length", "")
     clear = all(text.isascii() and text.isdecimal() and len(text) < 16 for text in (start, length))
     check(clear and found.get("location", "") != "", "does not say where it lies in another file")

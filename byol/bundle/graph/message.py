@@ -10,6 +10,7 @@ from typing import Any
 
 from byol.bundle.graph.node import Attribute
 from byol.bundle.schema import BundleError, check
+from byol.limits import limit
 
 _FIELDS = {
     "ModelProto": {"ir_version", "opset_import", "producer_name", "producer_version", "model_version", "doc_string"}
@@ -27,6 +28,8 @@ _FIELDS = {
     "OperatorSetIdProto": {"domain", "version"},
     "StringStringEntryProto": {"key", "value"},
 }
+FIELDS_OF_A_NODE = 40  # with its share of weights; most have half of it
+_VARINT, _LENGTH, _FIXED, _DEEPEST = 0, 2, {1: 8, 5: 4}, 100  # protobuf's ways of writing a field
 _ATTRIBUTE_TYPES = {"f": 1, "i": 2, "s": 3, "ints": 7}  # ONNX's number for the field that is set
 
 
@@ -35,10 +38,57 @@ def parse(content: bytes) -> Any:
     import onnx
     from google.protobuf.message import DecodeError
 
+    _require_few_fields(content, onnx.ModelProto.DESCRIPTOR)
     try:
         return onnx.load_model_from_string(content)
     except (DecodeError, ValueError) as error:
         raise BundleError("it is not an ONNX file") from error
+
+
+def _require_few_fields(content: bytes, kind: Any) -> None:
+    """Raise `BundleError` for more fields than any graph has: of two bytes each, they take a hundred once parsed."""
+    left = most = FIELDS_OF_A_NODE * limit("BYOL_GRAPH_NODES")
+    place, inside = 0, [(len(content), kind)]  # where the messages end that the place is in, and which they are
+    try:
+        while inside:
+            end, kind = inside[-1]
+            if place >= end:
+                inside.pop()
+                continue
+            left -= 1
+            check(left >= 0, f"it has more than {most:,} fields (BYOL_GRAPH_NODES)")
+            place, part = _behind_field(content, place, kind)
+            if part is not None:
+                check(part[0] <= end and len(inside) < _DEEPEST, "it is not an ONNX file")
+                inside.append(part)
+    except IndexError:
+        raise BundleError("it is not an ONNX file") from None
+
+
+def _behind_field(content: bytes, place: int, kind: Any) -> tuple[int, tuple[int, Any] | None]:
+    """Where a field of a message ends; one that is a message itself, where it begins, and its end and kind."""
+    key, place = _varint(content, place)
+    wire = key & 7
+    if wire == _VARINT:
+        return _varint(content, place)[1], None
+    if wire != _LENGTH:
+        check(wire in _FIXED, "it is not an ONNX file")
+        return place + _FIXED[wire], None
+    length, place = _varint(content, place)
+    field = kind.fields_by_number.get(key >> 3)
+    if field is None or field.message_type is None:
+        return place + length, None
+    return place, (place + length, field.message_type)
+
+
+def _varint(content: bytes, place: int) -> tuple[int, int]:
+    """A number of protobuf's, and where it ends."""
+    value, shift = 0, 0
+    while (byte := content[place]) > 127:
+        value |= (byte & 127) << shift
+        place, shift = place + 1, shift + 7
+        check(shift < 70, "it is not an ONNX file")
+    return value | byte << shift, place + 1
 
 
 def fields(message: Any) -> dict[str, Any]:

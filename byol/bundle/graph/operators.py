@@ -1,6 +1,6 @@
 """The operators that a graph may hold, and for each what it accepts and what comes out: types and shapes. Torch-free.
 
-They are those that `byol export` writes; tests/test_serve_graph_operators.py makes sure of it. Each rule is that of
+They are those that `byol export` writes; tests/bundle/graph/test_operators.py makes sure of it. Each rule is that of
 ONNX's operator set 20. What ONNX Runtime would divide by, index with or allocate is bounded here, before it sees it.
 """
 

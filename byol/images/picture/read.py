@@ -26,6 +26,7 @@ from PIL import (  # noqa: F401 - the plugins register the decoders that FORMATS
     _imaging,
 )
 
+from byol.files.atomic import SourceUnavailable
 from byol.images.picture.bare import bare
 from byol.images.picture.budget import PIXELS
 from byol.images.picture.headers import (
@@ -37,7 +38,7 @@ from byol.images.picture.headers import (
     require_size,
     size_before_opening,
 )
-from byol.images.surroundings import Anchors, SourceUnavailable, UnreadableImage, read_encoded
+from byol.images.surroundings import Anchors, UnreadableImage, read_encoded
 from byol.limits import LIMITS, BadLimit, limit
 from byol.text import reason_of
 

@@ -13,7 +13,7 @@ from enum import Enum
 from http import HTTPStatus
 from typing import TypeVar
 
-from byol.images.surroundings import SourceUnavailable
+from byol.files.atomic import SourceUnavailable
 from byol.text import on_one_line, printable, reason_of, without_secrets
 
 T = TypeVar("T")
@@ -114,7 +114,7 @@ def words_for(error: BaseException) -> str:
         if (code := _code(link)) and not code.isdigit():
             return on_one_line(without_secrets(f"{code}: {reason_of(error)}"))
         if status:
-            return _phrase(status)
+            return phrase(status)
     if isinstance(error, FileNotFoundError) and not error.strerror:
         return "no such file"
     if isinstance(error, TimeoutError) and not str(error):
@@ -122,7 +122,8 @@ def words_for(error: BaseException) -> str:
     return reason_of(error)
 
 
-def _phrase(status: int) -> str:
+def phrase(status: int) -> str:
+    """An HTTP status in the words of the standard."""
     known = status in HTTPStatus._value2member_map_
     return f"HTTP {status}{f' ({HTTPStatus(status).phrase})' if known else ''}"
 

@@ -1,7 +1,8 @@
 """http:// and https://: fsspec's file system with the requests made here. Needs the extra `remote`.
 
 Servers are strangers. Nothing is unpacked on the way, a body has a largest size, silence ends a request, and what a
-server answers instead of a file becomes a `Refusal`. Torch-free.
+server answers instead of a file becomes a `Refusal`, in our words: a stranger's list may lead to servers inside, whose
+own words are nobody's. Torch-free.
 """
 
 from __future__ import annotations
@@ -19,8 +20,8 @@ import aiohttp
 from fsspec.implementations.http import HTTPFileSystem
 
 from byol.images.location import without_query
-from byol.images.remote.faults import NO_BYTES, WRONG_ASKER, Fault, Refusal, fault_of_status, seconds_of
-from byol.text import on_one_line, reason_of
+from byol.images.remote.faults import NO_BYTES, WRONG_ASKER, Fault, Refusal, fault_of_status, phrase, seconds_of
+from byol.text import reason_of
 
 MOST_PAGE = 64 << 20  # bytes of a page that lists a folder
 NOT_PUBLIC = "its address is not public, and BYOL_LIST_ADDRESSES=public lets lists lead to no other"
@@ -92,9 +93,12 @@ class HttpFiles(HTTPFileSystem):  # type: ignore[misc]  # fsspec has no annotati
         return True
 
     async def _walk(self, path: str, maxdepth: int | None = None, on_error: str = "", **options: Any) -> Any:
-        """fsspec's, but a folder that cannot be listed is an error and not an empty one."""
-        async for entry in super()._walk(path, maxdepth, on_error="raise", **options):
-            yield entry
+        """fsspec's, but a folder that cannot be listed is an error and not an empty one. A server may list itself."""
+        try:
+            async for entry in super()._walk(path, maxdepth, on_error="raise", **options):
+                yield entry
+        except RecursionError:
+            raise Refusal("its folders lie hundreds deep in one another; name one further down", Fault.FINAL) from None
 
     async def _ls_real(self, url: str, detail: bool = True, **_: Any) -> list[Any]:
         """What a page links to right below itself."""
@@ -122,8 +126,12 @@ class HttpFiles(HTTPFileSystem):  # type: ignore[misc]  # fsspec has no annotati
                 yield answer
         except aiohttp.TooManyRedirects:
             raise Refusal("it is redirected without end") from None
-        except (ValueError, aiohttp.RedirectClientError, aiohttp.NonHttpUrlClientError) as error:
-            raise Refusal(f"it leads to no URL of the web: {reason_of(error)}") from None
+        except (ValueError, aiohttp.RedirectClientError, aiohttp.NonHttpUrlClientError):
+            raise Refusal("it leads to no URL of the web") from None
+        except aiohttp.ClientPayloadError as error:  # what it says, as the next one, quotes the answer
+            raise Refusal("its server's answer ends too early, or is damaged", Fault.PASSING) from error
+        except aiohttp.ClientResponseError as error:
+            raise Refusal("its server's answer is not HTTP", Fault.PASSING) from error
         except aiohttp.ClientError as error:
             inner = error.__cause__
             raise (inner if isinstance(inner, Refusal) else Refusal(reason_of(error), Fault.PASSING)) from error
@@ -167,7 +175,7 @@ async def _require_good(answer: Any) -> None:
     if answer.ok:
         encoding = answer.headers.get("Content-Encoding", "identity").strip().lower()
         if encoding not in ("", "identity"):
-            raise Refusal(f"its server sends it packed ({on_one_line(encoding[:20])}), which is not unpacked")
+            raise Refusal("its server sends it packed (Content-Encoding), which is not unpacked")
         return
     if status == 416:
         raise Refusal(NO_BYTES)
@@ -179,20 +187,19 @@ async def _require_good(answer: Any) -> None:
             raise Refusal(f"HTTP {status} ({found[1].decode()})", Fault.FINAL)
     if fault is Fault.FINAL and status not in (401, 407):
         fault = Fault.ITS_OWN  # the server understood, and does not give this file
-    raise Refusal(f"HTTP {status} ({on_one_line((answer.reason or '')[:60])})", fault, after)
+    raise Refusal(phrase(status), fault, after)
 
 
 async def _body(answer: Any, most: int, too_large: Refusal) -> bytes:
     """A body. Raises `too_large` when it is of more than `most` bytes; aiohttp raises when it ends before it should."""
     if (answer.content_length or 0) > most:
         raise too_large
-    pieces, size = [], 0
+    body = bytearray()  # no list of pieces: a server may send them byte by byte
     async for piece in answer.content.iter_any():
-        size += len(piece)
-        if size > most:
+        body += piece
+        if len(body) > most:
             raise too_large
-        pieces.append(piece)
-    return b"".join(pieces)
+    return bytes(body)
 
 
 def _whole_size(answer: Any) -> int | None:

@@ -16,10 +16,10 @@ from typing import Any, BinaryIO, TypeVar, cast
 
 from PIL import Image
 
+from byol.files.atomic import SourceUnavailable
 from byol.images.location import NotAllowed, allowed_protocol, without_query
 from byol.images.picture.read import read_image
 from byol.images.remote.faults import AGAIN, Fault, Refusal, patiently
-from byol.images.surroundings import SourceUnavailable
 from byol.limits import limit
 from byol.text import printable, reason_of
 

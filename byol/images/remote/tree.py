@@ -14,12 +14,13 @@ from typing import Any, TypeVar
 
 from PIL import Image
 
+from byol.files.atomic import SourceUnavailable
 from byol.images.columns import Names
 from byol.images.location import without_query
 from byol.images.remote.faults import AGAIN, Fault, Refusal, patiently, words_for
 from byol.images.remote.path import RemotePath
 from byol.images.stamps import LOOKED_INTO, spread
-from byol.images.surroundings import SourceUnavailable, UnreadableImage
+from byol.images.surroundings import UnreadableImage
 from byol.images.walk import OWN, Skip, judge_image, merged
 from byol.run import CONFIG, MOST_CONFIG, OWN_VIEWS, is_run
 from byol.text import printable

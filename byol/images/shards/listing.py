@@ -9,10 +9,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
-from byol.files.atomic import open_regular
+from byol.files.atomic import SourceUnavailable, open_regular
 from byol.images.remote.path import RemotePath
 from byol.images.source import Skipped
-from byol.images.surroundings import Anchors, SourceUnavailable
+from byol.images.surroundings import Anchors
 from byol.images.walk import Walk
 from byol.text import path_text, printable, reason_of
 

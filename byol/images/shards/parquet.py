@@ -18,6 +18,7 @@ import numpy as np
 import pyarrow as pa
 from PIL import Image
 
+from byol.files.atomic import SourceUnavailable
 from byol.files.parquet import Chunk, Table, open_table, require_small, require_small_claim
 from byol.images.columns import Computed, Labels
 from byol.images.labels import can_be_labels, codes_of_column, label_of_folders
@@ -26,7 +27,7 @@ from byol.images.shards.listing import Shard
 from byol.images.shards.parquet_runs import LEAST, LEAST_REMOTE, Run, Runs
 from byol.images.source import ImageSource, Skipped
 from byol.images.stamps import file_stamp
-from byol.images.surroundings import SourceUnavailable, UnreadableImage
+from byol.images.surroundings import UnreadableImage
 from byol.limits import limit
 from byol.text import on_one_line, path_text, printable, reason_of
 
@@ -264,7 +265,10 @@ class _Store:
                 run = runs.find(row, stream)
                 size = runs.need(run)
                 self._make_room(size)
-                return self._hold(place, run, size, runs.read(run, stream))
+                column = runs.read(run, stream)
+                size = max(size, column.nbytes)
+                self._make_room(size)
+                return self._hold(place, run, size, column)
         except SourceUnavailable:
             raise
         except (pa.ArrowException, OSError, ValueError) as error:

@@ -13,10 +13,10 @@ from typing import Any, BinaryIO
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from byol.files.atomic import SourceUnavailable
 from byol.files.parquet import SET_RATIO, Chunk, Page, pages
 from byol.files.thrift import Short, written
-from byol.images.surroundings import SourceUnavailable
-from byol.limits import limit, most_unpacked
+from byol.limits import ALWAYS, limit, most_unpacked
 
 LEAST = 1 << 20  # bytes of a run in a local file: few, as streamed training asks for images at random
 LEAST_REMOTE = 4 << 20  # behind a URL, where each run is a request; less than `byol.images.remote.path.BLOCK`
@@ -29,7 +29,7 @@ BYTE_ARRAY, REQUIRED, OPTIONAL = Short(6), Short(0), Short(1)  # as Parquet numb
 class Run:
     """Consecutive pages of a row group: their first row, how many rows, where they are, their bytes in memory.
 
-    `refers`: their values are places in the dictionary.
+    `refers`: their values are places in the dictionary; `is_delta`: they may take more than `size`, which nothing says.
     """
 
     first: int
@@ -38,6 +38,7 @@ class Run:
     end: int
     size: int
     refers: bool
+    is_delta: bool
 
     @property
     def end_row(self) -> int:
@@ -93,10 +94,11 @@ class Runs:
         rows = sum(page.values for page in found)
         if not rows or first + rows > self._rows:
             raise ValueError(f"its row group has {first + rows} images for {self._rows} rows")
-        return Run(first, rows, found[0].place, found[-1].end, sum(page.size(WIDTH) for page in found), found[0].refers)
+        size, is_delta = sum(page.unpacked + page.values * WIDTH for page in found), any(p.is_delta for p in found)
+        return Run(first, rows, found[0].place, found[-1].end, size, found[0].refers, is_delta)
 
     def need(self, run: Run) -> int:
-        """The bytes that a run takes in memory. Raises `ValueError` for more than its bytes in the file may become."""
+        """The bytes that a run takes at least. Raises `ValueError` for more than those in the file may become."""
         packed, size = run.end - run.place, run.size
         if run.refers and self._dictionary:
             packed, size = packed + self._dictionary.end - self._dictionary.place, size + self._dictionary.size(WIDTH)
@@ -114,7 +116,8 @@ class Runs:
         dictionary = _bytes(stream, self._dictionary) if run.refers and self._dictionary else b""
         content = _file(dictionary, _bytes(stream, run), self._chunk.codec, run, self._depth)
         path = [".".join("a" * max(1, self._depth))] if dictionary else []
-        table = pq.ParquetFile(pa.BufferReader(content), read_dictionary=path).read(use_threads=False)
+        file = pq.ParquetFile(pa.BufferReader(content), read_dictionary=path)
+        table = _little_by_little(file, run) if run.is_delta else file.read(use_threads=False)
         column = table.column(0)
         while pa.types.is_struct(column.type):
             column = pa.chunked_array([chunk.field(0) for chunk in column.chunks])
@@ -122,6 +125,19 @@ class Runs:
         if len(column) != run.rows:
             raise ValueError(f"its pages have {len(column)} images for {run.rows} rows")
         return column
+
+
+def _little_by_little(file: Any, run: Run) -> Any:
+    """A run whose values repeat one another, as far as it takes no more memory than it may."""
+    packed = run.end - run.place
+    left = most = min(most_unpacked(packed), limit("BYOL_GROUPS_MB") << 20)
+    batches = []
+    for batch in file.iter_batches(max(1, ALWAYS // run.size), use_threads=False):  # no value is larger than the run
+        batches.append(batch)
+        left -= batch.nbytes
+        if left < 0:
+            raise ValueError(f"{packed:,} bytes of images may become more than {most:,}{SET_RATIO}")
+    return pa.Table.from_batches(batches, file.schema_arrow)
 
 
 def _bytes(stream: BinaryIO, part: Page | Run) -> bytes:

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 import os
 import platform
 import signal
@@ -24,7 +25,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from byol.children import RANKS
+from byol.children import MEETING, RANKS, speaks_for_job
 from byol.console import READ_ALREADY, at_work, standard_input
 from byol.machine import usable_cores
 from byol.signals import HANG_UP, Ended, handled
@@ -32,7 +33,6 @@ from byol.text import reason_of
 
 T = TypeVar("T")
 PATIENCE = timedelta(days=365)  # a process that dies is noticed at once: its connections close
-_MEETING = "BYOL_MEETING"  # where the processes of `launch` find each other; unset under another launcher
 
 
 class LostProcess(Ended):
@@ -138,6 +138,10 @@ def joined() -> Iterator[World]:
     except RuntimeError as error:
         if _is_lost(error):
             raise LostProcess("another process of this job is gone; continue with --resume") from error
+        speaks_for_job()
+        raise
+    except BaseException:
+        speaks_for_job()  # before its connections close, and the others have something to say
         raise
     finally:
         dist.destroy_process_group()
@@ -168,7 +172,7 @@ def launched_as() -> tuple[int, int]:
 
 def is_own() -> bool:
     """Whether `launch` started this process, and not the user or another launcher."""
-    return _MEETING in os.environ
+    return MEETING in os.environ
 
 
 def _number(name: str, least: int, most: int) -> int:
@@ -183,7 +187,7 @@ def _number(name: str, least: int, most: int) -> int:
 def _connect(rank: int, size: int) -> None:
     """Connect the processes of a job. Raises `ValueError` when they do not find each other."""
     # CPU tensors travel by gloo also where GPUs use NCCL: small agreements need not wait for a GPU.
-    backend, place = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo", os.environ.get(_MEETING)
+    backend, place = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo", os.environ.get(MEETING)
     address = [os.environ.get(name, "") for name in ("MASTER_ADDR", "MASTER_PORT")]
     if not place and not all(address):
         raise ValueError(
@@ -239,6 +243,7 @@ def launch(processes: int, arguments: Sequence[str], list_comes: bool = False) -
             max_restarts=0,
             signals_to_handle=",".join(_passed_on()),
         )
+        logging.getLogger("torch.distributed.elastic.multiprocessing.api").addFilter(_is_news)
         try:
             with at_work(str):  # the processes say what they do
                 elastic_launch(config, sys.executable)("-m", "byol", *arguments)
@@ -247,9 +252,15 @@ def launch(processes: int, arguments: Sequence[str], list_comes: bool = False) -
     return True
 
 
+def _is_news(record: logging.LogRecord) -> bool:
+    """Whether torch's launcher tells of a process that could not say itself why it ended, as a killed one."""
+    message = record.getMessage()
+    return "(exitcode: 1)" not in message and "closing signal" not in message
+
+
 def _stay_on_this_machine(folder: Path) -> None:
     """Have the processes find each other by files and talk over the loopback interface; torch listens on all."""
     os.environ["TORCH_DISABLE_SHARE_RDZV_TCP_STORE"] = "1"
-    os.environ[_MEETING] = f"file://{folder}/processes"
+    os.environ[MEETING] = f"file://{folder}/processes"
     for library in ("GLOO", "NCCL"):
         os.environ.setdefault(f"{library}_SOCKET_IFNAME", "lo0" if sys.platform == "darwin" else "lo")

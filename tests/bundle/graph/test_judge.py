@@ -13,6 +13,7 @@ import pytest
 from onnx import GraphProto, ModelProto, NodeProto, TensorProto, helper, numpy_helper
 
 from byol.bundle.folder import Bundle
+from byol.bundle.graph.message import parse
 from byol.bundle.schema import BundleError
 from byol.serve import Encoder
 from byol.serve.proof import verify
@@ -236,6 +237,16 @@ def outside(model: ModelProto, **place: Any) -> None:
     model.graph.initializer[0].ClearField("raw_data")
 
 
+def outside_and(model: ModelProto, key: str) -> None:
+    outside(model, location="README.md", offset=0, length=ALL * DIM * 4)
+    model.graph.initializer[0].external_data.add(key=key, value="README.md")
+
+
+def noted_twice(model: ModelProto) -> None:
+    for value in ("{}", "a"):
+        model.metadata_props.add(key="classes", value=value)
+
+
 WRONG: dict[str, tuple[ModelProto | bytes, str]] = {
     "no message": (b"\xff" * 40, "not an ONNX file"),
     "ONNX Runtime's own format": (b"\x30\x00\x00\x00ORTM" + b"\0" * 60, "is refused: "),
@@ -280,6 +291,12 @@ WRONG: dict[str, tuple[ModelProto | bytes, str]] = {
         copy_of(RELU, lambda m: outside(m, location="README.md", length=8)),
         "of another file, not 8",
     ),
+    "weights outside, with more to be read there": (
+        copy_of(RELU, lambda m: outside_and(m, "prepacked_0")),
+        "says more of another file",
+    ),
+    "weights outside, in two files": (copy_of(RELU, lambda m: outside_and(m, "location")), "or one of them twice"),
+    "metadata twice": (copy_of(RELU, noted_twice), "notes one thing twice"),
     "weights outside, on top of each other": (
         copy_of(RELU, lambda m: overlapping(m, copies=3)),
         "they overlap",
@@ -309,6 +326,38 @@ def test_hostile_graphs_are_refused_in_one_line(name: str, tmp_path: Path) -> No
     assert len(str(caught.value)) < 600
     (problem,) = verify(bundle).problems
     assert problem == str(caught.value)
+
+
+def inside(field: int, content: bytes) -> bytes:
+    """A field of protobuf's that holds a message."""
+    size = len(content)
+    return bytes([field << 3 | 2, size & 127 | 128, size >> 7 & 127 | 128, size >> 14]) + content
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"\x72\0" * 5000,  # metadata
+        inside(7, b"\x0a\0" * 5000),  # nodes
+        inside(7, inside(1, b"\x2a\0" * 5000)),  # attributes of one
+        inside(7, inside(5, b"\x08\1" * 5000)),  # sizes of a weight's axes
+        b"\xf8\x7f\0" * 5000,  # fields that ONNX does not define
+    ],
+)
+def test_fields_of_two_bytes_are_counted_before_each_takes_a_hundred(
+    content: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    parse(content)
+    monkeypatch.setenv("BYOL_GRAPH_NODES", "100")
+    monkeypatch.setattr(onnx, "load_model_from_string", lambda _: pytest.fail("it was parsed"))
+    with pytest.raises(BundleError, match=r"more than 4,000 fields \(BYOL_GRAPH_NODES\)"):
+        parse(content)
+
+
+@pytest.mark.parametrize("content", [b"\x3a", b"\x3a\x05", b"\x0b", b"\xff" * 11, b"\x3a\x02\x0a\x05", b"\x09\0"])
+def test_what_is_cut_off_is_no_onnx_file(content: bytes) -> None:
+    with pytest.raises(BundleError, match="not an ONNX file"):
+        parse(content)
 
 
 @pytest.mark.parametrize("command", ["info", "extract", "bench", "linear", "triton"])

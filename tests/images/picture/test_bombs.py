@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from byol.files.atomic import SourceUnavailable
 from byol.images.columns import Labels
 from byol.images.decode import decode
 from byol.images.picture import read as decoding
@@ -24,7 +25,7 @@ from byol.images.picture.budget import PIXELS, PixelBudget
 from byol.images.picture.headers import gif_screen_end
 from byol.images.picture.read import read_image
 from byol.images.source import ImageSource
-from byol.images.surroundings import SourceUnavailable, UnreadableImage
+from byol.images.surroundings import UnreadableImage
 from tests.support.odd_images import bomb, encoded, picture
 from tests.support.small import REPOSITORY
 

@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 
+from byol.files.atomic import SourceUnavailable
 from byol.images.open import open_source
 from byol.images.remote import faults
 from byol.images.remote.faults import Fault, Refusal, fault_of, patiently, words_for
-from byol.images.surroundings import SourceUnavailable
 from tests.support.tiny import write_images
 from tests.support.web import Web, always, listed, once, reason, say
 

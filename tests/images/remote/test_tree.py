@@ -19,9 +19,10 @@ import pytest
 from moto.server import ThreadedMotoServer
 from s3fs import S3FileSystem
 
+from byol.files.atomic import SourceUnavailable
 from byol.images.open import open_sections, open_source
 from byol.images.remote import faults
-from byol.images.surroundings import SourceUnavailable, UnreadableImage
+from byol.images.surroundings import UnreadableImage
 from byol.serve.features.read import read_features
 from tests.images.test_open import write_tar
 from tests.support.command_line import byol

@@ -15,12 +15,13 @@ import pyarrow.parquet as pq
 import pytest
 from fsspec.registry import known_implementations
 
+from byol.files.atomic import SourceUnavailable
 from byol.images.location import NEVER_IN_LISTS, PROTOCOLS, NotAllowed, allowed_protocol, last_part, written_out
 from byol.images.open import open_source
 from byol.images.remote import faults
 from byol.images.remote.http import is_public
 from byol.images.source import ImageSource
-from byol.images.surroundings import SourceUnavailable, UnreadableImage
+from byol.images.surroundings import UnreadableImage
 from tests.images.test_open import write_tar
 from tests.support.command_line import byol
 from tests.support.tiny import write_images, write_tiny_bundle
@@ -316,6 +317,14 @@ def test_a_signed_url_is_an_image_a_table_or_a_list(place: Path, web: Web, tmp_p
         assert "f00dbeef" not in source.name
         assert source.open(0).width > 0
     assert f"/s.tar?{SECRET}" in [asked.replace("AKIA/1", "AKIA%2F1") for asked in web.asked]
+
+
+def test_a_server_that_goes_within_an_npz_makes_it_no_damaged_one(web: Web, tmp_path: Path) -> None:
+    np.savez(tmp_path / "n.npz", images=np.zeros((50_000, 12, 12, 3), np.uint8))  # 20 MB, asked for in pieces
+    web.files["/n.npz"] = (tmp_path / "n.npz").read_bytes()
+    web.gone_after = 4
+    with pytest.raises(SourceUnavailable, match=r"^http\S+/n.npz cannot be read now: (?!.*as an .npz).*again later$"):
+        open_source(f"{web.url}/n.npz")
 
 
 def test_patterns_of_a_web_server(web: Web, place: Path, tmp_path: Path) -> None:

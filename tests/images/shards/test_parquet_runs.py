@@ -62,6 +62,7 @@ WRITERS: dict[str, dict[str, Any]] = {
     "a dictionary": {},
     "version 2": {"data_page_version": "2.0", "use_dictionary": False},
     "delta lengths": {"use_dictionary": False, "column_encoding": "DELTA_LENGTH_BYTE_ARRAY"},
+    "delta values": {"use_dictionary": False, "column_encoding": "DELTA_BYTE_ARRAY"},
     "check sums": {"write_page_checksum": True},
     "page index": {"write_page_index": True, "use_content_defined_chunking": True},
     **{codec: {"compression": codec, "use_dictionary": False} for codec in ("none", "gzip", "zstd", "brotli", "lz4")},
@@ -83,6 +84,19 @@ def test_row_groups_of_every_writer(name: str, make: Callable[[], pa.Array], tmp
         assert max(read) < 8  # of 40 rows
     results = [result for _, result in decode(source, PIXELS, threads=2)]
     assert not any(isinstance(result, UnreadableImage) for result in results)
+
+
+@pytest.mark.parametrize("make", [plain, structs])
+def test_a_page_of_many_values_that_may_repeat_the_one_before(make: Callable[[], pa.Array], tmp_path: Path) -> None:
+    """As Java writes them: by the page's header alone, 2,000 values could take 2,000 times its bytes."""
+    values = make().take(pa.array(np.arange(2000) % COUNT))
+    options = {"column_encoding": {"image" if make is plain else "image.bytes": "DELTA_BYTE_ARRAY"}}
+    pq.write_table(
+        pa.table({"image": values}), tmp_path / "a.parquet", use_dictionary=False, data_page_size=64 * MB, **options
+    )
+    source = open_source(tmp_path / "a.parquet")
+    for i in (1999, 0, 1017):
+        np.testing.assert_array_equal(PIXELS(source.open(i)), picture(seed=i % COUNT))
 
 
 @pytest.mark.parametrize("nullable", [(False, False), (False, True), (True, False), (True, True)])

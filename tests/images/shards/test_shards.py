@@ -15,11 +15,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from byol.files.atomic import open_regular
+from byol.files.atomic import SourceUnavailable, open_regular
 from byol.images.decode import decode
 from byol.images.labels import require_labels
 from byol.images.open import open_source
-from byol.images.surroundings import SourceUnavailable, UnreadableImage
+from byol.images.surroundings import UnreadableImage
 from tests.images.test_open import PIXELS, image_structs, png, write_table, write_tar
 from tests.support.odd_images import picture
 

@@ -9,13 +9,17 @@ import re
 import signal
 import subprocess
 import sys
+import tempfile
+import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from byol.serve.extract.ray_engine import _for_workers
+from byol.files.atomic import SourceUnavailable
+from byol.serve.extract.ray_engine import _for_workers, _readable
 from byol.serve.features.read import read_features
 from tests.support.command_line import byol
 from tests.support.small import REPOSITORY, traps
@@ -38,6 +42,13 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     done = byol("extract", root / "bundle", root / "images", "--out", f"{root}/local/", *WORDS)
     assert done.code == 0, done.err
     return root
+
+
+@pytest.fixture
+def short() -> Iterator[Path]:
+    """A folder for temporary files whose name has room for those of Ray's sockets."""
+    with tempfile.TemporaryDirectory(dir="/tmp", ignore_cleanup_errors=True) as folder:
+        yield Path(folder)
 
 
 def command(place: Path, images: str, out: Path) -> list[str]:
@@ -120,6 +131,55 @@ if __name__ == "__main__":
         print(json.dumps([row[1] for row in rows if row[3] == "0A" and f"socket:[{row[9]}]" in sockets]))
 """
 LOOPBACK = re.compile("(?:0000000000000000FFFF0000|)[0-9A-F]{6}7F:|0{24}01000000:")  # 127.x, also as IPv6, and ::1
+
+
+def test_what_becomes_of_a_cluster_is_said_in_one_line() -> None:
+    from ray import exceptions
+
+    low = exceptions.OutOfMemoryError("Task was killed due to the node running low on memory.\nMemory on the node ...")
+    text = "Ray: Task was killed due to the node running low on memory.; finished parts are kept, give the same command"
+    wrapped = RuntimeError("of Ray Data's")
+    wrapped.__cause__ = low
+    for error in (low, wrapped):
+        found = _readable(error)
+        assert type(found) is ValueError
+        assert str(found).startswith(text)
+    for lost in (exceptions.WorkerCrashedError(), exceptions.ActorDiedError(), exceptions.LocalRayletDiedError()):
+        assert "died" in str(_readable(lost))
+    for inner, kind in ((SourceUnavailable("gone"), SourceUnavailable), (MemoryError("little"), MemoryError)):
+        task = exceptions.RayTaskError("f", "Traceback ...", inner).as_instanceof_cause()
+        assert (type(_readable(task)), str(_readable(task))) == (kind, str(inner))
+    defect = exceptions.RayTaskError("f", "Traceback ...", TypeError("ours")).as_instanceof_cause()
+    assert _readable(defect) is defect
+
+
+def test_a_signal_ends_the_work_and_leaves_nothing_behind(place: Path, tmp_path: Path, short: Path) -> None:
+    words, workers = command(place, "images", tmp_path / "out"), list[int]()
+    environment = {**os.environ, "TMPDIR": str(short)}
+    with subprocess.Popen(words, stderr=subprocess.PIPE, text=True, env=environment) as run:
+        while run.poll() is None and not workers:
+            workers = [worker for worker in ray_workers("MapBatches") if run.pid in ancestors(worker)]
+        run.terminate()
+        _, said = run.communicate(timeout=60)
+    assert run.returncode == 1, said
+    assert said.splitlines()[-1].startswith("Error: stopped by SIGTERM; finished parts are kept")
+    assert "*** SIG" not in said
+    assert not list(short.glob("byol-*"))
+    for _ in range(500):
+        if not any(Path("/proc", str(worker)).exists() for worker in workers):
+            return
+        time.sleep(0.02)
+    pytest.fail("workers are left")
+
+
+def ancestors(process: int) -> list[int]:
+    """The processes above one, the nearest first."""
+    found = []
+    with contextlib.suppress(OSError):
+        while process > 1:
+            process = int(Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[1])
+            found.append(process)
+    return found
 
 
 def test_a_cluster_of_this_machine_listens_on_loopback_only(tmp_path: Path) -> None:

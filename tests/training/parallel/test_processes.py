@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -201,8 +202,18 @@ def test_a_killed_process_ends_the_job_and_leaves_a_checkpoint(images: Path, alo
     _, said = job.communicate(timeout=60)
     assert job.returncode == 1
     assert "Traceback" not in said
+    assert said.count("Error:") == said.count("another process of this job is gone") == 1
     train(images, run, "--resume", "--nproc", "2")
     assert difference(alone, run) < 1e-5
+
+
+def test_a_job_says_once_why_it_fails(tmp_path: Path) -> None:
+    lost = tmp_path / "lost"
+    done = subprocess.run(
+        command(lost, tmp_path / "run", "--nproc", "2"), env=environment(), stderr=subprocess.PIPE, text=True
+    )
+    assert done.returncode == 1
+    assert re.fullmatch(rf"Error: {lost} does not exist; .*\n", done.stderr)
 
 
 def wait_for(path: Path, process: subprocess.Popen[str] | subprocess.Popen[bytes]) -> None:
