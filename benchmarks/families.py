@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import time
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -78,21 +79,35 @@ def figures(name: str, size: int) -> dict[str, Any]:
     return {"nodes": len(proto.graph.node), "error": parity.max_relative_error, "cosine": parity.min_cosine}
 
 
+def table(rows: Sequence[Mapping[str, Any]]) -> str:
+    """The rows as docs/export.md has them: what exports, then what is refused in which words."""
+    named = sorted(rows, key=lambda row: (row["name"], row["size"]))
+    passed, others = [r for r in named if "error" in r], [r for r in named if "error" not in r]
+    lines = ["| encoder | px | nodes | relative error |", "|---|---|---|---|"]
+    lines += [f"| {row['name']} | {row['size']} | {row['nodes']} | {row['error']:.1e} |" for row in passed]
+    lines += ["", "| refused | px | in these words |", "|---|---|---|"]
+    lines += [f"| {row['name']} | {row['size']} | {row.get('refused') or row['broken']} |" for row in others]
+    return "\n".join(lines)
+
+
 @click.command()
 @click.argument("names", nargs=-1)
 @click.option("--out", type=click.Path(path_type=Path), required=True, help="What it holds of other families stays.")
-def main(names: tuple[str, ...], out: Path) -> None:
+@click.option("--shown", is_flag=True, help="Nothing is tried; the table of --out is printed.")
+def main(names: tuple[str, ...], out: Path, shown: bool) -> None:
     rows = {}
     if out.exists():
         rows = {(row["name"], row["size"]): row for row in json.loads(out.read_bytes())["rows"]}
-    for name in names or FAMILIES.split():
+    for name in () if shown else names or FAMILIES.split():
         row = tried(name)
         rows[row["name"], row["size"]] = row
-        what = row.get("refused") or row.get("broken") or f"{row['error']:.1e}, {row['nodes']} nodes"
-        click.echo(f"| {row['name']} | {row['size']} | {what} |")
+        click.echo(
+            f"{row['name']}, {row['size']} px: {row.get('error') or row.get('refused') or row['broken']}", err=True
+        )
         facts = {"command": ["python", "-m", "benchmarks.families"], "timm": timm.__version__, **machine("cpu")}
         out.parent.mkdir(parents=True, exist_ok=True)
         out.write_text(json.dumps({**facts, "rows": [*rows.values()]}, indent=2) + "\n")
+    click.echo(table([*rows.values()]))
 
 
 if __name__ == "__main__":
