@@ -5,8 +5,10 @@
 "torch eager" is the model as its constructor gives it, in fp32; the other rows name what is changed. The encoder has
 random weights and the batch-norm statistics of the photographs; the photographs also calibrate int8. Every row is a
 process of its own on the same batch of preprocessed images; rounds run all rows in turn. Where other work runs beside,
-`taskset -c 0 python -m benchmarks.inference ... --processor-time` still tells ratios, those of one core. Prints the export's figures
-and a table (median images/s over the rounds, ratio to torch eager), and writes both with versions and every figure.
+`taskset -c 0 python -m benchmarks.inference ... --processor-time` still tells ratios, those of one core.
+
+Prints the export's figures and a table (median images/s over the rounds, ratio to torch eager), and writes both with
+versions and every figure.
 """
 
 from __future__ import annotations
