@@ -4,8 +4,11 @@
 
 "torch eager" is the model as its constructor gives it, in fp32; the other rows name what is changed. The encoder has
 random weights and the batch-norm statistics of the photographs; the photographs also calibrate int8. Every row is a
-process of its own on the same batch of preprocessed images; rounds run all rows in turn. Prints the export's figures
-and a table (median images/s over the rounds, ratio to torch eager), and writes both with versions and every figure.
+process of its own on the same batch of preprocessed images; rounds run all rows in turn. Where other work runs beside,
+`taskset -c 0 python -m benchmarks.inference ... --processor-time` still tells ratios, those of one core.
+
+Prints the export's figures and a table (median images/s over the rounds, ratio to torch eager), and writes both with
+versions and every figure.
 """
 
 from __future__ import annotations
@@ -95,12 +98,14 @@ def worker(row: str, work: Path, options: dict[str, Any]) -> None:
     images = np.load(work / "batch.npy")
     run = (torch_row if row in TORCH else our_row)(row, work, options, images)
 
+    clock = time.process_time if options["processor_time"] else time.perf_counter
+
     def repeat(seconds: float) -> float:
-        started, count = time.perf_counter(), 0
-        while time.perf_counter() - started < seconds or count < 3:
+        started, count = clock(), 0
+        while clock() - started < seconds or count < 3:
             run()
             count += 1
-        return count * len(images) / (time.perf_counter() - started)
+        return count * len(images) / (clock() - started)
 
     repeat(options["seconds"] / 2)
     click.echo(repeat(options["seconds"]))
@@ -121,6 +126,7 @@ def measure(row: str, work: Path, options: dict[str, Any]) -> float:
 @click.option("--batch-size", default=32, show_default=True)
 @click.option("--device", type=click.Choice(["cpu", "cuda"]), default="cpu", show_default=True)
 @click.option("--seconds", default=10.0, show_default=True, help="Timed per row and round.")
+@click.option("--processor-time", is_flag=True, help="Count seconds of the processor; on one core, beside other work.")
 @click.option("--rounds", default=3, show_default=True)
 def main(photos: Path, out: Path, rounds: int, **options: Any) -> None:
     figures: dict[str, list[float]] = {row: [] for row in (*TORCH, *OURS)}

@@ -14,6 +14,7 @@ from collections.abc import Iterator, Sequence
 
 import onnx
 import torch
+from onnx_ir.passes.common import IdentityEliminationPass
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
@@ -92,6 +93,7 @@ def _traced(model: nn.Module, size: int) -> onnx.ModelProto:
             custom_translation_table=TRANSLATIONS,
         )
     assert program is not None  # None only without dynamo
+    IdentityEliminationPass()(program.model)  # the optimizer makes some of what changes nothing
     return program.model_proto
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import onnx
@@ -53,6 +53,38 @@ def _select(tensor: Any, dim: int, index: int) -> Any:
     return op.Squeeze(op.Slice(tensor, start, end, axes), axes)
 
 
+def _einsum(equation: str, tensors: Sequence[Any], path: Any = None) -> Any:
+    """A product of two tensors by the letters of their axes, as one MatMul. Other sums stay: no graph may hold them."""
+    inputs, _, output = equation.replace(" ", "").partition("->")
+    left, _, right = inputs.partition(",")
+    summed = [name for name in left if name in right and name not in output]
+    once = all(len(set(names)) == len(names) for names in (left, right, output))
+    if not once or {*left, *right} - {*summed} != {*output} or not right:
+        return op.Einsum(*tensors, equation=equation)
+    row, column = (
+        ([" "] + [n for n in a if n in output and n not in b])[-1] for a, b in ((left, right), (right, left))
+    )
+    stack = [name for name in output if name not in (row, column)]
+    rows = _arranged(tensors[0], left, [*stack, row], summed)
+    columns = _arranged(tensors[1], right, [*stack, column], summed)
+    rank = len(stack) + 2
+    product = op.MatMul(rows, op.Transpose(columns, perm=[*range(rank - 2), rank - 1, rank - 2]))
+    axes = [*stack, row, column]
+    empty = [place for place, name in enumerate(axes) if name == " "]
+    product = op.Squeeze(product, op.Constant(value_ints=empty)) if empty else product
+    return op.Transpose(product, perm=["".join(axes).replace(" ", "").index(name) for name in output])
+
+
+def _arranged(tensor: Any, names: str, order: Sequence[str], summed: Sequence[str]) -> Any:
+    """A tensor with the axes `order`, of size 1 where it lacks one, and those that are `summed` as one more."""
+    kept = [name for name in order if name in names]
+    tensor = op.Transpose(tensor, perm=[names.index(name) for name in (*kept, *summed)])
+    if len(summed) != 1:
+        tensor = op.Reshape(tensor, op.Constant(value_ints=[*[0] * len(kept), -1]))
+    lacking = [place for place, name in enumerate(order) if name not in names]
+    return op.Unsqueeze(tensor, op.Constant(value_ints=lacking)) if lacking else tensor
+
+
 def _interpolation(operation: Any) -> Callable[..., Any]:
     """Resizing by a linear map of rows and one of columns, as two products: what `operation` makes of identities."""
 
@@ -79,6 +111,7 @@ TRANSLATIONS: dict[Callable[..., Any], Callable[..., Any]] = {
     torch.ops.aten.scaled_dot_product_attention.default: _attention,
     torch.ops.aten.select.int: _select,
     torch.ops.aten.adaptive_avg_pool2d.default: _adaptive_average_pool,
+    torch.ops.aten.einsum.default: _einsum,
     torch.ops.aten.upsample_nearest2d.vec: _nearest,
     torch.ops.aten.upsample_bilinear2d.vec: _interpolation(torch.ops.aten.upsample_bilinear2d.vec),
     torch.ops.aten.upsample_bicubic2d.vec: _interpolation(torch.ops.aten.upsample_bicubic2d.vec),

@@ -65,6 +65,23 @@ def standardised(x: Tensor, convolution: nn.Module) -> Tensor:
 
 torch.manual_seed(0)
 CONVOLUTION = nn.Conv2d(3, 6, 3, padding=1)
+EQUATIONS = {  # for each, the axes of a second tensor; the first is (B, 6, 12, 12) after a convolution
+    **{"bchw,cd->bdhw": (6, 5), "bchw,hkw->bchk": (12, 5, 12), "bchw,hw->bc": (12, 12), "bchw,bchw->bhw": None},
+    **{"bchw,dkc->bdhkw": (2, 3, 6), "bchw,c->bhcw": (6,), "b c h w, w->bch": (12,)},
+}
+
+
+def einsum(equation: str) -> nn.Module:
+    sizes = EQUATIONS[equation]
+    factor = None if sizes is None else torch.randn(sizes)
+
+    def function(x: Tensor, convolution: nn.Module) -> Tensor:
+        x = convolution(x)
+        return torch.einsum(equation, x, x.sigmoid() if factor is None else factor).flatten(1)
+
+    return Module(function, CONVOLUTION)
+
+
 ENCODERS = {
     "pooling of channels last": Module(channels_last, CONVOLUTION, nn.LayerNorm(6), nn.AdaptiveAvgPool2d(1)),
     "pooling to windows": Module(lambda x, pool: pool(x).flatten(1), nn.AdaptiveAvgPool2d((2, 3))),
@@ -78,6 +95,8 @@ ENCODERS = {
     "bilinear": Module(lambda x: F.interpolate(x, (7, 20), mode="bilinear").flatten(1)),
     "bicubic, corners": Module(lambda x: F.interpolate(x, (7, 20), mode="bicubic", align_corners=True).flatten(1)),
     "nearest, scaled": Module(lambda x: F.interpolate(x, scale_factor=(2.0, 0.7), mode="nearest").flatten(1)),
+    **{equation: einsum(equation) for equation in EQUATIONS},
+    "a sum that changes nothing": Module(lambda x: x.slice_scatter(x + 1).mean((2, 3))),
     "numbers of positions": Module(lambda x: (x.flatten(2) * torch.arange(x.shape[2] * x.shape[3])).mean(2)),
 }
 
@@ -96,6 +115,8 @@ def test_what_timms_models_do_exports_clean_and_exact(name: str) -> None:
     [
         (lambda x: x.mean((2, 3)) * x.shape[0], "not clean: it holds Shape"),
         (lambda x: F.adaptive_avg_pool2d(x, 5).flatten(1), "cannot export this encoder to ONNX: .*"),
+        (lambda x: torch.einsum("bchw,bcij,bckl->bc", x, x, x), "not clean: it holds Einsum"),
+        (lambda x: torch.einsum("bchh,bchw->bcw", x, x).flatten(1), "not clean: it holds Einsum"),
         (lambda x: x.flatten(1)[:, x.sum((1, 2, 3)).long() % 7], "not clean: it holds Gather"),
     ],
 )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import dataclasses
 import itertools
+import json
 import re
 import shlex
 from collections.abc import Iterator
@@ -206,3 +207,16 @@ def test_options_and_settings_in_prose_exist(page: str) -> None:
         legal = known[command[1]] if command else set().union(*known.values())
         assert set(re.findall(r"--[a-z][a-z0-9-]*", span)) <= legal, span
         assert set(re.findall(r"--set (?:view[12]\.)?([a-z_0-9]+)=", span)) <= settings, span
+
+
+def test_the_encoders_said_to_export_are_those_that_were_measured():
+    found = json.loads((REPOSITORY / "benchmarks" / "results" / "families-cpu.json").read_bytes())
+    page = (DOCS / "export.md").read_text()
+    assert found["timm"] in page
+    rows = re.findall(r"^\| (\w+) \| (\d+) \| (\d+) \| (\S+) \|$", page, re.MULTILINE)
+    measured = [row for row in found["rows"] if "error" in row]
+    wanted = {(row["name"], str(row["size"]), str(row["nodes"]), f"{row['error']:.1e}") for row in measured}
+    assert set(rows) == wanted
+    assert max(row["error"] for row in measured) < 1e-5
+    for row in found["rows"]:
+        assert "error" in row or row["refused"] in page

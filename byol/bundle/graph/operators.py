@@ -70,10 +70,6 @@ def _where(node: Node) -> list[Value]:
     return [Value(alike(values), broadcast([condition, *values]))]
 
 
-def _identity(node: Node) -> list[Value]:
-    return [node[0]]
-
-
 def _clip(node: Node) -> list[Value]:
     bounds = [value for value in map(node.optional, (1, 2)) if value is not None]
     is_float(node[0], *bounds)
