@@ -16,13 +16,14 @@ from PIL import Image
 from byol.bundle.folder import Bundle, golden_names
 from byol.bundle.manifest import ANY_SIZE, CLASSIFIER, ENCODER, VARIANTS, Evaluation, Parity
 from byol.bundle.model import Model, check_graph
-from byol.console import progress
+from byol.console import note_skipped, progress
 from byol.export.any_size import any_size_graph
 from byol.export.parity import sample_images
 from byol.export.precision import fp16_graph, int8_graph
 from byol.images.decode import Preprocess, decode
 from byol.images.location import Location
 from byol.images.open import open_source
+from byol.images.source import Skipped
 from byol.images.surroundings import UnreadableImage
 from byol.run import KNN_K, KNN_TEMPERATURE
 from byol.serve.evaluate.knn import KNNClassifier
@@ -52,13 +53,13 @@ class Additions:
     def __post_init__(self) -> None:
         for name in self.precisions:
             if name not in VARIANTS or name == "fp32":
-                raise ValueError(f"precision is {name!r}; fp32 is always there, fp16 and int8 can be added")
+                raise ValueError(f"precision is {name!r}; fp32 is always included; add fp16 or int8")
         if "int8" in self.precisions and self.calibrate is None:
-            raise ValueError("int8 needs images to calibrate on; add --calibrate IMAGES (50 to 300 typical ones)")
+            raise ValueError("int8 needs calibration images; add --calibrate IMAGES (50 to 300 typical ones)")
         if self.calibrate is not None and "int8" not in self.precisions and not self.any_size:
-            raise ValueError("--calibrate is for --precision int8 and --any-size; add one of them, or leave it out")
+            raise ValueError("--calibrate needs --precision int8 or --any-size; add one, or leave it out")
         if (self.eval_train is None) != (self.eval_test is None):
-            raise ValueError("--eval-train and --eval-test belong together; give both or none")
+            raise ValueError("--eval-train and --eval-test go together; give both or neither")
 
     def require(self) -> None:
         """Raise `ValueError` or `OSError` for images that will not do; before work that would be lost."""
@@ -160,13 +161,15 @@ def _read_calibration(location: Location, preprocess: Preprocess) -> _Calibratio
     source = open_source(location)
     count = min(len(source), CALIBRATION_IMAGES)
     chosen = source.subset(np.linspace(0, len(source) - 1, count, dtype=int).tolist())
-    images, pictures = [], []
+    images, pictures, skipped = [], [], list(source.skipped)
     for index, result in decode(chosen, lambda image: (preprocess(image), image)):
         if isinstance(result, UnreadableImage):
+            skipped.append(Skipped(chosen.ids[index], str(result)))
             continue
         images.append(result[0])
         if index % max(1, count // PICTURES) == 0:
             pictures.append(np.asarray(result[1]))
+    note_skipped(skipped, of="the calibration images")
     _require_enough(source.name, len(images))
     held = np.arange(len(images)) % 5 == 4
     stacked = np.stack(images)
@@ -176,17 +179,19 @@ def _read_calibration(location: Location, preprocess: Preprocess) -> _Calibratio
 def _require_enough(name: str, images: int) -> None:
     least = LEAST_CALIBRATION_IMAGES
     if images < least:
-        raise ValueError(f"{name} has {images} images; calibration needs {least} or more that can be read")
+        raise ValueError(f"{name} has {images} readable images; calibration needs at least {least}")
 
 
 def evaluate_variants(bundle: Path, train: Location, test: Location) -> Evaluation:
     """kNN top-1 of every precision variant in a bundle, train as the bank. Raises `ValueError` for unlabelled sets."""
-    top1 = {}
+    top1: dict[str, float] = {}
     held = Bundle.open(bundle).manifest.files
     for variant, file in VARIANTS.items():
         if file not in held:
             continue
         data = load_evaluation(bundle, train, test, "auto", progress, variant)
+        if not top1:  # the same images every time
+            note_skipped(data.skipped, of="the images for kNN")
         classifier = KNNClassifier(KNN_K, KNN_TEMPERATURE).fit(data.train.x, data.y_train)
         top1[file] = classifier.score(data.test.x, data.y_test)
     sizes = len(data.train), len(data.test)

@@ -77,13 +77,13 @@ def export(source: Path, out: Path, triton: Path | None, **options: Any) -> None
     except ValueError as error:
         raise click.UsageError(str(error)) from error
     if foreign and "arch" not in foreign:
-        raise click.UsageError("weights of another toolkit do not say what they are weights of; add --arch NAME")
+        raise click.UsageError("the architecture of another toolkit's weights is not known; add --arch NAME")
     require_place(out)  # before work that would be lost
     if triton:
         with of_option("--triton"):
             require_output_folder(triton, [source, out])
             if triton.resolve() == out.resolve():
-                raise ValueError(f"{triton} is to be the bundle; choose another folder")
+                raise ValueError(f"{triton} is the bundle's folder; choose another")
         require_repository(triton)
     manifest = export_bundle(_foreign_source(source, **foreign) if foreign else source, out, additions)
     models = write_repository(out, triton) if triton else []  # before the lines, which may find no reader

@@ -84,10 +84,10 @@ def read_run(path: Path) -> Source:
     Raises `ValueError` when the file is damaged, does not fit, or holds numbers that are not finite.
     """
     if (path / MANIFEST).is_file():
-        raise ValueError(f"{printable(path)} is a bundle; export the run or the checkpoint that it was made from")
+        raise ValueError(f"{printable(path)} is a bundle; export the run or checkpoint it was made from")
     if path.is_file() and path.suffix != ".safetensors":
         raise ValueError(
-            f"{printable(path)} is no checkpoint of byol's; for another toolkit's add --from auto --arch NAME"
+            f"{printable(path)} is not a byol checkpoint; for another toolkit's, add --from auto --arch NAME"
         )
     file = checkpoint_file(path)
     source = _finetuned(file) if task_of(file) == FINETUNE else _source(read_pretrained(file))
@@ -115,7 +115,7 @@ def export_bundle(source: Path | Source, out: Path, additions: Additions = ONLY_
     """Write the bundle of an encoder (`Path`: see `read_run`) to the folder `out`, replacing an older bundle there.
 
     Raises `ValueError` or `OSError`, and leaves `out` as it was, when ONNX Runtime does not reproduce torch, when an
-    addition is beyond its gate, or when the written files do not pass their own check.
+    addition is beyond its gate, or when the written files fail their own check.
     """
     require_place(out)
     additions.require()
@@ -228,4 +228,4 @@ def prove(folder: Path) -> None:
     done = subprocess.run([*python_running(_PROOF), str(folder)], capture_output=True, text=True, check=False)
     if done.returncode != 0:
         reason = done.stderr.strip().rpartition("\n")[2] or f"exit status {done.returncode}"
-        raise ValueError(f"export refused: the written files do not pass their own check: {reason}")
+        raise ValueError(f"export refused: the written files fail their own check: {reason}")

@@ -26,7 +26,7 @@ def _attention(
 ) -> Any:
     """softmax(scale * query key^T + mask) value, by torch's definition of scaled dot-product attention."""
     if is_causal or enable_gqa or (attn_mask is not None and attn_mask.dtype == onnx.TensorProto.BOOL):
-        raise ValueError("attention that is causal, grouped or has a mask of truth values is not supported")
+        raise ValueError("causal, grouped or boolean-masked attention is not supported")
     rank = len(key.shape)
     transposed = op.Transpose(key, perm=[*range(rank - 2), rank - 1, rank - 2])
     factor = op.Constant(value_float=query.shape[-1] ** -0.5 if scale is None else scale)
@@ -42,7 +42,7 @@ def _adaptive_average_pool(image: Any, output_size: Any) -> Any:
     if wanted == [1, 1]:
         return op.ReduceMean(image, op.Constant(value_ints=[-2, -1]), keepdims=1)
     if any(size % parts for size, parts in zip(sizes, wanted, strict=True)):
-        raise ValueError(f"pooling {sizes} to {wanted}, which are not equal windows, is not supported")
+        raise ValueError(f"pooling {sizes} to {wanted} is not supported: the windows are not equal")
     windows = [size // parts for size, parts in zip(sizes, wanted, strict=True)]
     return op.AveragePool(image, kernel_shape=windows, strides=windows)
 

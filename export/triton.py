@@ -56,10 +56,12 @@ def require_repository(out: Path) -> None:
         require_folder_place(out)
         return
     if not out.is_dir() or (any(out.iterdir()) and not list(out.glob(f"*/{CONFIG}"))):
-        raise ValueError(f"{out} exists and is no model repository; choose another --triton")
+        raise ValueError(f"{out} exists and is not a model repository; choose another --triton")
     for name in map(_model_name, GRAPHS):
         if (out / name).exists() and not _is_ours(out / name):
-            raise ValueError(f"{out} has a model {name} not all of which byol wrote; choose another --triton")
+            raise ValueError(
+                f"{out} has a model {name} that byol did not write; choose another --triton"
+            )
 
 
 def write_repository(bundle: Path, out: Path) -> list[str]:

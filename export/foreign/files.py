@@ -81,7 +81,7 @@ def _unpickled(path: Path) -> Any:
     except MemoryError:
         raise
     except Exception as error:  # torch raises many kinds
-        raise ValueError(f"{printable(path)} is damaged or no checkpoint of torch's: {first_line(error)}") from error
+        raise ValueError(f"{printable(path)} is damaged or not a torch checkpoint: {first_line(error)}") from error
 
 
 def _conversion(path: Path, reason: str, read: str) -> str:

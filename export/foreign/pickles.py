@@ -167,13 +167,13 @@ class _Reader:
         if name in TENSORS:
             self._left -= _tensor_bytes(name, arguments)
             if self._left < 0:
-                raise ValueError("its tensors have more elements than a file of its size may hold")
+                raise ValueError("its tensors have more elements than a file of this size can hold")
         return Made(name)
 
 
 def _name(item: Any) -> str:
     if not isinstance(item, Named):
-        raise MoreThanTensors("a call of what is no name")
+        raise MoreThanTensors("a call of something without a name")
     return item.name
 
 
@@ -185,7 +185,7 @@ def _require_keys(keys: Sequence[Any]) -> None:
 
 def _count(value: Any) -> int:
     if not isinstance(value, int) or value < 0:
-        raise ValueError("a tensor whose shape is no numbers of 0 and more")
+        raise ValueError("a tensor whose shape is not made of numbers from 0 up")
     return value
 
 
@@ -195,12 +195,12 @@ def _tensor_bytes(name: str, arguments: Sequence[Any]) -> int:
     if not isinstance(storage, Storage):
         raise ValueError("a tensor without a storage")
     if len(shape) != len(strides) or len(shape) > 64:
-        raise ValueError("a tensor that has not one stride for each dimension")
+        raise ValueError("a tensor without one stride per dimension")
     element = storage.element if name == TENSORS[0] else _element_of(arguments[6])
     count = math.prod(map(_count, shape))
     last = _count(offset) + sum((n - 1) * _count(step) for n, step in zip(shape, strides, strict=True))
     if count and (last + 1) * element > storage.size:
-        raise ValueError("a tensor that does not lie within its storage")
+        raise ValueError("a tensor that reaches beyond its storage")
     return count * element
 
 

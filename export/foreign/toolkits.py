@@ -104,7 +104,7 @@ def foreign_encoder(path: Path, toolkit: str, arch: str, image_size: int | None,
     tensors, others, prefix = _one_model(path, read_models(path), prefix or "")
     tensors = haiku.torch_names(tensors)
     if prefix and toolkit != "auto":
-        raise ValueError(f"the prefix {prefix} says what to take; leave --from {toolkit} out")
+        raise ValueError(f"--prefix {prefix} already says what to take; leave out --from {toolkit}")
     if prefix:
         candidates = {f"prefix {prefix}": _under(path, tensors, prefix, plain)}
     else:
@@ -132,12 +132,12 @@ def _one_model(
     others = {key: len(found) for key, found in models.items() if key != name}
     if name not in models:
         hint = f"; it holds {_listed(others)}: name one, --prefix NAME" if others else ""
-        raise ValueError(f"{path} holds no named tensors where a state dict is expected{hint}")
+        raise ValueError(f"{path} holds no named tensors; a state dict was expected{hint}")
     twins = [key for key in others if models[key].keys() & models[name].keys()]
     if twins and not named:
         raise ValueError(
-            f"{path} holds the model more than once, as {name or 'its own tensors'} and {', '.join(twins)}; which one "
-            f"is meant is not guessed: name it, --prefix {name or twins[0]}"
+            f"{path} holds the model more than once, as {name or 'its own tensors'} and {', '.join(twins)}; "
+            f"choose one: --prefix {name or twins[0]}"
         )
     return models[name], others, without_wrappers(rest if named else prefix.strip("."))
 
@@ -254,7 +254,7 @@ def _refusal(path: Path, tensors: dict[str, Tensor], toolkit: str, arch: str, pr
         return next(iter(problems.values()))
     return (
         f"{path} does not look like {'any known toolkit' if toolkit == 'auto' else toolkit} with {arch}: it holds "
-        f"{_listed(_counts(tensors))}. Which part is the online encoder is not guessed; name it: --prefix PART."
+        f"{_listed(_counts(tensors))}. Name the part that is the online encoder: --prefix PART."
     )
 
 

@@ -31,7 +31,7 @@ def require_checkpoint(stream: BinaryIO) -> None:
     elif start.startswith(b"PK"):
         _require_zip(stream, size)
     else:
-        raise ValueError("it begins as no file of torch.save does")
+        raise ValueError("it does not begin like a torch.save file")
 
 
 def _require_zip(stream: BinaryIO, size: int) -> None:
@@ -66,7 +66,7 @@ def _require_legacy(stream: BinaryIO, size: int) -> None:
     for _ in range(5):
         require_state_dict(content, claim, most_unpacked(size))
     if sum(claimed.values()) > size - content.tell():
-        raise ValueError(f"it claims storages of {sum(claimed.values()):,} bytes, and has {size:,}")
+        raise ValueError(f"it claims {sum(claimed.values()):,} bytes of storages but holds {size:,}")
 
 
 def _require_header(size: int) -> None:

@@ -117,9 +117,9 @@ def test_a_variant_that_is_not_there_is_named(place, tmp_path):
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["--precision", "int8"], "int8 needs images to calibrate on; add --calibrate"),
-        (["--eval-train", "."], "--eval-train and --eval-test belong together"),
-        (["--precision", "fp16", "--calibrate", "."], "--calibrate is for --precision int8 and --any-size"),
+        (["--precision", "int8"], "int8 needs calibration images; add --calibrate"),
+        (["--eval-train", "."], "--eval-train and --eval-test go together"),
+        (["--precision", "fp16", "--calibrate", "."], "--calibrate needs --precision int8 or --any-size"),
         (["--arch", "resnet18", "--mean", "0.5", "nan", "0.5"], "nan is not a finite number"),
         (["--arch", "resnet18", "--mean", "123.7", "116.3", "103.5"], "123.7 is not in the range"),
         (["--arch", "resnet18", "--std", "0", "1", "1"], "0.0 is not in the range"),
@@ -136,7 +136,7 @@ def test_what_does_not_go_together_is_a_wrong_command(place, tmp_path, words, me
     [
         (["--calibrate", "nothing", "--precision", "int8"], "nothing does not exist"),
         (["--eval-train", "nothing", "--eval-test", "nothing"], "nothing does not exist"),
-        (["--calibrate", "test/cat", "--precision", "int8"], "test/cat has 8 images; calibration needs 20 or more"),
+        (["--calibrate", "test/cat", "--precision", "int8"], "test/cat has 8 readable images; calibration needs at least 20"),
         (["--eval-train", "test", "--eval-test", "test/cat"], "8 of 8 images have no label"),
     ],
 )
@@ -160,7 +160,7 @@ def test_too_few_readable_calibration_images_are_refused_and_nothing_is_written(
     for path in sorted(images.rglob("*.png"))[::4]:
         path.write_bytes(b"no picture")
     done = byol("export", place / "run", "--out", tmp_path / "b", "--precision", "int8", "--calibrate", images)
-    assert (done.code, "has 16 images; calibration needs 20 or more that can be read" in done.err) == (1, True)
+    assert (done.code, "has 16 readable images; calibration needs at least 20" in done.err) == (1, True)
     assert not (tmp_path / "b").exists()
 
 
@@ -277,3 +277,20 @@ def test_a_probe_of_another_encoder_is_refused(tmp_path):
     (tmp_path / "taken" / "thesis.txt").write_text("mine")
     with pytest.raises(ValueError, match="exists and is no bundle"):
         save_classifier(bundle, probe, head, tmp_path / "taken")
+
+
+def test_unreadable_images_for_calibration_and_evaluation_are_named(tmp_path, capfd):
+    write_tiny_bundle(tmp_path / "bundle")
+    for name in ("train", "test"):
+        folder(tmp_path / name, per_class=12)
+        a_class = next(path for path in (tmp_path / name).iterdir() if path.is_dir())
+        (a_class / f"{name}.png").write_bytes(b"no picture")
+    additions._read_calibration(tmp_path / "train", Preprocess(16, 16))
+    said = capfd.readouterr().err
+    assert "skipped 1 of the calibration images:" in said
+    assert "train.png: not an image" in said
+    additions.evaluate_variants(tmp_path / "bundle", tmp_path / "train", tmp_path / "test")
+    said = capfd.readouterr().err
+    assert said.count("skipped 2 of the images for kNN") == 1
+    assert "train.png: not an image" in said
+    assert "test.png: not an image" in said

@@ -72,7 +72,7 @@ def test_something_else_is_not_replaced(tmp_path):
     bundle = write_tiny_bundle(tmp_path / "bundle")
     (tmp_path / "taken").mkdir()
     (tmp_path / "taken" / "thesis.txt").write_text("mine")
-    with pytest.raises(ValueError, match="exists and is no model repository"):
+    with pytest.raises(ValueError, match="exists and is not a model repository"):
         write_repository(bundle, tmp_path / "taken")
 
 
@@ -88,7 +88,7 @@ def test_the_repositorys_other_models_stay(place, tmp_path):
     assert (models / "bert" / "1" / "model.onnx").read_bytes() == b"precious"
     (models / "encoder" / "config.pbtxt").write_text('name: "encoder"')
     done = byol("export", place / "run", "--out", tmp_path / "b", "--triton", models)
-    assert (done.code, "has a model encoder not all of which byol wrote" in done.err) == (1, True)
+    assert (done.code, "has a model encoder that byol did not write" in done.err) == (1, True)
     assert not (tmp_path / "b").exists()  # said before the work
 
 

@@ -29,13 +29,13 @@ def test_between_two_unknown_encoders_nothing_is_guessed(tmp_path):
     torch.testing.assert_close(weights.encoder.state_dict(), online)
     assert weights.left == {"second": 120}
     refused(path, r"holds nothing under third\.\*; it holds first\.\* \(120\), second\.\* \(120\)", prefix="third")
-    refused(path, "says what to take; leave --from lightly out", prefix="first", toolkit="lightly")
+    refused(path, "already says what to take; leave out --from lightly", prefix="first", toolkit="lightly")
 
 
 def test_between_two_versions_of_a_model_nothing_is_guessed(tmp_path):
     online, average = resnet(0).state_dict(), resnet(1).state_dict()
     path = saved(tmp_path / "a.pth", {"state_dict": online, "state_dict_ema": average, "optimizer": {"state": {}}})
-    refused(path, "more than once, as state_dict and state_dict_ema; .* name it, --prefix state_dict$")
+    refused(path, "more than once, as state_dict and state_dict_ema; choose one: --prefix state_dict$")
     for name, tensors in (("state_dict", online), ("state_dict_ema", average)):
         weights = foreign_encoder(path, "auto", "resnet18", SIZE, prefix=name)
         torch.testing.assert_close(weights.encoder.state_dict()["conv1.weight"], tensors["conv1.weight"])

@@ -264,7 +264,7 @@ def test_deepminds_arrays_give_haikus_features(tmp_path):
     refused(tmp_path / "byol.npz", message, arch="resnet50", size=70)
     arrays["online_params/res_net50/~/logits/w"] = np.eye(2, dtype=np.float32)
     np.savez(tmp_path / "more.npz", allow_pickle=False, **arrays)
-    refused(tmp_path / "more.npz", "Which part is the online encoder is not guessed", arch="resnet50", size=64)
+    refused(tmp_path / "more.npz", "Name the part that is the online encoder", arch="resnet50", size=64)
 
 
 def test_the_documented_conversion_of_deepminds_pickle(tmp_path, monkeypatch):
