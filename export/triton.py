@@ -59,9 +59,7 @@ def require_repository(out: Path) -> None:
         raise ValueError(f"{out} exists and is not a model repository; choose another --triton")
     for name in map(_model_name, GRAPHS):
         if (out / name).exists() and not _is_ours(out / name):
-            raise ValueError(
-                f"{out} has a model {name} that byol did not write; choose another --triton"
-            )
+            raise ValueError(f"{out} has a model {name} that byol did not write; choose another --triton")
 
 
 def write_repository(bundle: Path, out: Path) -> list[str]:

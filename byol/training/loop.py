@@ -112,9 +112,9 @@ def _save(trainer: Trainer, run: RunFolder, data: dict[str, Any], done: int, kep
         checkpoint = trainer.state(done, data)
         if not finite(checkpoint.tensors):
             raise ValueError(f"weights are not finite after step {done}; {_DIVERGED}")
-        save_checkpoint(run.last, checkpoint)
-        if kept:
+        if kept:  # first: killed in between, the run takes this step again and keeps the same
             save_checkpoint(run.numbered(done), checkpoint)
+        save_checkpoint(run.last, checkpoint)
     trainer.world.wait()
 
 

@@ -16,6 +16,7 @@ from safetensors.torch import load_file
 
 from byol.commands.train import train
 from byol.images.open import open_source
+from byol.training import loop
 from byol.training.checkpoint import read_checkpoint, save_checkpoint
 from byol.training.data.batches import Order, seeded
 from byol.training.data.decoded import load_canvases
@@ -93,6 +94,27 @@ def test_measured_features_are_the_online_encoders(images):
     with torch.no_grad():
         t.model.online.encoder.get_parameter("conv1.0.weight").mul_(2)
     assert not torch.allclose(t.features(pixels), before)
+
+
+def test_a_checkpoint_that_is_kept_survives_a_kill_between_two_writes(images, tmp_path, monkeypatch):
+    settings = config(keep_every=1)
+    run_training(settings, images, tmp_path / "whole")
+    written = []
+
+    def killed_in_between(path, checkpoint):
+        save_checkpoint(path, checkpoint)
+        written.append(path.name)
+        if len(written) == 2:  # that of step 0, and one of the two of step 3
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(loop, "save_checkpoint", killed_in_between)
+        with pytest.raises(KeyboardInterrupt):
+            run_training(settings, images, tmp_path / "killed")
+    run_training(settings, images, tmp_path / "killed", resume=True)
+    kept = [sorted(path.name for path in (tmp_path / run).glob("step-*")) for run in ("killed", "whole")]
+    assert kept[0] == kept[1] == [f"step-{step:08d}.safetensors" for step in (0, 3, 6)]
+    assert weights(tmp_path / "killed") == weights(tmp_path / "whole")
 
 
 def test_what_a_process_killed_at_its_first_write_leaves_is_no_obstacle(images, tmp_path):

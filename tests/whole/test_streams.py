@@ -111,9 +111,9 @@ def test_training_that_nobody_reads_any_more_saves_and_ends(place: Path, tmp_pat
 def test_a_signal_before_the_first_step_leaves_nothing_half_written(place: Path, tmp_path: Path) -> None:
     script = (
         "import os, signal, sys\n"
-        "from byol import cli, data\n"
+        "from byol import cli\nfrom byol.training.data import decoded\n"
         "def stop(*_):\n    os.kill(os.getpid(), signal.SIGTERM)\n"
-        "data.SMALL, data._decode_into = 0, stop\n"
+        "decoded.SMALL, decoded._decode_into = 0, stop\n"
         "sys.argv = ['byol', *sys.argv[1:]]\ncli.main()"
     )
     home = {**os.environ, "BYOL_HOME": str(tmp_path / "home")}
