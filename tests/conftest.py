@@ -35,8 +35,8 @@ def place(tmp_path_factory):
 
     from byol.training.checkpoint import Checkpoint, save_checkpoint
     from byol.training.model import BYOL
-    from tests.export.test_exporter import randomise_norms
     from tests.support.command_line import byol
+    from tests.support.networks import randomise_norms
     from tests.support.small import RESNET18, config, folder
 
     root = tmp_path_factory.mktemp("additions")

@@ -145,6 +145,16 @@ def test_no_folder_holds_more_than_a_person_overlooks(folder: str) -> None:
     assert {path: count for path, count in counted.items() if count > 16} == {}
 
 
+def test_what_tests_share_lies_in_support() -> None:
+    shared = {
+        f"{path.relative_to(ROOT)} imports {imported}"
+        for path in (ROOT / "tests").rglob("*.py")
+        for imported, _ in imports(path)
+        if within(imported, "tests") and not imported.startswith(("tests.support", "tests.fuzz"))
+    }
+    assert shared == set()
+
+
 def test_pyproject_lists_every_package() -> None:
     import tomllib
 

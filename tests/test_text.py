@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import unicodedata
 from html.parser import HTMLParser
 
 import pytest
@@ -15,6 +14,7 @@ from byol import text
 from byol.console import note_skipped
 from byol.images.source import Skipped
 from byol.text import as_message, cell, code_span, for_terminal, on_one_line, path_text, printable, without_secrets
+from tests.support.command_line import harmless
 
 # Whole Unicode with halves of surrogate pairs, and what does harm more often than chance would have it.
 HARMFUL = (
@@ -40,12 +40,6 @@ READABLE = (
     "\u05e2\u05d1\u05e8\u05d9\u05ea/\u0627\u0644\u0639\u0631\u0628\u064a\u0629.png",  # right to left by itself
     "cafe\u0301.png",
 )
-
-
-def harmless(shown: str) -> bool:
-    turns = {"LRE", "RLE", "LRO", "RLO", "PDF", "LRI", "RLI", "FSI", "PDI"}
-    kinds = {unicodedata.category(c) for c in shown}
-    return not kinds & {"Cc", "Cs", "Zl", "Zp"} and not turns & {unicodedata.bidirectional(c) for c in shown}
 
 
 @given(TEXTS)

@@ -30,23 +30,10 @@ from byol.serve.proof import verify
 from byol.training.checkpoint import Checkpoint, read_checkpoint, save_checkpoint
 from byol.training.model import BYOL
 from tests.support.documents import code
+from tests.support.networks import randomise_norms
 from tests.support.small import RESNET18, config
 
 MEAN, STD = (0.48, 0.45, 0.4), (0.22, 0.23, 0.24)
-
-
-def randomise_norms(module, seed=0):
-    """Batch-norm statistics as after training: without this, folding would be the identity and prove nothing."""
-    generator = torch.Generator().manual_seed(seed)
-    for m in module.modules():
-        if isinstance(m, nn.BatchNorm2d | nn.BatchNorm1d):
-            assert m.running_mean is not None
-            assert m.running_var is not None
-            m.running_mean.copy_(0.1 * torch.randn(m.num_features, generator=generator))
-            m.running_var.copy_(0.5 + torch.rand(m.num_features, generator=generator))
-            m.weight.data.copy_(0.5 + torch.rand(m.num_features, generator=generator))
-            m.bias.data.copy_(0.1 * torch.randn(m.num_features, generator=generator))
-    return module
 
 
 def write_checkpoint(path, seed=0, spoil=None):

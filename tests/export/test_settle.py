@@ -16,7 +16,7 @@ from byol.bundle.graph.operators import OPERATORS
 from byol.export.graph import encoder_to_onnx
 from byol.export.parity import measure
 from byol.export.settle import settle
-from tests.export.test_exporter import randomise_norms
+from tests.support.networks import randomise_norms
 
 SIZE = 12
 MEAN, STD = (0.5, 0.4, 0.3), (0.2, 0.3, 0.25)

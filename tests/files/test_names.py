@@ -22,9 +22,8 @@ from PIL import Image
 
 from byol.bundle.card import model_card
 from byol.bundle.manifest import Evaluation, Finetuning, Manifest, Origin, Training
-from tests.support.command_line import Outcome, byol
+from tests.support.command_line import Outcome, byol, harmless
 from tests.support.tiny import write_images, write_tiny_bundle
-from tests.test_text import harmless
 
 CODES, TURNED = "\x1b]0;x\x07", "\u202egpj.exe"
 MARKUP, LINK, TICKS, FORMULA = "<img src=x onerror=1>", "](http:x) ![a](b)", "`| a `` |", "=cmd|' C'!A0"

@@ -3,18 +3,14 @@
 from __future__ import annotations
 
 import io
-import json
 import sys
-import tarfile
 import tracemalloc
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
-from PIL import Image
 
 from byol.commands.fetch import fetch_named
 from byol.images.columns import Computed, Labels, Names
@@ -22,36 +18,8 @@ from byol.images.decode import decode
 from byol.images.location import names_below
 from byol.images.open import open_sections, open_source
 from byol.images.surroundings import UnreadableImage
-from tests.support.odd_images import encoded, odd_images, picture
-
-PIXELS = np.asarray
-
-
-def png(seed: int) -> bytes:
-    return encoded(Image.fromarray(picture(seed=seed)), "PNG")
-
-
-def write_tar(path: Path, files: dict[str, bytes], mode: str = "w") -> Path:
-    with tarfile.open(path, mode) as tar:  # type: ignore[call-overload]
-        for name, content in files.items():
-            member = tarfile.TarInfo(name)
-            member.size = len(content)
-            tar.addfile(member, io.BytesIO(content))
-    return path
-
-
-def write_table(path: Path, columns: dict[str, pa.Array], names: list[str] | None = None, rows: int = 4) -> Path:
-    table = pa.table(columns)
-    if names:
-        info = {"info": {"features": {"label": {"names": names, "_type": "ClassLabel"}}}}
-        table = table.replace_schema_metadata({"huggingface": json.dumps(info)})
-    pq.write_table(table, path, row_group_size=rows)
-    return path
-
-
-def image_structs(count: int, start: int = 0) -> pa.Array:
-    return pa.array([{"bytes": png(start + i), "path": f"{i}.png"} for i in range(count)])
-
+from tests.support.odd_images import odd_images, picture
+from tests.support.shards import PIXELS, image_structs, png, write_table, write_tar
 
 # ----------------------------------------------------------------------------------------------------- columns
 

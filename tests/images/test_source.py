@@ -25,7 +25,7 @@ from byol.images.source import ImageSource
 from byol.images.surroundings import UnreadableImage
 from byol.images.walk import NOT_READ
 from byol.text import printable
-from tests.support.odd_images import bad_images, encoded, odd_images, picture, write_files, write_unreadable
+from tests.support.odd_images import bad_images, encoded, exif_block, odd_images, picture, write_files, write_unreadable
 from tests.support.small import REPOSITORY
 from tests.support.tiny import write_images
 
@@ -498,17 +498,6 @@ def test_a_container_s_quota_limits_the_cores(
     machine._quota.cache_clear()
     assert machine.usable_cores() == cores
     machine._quota.cache_clear()
-
-
-def exif_block(*tags: tuple[int, int, int, int], order: str = "<") -> bytes:
-    """Tags (number, type, count, value) as a camera may write them."""
-    start = b"II*\0" if order == "<" else b"MM\0*"
-    entries = b"".join(
-        struct.pack(order + "HHI", *tag[:3])
-        + (struct.pack(order + "HH", tag[3], 0) if tag[1] == 3 else struct.pack(order + "I", tag[3]))
-        for tag in tags
-    )
-    return b"Exif\0\0" + start + struct.pack(order + "IH", 8, len(tags)) + entries + bytes(4)
 
 
 # Tags that people's photographs have: a resolution unit as a byte, beyond its type, as text, far outside the block.

@@ -6,6 +6,7 @@ import contextlib
 import io
 import os
 import sys
+import unicodedata
 from dataclasses import dataclass
 from unittest import mock
 
@@ -32,3 +33,9 @@ def byol(*arguments: object) -> Outcome:
         except SystemExit as error:
             code = error.code if isinstance(error.code, int) else int(error.code is not None)
     return Outcome(code, out.getvalue(), err.getvalue())
+
+
+def harmless(shown: str) -> bool:
+    turns = {"LRE", "RLE", "LRO", "RLO", "PDF", "LRI", "RLI", "FSI", "PDI"}
+    kinds = {unicodedata.category(c) for c in shown}
+    return not kinds & {"Cc", "Cs", "Zl", "Zp"} and not turns & {unicodedata.bidirectional(c) for c in shown}

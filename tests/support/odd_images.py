@@ -111,3 +111,18 @@ def write_unreadable(folder: Path) -> dict[str, str]:
         closed.chmod(0)
         made["closed.png"] = "Permission denied"
     return made
+
+
+def chunk(name: bytes, data: bytes = b"") -> bytes:
+    return struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
+
+
+def exif_block(*tags: tuple[int, int, int, int], order: str = "<") -> bytes:
+    """Tags (number, type, count, value) as a camera may write them."""
+    start = b"II*\0" if order == "<" else b"MM\0*"
+    entries = b"".join(
+        struct.pack(order + "HHI", *tag[:3])
+        + (struct.pack(order + "HH", tag[3], 0) if tag[1] == 3 else struct.pack(order + "I", tag[3]))
+        for tag in tags
+    )
+    return b"Exif\0\0" + start + struct.pack(order + "IH", 8, len(tags)) + entries + bytes(4)

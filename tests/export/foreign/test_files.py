@@ -15,8 +15,8 @@ from safetensors.torch import save_file
 from byol.encoders.build import MeanPool, build_encoder
 from byol.export.foreign.toolkits import foreign_encoder
 from byol.training.checkpoint import read_checkpoint
-from tests.export.foreign.test_toolkits import SIZE, assert_same, features, refused, resnet, saved
 from tests.support.command_line import byol
+from tests.support.foreign import SIZE, assert_same, features, refused, resnet, saved
 from tests.support.small import config
 
 

@@ -12,7 +12,6 @@ import dill
 import numpy as np
 import pytest
 import torch
-import torchvision
 from torch import nn
 from torch.utils.data import TensorDataset
 
@@ -23,50 +22,10 @@ from byol.export.foreign.toolkits import foreign_encoder
 from byol.export.graph import encoder_to_onnx
 from byol.export.parity import measure
 from byol.serve import Encoder
-from tests.export.test_exporter import randomise_norms
 from tests.support.command_line import byol
 from tests.support.documents import code
-
-SIZE = 32
-
-
-def resnet(seed=0, cifar=False):
-    """torchvision's own ResNet-18 with its classifier, norms as after training."""
-    torch.manual_seed(seed)
-    model = torchvision.models.resnet18(weights=None)
-    if cifar:
-        model.conv1, model.maxpool = nn.Conv2d(3, 64, 3, 1, 1, bias=False), nn.Identity()
-    return randomise_norms(model, seed).eval()
-
-
-@torch.no_grad()
-def features(model, cut=True):
-    """What the network computes before its classifier, of pictures normalised as ImageNet's."""
-    model = copy.deepcopy(model)
-    if cut:
-        model.fc = nn.Identity()
-    return model.eval()(images()).flatten(1)
-
-
-def images():
-    return torch.randn(4, 3, SIZE, SIZE, generator=torch.Generator().manual_seed(1))
-
-
-def assert_same(weights, expected):
-    with torch.no_grad():
-        found = weights.encoder(images())
-    torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-4)
-
-
-def saved(path, tensors):
-    torch.save(tensors, path)
-    return path
-
-
-def refused(path, message, toolkit="auto", arch="resnet18", size=SIZE, **more):
-    with pytest.raises(ValueError, match=message):
-        foreign_encoder(path, toolkit, arch, size, **more)
-
+from tests.support.foreign import SIZE, assert_same, features, images, refused, resnet, saved
+from tests.support.networks import randomise_norms
 
 # ------------------------------------------------------------------------------------------- written for real
 

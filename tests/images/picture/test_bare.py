@@ -16,9 +16,7 @@ from byol.images.picture.bare import bare
 from byol.images.picture.headers import tags
 from byol.images.picture.read import read_image
 from byol.images.surroundings import UnreadableImage
-from tests.images.picture.test_bombs import chunk
-from tests.images.test_source import exif_block
-from tests.support.odd_images import encoded, picture
+from tests.support.odd_images import chunk, encoded, exif_block, picture
 
 PLAIN = Image.fromarray(picture(30, 20))
 TURN = 6

@@ -26,7 +26,7 @@ from byol.images.picture.headers import gif_screen_end
 from byol.images.picture.read import read_image
 from byol.images.source import ImageSource
 from byol.images.surroundings import UnreadableImage
-from tests.support.odd_images import bomb, encoded, picture
+from tests.support.odd_images import bomb, chunk, encoded, picture
 from tests.support.small import REPOSITORY
 
 EMPTY_SCAN = bytes.fromhex("ffda000c03010002100310000001")
@@ -60,10 +60,6 @@ def sized(width: int, height: int) -> dict[int, tuple[int, int, int]]:
 def overlapping_tags() -> bytes:
     tags = dict.fromkeys((273, 279, 320, 324, 325), (4, 200_000, 8))
     return tiff(sized(10, 10) | tags, b"\0" * 900_000)
-
-
-def chunk(name: bytes, data: bytes = b"") -> bytes:
-    return struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
 
 
 def png(*between: bytes, header: tuple[int, ...] = SMALL) -> bytes:

@@ -18,8 +18,8 @@ from byol.files.atomic import SourceUnavailable
 from byol.images import UnreadableImage
 from byol.images.open import open_source
 from byol.images.remote import faults
-from tests.images.test_open import write_tar
 from tests.support.command_line import Outcome, byol
+from tests.support.shards import write_tar
 from tests.support.tiny import write_images, write_tiny_bundle
 from tests.support.web import Answer, Web, always, listed, once, reason, say
 

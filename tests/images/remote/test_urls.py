@@ -22,8 +22,8 @@ from byol.images.remote import faults
 from byol.images.remote.http import is_public
 from byol.images.source import ImageSource
 from byol.images.surroundings import UnreadableImage
-from tests.images.test_open import write_tar
 from tests.support.command_line import byol
+from tests.support.shards import write_tar
 from tests.support.tiny import write_images, write_tiny_bundle
 from tests.support.web import Web, always, listed, reason
 

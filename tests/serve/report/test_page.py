@@ -7,9 +7,9 @@ import re
 import numpy as np
 import pytest
 
-from tests.serve.report.test_report import CPU, write_bundle_of, write_run
 from tests.support.browser import CHROMIUM, Browser
 from tests.support.command_line import byol
+from tests.support.reports import CPU, write_bundle_of, write_run
 
 pytestmark = pytest.mark.skipif(not CHROMIUM, reason="Chromium is not installed")
 
