@@ -6,7 +6,6 @@ import gzip
 import json
 import socket
 import time
-from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 
@@ -40,19 +39,6 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     write_images(root / "images", {"cat": 20, "dog": 20})
     (root / "images" / "cat" / "007.png").write_bytes(b"broken")
     return root
-
-
-@pytest.fixture(scope="module")
-def png(place: Path) -> bytes:
-    return (place / "images" / "dog" / "000.png").read_bytes()
-
-
-@pytest.fixture
-def web(place: Path) -> Iterator[Web]:
-    """The images under /images/."""
-    images = sorted((place / "images").rglob("*.png"))
-    with Web({f"/{image.relative_to(place).as_posix()}": image.read_bytes() for image in images}) as running:
-        yield running
 
 
 def extract(place: Path, images: object, out: Path, *more: object) -> Outcome:

@@ -21,7 +21,6 @@ from s3fs import S3FileSystem
 
 from byol.files.atomic import SourceUnavailable
 from byol.images.open import open_sections, open_source
-from byol.images.remote import faults
 from byol.images.surroundings import UnreadableImage
 from byol.serve.features.read import read_features
 from tests.support.command_line import byol
@@ -29,11 +28,6 @@ from tests.support.shards import write_tar
 from tests.support.tiny import write_images, write_tiny_bundle
 
 BUCKET = "pictures"
-
-
-@pytest.fixture(autouse=True)
-def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(faults, "PAUSES", (0.01,))
 
 
 @pytest.fixture(scope="module")

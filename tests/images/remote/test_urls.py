@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +17,6 @@ from fsspec.registry import known_implementations
 from byol.files.atomic import SourceUnavailable
 from byol.images.location import NEVER_IN_LISTS, PROTOCOLS, NotAllowed, allowed_protocol, last_part, written_out
 from byol.images.open import open_source
-from byol.images.remote import faults
 from byol.images.remote.http import is_public
 from byol.images.source import ImageSource
 from byol.images.surroundings import UnreadableImage
@@ -32,11 +30,6 @@ USER = "someone:hunter2"
 CPU = ("--device", "cpu")
 
 
-@pytest.fixture(autouse=True)
-def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(faults, "PAUSES", (0.01,))
-
-
 @pytest.fixture(scope="module")
 def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """bundle/, and images/ with four images in two classes."""
@@ -44,19 +37,6 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     write_tiny_bundle(root / "bundle")
     write_images(root / "images", {"cat": 2, "dog": 2})
     return root
-
-
-@pytest.fixture
-def png(place: Path) -> bytes:
-    return (place / "images" / "dog" / "000.png").read_bytes()
-
-
-@pytest.fixture
-def web(place: Path) -> Iterator[Web]:
-    """The images under /images/."""
-    images = sorted((place / "images").rglob("*.png"))
-    with Web({f"/{image.relative_to(place).as_posix()}": image.read_bytes() for image in images}) as running:
-        yield running
 
 
 def source_of(folder: Path, *lines: str) -> ImageSource:
