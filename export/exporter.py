@@ -111,15 +111,16 @@ def _finetuned(file: Path) -> Source:
     return replace(source, layer=Layer(tuned.weight.numpy(), tuned.bias.numpy()), head=head)
 
 
-def export_bundle(source: Path | Source, out: Path, additions: Additions = ONLY_FP32) -> Manifest:
-    """Write the bundle of an encoder (`Path`: see `read_run`) to the folder `out`, replacing an older bundle there.
+def export_bundle(source: str | Path | Source, out: str | Path, additions: Additions = ONLY_FP32) -> Manifest:
+    """Write the bundle of an encoder (a path: see `read_run`) to the folder `out`, replacing an older bundle there.
 
     Raises `ValueError` or `OSError`, and leaves `out` as it was, when ONNX Runtime does not reproduce torch, when an
     addition is beyond its gate, or when the written files fail their own check.
     """
+    out = Path(out)
     require_place(out)
     additions.require()
-    source = read_run(source) if isinstance(source, Path) else source
+    source = source if isinstance(source, Source) else read_run(Path(source))
     encoder, size, mean, std = source.encoder, source.image_size, source.mean, source.std
     preprocess, spec = _preprocess(source), _spec(source)
     contract = {"preprocess": json.dumps(vars(spec), sort_keys=True), "byol_version": byol.__version__}

@@ -16,6 +16,7 @@ import click
 import numpy as np
 import onnxruntime
 import pytest
+import torch
 from safetensors.numpy import load_file
 
 import byol
@@ -27,10 +28,10 @@ from byol.bundle.parity import compare_features
 from byol.cli import COMMANDS
 from byol.cli import byol as group
 from byol.commands.train import chosen_config
-from byol.serve import Encoder
+from byol.serve import Encoder, verify
 from byol.training.config import TrainConfig, ViewConfig
 from tests.support.documents import DOCS, PAGES, blocks, code, inline_code
-from tests.support.small import REPOSITORY
+from tests.support.small import REPOSITORY, folder
 
 SHELL = ("", "sh", "console")
 OPERATORS = re.compile(r"[;&|<>()]+")
@@ -89,6 +90,17 @@ def test_the_readme_in_production(
     assert_same(names["features"], x)
     assert names["probe"].score(x, y) == 1.0
     assert names["classifier"](photos[:2]).shape == (2, len(set(y)))
+
+
+def test_training_from_python(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (block,) = code("api.md", "Training")
+    folder(tmp_path / "photos", per_class=16)
+    monkeypatch.chdir(tmp_path)
+    names: dict[str, Any] = {}
+    exec(block.replace("epochs=100", "epochs=1"), names)
+    assert names["run"] == Path("run")
+    assert verify("bundle").ok
+    assert names["encoder"](torch.zeros(2, 3, 64, 64)).shape == (2, 512)
 
 
 def test_the_bundles_graph(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
