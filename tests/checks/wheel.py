@@ -13,6 +13,18 @@ from pathlib import Path
 
 from tests.support.small import REPOSITORY, RESNET18, config, folder
 
+# Every module but those that need torch, or a package of an extra.
+IMPORT_ALL = """
+import importlib, pkgutil, byol
+apart = ("byol.encoders", "byol.training", "byol.finetuning", "byol.pretrained", "byol.commands", "byol.export",
+         "byol.__main__", "byol.serve.report", "byol.serve.commands.report", "byol.images.remote.http")
+names = [name for _, name, _ in pkgutil.walk_packages(byol.__path__, "byol.", onerror=lambda _: None)]
+kept = [name for name in names if not any(name == part or name.startswith(part + ".") for part in apart)]
+for name in kept:
+    importlib.import_module(name)
+print(len(names), len(kept))
+"""
+
 
 def run(*command: object, cwd: Path) -> str:
     """Output of a command that must succeed; its own process, no checkout on the path."""
@@ -50,6 +62,8 @@ def check(work: Path, bin_folder: Path, train: Path, test: Path) -> None:
     absent = subprocess.run([python, "-c", "import torch"], cwd=work, capture_output=True, text=True, check=False)
     assert absent.returncode != 0, "torch is installed where it must not be"
     assert "No module named 'torch'" in absent.stderr, absent.stderr
+    held, imported = map(int, run(python, "-c", IMPORT_ALL, cwd=work).split())
+    assert held > imported > 80, (held, imported)
     assert "Commands:" in run(byol, "--help", cwd=work)
     assert "resnet18" in run(byol, "info", "bundle", cwd=work)
     run(byol, "info", "--verify", "bundle", cwd=work)
