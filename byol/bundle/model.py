@@ -11,6 +11,10 @@ from typing import Any
 from onnx import ModelProto
 from onnx.external_data_helper import set_external_data
 
+LIMIT = 2**31 - 2**24  # bytes of weights; the rest of a message is for the graph itself
+SMALL = 1024  # bytes up to which a tensor stays inside: shapes and scalars, which the checks compute with
+ALIGNMENT = 4096  # of each tensor in the file, so that it can be mapped
+
 
 @dataclass(frozen=True)
 class Model:
@@ -33,15 +37,6 @@ def check_graph(proto: Any, files: Mapping[str, bytes] | None = None) -> None:
         path = Path(folder) / "graph.onnx"
         path.write_bytes(proto.SerializeToString())
         onnx.checker.check_model(path, full_check=True)
-
-
-LIMIT = 2**31 - 2**24  # bytes of weights; the rest of a message is for the graph itself
-
-
-SMALL = 1024  # bytes up to which a tensor stays inside: shapes and scalars, which the checks compute with
-
-
-ALIGNMENT = 4096  # of each tensor in the file, so that it can be mapped
 
 
 def is_large(proto: ModelProto) -> bool:

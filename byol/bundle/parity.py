@@ -9,12 +9,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from byol.bundle.manifest import (
-    ANY_SIZE,
-    CLASSIFIER,
-    ENCODER,
-    VARIANTS,
-)
+from byol.bundle.manifest import ANY_SIZE, CLASSIFIER, ENCODER, VARIANTS
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import click
 
@@ -14,9 +13,6 @@ from byol.options import LOCATION
 from byol.run import KNN_K, KNN_TEMPERATURE
 from byol.serve.commands.evaluation import common, fit, load
 from byol.serve.commands.options import BUNDLE, Positive, device_option, json_option, show
-
-if TYPE_CHECKING:
-    pass
 
 
 @click.command()

@@ -12,6 +12,7 @@ import click
 from byol.console import show_json, show_line, warnings_as_notes
 from byol.images.location import Location
 from byol.options import LOCATION, FiniteRange, Output, OutputFile, of_option
+from byol.serve.commands.evaluation import common, fit, load
 from byol.serve.commands.options import BUNDLE, Positive, device_option, json_option, show
 
 if TYPE_CHECKING:
@@ -19,7 +20,6 @@ if TYPE_CHECKING:
 
     from byol.serve.evaluate.classifier import Classifier
     from byol.serve.evaluate.sets import Evaluation
-from byol.serve.commands.evaluation import common, fit, load
 
 
 @click.command()
@@ -108,12 +108,10 @@ def linear(
 
         save_classifier(bundle, classifier, data.head(classifier, top1), new_bundle)
         values["classifier"] = printable(new_bundle)
-    if per_class or confusion:
-        counts = classifier.confusion(data.test.x, data.y_test)
-        if confusion:
-            _write_confusion(confusion, classifier.classes_, counts)
-        if per_class:
-            values |= _per_class(classifier.classes_, counts)
+    if confusion:
+        _write_confusion(confusion, classifier.classes_, classifier.confusion(data.test.x, data.y_test))
+    if per_class:
+        values |= _per_class(data.y_test, classifier.predict(data.test.x))
     if few_counts or few_shares:
         device = classifier.device_
         values["few_labels"] = [
@@ -146,14 +144,12 @@ def _few_labels(data: Evaluation, amount: int | float, draws: int, make: Callabl
     return {"labels": describe(amount), "images": few.images, "draws": draws, **scores}
 
 
-def _per_class(classes: np.ndarray, counts: np.ndarray) -> dict[str, object]:
-    """The accuracy of each class that the test set has, and the mean of these."""
-    shares = {
-        str(name): float(row[i] / row.sum())
-        for i, (name, row) in enumerate(zip(classes, counts, strict=True))
-        if row.sum()
-    }
-    return {"mean_per_class": sum(shares.values()) / len(shares), "per_class": shares}
+def _per_class(truth: np.ndarray, predicted: np.ndarray) -> dict[str, object]:
+    from byol.serve.evaluate.scores import accuracy_per_class
+
+    classes, shares = accuracy_per_class(truth, predicted == truth)
+    per_class = dict(zip(map(str, classes), shares.tolist(), strict=True))
+    return {"mean_per_class": float(shares.mean()), "per_class": per_class}
 
 
 def _write_confusion(path: Path, classes: np.ndarray, counts: np.ndarray) -> None:

@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from byol.images.labels import require_classes
-from byol.serve.evaluate.scores import Scores
+from byol.serve.evaluate.scores import Scores, accuracy_per_class
 
 
 class Classifier(ABC):
@@ -71,8 +71,8 @@ class Classifier(ABC):
         features, truth = self._checked_pair(x, y)
         places = self._places(self._scored(features), truth)
         top1, top5 = (float((places < k).mean()) for k in (1, 5))
-        per_class = [(places[truth == number] == 0).mean() for number in np.unique(truth)]
-        return {"top1": top1, "top5": top5, "mean_per_class": float(np.mean(per_class))}
+        _, per_class = accuracy_per_class(truth, places == 0)
+        return {"top1": top1, "top5": top5, "mean_per_class": float(per_class.mean())}
 
     def confusion(self, x: ArrayLike, y: ArrayLike) -> np.ndarray:
         """How many samples of each class (row) got each label (column), int64 (C, C), both as in `classes_`.

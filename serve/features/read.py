@@ -1,4 +1,4 @@
-"""Features files: Parquet (one file, or a folder of parts) and `.npz`. Written whole or not at all, read strictly.
+"""Read features files strictly: Parquet (one file, or a folder of parts) and `.npz`.
 
 Parquet columns: `id` string, `label` string or null, `features` fixed-size list of float32; the schema's metadata
 names the bundle. `.npz` arrays: `ids`, `labels` (left out when there are none; "" means none), `features` (N, D),
@@ -43,12 +43,6 @@ class Features:
 
     def __len__(self) -> int:
         return len(self.ids)
-
-
-# -------------------------------------------------------------------------------------------------- writing
-
-
-# -------------------------------------------------------------------------------------------------- reading
 
 
 def is_features(path: Location) -> bool:

@@ -1,4 +1,4 @@
-"""Features files, written: Parquet or `.npz`, whole or not at all.
+"""Write features files, Parquet or `.npz`, and lists of errors: whole or not at all. The format: `read.py`.
 
 Shapes: B rows of a batch, D features.
 """
@@ -21,16 +21,9 @@ from byol.outputs import DIGEST_KEY, require_output
 from byol.text import printable
 
 ERRORS = "errors.parquet"
-
-
 KINDS = {"float32": pa.float32(), "float16": pa.float16()}
-
-
 LONGEST_TEXT = 8192  # characters of a name or label in an .npz, where each takes the room of the longest
-
-
 ROWS_PER_GROUP = 4096  # 32 MB at D = 2048: what the writer holds
-
 
 Write = Callable[[Sequence[str], Sequence[str | None], np.ndarray], None]
 

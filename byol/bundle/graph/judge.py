@@ -25,9 +25,9 @@ from byol.text import on_one_line
 
 OPSET = 20  # the rules of `graph_operators` are this one's
 IR_VERSIONS = range(4, 11)  # since 4 a weight need not be an input too, which a caller could replace
-_OUTSIDE = 1  # the tensor's data_location that says that it lies in another file
-_SPELLED = {FLOAT: "tensor(float)", UINT8: "tensor(uint8)"}  # as ONNX Runtime spells types
 PICTURES = ((3072, 4096), (1, 4096), (4096, 1))  # that the graph for any size must take: 12 megapixels, narrow ones
+_OUTSIDE = 1  # the data_location of a tensor that lies in another file
+_SPELLED = {FLOAT: "tensor(float)", UINT8: "tensor(uint8)"}  # as ONNX Runtime spells types
 
 
 def judge(name: str, content: bytes, manifest: Manifest, pictures: Sequence[tuple[int, int]] = ()) -> dict[str, int]:

@@ -239,7 +239,7 @@ def test_one_query_of_one_class(place: Path) -> None:
         ("train.parquet", "test", 2, ["--test", "is not a features file"]),
         ("train.parquet", "nothing", 1, ["nothing does not exist; expected"]),
         ("train.parquet", "other.parquet", 1, ["extracted with different bundles"]),
-        ("train.parquet", "wide.parquet", 1, ["has 8 features a row", "has 12"]),
+        ("train.parquet", "wide.parquet", 1, ["has 8 features per row", "has 12"]),
         ("train.parquet", "flat.parquet", 1, ["5 of 5 rows have no label (first: 000.png)"]),
         ("flat.parquet", "test.npz", 1, ["5 of 5 rows have no label"]),
         ("test.npz", "train.parquet", 1, ["has classes that", "lacks: owl", "training classes: cat, dog"]),

@@ -278,7 +278,7 @@ def test_a_comparison_tabulates_every_encoder(site, tmp_path):
         "report", *paths, "--train", site / "train", "--test", site / "test", "--out", tmp_path / "r.html", *CPU
     )
     assert done.code == 0, done.err
-    assert "other: no bundle of this run is given" in done.err
+    assert "other: no accuracies, as its bundle is not given" in done.err
     shown = text_of(tmp_path / "r.html")
     assert "3 encoders compared" in shown
     for name in ("run", "untrained", "other"):
