@@ -17,7 +17,7 @@ from byol.serve.commands.options import BUNDLE, Positive, device_option, json_op
 
 @click.command()
 @click.argument("bundle", type=BUNDLE, required=False)
-@click.option("--train", required=True, type=LOCATION, help="The bank: images, or features that `extract` wrote.")
+@click.option("--train", required=True, type=LOCATION, help="The bank: images, or features written by `extract`.")
 @click.option("--test", required=True, type=LOCATION, help="The queries: images, or features.")
 @click.option(
     "--k",
@@ -26,7 +26,7 @@ from byol.serve.commands.options import BUNDLE, Positive, device_option, json_op
     default=(KNN_K,),
     show_default=True,
     multiple=True,
-    help="Neighbours that vote; several may be given.",
+    help="Neighbours that vote; repeatable.",
 )
 @click.option(
     "--temperature",
@@ -35,7 +35,7 @@ from byol.serve.commands.options import BUNDLE, Positive, device_option, json_op
     default=(KNN_TEMPERATURE,),
     show_default=True,
     multiple=True,
-    help="A neighbour of cosine similarity s votes with weight exp(s / temperature); several may be given.",
+    help="A neighbour of cosine similarity s votes with weight exp(s / temperature); repeatable.",
 )
 @device_option
 @json_option
@@ -48,7 +48,7 @@ def knn(
     device: str,
     as_json: bool,
 ) -> None:
-    """Weighted k-nearest-neighbour accuracy of BUNDLE's features.
+    """Measure the weighted k-nearest-neighbour accuracy of BUNDLE's features.
 
     BUNDLE may be left out when --train and --test are features files. One search serves every --k and --temperature.
     """

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     type=Positive(auto=True),
     default="auto",
     show_default=True,
-    help="Strength of the penalty `l2 / 2 |W|^2`; auto chooses it on a hold-out of --train.",
+    help="Strength of the penalty `l2 / 2 |W|^2`; auto chooses it on a part of --train that is held out.",
 )
 @click.option(
     "--save-classifier",
@@ -40,28 +40,30 @@ if TYPE_CHECKING:
     type=Output(),
     help="Write BUNDLE with the fitted probe as classifier.onnx in it (may be BUNDLE itself).",
 )
-@click.option("--per-class", is_flag=True, help="Also the accuracy of each class, and their mean.")
+@click.option("--per-class", is_flag=True, help="Also show the accuracy of each class, and their mean.")
 @click.option(
     "--confusion",
     type=OutputFile(),
     metavar="FILE.csv",
-    help="Write how many images of each class (row) were taken for each class (column).",
+    help="Write how many images of each class (row) were predicted as each class (column).",
 )
 @click.option(
     "--labels-per-class",
     "few_counts",
     type=click.IntRange(min=1),
     multiple=True,
-    help="Also fit on so many labelled images of each class; several may be given.",
+    help="Also fit on this many labelled images per class; repeatable.",
 )
 @click.option(
     "--label-fraction",
     "few_shares",
     type=FiniteRange(0, 1, min_open=True),
     multiple=True,
-    help="Also fit on this share of each class, as 0.01 or 0.1.",
+    help="Also fit on this share of each class, such as 0.01; repeatable.",
 )
-@click.option("--draws", type=click.IntRange(min=1), default=5, show_default=True, help="Of the few labels.")
+@click.option(
+    "--draws", type=click.IntRange(min=1), default=5, show_default=True, help="Random draws of the few labels."
+)
 @device_option
 @json_option
 def linear(
@@ -78,7 +80,7 @@ def linear(
     device: str,
     as_json: bool,
 ) -> None:
-    """Linear-probe accuracy of BUNDLE's features.
+    """Measure the linear-probe accuracy of BUNDLE's features.
 
     BUNDLE may be left out when --train and --test are features files.
     """

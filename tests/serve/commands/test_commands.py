@@ -136,7 +136,7 @@ def test_extract_refuses_a_folder_with_parts_of_another_run(place: Path, tmp_pat
         (["bundle", "test"], ["Missing option '--out'"]),
         (["bundle", "test", "--out", "f.npz", "--device", "gpu"], ["'gpu' is not one of 'auto', 'cpu', 'cuda'"]),
         (["bundle", "test", "--out", "f.npz", "--batch-size", "0"], ["0 is not in the range 1<=x<=4096"]),
-        (["bundle", "-", "--out", "parts/", "--processes", "2"], ["standard input can be read by one process only"]),
+        (["bundle", "-", "--out", "parts/", "--processes", "2"], ["only one process can read standard input"]),
         (["bundle", "test", "--out", "test.npz/"], ["test.npz/ is a file; name a folder"]),
         (["bundle", "test", "--out", "f.npz", "--on-error", "panic"], ["'panic' is not one of 'skip', 'fail'"]),
     ],

@@ -137,7 +137,7 @@ def test_what_becomes_of_a_cluster_is_said_in_one_line() -> None:
     from ray import exceptions
 
     low = exceptions.OutOfMemoryError("Task was killed due to the node running low on memory.\nMemory on the node ...")
-    text = "Ray: Task was killed due to the node running low on memory.; finished parts are kept, give the same command"
+    text = "Ray: Task was killed due to the node running low on memory.; finished parts are kept, run the same command"
     wrapped = RuntimeError("of Ray Data's")
     wrapped.__cause__ = low
     for error in (low, wrapped):

@@ -119,7 +119,7 @@ def test_parts_of_different_width_are_refused(tmp_path: Path) -> None:
     write(tmp_path / "part-00000.parquet")
     with feature_file(tmp_path / "part-00001.parquet", DIM + 1, DIGEST) as put:
         put(["a"], [None], np.zeros((1, DIM + 1), np.float32))
-    with pytest.raises(ValueError, match=f"part-00001.parquet: rows of {DIM + 1} features after rows of {DIM}"):
+    with pytest.raises(ValueError, match=f"part-00001.parquet: rows have {DIM + 1} features, earlier rows {DIM}"):
         read_features(tmp_path)
 
 
@@ -248,7 +248,7 @@ FLOATS = pa.list_(pa.float32())
         ({"features": pa.array([[1.0], [2.0, 3.0]], FLOATS)}, "different numbers of features"),
         ({"features": pa.array([[1.0], None], FLOATS)}, "has nulls"),
         ({"features": pa.array([[1.0], [None]], FLOATS)}, "has nulls"),
-        ({"features": pa.array([[], []], FLOATS)}, "no dimension"),
+        ({"features": pa.array([[], []], FLOATS)}, "features are empty"),
         ({"features": pa.array([[1.0], [np.nan]], FLOATS)}, r"1 rows have values that are not finite \(first: b\)"),
         ({"features": pa.array([[np.inf], [1.0]], FLOATS)}, r"not finite \(first: a\)"),
     ],
@@ -264,7 +264,7 @@ def test_rows_of_two_lengths_in_different_row_groups_are_refused(tmp_path: Path)
     with pq.ParquetWriter(tmp_path / "f.parquet", table().schema) as writer:
         writer.write_table(table(), row_group_size=2)
         writer.write_table(table(features=pa.array([[1.0]] * 2, FLOATS)), row_group_size=2)
-    with pytest.raises(ValueError, match=r"rows of 1 features after rows of 2|different numbers of features"):
+    with pytest.raises(ValueError, match=r"rows have 1 features, earlier rows 2|different numbers of features"):
         read_features(tmp_path / "f.parquet")
 
 
