@@ -63,13 +63,13 @@ class Encoder(Pipeline):
 
 
 def encoder_digest(bundle: Bundle, variant: str) -> str:
-    """An encoder's name in outputs: the bundle's digest, with the file name unless it is the fp32 encoder."""
+    """An encoder's name in outputs: the bundle's digest, and the file's name unless fp32."""
     name = VARIANTS[variant]
     return bundle.digest if name == ENCODER else f"{bundle.digest}/{name}"
 
 
 def open_variant(bundle: Bundle, variant: str, device: str, batch_size: int | None) -> tuple[Session, str]:
-    """A session on a precision variant of the encoder, and that variant's name. Raises `ValueError` when the bundle lacks it."""
+    """A session on a precision variant, and that variant's name. Raises `ValueError` when the bundle lacks it."""
     held = [name for name, file in VARIANTS.items() if file in bundle.manifest.files]
     if variant != "auto" and variant not in held:
         raise ValueError(
@@ -96,7 +96,7 @@ def open_variant(bundle: Bundle, variant: str, device: str, batch_size: int | No
 
 
 class ImageClassifier(Pipeline):
-    """The classifier of a bundle on a device: `classifier(images)` returns probabilities (N, C), columns as in `classes`.
+    """A bundle's classifier on a device: `classifier(images)` returns probabilities (N, C), columns as in `classes`.
 
     Raises `ValueError` for a bundle without one, `BundleError`, `DeviceError`.
     """

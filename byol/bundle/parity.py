@@ -1,4 +1,4 @@
-"""How far one graph may be from another: the gates, and the measure that they are about.
+"""How far one graph may be from another: the measure, and its gates.
 
 Shapes: N images, D features.
 """

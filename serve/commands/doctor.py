@@ -66,10 +66,8 @@ def examine() -> dict[str, Any]:
         )
     try:
         report |= _devices()
-    except (ImportError, AttributeError) as error:  # AttributeError: only an empty package folder is left
-        problems.append(
-            f"ONNX Runtime cannot be imported ({error}); uninstall {' and '.join(WHEELS)}, then install one"
-        )
+    except (ImportError, AttributeError) as error:  # AttributeError: an empty package folder
+        problems.append(f"ONNX Runtime cannot be imported ({error}); reinstall {' or '.join(WHEELS)}")
     if report.get("cpu", "ok") != "ok":
         problems.append(f"ONNX Runtime does not run on the CPU: {report['cpu']}")
     return report | {"problems": problems}

@@ -111,9 +111,7 @@ def extract(
     if ray_address and engine != "ray":
         raise click.UsageError("--ray-address needs --engine ray")
     if file and retry_skipped:
-        raise click.UsageError(
-            "--retry-skipped is for a folder of parts; leave it out, as a file is always written whole"
-        )
+        raise click.UsageError("--retry-skipped is for a folder of parts; leave it out, a file is written whole")
     chosen = extraction_options(on_error, max_errors, decode_threads, dtype)
     task = Task(images, Path(out), chosen, part_images, retry_skipped)
     try:

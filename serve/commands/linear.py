@@ -45,7 +45,7 @@ if TYPE_CHECKING:
     "--confusion",
     type=OutputFile(),
     metavar="FILE.csv",
-    help="Write how many images of each class (row) were predicted as each class (column).",
+    help="Write how many images of each class (row) were predicted as which (column).",
 )
 @click.option(
     "--labels-per-class",

@@ -1,7 +1,7 @@
 """Extraction over a Ray cluster: Ray Data's tasks decode, its actors encode, and this process writes.
 
-Ray retries a dead worker's task on another. All machines of the cluster need `byol`, and the bundle and the images under
-the same paths (or the images behind a URL).
+Ray retries a dead worker's task on another. All machines of the cluster need `byol`, and the bundle and the images
+under the same paths (or the images behind a URL).
 """
 
 from __future__ import annotations
@@ -46,9 +46,7 @@ class RayEngine:
 
     def __init__(self, bundle: Path, location: Location, device: str, batch_size: int | None, variant: str) -> None:
         if variant == "auto":
-            raise ValueError(
-                "--variant auto depends on the machine; with --engine ray choose one, such as --variant fp32"
-            )
+            raise ValueError("--engine ray cannot choose a variant; name one, such as --variant fp32")
         if str(location) == "-":
             raise ValueError("Ray's workers cannot read standard input; write the paths to a .txt file")
         import ray

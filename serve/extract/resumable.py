@@ -81,8 +81,8 @@ def extract_parts(engine: Engine, task: Task, advance: Advance) -> Extraction:
     """Write the features of a location's images to `out/part-00000.parquet`, `part-00001.parquet`, ...
 
     Finished parts of the same extraction are kept; `errors.parquet` and the manifest's counts are written at the end.
-    Raises `ValueError` when `out` holds another extraction, the source has changed (a folder may gain or lose images
-    behind the finished parts), more images are skipped than `options` allow, or none can be read.
+    Raises `ValueError` when `out` holds another extraction, the source has changed (a folder may, behind the finished
+    parts: it is listed anew), more images are skipped than `options` allow, or none can be read.
     """
     parts = task.folder(engine.digest, engine.feature_dim)
 

@@ -118,7 +118,7 @@ CHANGES: list[tuple[str, Callable[[dict[str, Any]], object], str]] = [
     ("bad size", set_to(-1, "files", "README.md", "size"), "size must not be negative"),
     ("precision", set_to("fp8", "files", "encoder.onnx", "precision"), "precision is 'fp8'"),
     ("no parity", lambda d: d["files"]["encoder.onnx"].pop("parity"), "precision and parity belong together"),
-    ("edited", set_to([0.5, 0.5, 0.5], "preprocess", "mean"), "checksum is not that of its content"),
+    ("edited", set_to([0.5, 0.5, 0.5], "preprocess", "mean"), "checksum does not match its content"),
     ("no checksum", lambda d: d.pop("checksum"), "it has no checksum: written by an older byol"),
     ("training is text", set_to("a lot", "training"), "training must be an object, found a string"),
     ("img_size", set_to(17, "architecture", "img_size"), "architecture.img_size is 17, but image_size is 16"),

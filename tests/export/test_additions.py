@@ -239,7 +239,7 @@ def test_classify_needs_a_classifier_and_linear_a_bundle(tmp_path):
     bundle = write_tiny_bundle(tmp_path / "bundle")
     data = folder(tmp_path / "data", per_class=4)
     done = byol("classify", bundle, data, "--out", tmp_path / "o.csv")
-    assert (done.code, "holds no classifier.onnx; make one: byol linear" in done.err) == (1, True)
+    assert (done.code, "holds no classifier.onnx; create one: byol linear" in done.err) == (1, True)
     assert not (tmp_path / "o.csv").exists()
     byol("extract", bundle, data, "--out", tmp_path / "f.parquet")
     words = ("--train", tmp_path / "f.parquet", "--test", tmp_path / "f.parquet", "--save-classifier", tmp_path / "n")

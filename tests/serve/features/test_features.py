@@ -74,7 +74,7 @@ def test_same_rows_give_the_same_bytes(tmp_path: Path, name: str) -> None:
 
 
 def test_parquet_is_written_in_row_groups(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "ROWS_PER_GROUP", 4)
+    monkeypatch.setattr("byol.serve.features.write.ROWS_PER_GROUP", 4)
     x = write(tmp_path / "f.parquet", count=11, batch=3)
     file = pq.ParquetFile(tmp_path / "f.parquet")
     assert [file.metadata.row_group(i).num_rows for i in range(file.num_row_groups)] == [6, 5]
@@ -338,5 +338,5 @@ def test_what_counts_as_features(tmp_path: Path) -> None:
     assert not is_features(tmp_path / "images.npz")
     assert not is_features(tmp_path / "broken.npz")
     assert not is_features(tmp_path / "folder")
-    with pytest.raises(ValueError, match="holds `images` and `features`"):
+    with pytest.raises(ValueError, match="holds both `images` and `features`"):
         is_features(tmp_path / "both.npz")

@@ -120,7 +120,7 @@ def test_parts_of_strangers_are_refused_in_one_line(tmp_path: Path, notes: str) 
         put(["a"], ["b"], np.zeros((1, 2), np.float32))
     with pytest.raises(
         ValueError,
-        match=r"part-00000\.parquet is not a usable part \(.*\); remove it and run its extract command again$",
+        match=r"part-00000\.parquet is not a usable part \(.*\); remove it and run its extract",
     ):
         read_part(file, DIGEST)
 
