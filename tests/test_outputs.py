@@ -323,7 +323,7 @@ def test_a_manifest_of_other_files_is_no_bundles(tmp_path: Path) -> None:
     (tmp_path / "app").mkdir()
     (tmp_path / "app" / "a.txt").write_text("mine")
     (tmp_path / "app" / "manifest.json").write_text(json.dumps({"schema_version": 1, "files": {"a.txt": {}}}))
-    with pytest.raises(ValueError, match="exists and is no bundle"):
+    with pytest.raises(ValueError, match="exists and is not a bundle"):
         require_place(tmp_path / "app")
 
 

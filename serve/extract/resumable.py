@@ -158,7 +158,7 @@ def _require_enough(finished: dict[int, Part], task: Task) -> None:
         )
     left_out, most = sum(len(part.skipped) for part in finished.values()), task.options.max_errors
     if most is not None and left_out > most:  # of all workers together; each stops at its own count
-        raise ValueError(f"{left_out} images cannot be read; that is more than --max-errors {most}")
+        raise ValueError(f"{left_out} images were skipped; that is more than --max-errors {most}")
 
 
 def fill(

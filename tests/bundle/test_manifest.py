@@ -134,7 +134,7 @@ CHANGES: list[tuple[str, Callable[[dict[str, Any]], object], str]] = [
         (f"evaluation {top1}", lambda d, top1=top1: d.update(evaluation={
             "train": "a", "test": "b", "n_train": 1, "n_test": 1, "k": 1, "temperature": 0.1, "top1": top1
         }), message)
-        for top1, message in (({"encoder.onnx": 7.0}, "must lie in 0 to 1"), ({"README.md": 0.5}, "is no graph"))
+        for top1, message in (({"encoder.onnx": 7.0}, "must lie in 0 to 1"), ({"README.md": 0.5}, "is not a graph"))
     ],
     *[
         (f"name {name!r}", rename_file(name), "only plain file names")

@@ -152,7 +152,7 @@ def test_where_no_classifier_can_be_saved_nothing_is_computed(place, tmp_path, m
     (tmp_path / "mine").touch()
     words = ("--train", place / "train", "--test", place / "test", "--save-classifier", tmp_path)
     done = byol("linear", place / "bundle", *words)
-    assert (done.code, "exists and is no bundle" in done.err) == (1, True), done.err
+    assert (done.code, "exists and is not a bundle" in done.err) == (1, True), done.err
 
 
 def test_too_few_readable_calibration_images_are_refused_and_nothing_is_written(place, tmp_path):
@@ -275,5 +275,5 @@ def test_a_probe_of_another_encoder_is_refused(tmp_path):
         save_classifier(bundle, probe, head, tmp_path / "out")
     (tmp_path / "taken").mkdir()
     (tmp_path / "taken" / "thesis.txt").write_text("mine")
-    with pytest.raises(ValueError, match="exists and is no bundle"):
+    with pytest.raises(ValueError, match="exists and is not a bundle"):
         save_classifier(bundle, probe, head, tmp_path / "taken")

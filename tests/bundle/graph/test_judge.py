@@ -118,7 +118,7 @@ HIDDEN: dict[str, tuple[ModelProto, str]] = {
     "endless loop": (with_node(ENDLESS, weight("yes", np.array(True))), r"node 0 \(Loop\) is not an operator"),
     "branch": (
         with_node(node("If", ["yes"], then_branch=inner([], "a"), else_branch=inner([], "a"))),
-        r"\(If\) is no op",
+        r"\(If\) is not an op",
     ),
     "inner graph in a harmless node": (
         with_node(node("Relu", ["planes"], body=inner([], "a"))),
@@ -133,7 +133,7 @@ HIDDEN: dict[str, tuple[ModelProto, str]] = {
         with_node(node("Relu", ["planes"], domain="com.microsoft")),
         r"node 0 \(Relu\) is not an operator",
     ),
-    "sparse constant in a file": (copy_of(RELU, sparse_constant), "no operator"),
+    "sparse constant in a file": (copy_of(RELU, sparse_constant), "not an operator"),
     "sparse weight in a file": (copy_of(RELU, sparse_weight), r"GraphProto\.sparse_initializer"),
     "training": (copy_of(RELU, training), r"ModelProto\.training_info"),
     "shape that contradicts": (copy_of(RELU, lying_shape), r"GraphProto\.value_info"),
@@ -151,11 +151,11 @@ HIDDEN: dict[str, tuple[ModelProto, str]] = {
 _DOUBLE = "\n".join(f"d{i + 1} = Concat <axis = 3> (d{i}, d{i})" for i in range(30))
 _IMAGE = {"w": floats(3, 3, 3, 3)}
 HUNGRY: dict[str, tuple[ModelProto, str]] = {
-    "constant of any size": (with_node(node("ConstantOfShape", ["s"]), weight("s", ints(1 << 40))), "no operator"),
-    "expansion": (with_node(node("Expand", ["last", "s"]), weight("s", ints(1 << 20, 1, 1))), "no operator"),
-    "tiles": (with_node(node("Tile", ["last", "s"]), weight("s", ints(1 << 20, 1))), "no operator"),
-    "range": (with_node(node("Range", ["a", "b", "c"]), *(weight(n, number(i)) for i, n in enumerate("abc"))), "no op"),
-    "enlargement": (with_node(node("Resize", ["planes", "", "s"]), weight("s", floats(4) * 1e6)), "no operator"),
+    "constant of any size": (with_node(node("ConstantOfShape", ["s"]), weight("s", ints(1 << 40))), "not an operator"),
+    "expansion": (with_node(node("Expand", ["last", "s"]), weight("s", ints(1 << 20, 1, 1))), "not an operator"),
+    "tiles": (with_node(node("Tile", ["last", "s"]), weight("s", ints(1 << 20, 1))), "not an operator"),
+    "range": (with_node(node("Range", ["a", "b", "c"]), *(weight(n, number(i)) for i, n in enumerate("abc"))), "not an op"),
+    "enlargement": (with_node(node("Resize", ["planes", "", "s"]), weight("s", floats(4) * 1e6)), "not an operator"),
     "padded constant": (
         graph("x = Relu (planes)\n y = Pad (c, p)", ALL, c=floats(1, 1), p=ints(60000, 60000, 60000, 60000)),
         r"node 3 \(Pad\) makes constants of 57,601 MB \(at most 512\)",
@@ -173,7 +173,7 @@ HUNGRY: dict[str, tuple[ModelProto, str]] = {
         graph("x = Relu (planes)\n y = Div (a, b)", ALL, a=ints(1), b=ints(0)),
         r"node 3 \(Div\) is not defined here for int64",
     ),
-    "rest of a division by zero": (with_node(node("Mod", ["a", "a"]), weight("a", ints(0))), "no operator"),
+    "rest of a division by zero": (with_node(node("Mod", ["a", "a"]), weight("a", ints(0))), "not an operator"),
     "stride 0": (
         graph("x = Conv <strides = [0, 1]> (planes, w)", 1, **_IMAGE),
         r"strides = \[0, 1\]; legal: each 1 to",

@@ -10,7 +10,6 @@ import pyarrow.parquet as pq
 import pytest
 
 from byol.images.source import Skipped
-from byol.serve.features import read as module
 from byol.serve.features.read import is_features, read_features
 from byol.serve.features.write import feature_file, write_errors
 

@@ -148,7 +148,7 @@ def test_a_run_that_stopped_early_says_so_and_keeps_its_last_knn(tmp_path):
     lines = [{**record, "knn_top1": 0.625} if record["step"] == 10 else record for record in folder.metrics()]
     (run / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     shown = text_of(made(tmp_path / "r.html", run))
-    assert "20 of 40 steps, 2 epochs. The run was stopped early, or still goes on." in shown
+    assert "20 of 40 steps, 2 epochs. The run was stopped early, or is still running." in shown
     assert "kNN 62.5 % top-1 at epoch 1" in shown
     shown = text_of(made(tmp_path / "r.html", run, write_run(tmp_path / "other")))
     assert "20 of 40" in shown
