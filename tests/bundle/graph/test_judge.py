@@ -154,7 +154,10 @@ HUNGRY: dict[str, tuple[ModelProto, str]] = {
     "constant of any size": (with_node(node("ConstantOfShape", ["s"]), weight("s", ints(1 << 40))), "not an operator"),
     "expansion": (with_node(node("Expand", ["last", "s"]), weight("s", ints(1 << 20, 1, 1))), "not an operator"),
     "tiles": (with_node(node("Tile", ["last", "s"]), weight("s", ints(1 << 20, 1))), "not an operator"),
-    "range": (with_node(node("Range", ["a", "b", "c"]), *(weight(n, number(i)) for i, n in enumerate("abc"))), "not an op"),
+    "range": (
+        with_node(node("Range", ["a", "b", "c"]), *(weight(n, number(i)) for i, n in enumerate("abc"))),
+        "not an op",
+    ),
     "enlargement": (with_node(node("Resize", ["planes", "", "s"]), weight("s", floats(4) * 1e6)), "not an operator"),
     "padded constant": (
         graph("x = Relu (planes)\n y = Pad (c, p)", ALL, c=floats(1, 1), p=ints(60000, 60000, 60000, 60000)),
