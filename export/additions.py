@@ -191,7 +191,8 @@ def evaluate_variants(bundle: Path, train: Location, test: Location) -> Evaluati
             continue
         data = load_evaluation(bundle, train, test, "auto", progress, variant)
         if not top1:  # the same images every time
-            note_skipped(data.skipped, of="the images for kNN")
+            for skipped, option in zip(data.skipped, ("--eval-train", "--eval-test"), strict=True):
+                note_skipped(skipped, of=option)
         classifier = KNNClassifier(KNN_K, KNN_TEMPERATURE).fit(data.train.x, data.y_train)
         top1[file] = classifier.score(data.test.x, data.y_test)
     sizes = len(data.train), len(data.test)

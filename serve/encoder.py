@@ -24,11 +24,11 @@ _log = logging.getLogger(__name__)
 
 
 class Encoder(Pipeline):
-    """A verified bundle on a device: `encoder(images)` gives float32 (N, D), from any number of threads.
+    """A verified bundle on a device: `encoder(images)` returns float32 (N, D) and is thread-safe.
 
-    `device`: auto, cpu or cuda; `batch_size`: images per run (None: what suits the device); `variant`: fp32, fp16, int8
-    or auto (the fastest of the bundle's on the device, as its parity figures allow).
-    Attributes: `feature_dim` D, `image_size` S, `device` and `reason` (what is used, and why), `batch_size`, `variant`,
+    `device`: auto, cpu or cuda; `batch_size`: images per run (None: suited to the device); `variant`: fp32, fp16, int8
+    or auto (the bundle's fastest on the device).
+    Attributes: `feature_dim` D, `image_size` S, `device` and `reason` (the one used, and why), `batch_size`, `variant`,
     `manifest`, `digest` (the encoder's name in outputs). Raises `BundleError`, `DeviceError`, `ValueError`.
     """
 
@@ -50,7 +50,7 @@ class Encoder(Pipeline):
     ) -> Iterator[tuple[list[str], np.ndarray]]:
         """Yield (ids, features (B, D)) of a folder, an `.npz`, a source or a list of items, in order.
 
-        What cannot be read is left out and logged as a warning; `batches` hands it over instead.
+        Unreadable images are skipped and logged as warnings; `batches` returns them instead.
         """
         opened = open_images(source)
         for item in opened.skipped:
@@ -63,13 +63,13 @@ class Encoder(Pipeline):
 
 
 def encoder_digest(bundle: Bundle, variant: str) -> str:
-    """What names an encoder in outputs: the bundle's digest, and the file where it is not the first one."""
+    """An encoder's name in outputs: the bundle's digest, and the file's name unless fp32."""
     name = VARIANTS[variant]
     return bundle.digest if name == ENCODER else f"{bundle.digest}/{name}"
 
 
 def open_variant(bundle: Bundle, variant: str, device: str, batch_size: int | None) -> tuple[Session, str]:
-    """A session on a precision variant of the encoder, and which one. Raises `ValueError` when the bundle lacks it."""
+    """A session on a precision variant, and that variant's name. Raises `ValueError` when the bundle lacks it."""
     held = [name for name, file in VARIANTS.items() if file in bundle.manifest.files]
     if variant != "auto" and variant not in held:
         raise ValueError(
@@ -96,7 +96,7 @@ def open_variant(bundle: Bundle, variant: str, device: str, batch_size: int | No
 
 
 class ImageClassifier(Pipeline):
-    """The classifier of a bundle on a device: `classifier(images)` gives probabilities (N, C), columns as in `classes`.
+    """A bundle's classifier on a device: `classifier(images)` returns probabilities (N, C), columns as in `classes`.
 
     Raises `ValueError` for a bundle without one, `BundleError`, `DeviceError`.
     """
@@ -106,7 +106,7 @@ class ImageClassifier(Pipeline):
         head = opened.manifest.classifier
         if head is None:
             raise ValueError(
-                f"{printable(bundle)} holds no {CLASSIFIER}; make one: "
+                f"{printable(bundle)} holds no {CLASSIFIER}; create one: "
                 "byol linear BUNDLE --train SRC --test SRC --save-classifier NEW_BUNDLE"
             )
         session = open_graph(opened, CLASSIFIER, device, batch_size, shares_cores=True)

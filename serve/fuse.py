@@ -1,4 +1,4 @@
-"""A linear layer becomes part of a bundle: `classifier.onnx`, images in, logits and probabilities out.
+"""Fuse a linear layer into a bundle's encoder: `classifier.onnx`, images in, logits and probabilities out.
 
 Shapes: N images, D features, C classes.
 """
@@ -34,9 +34,9 @@ class Layer:
 
     @classmethod
     def of_probe(cls, probe: LinearProbe) -> Layer:
-        """A fitted probe, its features centred first.
+        """The layer of a fitted probe, with the features centred first.
 
-        Its weights of features that hardly vary are large, and float32 would cancel.
+        Features that hardly vary have large weights, which would cancel in float32.
         """
         return cls(probe.coef_, probe.intercept_ + probe.coef_ @ probe.mean_, probe.mean_)
 
@@ -50,14 +50,14 @@ class Layer:
 def save_classifier(bundle: Path, probe: LinearProbe, head: Head, out: Path) -> Manifest:
     """Write the bundle with the probe fused to its fp32 encoder to the folder `out` (which may be `bundle` itself).
 
-    Raises `ValueError`, and leaves `out` as it was, when the probe is of another encoder, when `out` is something else
-    than a bundle, or when the fused graph does not reproduce the probe.
+    Raises `ValueError`, leaving `out` as it was, when the probe belongs to another encoder, `out` is not a bundle, or
+    the fused graph does not reproduce the probe.
     """
     opened = Bundle.open(bundle)
     require_place(out)
     if probe.n_features_in_ != opened.manifest.feature_dim:
         raise ValueError(
-            f"the probe was fitted on {probe.n_features_in_} features, {bundle} has {opened.manifest.feature_dim}"
+            f"the probe was fitted on {probe.n_features_in_} features, but {bundle} has {opened.manifest.feature_dim}"
         )
     images, _ = opened.golden()
     name = opened.manifest.onnx.input

@@ -1,4 +1,4 @@
-"""Whatever a caller hands over as images, as one source: paths, Pillow images, arrays."""
+"""Images that a caller passes (paths, Pillow images, arrays) as one source."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _lazy_images = threading.Lock()  # one Pillow image must not be loaded by two th
 
 
 def open_images(source: ImageSource | str | os.PathLike[str] | Sequence[ImageItem]) -> ImageSource:
-    """A source as it is, a location opened, a list of items as a source."""
+    """A source from a source, a location or a list of items."""
     if isinstance(source, ImageSource):
         return source
     if isinstance(source, str | os.PathLike):
@@ -32,9 +32,9 @@ def open_images(source: ImageSource | str | os.PathLike[str] | Sequence[ImageIte
 
 
 def items_source(items: Sequence[ImageItem] | np.ndarray) -> ImageSource:
-    """Items by number. Raises `ValueError` for a single one that is not in a list."""
+    """A source of numbered items. Raises `ValueError` for a single item outside a list."""
     if isinstance(items, str | os.PathLike | Image.Image):
-        raise ValueError(f"expected a list of images, found one {type(items).__name__}; put it into a list")
+        raise ValueError(f"expected a list of images, found one {type(items).__name__}; put it in a list")
     items = list(items)
     names = [_item_name(i, item) for i, item in enumerate(items)]
     anchors = Anchors()

@@ -27,7 +27,7 @@ def pass_gate(
 ) -> Parity:
     """How far a graph is from the `expected` outputs (N, D) that `reference` computed.
 
-    `graph` is its file name, which chooses the gate. Raises `ValueError` when it is beyond.
+    `graph` is its file name, which chooses the gate. Raises `ValueError` beyond the gate.
     """
     found = run_graph(model, name, batches)
     error, cosine = compare_features(expected, found)

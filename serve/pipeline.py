@@ -1,4 +1,4 @@
-"""A graph of a bundle at work: decoding threads, batches, one session; and what each graph must look like.
+"""Run a bundle's graph: decoding threads, batches, one session.
 
 Shapes: N images, B batch, S the encoder's image size, D outputs per image.
 """
@@ -30,7 +30,7 @@ BATCH_SIZES = {"cpu": 32, "cuda": 256}
 
 @dataclass(frozen=True)
 class Batch:
-    """`indices` into the source, `outputs` float32 (len(indices), D), and what was left out on the way."""
+    """`indices` into the source, `outputs` float32 (len(indices), D), and the images skipped on the way."""
 
     indices: list[int]
     outputs: np.ndarray
@@ -38,9 +38,9 @@ class Batch:
 
 
 class Pipeline:
-    """A session on a graph that takes preprocessed images, fed with whatever can be decoded.
+    """A session on a graph that takes preprocessed images, fed with decoded ones.
 
-    `dim` D. Attributes: `manifest`, `image_size` S, `device` and `reason` (what is used, and why), `batch_size`,
+    `dim` D. Attributes: `manifest`, `image_size` S, `device` and `reason` (the one used, and why), `batch_size`,
     `session`. Raises `ValueError` for a batch size out of range.
     """
 
@@ -54,8 +54,7 @@ class Pipeline:
     def __call__(self, images: Sequence[ImageItem] | np.ndarray) -> np.ndarray:
         """Outputs of paths, Pillow images or uint8 arrays (H, W, 3) of any size: float32 (N, D), in their order.
 
-        Threads may call it at the same time: each call has its own memory, and ONNX Runtime's sessions allow it.
-        Raises `ValueError` naming the item when one cannot be used.
+        Thread-safe. Raises `ValueError` naming the item when one cannot be used.
         """
         source = items_source(images)
         if len(source) == 1:
@@ -68,7 +67,7 @@ class Pipeline:
         return outputs
 
     def _one(self, source: ImageSource) -> np.ndarray:
-        """In the caller's own thread: on a busy server, waking another one takes longer than decoding."""
+        """Outputs of one image, in the caller's thread: on a busy server, waking another takes longer than decoding."""
         try:
             with PIXELS:
                 pixels = self._transform(source.open(0))  # (S, S, 3)
@@ -86,7 +85,7 @@ class Pipeline:
     def batches_of(
         self, sources: Iterable[ImageSource], threads: int = 0
     ) -> Generator[tuple[ImageSource, Batch], None, None]:
-        """The batches of several sources, one after the other; none has images of two, decoding runs on across them."""
+        """The batches of several sources, one after the other; no batch mixes sources, but decoding runs ahead."""
         pixels = np.empty((self.batch_size, self.image_size, self.image_size, 3), np.uint8)  # (B, S, S, 3)
         current: ImageSource | None = None
         indices: list[int] = []
@@ -108,7 +107,7 @@ class Pipeline:
             yield current, Batch(indices, self._checked(pixels[: len(indices)], current, indices), skipped)
 
     def encode(self, pixels: np.ndarray) -> np.ndarray:
-        """Outputs (B, D) float32 of images that are preprocessed already: uint8 (B, S, S, 3), B <= batch_size."""
+        """Outputs (B, D) float32 of preprocessed images: uint8 (B, S, S, 3), B <= batch_size."""
         count = len(pixels)
         if count == 0:
             return np.empty((0, self.dim), np.float32)
@@ -126,7 +125,7 @@ class Pipeline:
 
 
 def next_power_of_two(count: int) -> int:
-    """The smallest power of two that is not below `count` >= 1."""
+    """The smallest power of two at or above `count` >= 1."""
     return 1 << (count - 1).bit_length()
 
 
@@ -145,7 +144,7 @@ def open_graph(
     shares_cores: bool = False,
     pictures: Sequence[tuple[int, int]] = (),
 ) -> Session:
-    """A session on one graph of a bundle, its hash checked and the graph judged.
+    """A session on one graph of a bundle, hashed and judged first.
 
     `pictures`: heights and widths that the graph for any size will be given, besides its own S. Raises `BundleError`,
     `DeviceError`, `SessionError`.
@@ -162,7 +161,7 @@ def open_graph(
 
 
 def run_ahead(items: Generator[T, None, None], most: int = 2) -> Iterator[T]:
-    """The same items, made by a thread at most `most` ahead: the next batch is computed while one is written."""
+    """The same items, computed by a thread at most `most` ahead of the caller."""
     end = object()
     with ThreadPoolExecutor(1, thread_name_prefix="compute") as pool:
         pending: deque[Future[Any]] = deque(pool.submit(next, items, end) for _ in range(most))

@@ -1,4 +1,4 @@
-"""A bundle's proof: every hash, then the golden inputs of every graph through ONNX Runtime."""
+"""Verify a bundle: every hash, then the golden inputs of every graph through ONNX Runtime."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class VerifyReport:
 def verify(bundle: str | os.PathLike[str]) -> VerifyReport:
     """Check every hash, then run the golden inputs through ONNX Runtime on the CPU and compare.
 
-    Damage is reported, not raised; a manifest that cannot be read raises `BundleError`.
+    Damage is reported, not raised; an unreadable manifest raises `BundleError`.
     """
     opened = Bundle.open(bundle)
     files: dict[str, str] = {}
@@ -40,7 +40,7 @@ def verify(bundle: str | os.PathLike[str]) -> VerifyReport:
             files[name] = str(error)
     problems = [text for text in files.values() if text != "ok"]
     golden: dict[str, dict[str, float]] = {}
-    if not problems:  # a graph is run only when all of the bundle is what was exported
+    if not problems:  # graphs run only when the whole bundle is intact
         for name in opened.manifest.graphs:
             try:
                 golden[name] = _replay(opened, name)

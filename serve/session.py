@@ -1,4 +1,4 @@
-"""ONNX Runtime sessions whose device is what they say it is.
+"""ONNX Runtime sessions that really run on the device they name.
 
 ONNX Runtime falls back to the CPU silently when a CUDA library is missing, and its lists of providers describe the
 build, not the machine. So a CUDA session counts only when the session itself names CUDA first and a warm-up run works.
@@ -31,7 +31,7 @@ _QUIET = 4  # ONNX Runtime's severity "fatal": its errors also arrive as excepti
 
 
 class DeviceError(ValueError):
-    """The device that was asked for cannot be used; the message names what is missing."""
+    """The requested device cannot be used; the message names what is missing."""
 
 
 class SessionError(ValueError):
@@ -39,7 +39,7 @@ class SessionError(ValueError):
 
 
 class Session:
-    """A graph on a device. `device` is "cpu" or "cuda", `reason` says why it is that one."""
+    """A graph on a device. `device` is "cpu" or "cuda", `reason` says why."""
 
     def __init__(self, inference: ort.InferenceSession, device: str, reason: str) -> None:
         self.inference, self.device, self.reason = inference, device, reason
@@ -70,7 +70,7 @@ class Session:
 def open_session(model: bytes | Model, device: str, warm_up: WarmUp, shares_cores: bool = False) -> Session:
     """Create a session on `device` (auto, cpu or cuda) and run it once on `warm_up(device)`.
 
-    `auto` takes CUDA when it really works, else the CPU; `Session.reason` says why. `shares_cores`: other threads
+    `auto` takes CUDA when it works, else the CPU; `Session.reason` says why. `shares_cores`: other threads
     decode at the same time, so idle ONNX Runtime threads must not spin.
     Raises `DeviceError` when `device` is cuda and CUDA does not run, `SessionError` when the graph does not.
     """
@@ -156,7 +156,7 @@ def build_problem() -> str | None:
 
 
 def free_memory(device: str) -> float:
-    """Bytes that are free on CUDA's first device; infinite for the CPU, whose arrays are used where they are."""
+    """Free bytes on CUDA's first device; infinite for the CPU, which needs no copy."""
     if device == "cpu":
         return float("inf")
     free, total = ctypes.c_size_t(), ctypes.c_size_t()
@@ -165,7 +165,7 @@ def free_memory(device: str) -> float:
 
 
 def missing_libraries() -> list[str]:
-    """The CUDA libraries which this ONNX Runtime needs and which cannot be loaded by name."""
+    """The CUDA libraries that this ONNX Runtime needs but cannot load."""
     preload()
     return [name for name in cuda_libraries() if not _loads(name)]
 
@@ -199,21 +199,21 @@ def _loads(name: str) -> bool:
 def preload() -> str:
     """Load the CUDA libraries that pip installed, once; returns what ONNX Runtime prints about it.
 
-    It prints to stdout, which belongs to the commands' results.
+    It would print to stdout, which is reserved for results.
     """
     printed = io.StringIO()
     with contextlib.redirect_stdout(printed), warnings.catch_warnings(), _quiet():
         warnings.simplefilter("ignore")
         try:
             ort.preload_dlls()
-        except Exception as error:  # whatever it is: the session tells what does not work
+        except Exception as error:  # the session will say what does not work
             printed.write(str(error))
     return printed.getvalue()
 
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """ONNX Runtime's own lines about a missing provider are kept from stderr; we say it in one sentence."""
+    """Keep ONNX Runtime's own lines about a missing provider off stderr; we say it in one sentence."""
     ort.set_default_logger_severity(_QUIET)
     try:
         yield

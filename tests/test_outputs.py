@@ -323,7 +323,7 @@ def test_a_manifest_of_other_files_is_no_bundles(tmp_path: Path) -> None:
     (tmp_path / "app").mkdir()
     (tmp_path / "app" / "a.txt").write_text("mine")
     (tmp_path / "app" / "manifest.json").write_text(json.dumps({"schema_version": 1, "files": {"a.txt": {}}}))
-    with pytest.raises(ValueError, match="exists and is no bundle"):
+    with pytest.raises(ValueError, match="exists and is not a bundle"):
         require_place(tmp_path / "app")
 
 
@@ -361,7 +361,7 @@ def test_sources_of_one_name_are_told_apart(tmp_path: Path) -> None:
     from byol.serve.features.parts import named_source
 
     PartsFolder(tmp_path, {"bundle_sha256": "a", **named_source("/x/photos")}).begin(None)
-    with pytest.raises(ValueError, match=r"source_sha256 [0-9a-f]{12}, now [0-9a-f]{12}; give an empty folder"):
+    with pytest.raises(ValueError, match=r"source_sha256 [0-9a-f]{12}, now [0-9a-f]{12}; use an empty folder"):
         PartsFolder(tmp_path, {"bundle_sha256": "a", **named_source("/y/photos")}).manifest()
 
 

@@ -48,7 +48,7 @@ class Bundle:
 
     @classmethod
     def open(cls, folder: str | os.PathLike[str]) -> Bundle:
-        """Read and check the manifest; the other files are checked when they are read. Raises `BundleError`."""
+        """Read and check the manifest; other files are checked when read. Raises `BundleError`."""
         path = Path(folder)
         if not path.is_dir():
             raise BundleError(f"{printable(path)} is not a folder; expected a bundle written by `byol export`")
@@ -63,7 +63,7 @@ class Bundle:
         return cls(path, manifest, hashlib.sha256(text).hexdigest())
 
     def read(self, name: str) -> bytes:
-        """The bytes of one file of the manifest, verified. What is used is what was hashed. Raises `BundleError`."""
+        """The verified bytes of one file of the manifest: exactly those hashed. Raises `BundleError`."""
         with self._opened(name) as stream:
             content = stream.read(self.manifest.files[name].size)
         self._compare(name, hashlib.sha256(content).hexdigest())
@@ -80,16 +80,16 @@ class Bundle:
 
     @contextmanager
     def _opened(self, name: str) -> Iterator[BinaryIO]:
-        """A file of the manifest, of the size that it states: what it grows by afterwards is not read."""
+        """Open a file of the manifest, of the stated size; anything appended later is not read."""
         wanted, path = self.manifest.files[name].size, self.folder / name
         most = limit("BYOL_WEIGHTS_GB") * 10**9 if name in (WEIGHTS, ENCODER_WEIGHTS) else 2**31  # as protobuf's
         try:
             with open_regular(path, follow=False) as stream:
                 size = os.fstat(stream.fileno()).st_size
                 if size != wanted:
-                    raise BundleError(f"{printable(path)} has {size} bytes, the manifest says {wanted}: damaged")
+                    raise BundleError(f"{printable(path)} has {size} bytes, not the manifest's {wanted}: damaged")
                 if size > most:  # BYOL_WEIGHTS_GB sets it for weights
-                    raise BundleError(f"{printable(path)} has {size:,} bytes, more than the {most:,} that it may")
+                    raise BundleError(f"{printable(path)} has {size:,} bytes, more than the {most:,} allowed")
                 yield stream
         except OSError as error:
             raise BundleError(f"{printable(path)}: {reason_of(error)}; export the bundle again") from error
@@ -99,9 +99,9 @@ class Bundle:
             raise BundleError(f"{printable(self.folder / name)} does not have the manifest's sha256: damaged")
 
     def model(self, name: str, pictures: Sequence[tuple[int, int]] = ()) -> Model:
-        """A graph with the files its weights lie in, all verified, and judged (see `byol.bundle.graph.judge`).
+        """A graph and its files of weights, verified and judged (see `byol.bundle.graph.judge`).
 
-        No graph of a bundle reaches ONNX Runtime by another way. Raises `BundleError`.
+        A bundle's graphs reach ONNX Runtime no other way. Raises `BundleError`.
         """
         from byol.bundle.graph.judge import judge
 
@@ -119,7 +119,7 @@ class Bundle:
     def golden(self, graph: str = ENCODER) -> tuple[np.ndarray, np.ndarray]:
         """A graph's verified golden inputs, uint8 (N, H, W, 3), and outputs, float32 (N, D). Raises `BundleError`.
 
-        H and W are S, but for the graph that takes any size.
+        H and W are S, except for the graph that takes any size.
         """
         size = self.manifest.image_size
         dim = len(self.manifest.classifier.classes) if graph == CLASSIFIER and self.manifest.classifier else 0
@@ -138,7 +138,7 @@ class Bundle:
         return images, expected
 
     def golden_tensors(self) -> dict[str, np.ndarray]:
-        """All of the verified `golden.safetensors`, its names checked against the graphs. Raises `BundleError`."""
+        """All tensors of the verified `golden.safetensors`, names checked against the graphs. Raises `BundleError`."""
         from safetensors.numpy import load
 
         name, content = printable(self.folder / GOLDEN), self.read(GOLDEN)
@@ -161,7 +161,7 @@ def golden_names(graph: str) -> tuple[str, str]:
 
 
 def require_place(out: Path) -> None:
-    """Raise `ValueError` when no bundle can be written to the folder `out`, or would replace anything but a bundle."""
+    """Raise `ValueError` when a bundle cannot be written to `out`, or would replace anything but a bundle."""
     require_folder_place(out)
     found = contents(out) if out.exists() else set()
     if not found or (found <= FILES and is_half_filled(out)):
@@ -172,18 +172,18 @@ def require_place(out: Path) -> None:
         manifest = {}
     files = manifest.get("files")
     if "schema_version" not in manifest or not isinstance(files, dict) or not files.keys() <= FILES:
-        raise ValueError(f"{printable(out)} exists and is no bundle; choose another folder for the bundle")
+        raise ValueError(f"{printable(out)} exists and is not a bundle; choose another folder")
     others = sorted(found - {MANIFEST, *files})
     if others:
         named = ", ".join(printable(Path(name)) for name in others[:5])
         raise ValueError(
             f"{printable(out)} holds more than a bundle ({named}), which the new one would replace; "
-            "move that away, or choose another folder"
+            "move them away, or choose another folder"
         )
 
 
 def describe_file(
     path: str | os.PathLike[str], precision: str | None = None, parity: Parity | None = None
 ) -> FileEntry:
-    """The manifest's entry for a file that is written: its SHA-256 and size, and for a graph its parity."""
+    """The manifest's entry for a written file: its SHA-256 and size, and a graph's parity."""
     return FileEntry(sha256_of(path), os.path.getsize(path), precision, parity)

@@ -1,6 +1,6 @@
 """The bundle's manifest: the schema, its checks, reading and writing. Torch-free; export and serving share it.
 
-What cannot be read with full understanding is refused: unknown keys, another preprocessing, a newer schema.
+Anything not fully understood is refused: unknown keys, another preprocessing, a newer schema.
 """
 
 from __future__ import annotations
@@ -23,16 +23,16 @@ ENCODER_WEIGHTS = "encoder.onnx.data"  # only where they are too large for the g
 VARIANTS = {"fp32": ENCODER, "fp16": "encoder.fp16.onnx", "int8": "encoder.int8.onnx"}
 ANY_SIZE, CLASSIFIER = "encoder.any-size.onnx", "classifier.onnx"
 GRAPHS = {**{name: precision for precision, name in VARIANTS.items()}, ANY_SIZE: "fp32", CLASSIFIER: "fp32"}
-FILES = {*GRAPHS, ENCODER_WEIGHTS, WEIGHTS, GOLDEN, CARD}  # all that a bundle may hold beside its manifest
+FILES = {*GRAPHS, ENCODER_WEIGHTS, WEIGHTS, GOLDEN, CARD}  # everything a bundle may hold besides its manifest
 LARGEST_SIZE = 8192  # pixels; one image of this side has 200 MB
 MAX_BYTES = 1 << 20  # a manifest has a few kilobytes; anything huge is not one
 
 
 @dataclass(frozen=True)
 class Architecture:
-    """How to rebuild the encoder: `library`'s model `name`, with `stem` saying which first layers it has.
+    """How to rebuild the encoder: `library`'s model `name`, with the first layers that `stem` names.
 
-    `img_size` is the keyword argument of that name with which timm builds a model for one size; null for all others.
+    `img_size` is timm's keyword argument for models built for one size; null for all others.
     """
 
     library: str
@@ -164,7 +164,7 @@ class Evaluation:
 class Finetuning:
     """How labels trained the encoder: `images` labelled ones of `data`, peak rate `lr`, `epochs`.
 
-    `from_scratch`: from random weights; else from those that `training` or `origin` tells of.
+    `from_scratch`: from random weights, not from those of `training` or `origin`.
     """
 
     data: str
@@ -232,7 +232,7 @@ class Manifest:
         both = (CLASSIFIER in self.files) == (self.classifier is not None)
         check(both, f"{CLASSIFIER} and the manifest's classifier belong together")
         for name in self.evaluation.top1 if self.evaluation else ():
-            check(name in self.graphs, f"evaluation.top1 names {name!r}, which is no graph of this bundle")
+            check(name in self.graphs, f"evaluation.top1 names {name!r}, which is not a graph of this bundle")
 
     @property
     def graphs(self) -> list[str]:
@@ -245,11 +245,11 @@ class Manifest:
 
     @property
     def checksum(self) -> str:
-        """SHA-256 of the text without the checksum itself: a slip in the manifest is found like one in any file."""
+        """SHA-256 of the text without the checksum: damage to the manifest is found as in any file."""
         return hashlib.sha256(_text(plain(self)).encode()).hexdigest()
 
     def write(self, folder: str | Path) -> None:
-        """Write `manifest.json` into the bundle folder, whole or not at all; first make sure that it can be read."""
+        """Write `manifest.json` into the bundle folder, whole or not at all, after checking that it reads back."""
         text = self.to_json()
         check(self.from_json(text) == self, "the manifest does not read back as itself")
         with atomic_file(Path(folder) / MANIFEST) as path:
@@ -259,12 +259,15 @@ class Manifest:
     def from_json(cls, text: str | bytes) -> Manifest:
         """Read and check. Raises `BundleError`."""
         data = read_object(text)
-        check("schema_version" in data, "no schema_version, so this is not a byol bundle's manifest")
+        check("schema_version" in data, "it has no schema_version, so it is not a byol bundle's manifest")
         _check_version(data["schema_version"])  # first: a newer schema may differ in anything else
         check(CHECKSUM in data, f"it has no {CHECKSUM}: written by an older byol; export the bundle again")
         checksum = data.pop(CHECKSUM)
         manifest: Manifest = build(cls, data)
-        check(checksum == manifest.checksum, f"its {CHECKSUM} is not that of its content: damaged, or edited by hand")
+        check(
+            checksum == manifest.checksum,
+            f"its {CHECKSUM} does not match its content: it is damaged or was edited; export the bundle again",
+        )
         return manifest
 
 

@@ -1,4 +1,4 @@
-"""A graph in memory, with the files that hold weights too large for it: a protobuf message ends at 2 GiB."""
+"""A graph in memory, and weights moved to a file beside it: a protobuf message ends at 2 GiB."""
 
 from __future__ import annotations
 
@@ -11,10 +11,14 @@ from typing import Any
 from onnx import ModelProto
 from onnx.external_data_helper import set_external_data
 
+LIMIT = 2**31 - 2**24  # bytes of weights; the rest of a message is for the graph itself
+SMALL = 1024  # bytes up to which a tensor stays inside: shapes and scalars, which the checks compute with
+ALIGNMENT = 4096  # of each tensor in the file, so that it can be mapped
+
 
 @dataclass(frozen=True)
 class Model:
-    """The bytes of an ONNX graph, and by name the content of the files it keeps weights in (normally none)."""
+    """The bytes of an ONNX graph, and by name the content of its files of weights (normally none)."""
 
     graph: bytes
     weights: Mapping[str, bytes] = field(default_factory=dict)
@@ -27,21 +31,12 @@ def check_graph(proto: Any, files: Mapping[str, bytes] | None = None) -> None:
     if not files:
         onnx.checker.check_model(proto, full_check=True)
         return
-    with tempfile.TemporaryDirectory() as folder:  # the check wants the files to exist, and does not read them
+    with tempfile.TemporaryDirectory() as folder:  # the files must exist, but are not read
         for name in files:
             (Path(folder) / name).touch()
         path = Path(folder) / "graph.onnx"
         path.write_bytes(proto.SerializeToString())
         onnx.checker.check_model(path, full_check=True)
-
-
-LIMIT = 2**31 - 2**24  # bytes of weights; the rest of a message is for the graph itself
-
-
-SMALL = 1024  # bytes up to which a tensor stays inside: shapes and scalars, which the checks compute with
-
-
-ALIGNMENT = 4096  # of each tensor in the file, so that it can be mapped
 
 
 def is_large(proto: ModelProto) -> bool:
@@ -50,7 +45,7 @@ def is_large(proto: ModelProto) -> bool:
 
 
 def move_weights(proto: ModelProto, file: str) -> dict[str, bytes]:
-    """Move the weights of a large graph into the content of `file`, in place, and check the graph; nothing else."""
+    """Move a large graph's weights, in place, into the returned content of `file`; small graphs stay as they are."""
     if not is_large(proto):
         return {}
     parts, end = [], 0

@@ -1,4 +1,4 @@
-"""How far one graph may be from another: the gates, and the measure that they are about.
+"""How far one graph may be from another: the measure, and its gates.
 
 Shapes: N images, D features.
 """
@@ -9,12 +9,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from byol.bundle.manifest import (
-    ANY_SIZE,
-    CLASSIFIER,
-    ENCODER,
-    VARIANTS,
-)
+from byol.bundle.manifest import ANY_SIZE, CLASSIFIER, ENCODER, VARIANTS
 
 
 @dataclass(frozen=True)

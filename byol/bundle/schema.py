@@ -1,4 +1,4 @@
-"""JSON and dataclasses, strictly: no key is unknown, double or of another type, no number is infinite."""
+"""Dataclasses from JSON, strictly: no unknown or double key, no other type, no infinite number."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ LONGEST = 2000  # characters of a message
 class BundleError(ValueError):
     """A bundle that is damaged, incomplete or not understood. The message names the file and the field.
 
-    It is cut short where it quotes something endless.
+    Long messages are cut short.
     """
 
     def __init__(self, message: str) -> None:
@@ -43,7 +43,7 @@ def build(cls: Any, value: dict[str, Any]) -> Any:
 
 
 def is_text(value: str) -> bool:
-    """Whether a name or a sentence is free of control characters, line ends and changes of the writing direction."""
+    """Whether a text is free of control characters, line ends and changes of writing direction."""
     return all(map(is_plain, value))
 
 
@@ -73,7 +73,10 @@ def _build_dataclass(cls: Any, value: Any, where: str) -> Any:
     hints = get_type_hints(cls)
     dot = f"{where}." if where else ""
     unknown = sorted(set(value) - set(hints))
-    check(not unknown, f"unknown key {dot}{unknown[0]}; this byol does not know what it means" if unknown else "")
+    check(
+        not unknown,
+        f"unknown key {dot}{unknown[0]}; this byol does not know it; upgrade: pip install -U byol" if unknown else "",
+    )
     # In a file everything is spelt out, so that other readers need no table of defaults; only null fields may lack.
     for name, hint in hints.items():
         check(name in value or type(None) in get_args(hint), f"{dot}{name} is missing")
@@ -97,7 +100,7 @@ def _kind(value: Any) -> str:
 
 
 def plain(value: Any) -> Any:
-    """Dataclasses as JSON values; what is None is left out."""
+    """Dataclasses as JSON values, without those that are None."""
     if is_dataclass(value):
         items = {f.name: plain(getattr(value, f.name)) for f in fields(value)}
         return {k: v for k, v in items.items() if v is not None}

@@ -1,4 +1,4 @@
-"""`byol bench`: what this machine makes of a bundle, from the JPEG to the features."""
+"""`byol bench`: how fast this machine runs a bundle, from JPEG to features."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ SIZE = (500, 375)  # of the generated pictures: ImageNet's usual one
 
 @dataclass(frozen=True)
 class Timing:
-    """One row: how long one call took, and how many images that is a second."""
+    """One row: how long a call took, and how many images per second that makes."""
 
     stage: str
     batch: int
@@ -49,7 +49,7 @@ class Timing:
 @device_option
 @json_option
 def bench(bundle: Path, images: Location | None, seconds: float, variant: str, device: str, as_json: bool) -> None:
-    """Measure BUNDLE on this machine: decoding, preprocessing, the session at batch 1 to 256, all of it together."""
+    """Measure BUNDLE on this machine: decoding, preprocessing, the session at batch 1 to 256, and all together."""
     from byol.images.open import open_source
     from byol.serve.encoder import Encoder
 
@@ -92,7 +92,7 @@ def _opened(pictures: ImageSource, place: int) -> Image.Image:
     try:
         return pictures.open(place)
     except ValueError as error:
-        raise ValueError(f"{pictures.ids[place]} cannot be read ({error}); leave it out") from error
+        raise ValueError(f"{pictures.ids[place]} cannot be read ({error}); remove it") from error
 
 
 def _timed(stage: str, batch: int, call: Callable[[], object], seconds: float) -> Timing:
@@ -110,7 +110,7 @@ def _timed(stage: str, batch: int, call: Callable[[], object], seconds: float) -
 
 
 def _end_to_end(encoder: Encoder, pictures: ImageSource, seconds: float) -> Timing:
-    """Batches of the encoder's own size out of an endless source, all threads at work; a call is one batch."""
+    """Batches of the encoder's own size from an endless source, with all threads; a call is one batch."""
     import numpy as np
 
     from byol.images.columns import Computed

@@ -1,4 +1,4 @@
-"""`byol classify`: the class of every image, into a table. Heavy imports wait until it runs."""
+"""`byol classify`: the class of every image, in a table. Heavy imports wait until it runs."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def classify(
     from byol.text import printable
 
     if out.suffix.lower() not in (".parquet", ".csv"):
-        raise click.BadParameter(f"{out.suffix!r} is not known: end in .parquet or .csv", param_hint="--out")
+        raise click.BadParameter(f"{out.suffix!r} is not supported; end in .parquet or .csv", param_hint="--out")
     chosen = extraction_options(**options)
     with of_option("--out"):
         require_table(out, outputs.CLASSES, [images, bundle])

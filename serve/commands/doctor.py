@@ -1,4 +1,4 @@
-"""`byol doctor`: what a person needs to know who is asked why it does not run here, or why it is slow."""
+"""`byol doctor`: why byol does not run here, or runs slowly."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from byol import __version__, machine, telemetry
 from byol.console import show_json, show_table
 
 WHEELS = ("onnxruntime", "onnxruntime-gpu")
-# What serving stands on, and torch, whose CUDA libraries ONNX Runtime may find. Read from their metadata, not imported.
+# Serving's dependencies, and torch, whose CUDA libraries ONNX Runtime may find. Read from metadata, not imported.
 PACKAGES = ("numpy", "onnx", "pillow", "pyarrow", "safetensors", "scipy", "torch")
 
 
 @click.command()
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object on stdout, nothing else.")
 def doctor(as_json: bool) -> None:
-    """Say which devices ONNX Runtime can use here, and what is missing for the others.
+    """Show which devices ONNX Runtime can use here, and what the others lack.
 
     Exit status 1 when the installation is broken; a machine without a GPU is fine.
     """
@@ -35,7 +35,7 @@ def doctor(as_json: bool) -> None:
 
 
 def examine() -> dict[str, Any]:
-    """Versions, wheels, CPU, driver, and where ONNX Runtime can be imported, a session tried on each device."""
+    """Versions, wheels, CPU, driver and, if ONNX Runtime can be imported, a trial session on each device."""
     from byol.machine import usable_cores
 
     wheels = {name: version for name in WHEELS if (version := _version(name))}
@@ -66,15 +66,15 @@ def examine() -> dict[str, Any]:
         )
     try:
         report |= _devices()
-    except (ImportError, AttributeError) as error:  # AttributeError: a folder without the library is left of it
-        problems.append(f"ONNX Runtime cannot be imported ({error}); uninstall {' and '.join(WHEELS)}, install one")
+    except (ImportError, AttributeError) as error:  # AttributeError: an empty package folder
+        problems.append(f"ONNX Runtime cannot be imported ({error}); reinstall {' or '.join(WHEELS)}")
     if report.get("cpu", "ok") != "ok":
         problems.append(f"ONNX Runtime does not run on the CPU: {report['cpu']}")
     return report | {"problems": problems}
 
 
 def _devices() -> dict[str, Any]:
-    """What ONNX Runtime says of itself and does. Raises `ImportError` or `AttributeError` when it is not whole."""
+    """What ONNX Runtime reports, and whether it runs. Raises `ImportError` or `AttributeError` when it is broken."""
     import onnxruntime as ort
 
     from byol.serve import session
@@ -95,7 +95,7 @@ def _devices() -> dict[str, Any]:
 
 
 def _try(device: str) -> str:
-    """Run one convolution on a device: "ok", or why not. A convolution, because cuDNN is loaded only by one."""
+    """Run one convolution on a device: "ok", or why not. Only a convolution loads cuDNN."""
     import numpy as np
 
     from byol.serve.session import open_session

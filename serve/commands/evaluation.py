@@ -1,4 +1,4 @@
-"""What `knn` and `linear` share: their two sets, the fit, and what both report. Heavy imports wait until they run."""
+"""What the evaluating commands share: two sets, the fit, common results. Heavy imports wait until a command runs."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 def load(
     bundle: Path | None, train: Location, test: Location, device: str, amounts: Sequence[int | float] = ()
 ) -> Evaluation:
-    """Both sets; `amounts` of labels that are going to be drawn are there, before the first image is encoded."""
+    """Both sets, after checking that the `amounts` of labels to draw exist, before the first image is encoded."""
     import numpy as np
 
     from byol.images.open import open_source
@@ -30,10 +30,10 @@ def load(
 
     images = needs_bundle(train, test)
     if bundle is None and images is not None:
-        open_source(images)  # which says so where there is nothing at all
+        open_source(images)  # which says so where there is nothing
         option = "--train" if images == train else "--test"
         raise click.UsageError(
-            f"{option} {printable(images)} is not a features file, so the bundle that encodes its images is needed: "
+            f"{option} {printable(images)} is not a features file; name the bundle that encodes its images: "
             f"byol {click.get_current_context().info_name} BUNDLE --train SRC --test SRC"
         )
     sets = open_labelled(train, test)
@@ -44,12 +44,18 @@ def load(
         draw(data.y_train, amount, seed=0)  # of the images that can be read
     if data.encoder:
         note_device(device, data.encoder.device, data.encoder.reason)
-    note_skipped(data.skipped)
+    note_left_out(data)
     return data
 
 
+def note_left_out(data: Evaluation, train: str = "--train", test: str = "--test") -> None:
+    """List the images that could not be read, each set under its name."""
+    for skipped, name in zip(data.skipped, (train, test), strict=True):
+        note_skipped(skipped, of=name)
+
+
 def fit(classifier: Classifier, data: Evaluation, device: str) -> None:
-    """Fit on the training features; where that computed is said, unless encoding has said it."""
+    """Fit on the training features and note the device, unless encoding has noted it."""
     with warnings_as_notes():
         classifier.fit(data.train.x, data.y_train)
     if data.encoder is None:

@@ -1,4 +1,4 @@
-"""The command `extract`: features into a file, or into a folder of parts by one of three engines."""
+"""`byol extract`: features into a file, or into a folder of parts by one process, several, or Ray."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ if TYPE_CHECKING:
 @click.option(
     "--retry-skipped",
     is_flag=True,
-    help="Make the finished parts again that left something out, where --out is a folder.",
+    help="Redo finished parts that skipped images, where --out is a folder.",
 )
 @click.option("--processes", type=click.IntRange(1, 256), help="Processes that encode  [default: one per GPU].")
 @click.option(
@@ -93,7 +93,7 @@ def extract(
 ) -> None:
     """Compute the features of IMAGES (a folder, an image, an .npz, shards, a URL) with BUNDLE.
 
-    Into a folder they are written in parts: the same command again goes on behind the finished parts.
+    A folder is written in parts: run the same command again to continue after the finished ones.
     """
     from byol.serve.extract.engine import errors_of
     from byol.serve.extract.resumable import Task
@@ -103,15 +103,15 @@ def extract(
 
     file = _output(out, [images, bundle])
     if file and (engine == "ray" or (processes or 1) > 1):
-        raise click.UsageError("several processes, and Ray, write a folder of parts: let --out end in /")
+        raise click.UsageError("several processes, and Ray, write a folder of parts; end --out in /")
     if engine == "ray" and (processes or decode_threads):
-        raise click.UsageError("--processes and --decode-threads are for the local engine; Ray has workers of its own")
+        raise click.UsageError("--processes and --decode-threads are for --engine local; leave them out")
     if str(images) == "-" and (processes or 1) > 1:
-        raise click.UsageError("standard input can be read by one process only; write the list to a file, as list.txt")
+        raise click.UsageError("only one process can read standard input; write the list to a file such as list.txt")
     if ray_address and engine != "ray":
         raise click.UsageError("--ray-address needs --engine ray")
     if file and retry_skipped:
-        raise click.UsageError("--retry-skipped is for a folder of parts; a file is written as a whole, leave it out")
+        raise click.UsageError("--retry-skipped is for a folder of parts; leave it out, a file is written whole")
     chosen = extraction_options(on_error, max_errors, decode_threads, dtype)
     task = Task(images, Path(out), chosen, part_images, retry_skipped)
     try:
@@ -120,10 +120,10 @@ def extract(
         else:
             result, facts = _here(bundle, task, file, processes, encoder)
     except Stopped as error:
-        kept = "" if file else "; finished parts are kept, give the same command again to go on"
+        kept = "" if file else "; finished parts are kept, run the same command again to continue"
         raise click.ClickException(f"{error}{kept}") from None
     if result.was_complete:
-        note(f"{printable(out)} was complete already; for other images give an empty folder")
+        note(f"{printable(out)} is already complete; for other images use an empty folder")
     errors = errors_of(file) if file else Path(out) / ERRORS
     note_skipped(result.skipped, listed_in=printable(errors))
     values = {
@@ -138,7 +138,7 @@ def extract(
 
 
 def _output(out: str, inputs: list[Location]) -> Path | None:
-    """The features file, None for a folder of parts; before the work, so that nothing is lost by it."""
+    """The features file, None for a folder of parts; checked before the work."""
     from byol import outputs
     from byol.outputs import require_output_folder
     from byol.serve.extract.engine import output_file, require_table
@@ -155,7 +155,7 @@ def _output(out: str, inputs: list[Location]) -> Path | None:
 def _here(
     bundle: Path, task: Task, file: Path | None, processes: int | None, options: dict[str, Any]
 ) -> tuple[Extraction, dict[str, Any]]:
-    """By this process, or by several of this machine."""
+    """Extract in this process, or in several on this machine."""
     from byol.images.open import open_source
     from byol.machine import gpu_count
     from byol.serve.encoder import Encoder
@@ -192,7 +192,7 @@ def _by_ray(
 
 
 def _facts(engine: Encoder | RayEngine, options: dict[str, Any]) -> dict[str, Any]:
-    """What is used, said on stderr where it was left open, and for the result."""
+    """Facts for the result; notes on stderr what `auto` chose."""
     note_device(options["device"], engine.device, engine.reason)
     if options["variant"] == "auto":
         note(f"variant: {engine.variant}")

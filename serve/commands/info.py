@@ -1,4 +1,4 @@
-"""`byol info`: what a bundle holds, and whether it is what it says."""
+"""`byol info`: what a bundle holds, and whether it is intact."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 @click.option("--verify", is_flag=True, help="Check every hash and run the golden inputs.")
 @json_option
 def info(bundle: Path, verify: bool, as_json: bool) -> None:
-    """Show what BUNDLE holds; with --verify, check it against itself."""
+    """Show what BUNDLE holds; with --verify, check its hashes and golden outputs."""
     opened, values = info_json(bundle, verify)
     if as_json:
         show_json(values)
@@ -32,7 +32,7 @@ def info(bundle: Path, verify: bool, as_json: bool) -> None:
 
 
 def info_json(folder: Path, verify: bool) -> tuple[Bundle, dict[str, Any]]:
-    """The bundle, and path, digest, manifest and (asked for) the result of `verify` as JSON values."""
+    """The bundle; and its path, digest, manifest and, if asked, the result of `verify` as JSON values."""
     from byol.bundle.folder import Bundle
     from byol.serve.proof import verify as verify_bundle
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import click
 
@@ -15,13 +14,10 @@ from byol.run import KNN_K, KNN_TEMPERATURE
 from byol.serve.commands.evaluation import common, fit, load
 from byol.serve.commands.options import BUNDLE, Positive, device_option, json_option, show
 
-if TYPE_CHECKING:
-    pass
-
 
 @click.command()
 @click.argument("bundle", type=BUNDLE, required=False)
-@click.option("--train", required=True, type=LOCATION, help="The bank: images, or features that `extract` wrote.")
+@click.option("--train", required=True, type=LOCATION, help="The bank: images, or features written by `extract`.")
 @click.option("--test", required=True, type=LOCATION, help="The queries: images, or features.")
 @click.option(
     "--k",
@@ -30,7 +26,7 @@ if TYPE_CHECKING:
     default=(KNN_K,),
     show_default=True,
     multiple=True,
-    help="Neighbours that vote; several may be given.",
+    help="Neighbours that vote; repeatable.",
 )
 @click.option(
     "--temperature",
@@ -39,7 +35,7 @@ if TYPE_CHECKING:
     default=(KNN_TEMPERATURE,),
     show_default=True,
     multiple=True,
-    help="A neighbour of cosine similarity s votes with weight exp(s / temperature); several may be given.",
+    help="A neighbour of cosine similarity s votes with weight exp(s / temperature); repeatable.",
 )
 @device_option
 @json_option
@@ -52,7 +48,7 @@ def knn(
     device: str,
     as_json: bool,
 ) -> None:
-    """Weighted k-nearest-neighbour accuracy of BUNDLE's features.
+    """Measure the weighted k-nearest-neighbour accuracy of BUNDLE's features.
 
     BUNDLE may be left out when --train and --test are features files. One search serves every --k and --temperature.
     """

@@ -12,6 +12,7 @@ import click
 from byol.console import show_json, show_line, warnings_as_notes
 from byol.images.location import Location
 from byol.options import LOCATION, FiniteRange, Output, OutputFile, of_option
+from byol.serve.commands.evaluation import common, fit, load
 from byol.serve.commands.options import BUNDLE, Positive, device_option, json_option, show
 
 if TYPE_CHECKING:
@@ -19,7 +20,6 @@ if TYPE_CHECKING:
 
     from byol.serve.evaluate.classifier import Classifier
     from byol.serve.evaluate.sets import Evaluation
-from byol.serve.commands.evaluation import common, fit, load
 
 
 @click.command()
@@ -31,7 +31,7 @@ from byol.serve.commands.evaluation import common, fit, load
     type=Positive(auto=True),
     default="auto",
     show_default=True,
-    help="Strength of the penalty `l2 / 2 |W|^2`; auto chooses it on a hold-out of --train.",
+    help="Strength of the penalty `l2 / 2 |W|^2`; auto chooses it on a part of --train that is held out.",
 )
 @click.option(
     "--save-classifier",
@@ -40,28 +40,30 @@ from byol.serve.commands.evaluation import common, fit, load
     type=Output(),
     help="Write BUNDLE with the fitted probe as classifier.onnx in it (may be BUNDLE itself).",
 )
-@click.option("--per-class", is_flag=True, help="Also the accuracy of each class, and their mean.")
+@click.option("--per-class", is_flag=True, help="Also show the accuracy of each class, and their mean.")
 @click.option(
     "--confusion",
     type=OutputFile(),
     metavar="FILE.csv",
-    help="Write how many images of each class (row) were taken for each class (column).",
+    help="Write how many images of each class (row) were predicted as which (column).",
 )
 @click.option(
     "--labels-per-class",
     "few_counts",
     type=click.IntRange(min=1),
     multiple=True,
-    help="Also fit on so many labelled images of each class; several may be given.",
+    help="Also fit on this many labelled images per class; repeatable.",
 )
 @click.option(
     "--label-fraction",
     "few_shares",
     type=FiniteRange(0, 1, min_open=True),
     multiple=True,
-    help="Also fit on this share of each class, as 0.01 or 0.1.",
+    help="Also fit on this share of each class, such as 0.01; repeatable.",
 )
-@click.option("--draws", type=click.IntRange(min=1), default=5, show_default=True, help="Of the few labels.")
+@click.option(
+    "--draws", type=click.IntRange(min=1), default=5, show_default=True, help="Random draws of the few labels."
+)
 @device_option
 @json_option
 def linear(
@@ -78,7 +80,7 @@ def linear(
     device: str,
     as_json: bool,
 ) -> None:
-    """Linear-probe accuracy of BUNDLE's features.
+    """Measure the linear-probe accuracy of BUNDLE's features.
 
     BUNDLE may be left out when --train and --test are features files.
     """
@@ -108,12 +110,10 @@ def linear(
 
         save_classifier(bundle, classifier, data.head(classifier, top1), new_bundle)
         values["classifier"] = printable(new_bundle)
-    if per_class or confusion:
-        counts = classifier.confusion(data.test.x, data.y_test)
-        if confusion:
-            _write_confusion(confusion, classifier.classes_, counts)
-        if per_class:
-            values |= _per_class(classifier.classes_, counts)
+    if confusion:
+        _write_confusion(confusion, classifier.classes_, classifier.confusion(data.test.x, data.y_test))
+    if per_class:
+        values |= _per_class(data.y_test, classifier.predict(data.test.x))
     if few_counts or few_shares:
         device = classifier.device_
         values["few_labels"] = [
@@ -146,14 +146,12 @@ def _few_labels(data: Evaluation, amount: int | float, draws: int, make: Callabl
     return {"labels": describe(amount), "images": few.images, "draws": draws, **scores}
 
 
-def _per_class(classes: np.ndarray, counts: np.ndarray) -> dict[str, object]:
-    """The accuracy of each class that the test set has, and the mean of these."""
-    shares = {
-        str(name): float(row[i] / row.sum())
-        for i, (name, row) in enumerate(zip(classes, counts, strict=True))
-        if row.sum()
-    }
-    return {"mean_per_class": sum(shares.values()) / len(shares), "per_class": shares}
+def _per_class(truth: np.ndarray, predicted: np.ndarray) -> dict[str, object]:
+    from byol.serve.evaluate.scores import accuracy_per_class
+
+    classes, shares = accuracy_per_class(truth, predicted == truth)
+    per_class = dict(zip(map(str, classes), shares.tolist(), strict=True))
+    return {"mean_per_class": float(shares.mean()), "per_class": per_class}
 
 
 def _write_confusion(path: Path, classes: np.ndarray, counts: np.ndarray) -> None:

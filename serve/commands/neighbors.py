@@ -1,4 +1,4 @@
-"""`byol neighbors`: the images of a bank that are nearest to each query, as JSON and as a picture."""
+"""`byol neighbors`: each query's nearest images in a bank, as JSON and as a picture."""
 
 from __future__ import annotations
 
@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from byol.console import note_device, note_skipped, progress, show_table
+from byol.console import note_device, progress, show_table
 from byol.images.location import Location
 from byol.options import LOCATION, OutputFile, of_option
+from byol.serve.commands.evaluation import note_left_out
 from byol.serve.commands.options import BUNDLE, device_option
 
 if TYPE_CHECKING:
@@ -32,11 +33,11 @@ GRID_QUERIES = 100  # rows of a picture
 @click.option("--k", type=click.IntRange(min=1), default=8, show_default=True, help="Neighbours of each query.")
 @click.option("--grid", type=OutputFile(), help="Also draw them: FILE.png.")
 @device_option
-@click.option("--json", "as_json", is_flag=True, help="Print one JSON object a query on stdout, nothing else.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object per query on stdout, nothing else.")
 def neighbors(
     bundle: Path | None, bank: Location, query: Location, k: int, grid: Path | None, device: str, as_json: bool
 ) -> None:
-    """The images of --bank that are nearest to each image of --query by cosine similarity.
+    """Find the images of --bank nearest to each image of --query, by cosine similarity.
 
     BUNDLE may be left out when both are features files; --grid needs images.
     """
@@ -46,18 +47,18 @@ def neighbors(
     from byol.serve.evaluate.sets import load_sets, needs_bundle
 
     if bundle is None and needs_bundle(bank, query):
-        raise click.UsageError("images need the BUNDLE that encodes them: byol neighbors BUNDLE --bank SRC --query SRC")
+        raise click.UsageError("name the BUNDLE that encodes the images: byol neighbors BUNDLE --bank SRC --query SRC")
     if grid and (needs_bundle(bank) is None or needs_bundle(query) is None):
         raise click.UsageError("--grid draws images, but --bank or --query is a features file; give the images")
     if grid:
         with of_option("--grid"):
             require_output(grid, outputs.GRID, [bank, query, bundle])
     sets = load_sets(bundle, bank, query, device, progress)
-    note_skipped(sets.skipped)
+    note_left_out(sets, "--bank", "--query")
     search = Neighbours(sets.train.x, min(k, len(sets.train)), sets.encoder.device if sets.encoder else device)
     note_device(device, search.device, sets.encoder.reason if sets.encoder else search.reason)
     similarity, rows = search(sets.test.x)
-    if grid:  # first: what reads the lines may want a few of them only
+    if grid:  # first: whoever reads the lines may stop after a few
         _draw(grid, sets, rows)
     for place in range(len(sets.test)):
         found = _found(sets.train, sets.test, place, similarity[place], rows[place])
@@ -76,7 +77,7 @@ def _found(bank: Features, query: Features, place: int, similarity: np.ndarray, 
 
 
 def _draw(path: Path, sets: Evaluation, rows: np.ndarray) -> None:
-    """Queries spread over all of them, each with its neighbours."""
+    """Queries evenly spread over all, each with its neighbours."""
     import numpy as np
 
     from byol.images.grid import draw_grid
@@ -87,7 +88,7 @@ def _draw(path: Path, sets: Evaluation, rows: np.ndarray) -> None:
 
 
 def _pictures(source: ImageSource | None, kept: Features) -> Callable[[int], Image.Image]:
-    """What opens the picture of a row; not every picture of the source has one."""
+    """A function that opens the picture of a row; unreadable pictures of the source have no row."""
     assert source is not None  # --grid is refused where one of the two is a features file
     places = {name: place for place, name in enumerate(source.ids)}
     return lambda row: source.open(places[kept.ids[row]])

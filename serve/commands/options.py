@@ -1,4 +1,4 @@
-"""What serving commands share: their options, and how they show results. Light to import."""
+"""Options shared by the serving commands, and how they show results. Light to import."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ device_option = click.option(
     type=click.Choice(DEVICES),
     default="auto",
     show_default=True,
-    help="cuda fails where CUDA does not run; auto then takes the CPU and says why.",
+    help="cuda fails where CUDA does not run; auto falls back to the CPU and says why.",
 )
 batch_option = click.option(
     "--batch-size", type=click.IntRange(1, MAX_BATCH_SIZE), help="Images per run [default: what suits the device]."
@@ -31,7 +31,7 @@ on_error_option = click.option(
     type=click.Choice(["skip", "fail"]),
     default="skip",
     show_default=True,
-    help="What to do with an image that cannot be read: leave it out and list it, or stop.",
+    help="With an unreadable image: skip and list it, or stop.",
 )
 max_errors_option = click.option(
     "--max-errors", type=click.IntRange(min=0), help="Stop when more images than this cannot be read."
@@ -74,9 +74,9 @@ def show(values: dict[str, Any], as_json: bool) -> None:
 def extraction_options(
     on_error: str, max_errors: int | None, decode_threads: int | None, dtype: str = "float32"
 ) -> Options:
-    """What the options above say. Raises `UsageError` when two of them contradict each other."""
+    """The values of the options above. Raises `UsageError` when they contradict each other."""
     from byol.serve.extract.engine import Options
 
     if on_error == "fail" and max_errors:
-        raise click.UsageError("--on-error fail and --max-errors contradict each other; leave one of them out")
+        raise click.UsageError("--on-error fail and --max-errors contradict each other; leave one out")
     return Options(dtype, decode_threads or 0, 0 if on_error == "fail" else max_errors)

@@ -5,14 +5,15 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import bokeh  # noqa: F401 - the `report` extra; its absence is told by byol.cli
+import bokeh  # noqa: F401 - the `report` extra; byol.cli reports its absence
 import click
 
-from byol.console import note, note_device, note_skipped, progress, show_table, warnings_as_notes
+from byol.console import note, note_device, progress, show_table, warnings_as_notes
 from byol.files.atomic import atomic_file, behind_links
 from byol.images.location import Location
 from byol.options import LOCATION, Output, of_option
 from byol.outputs import require_output
+from byol.serve.commands.evaluation import note_left_out
 from byol.serve.commands.options import BUNDLE, device_option
 from byol.text import printable
 
@@ -24,15 +25,15 @@ if TYPE_CHECKING:
 
 @click.command()
 @click.argument("paths", metavar="RUN|BUNDLE...", type=BUNDLE, nargs=-1, required=True)
-@click.option("--train", type=LOCATION, help="Labelled images to learn from; without labels: only neighbours and map.")
+@click.option("--train", type=LOCATION, help="Labelled images to learn from; without labels, only neighbours and map.")
 @click.option("--test", type=LOCATION, help="Images to measure and show.")
 @click.option("--out", type=Output(dir_okay=False), required=True, metavar="FILE.html", help="The page.")
 @device_option
 def report(paths: tuple[Path, ...], train: Location | None, test: Location | None, out: Path, device: str) -> None:
     """Write runs and bundles as one self-contained page: curves, accuracies, neighbours, a map, provenance.
 
-    A run and the bundle exported from it are shown as one. Several are compared. Accuracies, neighbours and the map
-    need a bundle, --train and --test.
+    A run and the bundle exported from it are shown as one; several encoders are compared.
+    Accuracies, neighbours and the map need a bundle, --train and --test.
     """
     from byol import outputs
     from byol.serve.report.page import render
@@ -46,7 +47,7 @@ def report(paths: tuple[Path, ...], train: Location | None, test: Location | Non
     entries = open_entries(paths)
     for entry in entries:
         if entry.run and entry.run.cut_off:
-            note(f"{entry.name}: the last line of its metrics is half written and left out")
+            note(f"{entry.name}: the last line of its metrics is half written; left out")
     filled = _evaluated(entries, train, test, device) if train and test else Report(entries)
     page = render(filled)
     behind_links(out).parent.mkdir(parents=True, exist_ok=True)
@@ -65,14 +66,12 @@ def _evaluated(entries: list[Entry], train: Location, test: Location, device: st
     bundles = {entry.name: entry.bundle.folder for entry in entries if entry.bundle}
     if not bundles:
         raise click.UsageError(
-            "accuracies are those of an exported encoder, and no bundle is given: byol export RUN --out BUNDLE, then "
+            "accuracies need an exported encoder, and no bundle is given: byol export RUN --out BUNDLE, then "
             "byol report RUN BUNDLE --train SRC --test SRC"
         )
     for entry in entries:
         if entry.bundle is None:
-            note(
-                f"{entry.name}: no bundle of this run is given, so it has no accuracies (byol export RUN --out BUNDLE)"
-            )
+            note(f"{entry.name}: no accuracies, as its bundle is not given (byol export RUN --out BUNDLE)")
     first, exploration, scores = next(iter(bundles)), None, {}
     for name, bundle in bundles.items():
         data = load_either(bundle, train, test, device, progress)
@@ -89,9 +88,9 @@ def _evaluated(entries: list[Entry], train: Location, test: Location, device: st
 
 
 def _tell(data: Evaluation, device: str) -> None:
-    """What computes, what was left out, and whether labels are missing."""
+    """The device, the skipped images, and whether labels are missing."""
     if data.encoder:
         note_device(device, data.encoder.device, data.encoder.reason)
-    note_skipped(data.skipped)
+    note_left_out(data)
     if not data.labelled:
-        note("one of --train and --test has no labels: neighbours and a map of the first bundle, no accuracies")
+        note("one of --train and --test has no labels: only neighbours and a map of the first bundle, no accuracies")

@@ -1,4 +1,4 @@
-"""The command `transfer`: one encoder, several labelled data sets. Heavy imports wait until it runs."""
+"""`byol transfer`: one encoder, several labelled data sets. Heavy imports wait until it runs."""
 
 from __future__ import annotations
 
@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from byol.console import note, note_device, note_skipped, progress, show_json, show_line, warnings_as_notes
+from byol.console import note, note_device, progress, show_json, show_line, warnings_as_notes
 from byol.images.location import Location, location_of
 from byol.run import KNN_K, KNN_TEMPERATURE
+from byol.serve.commands.evaluation import note_left_out
 from byol.serve.commands.options import BUNDLE, Positive, device_option, json_option
 from byol.text import as_message, printable
 
@@ -27,15 +28,19 @@ COLUMNS = ("top1", "mean_per_class")
 @click.argument("data", nargs=-1, required=True, metavar="DATA...")
 @click.option("--k", type=click.IntRange(min=1), default=KNN_K, show_default=True, help="Neighbours that vote.")
 @click.option(
-    "--temperature", type=Positive(), default=KNN_TEMPERATURE, show_default=True, help="Of the votes' weights."
+    "--temperature",
+    type=Positive(),
+    default=KNN_TEMPERATURE,
+    show_default=True,
+    help="Of the votes' weights.",
 )
 @device_option
 @json_option
 def transfer(bundle: Path, data: tuple[str, ...], k: int, temperature: float, device: str, as_json: bool) -> None:
-    """Linear-probe and kNN accuracy of BUNDLE on several data sets.
+    """Measure linear-probe and kNN accuracy of BUNDLE on several data sets.
 
-    Each DATA is a folder that holds train/ and test/ (or val/), a named data set such as cifar10, or NAME=TRAIN,TEST
-    with any two sources. The probe's L2 strength is chosen as by `byol linear`. A data set that fails does not stop the
+    Each DATA is a folder with train/ and test/ (or val/), a named data set such as cifar10, or NAME=TRAIN,TEST
+    with any two sources. The probe chooses its L2 strength as in `byol linear`. A data set that fails does not stop the
     others.
     """
     start = time.perf_counter()
@@ -46,7 +51,7 @@ def transfer(bundle: Path, data: tuple[str, ...], k: int, temperature: float, de
     for text in data:
         name, train, test = data_set(text)
         if name in locations:
-            raise click.UsageError(f"two data sets are called {name!r}; name one of them: NAME=TRAIN,TEST")
+            raise click.UsageError(f"two data sets are called {name!r}; rename one: NAME=TRAIN,TEST")
         locations[name] = train, test
     opened = {name: open_labelled(*pair) for name, pair in locations.items()}  # all, before any work
     Bundle.open(bundle)
@@ -59,7 +64,7 @@ def transfer(bundle: Path, data: tuple[str, ...], k: int, temperature: float, de
             loaded = load_opened(bundle, opened.pop(name), device, progress)
             if loaded.encoder and number == 0:
                 note_device(device, loaded.encoder.device, loaded.encoder.reason)
-            note_skipped(loaded.skipped)
+            note_left_out(loaded, f"{name} (train)", f"{name} (test)")
             results.append({"name": name, **evaluate(loaded, k, temperature, device)})
         except (ValueError, OSError) as error:
             failed[name] = as_message(error)
@@ -90,7 +95,7 @@ def data_set(text: str) -> tuple[str, Location, Location]:
     if text in SPLITS and not folder.exists():
         return text, Path(f"{text}:train"), Path(f"{text}:test")
     raise click.UsageError(
-        f"{printable(text)} is neither a folder that holds train/ and {'/ or '.join(TEST_FOLDERS)}/, nor a named data "
+        f"{printable(text)} is neither a folder with train/ and {'/ or '.join(TEST_FOLDERS)}/, nor a named data "
         f"set ({', '.join(SPLITS)}); give NAME=TRAIN,TEST"
     )
 
@@ -121,7 +126,7 @@ def measure(classifier: Classifier, data: Evaluation) -> dict[str, float]:
 
 
 def head(width: int) -> str:
-    """The titles of what `row` shows; `width` is that of the names."""
+    """The column titles of `row`; `width` is that of the names."""
     titles = ("train", "test", "classes", "linear", "per class", "kNN", "per class")
     return f"{'data set':<{width}}" + "".join(f"{title:>11}" for title in titles)
 

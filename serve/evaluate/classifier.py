@@ -1,6 +1,6 @@
 """What the two classifiers share: scikit-learn's conventions, input checks, top-k accuracy.
 
-scikit-learn is not needed; where it is there, it takes the classifiers as its own (docs/protocols.md).
+scikit-learn is not needed; where installed, it accepts the classifiers as its own (docs/protocols.md).
 
 Shapes: N samples, D features, C classes.
 """
@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from byol.images.labels import require_classes
-from byol.serve.evaluate.scores import Scores
+from byol.serve.evaluate.scores import Scores, accuracy_per_class
 
 
 class Classifier(ABC):
@@ -60,7 +60,7 @@ class Classifier(ABC):
         """For each k the share of samples whose label is among the k best (k is cut to C), 0 to 1.
 
         A class with score 0 (no neighbour voted for it) is never a hit; on a tie the first in `classes_` is better.
-        A label that training did not have counts as wrong.
+        A label absent from training counts as wrong.
         """
         features, truth = self._checked_pair(x, y)
         places = self._places(self._scored(features), truth)
@@ -71,13 +71,13 @@ class Classifier(ABC):
         features, truth = self._checked_pair(x, y)
         places = self._places(self._scored(features), truth)
         top1, top5 = (float((places < k).mean()) for k in (1, 5))
-        per_class = [(places[truth == number] == 0).mean() for number in np.unique(truth)]
-        return {"top1": top1, "top5": top5, "mean_per_class": float(np.mean(per_class))}
+        _, per_class = accuracy_per_class(truth, places == 0)
+        return {"top1": top1, "top5": top5, "mean_per_class": float(per_class.mean())}
 
     def confusion(self, x: ArrayLike, y: ArrayLike) -> np.ndarray:
         """How many samples of each class (row) got each label (column), int64 (C, C), both as in `classes_`.
 
-        Raises `ValueError` for a label that training did not have.
+        Raises `ValueError` for a label absent from training.
         """
         features, truth = self._checked_pair(x, y)
         if (truth < 0).any():
@@ -105,7 +105,7 @@ class Classifier(ABC):
         return f"{type(self).__name__}({', '.join(f'{name}={value!r}' for name, value in self.get_params().items())})"
 
     def __sklearn_tags__(self) -> Any:
-        """What scikit-learn wants to know of an estimator; nobody else calls this."""
+        """The estimator tags that scikit-learn asks for; nobody else calls this."""
         from sklearn.utils import ClassifierTags, Tags, TargetTags
 
         return Tags("classifier", TargetTags(required=True), classifier_tags=ClassifierTags())
@@ -163,7 +163,7 @@ class Classifier(ABC):
 
 
 def _not_fitted() -> type[ValueError]:
-    """scikit-learn's own error, which is a ValueError, where it is loaded: its tools look for it."""
+    """scikit-learn's own error (a ValueError) where it is loaded: its tools look for it."""
     exceptions = sys.modules.get("sklearn.exceptions")
     return getattr(exceptions, "NotFittedError", ValueError)
 
@@ -184,7 +184,7 @@ def _features(x: ArrayLike) -> np.ndarray:
     try:
         features = np.ascontiguousarray(features, np.float32)
     except (TypeError, ValueError) as error:  # scikit-learn's tools know the two apart
-        raise type(error)(f"x holds values that are no numbers: {error}") from error
+        raise type(error)(f"x holds values that are not numbers: {error}") from error
     for start in range(0, len(features), 8192):  # a mask of some rows only
         if not np.isfinite(features[start : start + 8192]).all():
             raise ValueError("x holds values that are not finite (NaN or inf, or beyond float32)")

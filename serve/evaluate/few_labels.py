@@ -42,7 +42,7 @@ def few_label_accuracy(
 ) -> FewLabels:
     """Fit `make()` on `draws` random choices from train, (N, D) and (N,), and score each on all of test.
 
-    Draw i is the same for every encoder, so that they can be compared.
+    Draw i is the same for every encoder, so results are comparable.
     """
     x, y = train
     rows = [draw(y, amount, seed) for seed in range(draws)]

@@ -80,7 +80,7 @@ class KNNClassifier(Classifier):
         return results
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        """Unpickled: a fitted one says what it runs on here."""
+        """Unpickle; a fitted classifier then names the device it runs on here."""
         self.__dict__.update(state)
         if "_neighbours" in state:
             self.device_, self.reason_ = self._neighbours.device, self._neighbours.reason
@@ -118,8 +118,8 @@ def _require_temperature(temperature: float) -> None:
 class Neighbours:
     """The `k` nearest rows of a bank (N, D) by cosine similarity, exactly. `device` and `reason`: what computes.
 
-    The bank is compared in pieces, which are normalised one at a time, so that beside the bank itself little memory is
-    needed however large it is; a bank of one piece stays on the device.
+    The bank is compared in pieces, normalised one at a time, so a bank of any size needs little memory beside itself; a
+    bank of one piece stays on the device.
     """
 
     def __init__(self, bank: np.ndarray, k: int, device: str) -> None:
@@ -143,7 +143,7 @@ class Neighbours:
         return best
 
     def __reduce__(self) -> tuple[type[Neighbours], tuple[np.ndarray, int, str]]:
-        """Pickled without its session, which is opened again where it is unpickled."""
+        """Pickle without the session; unpickling opens it again."""
         return Neighbours, (self._bank, self._k, self._asked)
 
     def _nearest(self, piece: np.ndarray, queries: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -104,7 +104,7 @@ class LinearProbe(Classifier):
         return max(results)[2]
 
     def _minimise(self, objective: Objective, l2: float, start: np.ndarray) -> np.ndarray:
-        """The optimum from `start`, by L-BFGS in units in which the loss curves about equally in all directions.
+        """Minimise from `start`, by L-BFGS in units in which the loss curves about equally in all directions.
 
         The features lie along principal axes, so that the Hessian's diagonal says most of it. Without such units an
         encoder's features, whose variances lie orders of magnitude apart, take several times the steps.
@@ -142,7 +142,7 @@ def _measured(x: np.ndarray, truth: np.ndarray, weight: np.ndarray, bias: np.nda
 
 
 def _past_the_best(results: list[tuple[float, float, float]]) -> bool:
-    """Whether the last two were worse than the best before in accuracy and log-loss: weaker ones overfit."""
+    """Whether the last two did worse than the earlier best in accuracy and log-loss: weaker penalties overfit."""
     if len(results) < 3:
         return False
     best = max(results[:-2])

@@ -1,4 +1,4 @@
-"""Features in the coordinates of their principal axes, in which a linear probe's optimum is found in few steps.
+"""Features in the coordinates of their principal axes, in which a linear probe converges in few steps.
 
 Shapes: N samples, D features, R = min(N, D) axes.
 """

@@ -1,6 +1,6 @@
-"""Scores of classes for some samples, and what follows from them: the best class, the place of the true one.
+"""Scores of classes for some samples: the best class, the place of the true one, accuracy per class.
 
-Shapes: B samples, M classes that have a score, C classes.
+Shapes: N or B samples, M classes that have a score, C classes.
 """
 
 from __future__ import annotations
@@ -45,6 +45,12 @@ class Scores:
         there = self.values > 0
         numbers = np.broadcast_to(self.numbers, self.values.shape)
         dense[np.nonzero(there)[0], numbers[there]] = self.values[there]
+
+
+def accuracy_per_class(truth: np.ndarray, right: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The classes in `truth` (N,), sorted, and the accuracy of each, 0 to 1; `right` bool (N,)."""
+    classes, numbers = np.unique(truth, return_inverse=True)
+    return classes, np.bincount(numbers, right) / np.bincount(numbers)
 
 
 def pieces(rows: int, width: int) -> Iterator[slice]:

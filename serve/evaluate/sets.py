@@ -1,4 +1,4 @@
-"""What `knn` and `linear` evaluate on: labelled train and test features, from features files or through an encoder."""
+"""The two sets of an evaluation, train and test: features from files, or of images through an encoder."""
 
 from __future__ import annotations
 
@@ -29,14 +29,15 @@ Sets = tuple[ImageSource | Features, ImageSource | Features]  # train and test, 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Train and test features, all labelled, of one encoder; `encoder` is None when nothing had to be encoded.
+    """Train and test features of one encoder; `encoder` is None when nothing had to be encoded.
 
-    `sources`: the images of each, None for features that were read.
+    `skipped`: the images of train and of test that could not be read; `sources`: the images of each, None for features
+    that were read.
     """
 
     train: Features
     test: Features
-    skipped: list[Skipped]
+    skipped: tuple[list[Skipped], list[Skipped]]
     encoder: Encoder | None
     sources: tuple[ImageSource | None, ...] = (None, None)
 
@@ -47,7 +48,7 @@ class Evaluation:
 
     @property
     def own_names(self) -> tuple[str, str]:
-        """The last parts of the names of train and test: what a bundle may say of where data lie."""
+        """The last parts of the names of train and test: all that a bundle may say of where data lie."""
         return last_part(self.train.name), last_part(self.test.name)
 
     @property
@@ -74,9 +75,10 @@ def needs_bundle(*locations: Location) -> Location | None:
 def load_evaluation(
     bundle: Path | None, train: Location, test: Location, device: str, progress: Progress, variant: str = "fp32"
 ) -> Evaluation:
-    """Read or compute both sets. What can be refused is refused before the first image is encoded.
+    """Read or compute both sets, checked before the first image is encoded.
 
-    Raises `ValueError`: unlabelled images, one training class, test classes that training lacks, different encoders.
+    Raises `ValueError` for unlabelled images, a single training class, test classes that training lacks, and
+    different encoders.
     """
     return load_opened(bundle, open_labelled(train, test), device, progress, variant)
 
@@ -111,10 +113,10 @@ def load_opened(bundle: Path | None, sets: Sets, device: str, progress: Progress
     loaded = _load(bundle, sets, device, progress, variant)
     try:
         require_known(loaded.train, loaded.test)
-    except ValueError as error:  # it was known before: all images of a class are unreadable
-        first = loaded.skipped[0]
+    except ValueError as error:  # the listing had it: all images of a class are unreadable
+        unread = [*loaded.skipped[0], *loaded.skipped[1]]
         raise ValueError(
-            f"{error}; {len(loaded.skipped)} files could not be read (first: {first.path}: {first.reason})"
+            f"{error}; {len(unread)} images could not be read (first: {unread[0].path}: {unread[0].reason})"
         ) from error
     return loaded
 
@@ -126,11 +128,10 @@ def _load(bundle: Path | None, sets: Sets, device: str, progress: Progress, vari
             _require_same(digest, opened)
     encode = bundle is not None and any(isinstance(opened, ImageSource) for opened in sets)
     encoder = Encoder(bundle, device, variant=variant) if bundle and encode else None
-    skipped: list[Skipped] = []
-    train, test = (_features(opened, encoder, progress, skipped) for opened in sets)
+    (train, bad_train), (test, bad_test) = (_features(opened, encoder, progress) for opened in sets)
     _require_one_encoder(train, test)
     sources = tuple(opened if isinstance(opened, ImageSource) else None for opened in sets)
-    return Evaluation(train, test, skipped, encoder, sources)
+    return Evaluation(train, test, (bad_train, bad_test), encoder, sources)
 
 
 def _open(location: Location) -> ImageSource | Features:
@@ -146,26 +147,23 @@ def _require_labels(opened: ImageSource | Features, least_classes: int) -> None:
     if bare:
         raise ValueError(
             f"{features.name}: {len(bare)} of {len(features)} rows have no label (first: {bare[0]})"
-            f"{features.why and f', as {features.why}'}; extract from a folder whose sub-folders are the classes"
+            f"{features.why and f', as {features.why}'}; extract again from a folder with one sub-folder per class"
         )
     if len(set(features.labels)) < least_classes:
-        raise ValueError(
-            f"{features.name} holds one class only ({features.labels[0]}), so there is nothing to tell apart"
-        )
+        raise ValueError(f"{features.name} holds one class only ({features.labels[0]}); at least two are needed")
     require_short((label for label in features.labels if label is not None), features.name)
 
 
 def _features(
-    opened: ImageSource | Features, encoder: Encoder | None, progress: Progress, skipped: list[Skipped]
-) -> Features:
+    opened: ImageSource | Features, encoder: Encoder | None, progress: Progress
+) -> tuple[Features, list[Skipped]]:
+    """The features, and the images that could not be read."""
     if isinstance(opened, Features):
-        return opened
+        return opened, []
     if encoder is None:
-        raise ValueError(f"{opened.name} holds images; a bundle is needed to compute their features")
+        raise ValueError(f"{opened.name} holds images; name the bundle that encodes them")
     with progress(f"encode {opened.name}", len(opened)) as advance:
-        features, left_out = collect(encoder, opened, advance)
-    skipped += left_out
-    return features
+        return collect(encoder, opened, advance)
 
 
 def _require_same(digest: str | None, features: Features) -> None:
@@ -173,23 +171,23 @@ def _require_same(digest: str | None, features: Features) -> None:
         made_by, _, graph = features.bundle.partition("/")
         if made_by == digest:
             raise ValueError(
-                f"{features.name} was extracted with {graph} of this bundle, but the bundle's fp32 encoder would "
-                "compute the rest; leave BUNDLE out and give features of one variant on both sides"
+                f"{features.name} was extracted with {graph} of this bundle, but the fp32 encoder would compute the "
+                "rest; leave BUNDLE out and give features of one variant on both sides"
             )
         raise ValueError(
-            f"{features.name} was extracted with another bundle (sha256 {features.bundle[:12]}) than the one given "
-            f"({digest[:12]}); extract it again"
+            f"{features.name} was extracted with another bundle (sha256 {features.bundle[:12]}, not "
+            f"{digest[:12]}); extract it again"
         )
 
 
 def _require_one_encoder(train: Features, test: Features) -> None:
     if train.x.shape[1] != test.x.shape[1]:
         raise ValueError(
-            f"{train.name} has {train.x.shape[1]} features a row, {test.name} has {test.x.shape[1]}: "
-            "both must come from the same bundle"
+            f"{train.name} has {train.x.shape[1]} features per row, {test.name} has {test.x.shape[1]}; "
+            "extract both with the same bundle"
         )
     if train.bundle and test.bundle and train.bundle != test.bundle:
         raise ValueError(
             f"{train.name} and {test.name} were extracted with different bundles "
-            f"(sha256 {train.bundle[:12]} and {test.bundle[:12]})"
+            f"(sha256 {train.bundle[:12]} and {test.bundle[:12]}); extract both with the same one"
         )

@@ -1,4 +1,4 @@
-"""Classification: images through `classifier.onnx` of a bundle into a table.
+"""Classify images with a bundle's `classifier.onnx`, into a table.
 
 Shapes: N images, B batch, C classes.
 """
@@ -29,10 +29,10 @@ def classify(
 ) -> Extraction:
     """Write one row per readable image to `out`: Parquet (with all probabilities) or CSV.
 
-    Columns `id`, `label` (the source's own, or null), `predicted`, `probability`; Parquet holds names as they are, CSV
-    as a spreadsheet may read them (`byol.text.cell`). What was left out is listed in `OUT.errors.parquet` beside it.
-    Raises `ValueError` when that is more than `options` allow, and when no image can be read; what stood under the
-    names stays as it was.
+    Columns `id`, `label` (the source's own, or null), `predicted`, `probability`; Parquet keeps names as they are, CSV
+    makes them safe for spreadsheets (`byol.text.cell`). Skipped images are listed in `OUT.errors.parquet` beside it.
+    Raises `ValueError`, leaving existing files as they were, when more are skipped than `options` allow or no image can
+    be read.
     """
     start = time.perf_counter()
     images = 0

@@ -1,4 +1,4 @@
-"""Extraction: a source through an encoder, into a features file or into memory. Folders of parts: `resumable.py`."""
+"""Extract a source's features into one file or into memory. Folders of parts: `resumable.py`."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ Advance = Callable[[int], None]
 @dataclass(frozen=True)
 class Options:
     """How to extract: `dtype` of the features (float32, float16), decoding `threads` (0: one per usable core), and how
-    many images may be unreadable before it stops (None: any number).
+    many unreadable images it tolerates (None: any number).
     """
 
     dtype: str = "float32"
@@ -38,8 +38,8 @@ class Options:
 
 @dataclass(frozen=True)
 class Extraction:
-    """What an extraction did. `images` counts the rows there are, `computed` those of this call, in `seconds`;
-    `skipped` is what was left out; `was_complete` says that nothing was left to do.
+    """The result of an extraction: `images` rows in all, `computed` by this call in `seconds`, the `skipped` images,
+    and whether the output `was_complete` already.
     """
 
     images: int
@@ -50,32 +50,32 @@ class Extraction:
 
 
 def output_file(out: str) -> Path | None:
-    """The features file that `--out` names, None for a folder. Raises `ValueError` when it is neither."""
+    """The features file that `--out` names, None for a folder. Raises `ValueError` for anything else."""
     if not out:
-        raise ValueError("the name is empty; name a folder, or a file that ends in .parquet or .npz")
+        raise ValueError("the name is empty; name a folder, or a file ending in .parquet or .npz")
     if is_url(out):
-        raise ValueError("features are written to a local disk, where they can be gone on from; copy them when done")
+        raise ValueError("features are written to a local disk only; name a local path and copy them when done")
     path = Path(out)
     if path.is_file() and (out.endswith(("/", os.sep)) or not path.suffix):
-        raise ValueError(f"{out} is a file; name a folder, or a file that ends in .parquet or .npz")
+        raise ValueError(f"{out} is a file; name a folder, or a file ending in .parquet or .npz")
     if path.is_dir() or out.endswith(("/", os.sep)) or not path.suffix:
         return None
     if path.suffix.lower() in (".parquet", ".npz"):
         return path
-    raise ValueError(f"{path.suffix!r} is not known: end in .parquet or .npz, or in / for a folder")
+    raise ValueError(f"{path.suffix!r} is not supported; end in .parquet or .npz, or in / for a folder")
 
 
 class Batches(Protocol):
-    """What computes: a `Pipeline` here, or something that has it computed elsewhere."""
+    """Anything that computes batches: a `Pipeline` here, or something that delegates."""
 
     def batches_of(
         self, sources: Iterable[ImageSource], threads: int = 0
     ) -> Generator[tuple[ImageSource, Batch], None, None]:
-        """The batches of several sources, one after the other; none has images of two."""
+        """The batches of several sources, one after the other; no batch mixes sources."""
 
 
 class Engine(Batches, Protocol):
-    """The same for features: `feature_dim` of each, and `digest`, the encoder's name."""
+    """Computes batches of features: `feature_dim` is their size, `digest` the encoder's name."""
 
     feature_dim: int
     digest: str
@@ -84,8 +84,8 @@ class Engine(Batches, Protocol):
 def extract(encoder: Encoder, source: ImageSource, path: Path, options: Options, advance: Advance) -> Extraction:
     """Write the features of a source to one file, bounded in memory (but `.npz`: see `feature_file`).
 
-    What was left out is listed in `PATH.errors.parquet` beside it. Raises `ValueError` when that is more than
-    `options` allow, and when no image can be read; whatever stood under the names stays as it was.
+    Skipped images are listed in `PATH.errors.parquet` beside it. Raises `ValueError`, leaving existing files as they
+    were, when more are skipped than `options` allow or no image can be read.
     """
     start = time.perf_counter()
     images = 0
@@ -104,18 +104,18 @@ def extract(encoder: Encoder, source: ImageSource, path: Path, options: Options,
 
 
 def errors_of(path: Path) -> Path:
-    """The list of errors that belongs to an output file, and to no other."""
+    """The path of the error list that belongs to an output file."""
     return path.with_name(with_ending(path.name, f".{ERRORS}"))
 
 
 def require_table(out: Path, kind: Kind, inputs: Sequence[Location]) -> None:
-    """Raise `ValueError` when writing a table and its list of errors would lose anything; before the work."""
+    """Raise `ValueError`, before the work, when writing a table and its error list would overwrite anything."""
     require_output(out, kind, inputs)
     require_output(errors_of(out), outputs.ERRORS, inputs)
 
 
 def collect(encoder: Encoder, source: ImageSource, advance: Advance) -> tuple[Features, list[Skipped]]:
-    """The features of a source in memory, and what was left out. Raises `ValueError` when no image can be read."""
+    """The features of a source in memory, and the skipped images. Raises `ValueError` when no image can be read."""
     x = np.empty((len(source), encoder.feature_dim), np.float32)
     kept: list[int] = []
     skipped: list[Skipped] = []
@@ -131,9 +131,9 @@ def collect(encoder: Encoder, source: ImageSource, advance: Advance) -> tuple[Fe
 def checked_batches(
     pipeline: Batches, sources: Iterable[ImageSource], options: Options, advance: Advance, errors: int = 0
 ) -> Iterator[tuple[ImageSource, Batch]]:
-    """The batches of some sources, computed ahead and counted; `errors` is what earlier calls left out.
+    """The batches of some sources, computed ahead and counted; `errors` is the number skipped by earlier calls.
 
-    Raises `ValueError` once more is left out than `options` allow.
+    Raises `ValueError` once more images are skipped than `options` allow.
     """
     started: ImageSource | None = None
     for source, batch in run_ahead(pipeline.batches_of(sources, options.threads)):
@@ -141,7 +141,7 @@ def checked_batches(
         started = source
         if options.max_errors is not None and errors + len(new) > options.max_errors:
             item = new[max(0, options.max_errors - errors)]  # the first that is too many
-            limit = "--on-error skip would leave it out" if options.max_errors == 0 else ""
+            limit = "use --on-error skip to leave it out" if options.max_errors == 0 else ""
             limit = limit or f"that is more than --max-errors {options.max_errors}"
             raise ValueError(f"{item.path}: {item.reason} ({limit})")
         errors += len(new)

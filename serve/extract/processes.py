@@ -1,4 +1,4 @@
-"""Extraction by several processes on this machine, one per GPU; each computes its share of the parts."""
+"""Extraction by several processes on this machine, each with its share of the parts (and of the GPUs)."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ class Crew:
 def extract_in_processes(crew: Crew, task: Task, digest: str, dim: int, advance: Advance) -> Extraction:
     """`byol.serve.extract.resumable.extract_parts` by several processes: the same parts, the same bytes.
 
-    Raises `ValueError` as that does, and when a worker dies; what is finished stays.
+    Raises `ValueError` as that does, and when a worker dies; finished parts stay.
     """
     parts = task.folder(digest, dim)
 
@@ -63,18 +63,18 @@ def extract_in_processes(crew: Crew, task: Task, digest: str, dim: int, advance:
 
 
 def _follow(workers: Sequence[BaseProcess], messages: Any, advance: Advance) -> None:
-    """Pass on what the workers report until all are done. Raises `ValueError` when one fails or dies."""
+    """Pass on the workers' progress until all are done. Raises `ValueError` when one fails or dies."""
     working, ended = set(range(len(workers))), set[int]()
     while working:
         try:
             index, kind, value = messages.get(timeout=POLL_SECONDS)
         except queue.Empty:
             dead = {i for i in working if not workers[i].is_alive()}
-            if dead & ended:  # and nothing came from it since it was first seen to have ended
+            if dead & ended:  # no message since it was first seen dead
                 code = workers[min(dead & ended)].exitcode
                 raise ValueError(
                     f"a worker process ended with status {code} (was it killed for memory?); finished parts are kept, "
-                    "give the same command again to go on"
+                    "run the same command again to continue"
                 ) from None
             ended = dead
             continue
@@ -87,7 +87,7 @@ def _follow(workers: Sequence[BaseProcess], messages: Any, advance: Advance) -> 
 
 
 def _work(crew: Crew, task: Task, share: Share, messages: Any) -> None:
-    """In a worker: compute a share; reports are (worker, advance or failed or done, how much or why)."""
+    """In a worker: compute a share, sending (worker, "advance", "failed" or "done", how much or why)."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent ends its workers itself
     threading.Thread(target=_end_with_parent, daemon=True).start()
     _take_share_of_machine(crew, share)
@@ -106,7 +106,7 @@ def _work(crew: Crew, task: Task, share: Share, messages: Any) -> None:
 
 
 def _end_with_parent() -> None:
-    """A parent that was killed leaves no worker behind to write beside the next one's."""
+    """End with a killed parent, so that no orphan writes beside the next run's workers."""
     parent = multiprocessing.parent_process()
     if parent is not None:
         parent.join()
@@ -114,7 +114,7 @@ def _end_with_parent() -> None:
 
 
 def _take_share_of_machine(crew: Crew, share: Share) -> None:
-    """One of the GPUs, and as many of the cores; decoding and ONNX Runtime take their threads from these."""
+    """Keep to one GPU and a share of the cores, from which decoding and ONNX Runtime size their threads."""
     if crew.device == "cuda":
         visible = os.environ.get("CUDA_VISIBLE_DEVICES")
         gpus = visible.split(",") if visible else [str(i) for i in range(crew.gpus)]

@@ -1,7 +1,7 @@
-"""Extraction over a Ray cluster: Ray Data's tasks decode anywhere, its actors encode, and this process writes.
+"""Extraction over a Ray cluster: Ray Data's tasks decode, its actors encode, and this process writes.
 
-Retries are Ray's own: what a worker was doing when it died is done again by another one. The machines of the cluster
-need `byol`, the bundle and the images under the same paths (or the images behind a URL).
+Ray retries a dead worker's task on another. All machines of the cluster need `byol`, and the bundle and the images
+under the same paths (or the images behind a URL).
 """
 
 from __future__ import annotations
@@ -46,16 +46,16 @@ class RayEngine:
 
     def __init__(self, bundle: Path, location: Location, device: str, batch_size: int | None, variant: str) -> None:
         if variant == "auto":
-            raise ValueError("--variant auto depends on the machine; with --engine ray name one, as --variant fp32")
+            raise ValueError("--engine ray cannot choose a variant; name one, such as --variant fp32")
         if str(location) == "-":
-            raise ValueError("the workers cannot read this process's standard input; write the paths to a .txt file")
+            raise ValueError("Ray's workers cannot read standard input; write the paths to a .txt file")
         import ray
 
         opened = Bundle.open(bundle)
         gpus = int(ray.cluster_resources().get("GPU", 0))  # type: ignore[no-untyped-call]
         nodes = sum(node["Alive"] for node in ray.nodes())  # type: ignore[no-untyped-call]
         if device == "cuda" and gpus == 0:
-            raise ValueError("--device cuda: this Ray cluster has no GPU")
+            raise ValueError("this Ray cluster has no GPU; use --device cpu")
         self.device = "cuda" if gpus and device != "cpu" else "cpu"
         self.reason = f"{nodes} machines with {gpus} GPUs in the Ray cluster"
         self.feature_dim, self.digest, self.variant = (
@@ -72,7 +72,7 @@ class RayEngine:
     def batches_of(
         self, sources: Iterable[ImageSource], threads: int = 0
     ) -> Generator[tuple[ImageSource, Batch], None, None]:
-        """The batches of several sources, in order. Each decoding task is one thread: `threads` is Ray's matter."""
+        """The batches of several sources, in order. `threads` is ignored: Ray schedules the decoding."""
         for wave in _waves(sources):
             try:
                 yield from self._wave(wave)
@@ -100,7 +100,7 @@ class RayEngine:
 
 
 def _for_workers(location: Location) -> Location:
-    """A location as other processes find it: they have other current folders."""
+    """A location that other processes can resolve: their current folders differ."""
     if is_url(location):
         return location
     if Path(location).exists():
@@ -141,7 +141,8 @@ def _batch(source: ImageSource, rows: Columns) -> Batch:
 def _decode(location: Location, here: bytes, transform: Preprocess, chunk: Columns) -> Columns:
     """A chunk as rows: `pixels` uint8 (B, S, S, 3), and the `reason` where an image cannot be read, else "".
 
-    Where their place cannot be read, all rows say so as `lost`: of an exception, Ray brings no more than a traceback.
+    Where the source itself cannot be read, all rows carry the reason as `lost`: Ray would turn an exception into a
+    traceback.
     """
     places, pixels, reasons, lost = chunk["places"][0], [], [], ""
     for place in places:
@@ -185,7 +186,7 @@ class _EncodeActor:
 
 @contextlib.contextmanager
 def cluster(address: str | None) -> Iterator[None]:
-    """Connect to a Ray cluster, or start one of this machine's cores and GPUs for the block, reachable from here only.
+    """Connect to a Ray cluster, or start one on this machine for the block, reachable from here only.
 
     Raises `ValueError` when Ray is missing or the address does not answer.
     """
@@ -201,7 +202,7 @@ def cluster(address: str | None) -> Iterator[None]:
     handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
     with tempfile.TemporaryDirectory(prefix="byol-", ignore_cleanup_errors=True) as empty:
         try:
-            with contextlib.chdir(empty):  # from the current folder Ray's workers would import first, before torch, say
+            with contextlib.chdir(empty):  # Ray's workers would import from the current folder first
                 ray.init(address, **quiet) if address else ray.init("local", include_dashboard=False, **quiet)
         except Exception as error:  # Ray raises a bare one when its processes do not come up in time
             trouble = f"no Ray cluster answers at {address}" if address else "Ray cannot start a cluster here"
@@ -215,14 +216,14 @@ def cluster(address: str | None) -> Iterator[None]:
 
 
 def _take_back(handlers: Mapping[signal.Signals, Any]) -> None:
-    """Handle signals as before: Ray would end the process where it is, some times with a page of addresses."""
+    """Restore our signal handlers: Ray's end the process at once, sometimes with a page of addresses."""
     for number, handler in handlers.items():
         with contextlib.suppress(ValueError):  # not in the main thread
             signal.signal(number, signal.SIG_DFL if handler is None else handler)
 
 
 def _settle() -> None:
-    """Blocks in their order, and no words of Ray's own."""
+    """Keep blocks in order and Ray quiet."""
     import ray.data
 
     settings = ray.data.DataContext.get_current()
@@ -233,7 +234,7 @@ def _settle() -> None:
 
 
 def _readable(error: Exception) -> Exception:
-    """What a worker raised for a user to read, out of Ray's wrapping, or what became of the cluster."""
+    """A worker's own error without Ray's wrapping, or what happened to the cluster."""
     from ray.exceptions import RayError, RayTaskError, UserCodeException
 
     links = list(_links(error))
@@ -247,7 +248,7 @@ def _readable(error: Exception) -> Exception:
     if lost:  # a machine, its memory or disk, a worker that was killed again and again
         lines = str(lost[-1]).strip().splitlines() or [type(lost[-1]).__name__]
         said = reason_of(ValueError(lines[-1 if getattr(lost[-1], "actor_init_failed", False) else 0]))
-        return ValueError(f"Ray: {said}; finished parts are kept, give the same command again to go on")
+        return ValueError(f"Ray: {said}; finished parts are kept, run the same command again to continue")
     return error
 
 
@@ -258,5 +259,5 @@ def _links(error: BaseException | None) -> Iterator[BaseException]:
 
 
 def _is_wrapped(error: BaseException) -> bool:
-    """Whether this is Ray's wrapping, which is of the type of what it wraps, too."""
+    """Whether this is Ray's wrapper, which also has the type of what it wraps."""
     return hasattr(error, "cause")

@@ -1,4 +1,4 @@
-"""Extraction of any number of images into a folder of Parquet parts; an interrupted one goes on where it stopped."""
+"""Extraction of any number of images into a folder of Parquet parts; an interrupted one resumes where it stopped."""
 
 from __future__ import annotations
 
@@ -29,9 +29,9 @@ Manifest = dict[str, Any]
 
 @dataclass(frozen=True)
 class Task:
-    """What is to be extracted: the images of `location`, in parts of `part_images`, to the folder `out`.
+    """An extraction: the images of `location`, in parts of `part_images`, into the folder `out`.
 
-    `retry_skipped`: finished parts that left something out are made again.
+    `retry_skipped`: redo finished parts that skipped images.
     """
 
     location: Location
@@ -41,15 +41,15 @@ class Task:
     retry_skipped: bool = False
 
     def is_done(self, number: int, finished: dict[int, Part]) -> bool:
-        """Whether a part is there to stay."""
+        """Whether a part is finished and need not be redone."""
         return number in finished and not (self.retry_skipped and finished[number].skipped)
 
     def kept(self, finished: dict[int, Part]) -> dict[int, Part]:
-        """The finished parts without those that are made again."""
+        """The finished parts that need not be redone."""
         return {number: part for number, part in finished.items() if self.is_done(number, finished)}
 
     def folder(self, digest: str, dim: int) -> PartsFolder:
-        """Its folder, for the encoder that is called `digest` and has `dim` features."""
+        """The folder, for the encoder named `digest` with `dim` features."""
         settings = {
             DIGEST_KEY: digest,
             **named_source(_full_name(self.location)),
@@ -62,7 +62,7 @@ class Task:
 
 @dataclass(frozen=True)
 class Share:
-    """The parts of one of `count` workers: those whose number leaves `index` when divided by `count`."""
+    """One worker's parts: those whose number modulo `count` is `index`."""
 
     index: int = 0
     count: int = 1
@@ -72,17 +72,17 @@ ALL = Share()
 
 
 def _full_name(location: Location) -> str:
-    """The same for the same place, whatever the current folder is."""
+    """A location's name, whatever the current folder."""
     path = Path(location)
     return printable(path.resolve()) if not is_url(location) and path.exists() else printable(location)
 
 
 def extract_parts(engine: Engine, task: Task, advance: Advance) -> Extraction:
-    """Write the features of a location's images to `out/part-00000.parquet` and so on.
+    """Write the features of a location's images to `out/part-00000.parquet`, `part-00001.parquet`, ...
 
     Finished parts of the same extraction are kept; `errors.parquet` and the manifest's counts are written at the end.
-    Raises `ValueError` when `out` holds another extraction, when the source has changed (a folder of images may: it is
-    listed anew behind the finished parts), when more is left out than `options` allow, and when nothing can be read.
+    Raises `ValueError` when `out` holds another extraction, the source has changed (a folder may, behind the finished
+    parts: it is listed anew), more images are skipped than `options` allow, or none can be read.
     """
     parts = task.folder(engine.digest, engine.feature_dim)
 
@@ -95,21 +95,21 @@ def extract_parts(engine: Engine, task: Task, advance: Advance) -> Extraction:
 def complete(
     task: Task, parts: PartsFolder, advance: Advance, compute: Callable[[Manifest | None, dict[int, Part]], None]
 ) -> Extraction:
-    """Have `compute` write the missing parts, given the manifest and the parts that were found; finish the folder.
+    """Let `compute` write the missing parts, given the manifest and the parts found; then finish the folder.
 
-    Raises `BlockingIOError` while another process does so: one has the folder to itself until it ends.
+    Raises `BlockingIOError` while another process works on the folder.
     """
     start = time.perf_counter()
     finished = parts.whole()
     if finished is not None and len(task.kept(finished)) < len(finished):
-        finished = None  # there is something to retry
+        finished = None  # some parts are to be redone
     was_complete, known = finished is not None, 0
     if finished is not None:
         known = _count_known(finished, advance)
         _require_enough(finished, task)
     else:
         with made_folder(task.out), only_writer_in(parts.path):
-            stored = parts.manifest()  # first: what is another's is refused, and nothing of it removed
+            stored = parts.manifest()  # first: another extraction is refused before anything is removed
             parts.sweep()
             found = parts.finished() if stored else {}
             known = _count_known(task.kept(found), advance)
@@ -123,7 +123,7 @@ def complete(
             except BaseException as error:
                 _leave(parts, begun_here=stored is None)
                 if isinstance(error, OSError) and error.errno == errno.ENOSPC:
-                    text = "make room and give the same command again: finished parts are kept"
+                    text = "make room and run the same command again; finished parts are kept"
                     raise ValueError(f"no space is left on the disk of {parts.name}; {text}") from error
                 raise
     rows, skipped = (sum(part.rows for part in finished.values()), [s for p in finished.values() for s in p.skipped])
@@ -131,15 +131,17 @@ def complete(
 
 
 def _count_known(finished: dict[int, Part], advance: Advance) -> int:
-    """The rows that there are already; what was left out beside them is done, too."""
+    """The rows that exist already; the images skipped beside them count as done."""
     rows = sum(part.rows for part in finished.values())
     advance(rows + sum(len(part.decoded) for part in finished.values()))
     return rows
 
 
 def _leave(parts: PartsFolder, begun_here: bool) -> None:
-    """After a failure: what can be gone on from stays, with the list of what it leaves out."""
-    with contextlib.suppress(OSError, ValueError):  # a full disk, no more files: the first reason is told anyway
+    """After a failure, keep finished parts and list what they skipped."""
+    with contextlib.suppress(
+        OSError, ValueError
+    ):  # a full disk, too many open files: the first error is reported anyway
         finished = parts.finished()
         if begun_here and not any(part.rows for part in finished.values()):
             parts.clear()
@@ -155,8 +157,8 @@ def _require_enough(finished: dict[int, Part], task: Task) -> None:
             f"(first: {unread[0].path}: {unread[0].reason})"
         )
     left_out, most = sum(len(part.skipped) for part in finished.values()), task.options.max_errors
-    if most is not None and left_out > most:  # of all workers together: each one stops at its own
-        raise ValueError(f"{left_out} images were left out; that is more than --max-errors {most}")
+    if most is not None and left_out > most:  # of all workers together; each stops at its own count
+        raise ValueError(f"{left_out} images were skipped; that is more than --max-errors {most}")
 
 
 def fill(
@@ -168,7 +170,7 @@ def fill(
     advance: Advance,
     share: Share = ALL,
 ) -> None:
-    """Write the parts of a share that are missing. Raises `ValueError` when the source is not that of `stored`."""
+    """Write a share's missing parts. Raises `ValueError` when the source is not that of `stored`."""
     begun: deque[tuple[int, Section]] = deque()
 
     def sources() -> Iterator[ImageSource]:
@@ -195,9 +197,9 @@ def fill(
 def missing_sections(
     task: Task, parts: PartsFolder, stored: Manifest | None, finished: dict[int, Part]
 ) -> Iterator[tuple[int, Section]]:
-    """The sections of the location whose part is missing or made again, with their numbers; begins the manifest.
+    """The numbered sections whose part is missing or to be redone; begins the manifest.
 
-    Raises `ValueError` when the location is not what the finished parts were made of.
+    Raises `ValueError` when the location has changed since the finished parts were made.
     """
     start = next(number for number in range(len(finished) + 1) if not task.is_done(number, finished))
     after = finished[start - 1].end if start else ""
@@ -219,6 +221,5 @@ def missing_sections(
 def _changed(task: Task) -> ValueError:
     name, out = printable(task.location), printable(task.out)
     return ValueError(
-        f"{name} has changed since {out} was begun (a list of relative paths also in another folder); "
-        "extract to a new folder"
+        f"{name} has changed since {out} was begun (moving a list of relative paths counts); extract to a new folder"
     )

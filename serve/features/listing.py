@@ -1,4 +1,4 @@
-"""Which parts a folder of features holds, for who writes it and for who reads it."""
+"""The parts of a features folder, for its writer and its readers."""
 
 from __future__ import annotations
 
@@ -20,22 +20,22 @@ from byol.text import printable, reason_of
 
 MANIFEST = "_manifest.json"
 MOST_DEPTH = 8  # folders `key=value` in one another
-AGAIN = "give its extract command again"
+AGAIN = "run its extract command again"
 
 
 def part_files(folder: Path) -> list[Path]:
-    """The parts by number: as text, the hundred thousandth would come before the eleven thousandth."""
+    """The parts, sorted by number: as text, part 100000 would come before part 11000."""
     return sorted(folder.glob("part-*.parquet"), key=lambda file: (part_number(file) or 0, file.name))
 
 
 def part_number(file: Path) -> int | None:
-    """The number in a part's name; None in one that another program gave."""
+    """The number in a part's name; None for another program's file."""
     digits = file.stem.removeprefix("part-")
     return int(digits) if digits.isdecimal() else None
 
 
 def read_manifest(folder: Path) -> dict[str, Any] | None:
-    """What the folder's manifest says, None where there is none. Raises `ValueError` when it cannot be read."""
+    """The folder's manifest, None where there is none. Raises `ValueError` when it cannot be read."""
     path = folder / MANIFEST
     if not path.exists():
         return None
@@ -43,7 +43,7 @@ def read_manifest(folder: Path) -> dict[str, Any] | None:
         values = read_object(read_regular(path, limit("BYOL_MAX_HEADER_MB") << 20))
         _require_manifest(values)
     except (OSError, ValueError) as error:
-        raise ValueError(f"{printable(path)} cannot be read ({reason_of(error)}); give an empty folder") from error
+        raise ValueError(f"{printable(path)} cannot be read ({reason_of(error)}); use an empty folder") from error
     return values
 
 
@@ -57,12 +57,12 @@ def _require_manifest(values: dict[str, Any]) -> None:
 
 
 def _is_part(part: Any) -> bool:
-    """Whether this is what a manifest says of a part."""
+    """Whether this is a manifest's entry for a part."""
     return isinstance(part, dict) and isinstance(part.get("file"), str) and type(part.get("rows")) is int
 
 
 def is_begun(folder: Path) -> bool:
-    """Whether an extraction was begun here that has no part yet, or no more."""
+    """Whether an extraction was begun here, though there are no parts (yet, or any more)."""
     try:
         return "bundle_sha256" in (read_manifest(folder) or ())
     except ValueError:  # another program's
@@ -70,9 +70,9 @@ def is_begun(folder: Path) -> bool:
 
 
 def complete_parts(folder: Path) -> list[Path]:
-    """The parts of a folder, as its manifest lists them where it has one.
+    """The parts of a folder, as listed by its manifest if it has one.
 
-    Raises `ValueError` when the extraction has not ended, and when a part is missing, too many, or another one.
+    Raises `ValueError` when the extraction is unfinished, or a part is missing, unexpected or changed.
     """
     files, manifest = part_files(folder), read_manifest(folder)
     if manifest is None:
@@ -80,24 +80,24 @@ def complete_parts(folder: Path) -> list[Path]:
             return files or others_files(folder)
     name = printable(folder)
     if not manifest["complete"]:
-        raise ValueError(f"{name} is not complete: its extraction has not ended; {AGAIN}")
+        raise ValueError(f"{name} is incomplete: its extraction has not finished; {AGAIN}")
     rows = {part["file"]: part["rows"] for part in manifest["parts"]}
     for file in files:
         if file.name not in rows:
-            raise ValueError(f"{name}: its manifest does not list {printable(file.name)}; remove that file")
+            raise ValueError(f"{name}: its manifest does not list {printable(file.name)}; remove it")
         if (found := row_count(file)) != rows[file.name]:
             expected = rows[file.name]
-            raise ValueError(f"{printable(file)} has {found} rows, not {expected}; remove that file and {AGAIN}")
+            raise ValueError(f"{printable(file)} has {found} rows, not {expected}; remove it and {AGAIN}")
     missing = rows.keys() - {file.name for file in files}
     if missing:
-        raise ValueError(f"{name} is not complete: {printable(min(missing))} is missing; {AGAIN}")
+        raise ValueError(f"{name} is incomplete: {printable(min(missing))} is missing; {AGAIN}")
     return files
 
 
 def others_files(folder: Path, depth: int = 0) -> list[Path]:
-    """The Parquet files of a folder that another program wrote: right in it, and in its folders `key=value`, sorted.
+    """The Parquet files of another program's folder and of its `key=value` sub-folders, sorted.
 
-    Hidden ones and those of a `_name` do not count. None where images are beside them: then they are about these.
+    Names beginning with `.` or `_` do not count. None where images lie beside them, which they then describe.
     Raises `OSError` when a folder cannot be listed.
     """
     if depth > MOST_DEPTH:  # a link leads back
@@ -122,7 +122,7 @@ def row_count(file: Path) -> int:
 
 @contextlib.contextmanager
 def naming(file: Path) -> Iterator[None]:
-    """What goes wrong while a file is read, as a `ValueError` that names it."""
+    """Turn errors while reading a file into a `ValueError` that names it."""
     try:
         yield
     except (pa.ArrowException, OSError, ValueError) as error:

@@ -1,8 +1,8 @@
-"""A folder of Parquet parts: its files, what a finished part says of itself, and the manifest of them all.
+"""A folder of Parquet parts: its files, the notes inside each finished part, and their manifest.
 
-A part holds the features of consecutive images; its metadata says which of them were left out and where it ends, so
-that nothing but finished parts is needed to go on. `_manifest.json` says what all parts have in common, and at the end
-what they hold.
+A part holds the features of consecutive images; its metadata says which images were skipped and where it ends, so an
+extraction resumes from finished parts alone. `_manifest.json` holds the settings common to all parts and, at the end,
+their list.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from byol.files.parquet import open_table
 from byol.images.location import is_url, last_part
 from byol.images.source import Skipped
 from byol.outputs import DIGEST_KEY, require_output
-from byol.serve.features.listing import MANIFEST, part_files, part_number, read_manifest
+from byol.serve.features.listing import AGAIN, MANIFEST, part_files, part_number, read_manifest
 from byol.serve.features.write import ERRORS, write_errors
 from byol.text import on_one_line, printable
 
@@ -38,7 +38,7 @@ NOTES = "byol"  # the key of a part's notes in its metadata
 
 @dataclass(frozen=True)
 class Part:
-    """A finished part: rows, what was left out while listing and decoding, and where in the source it ends."""
+    """A finished part: its rows, what was skipped while listing and decoding, and where in the source it ends."""
 
     rows: int
     end: str
@@ -47,16 +47,16 @@ class Part:
 
     @property
     def skipped(self) -> list[Skipped]:
-        """All that was left out."""
+        """Everything that was skipped."""
         return [*self.listed, *self.decoded]
 
     def notes(self) -> dict[str, str]:
-        """As text for the file's metadata, from which `read_part` makes it again."""
+        """The part as metadata of its file; `read_part` reads it back."""
         return {NOTES: json.dumps({"end": self.end, "listed": _pairs(self.listed), "decoded": _pairs(self.decoded)})}
 
 
 class PartsFolder:
-    """The parts of one extraction. `settings` is what all of them have in common, the bundle's digest among it."""
+    """The parts of one extraction. `settings` are common to all of them and include the bundle's digest."""
 
     def __init__(self, path: Path, settings: dict[str, Any]) -> None:
         self.path, self.name, self.settings = path, printable(path), {"format": FORMAT, **settings}
@@ -66,14 +66,14 @@ class PartsFolder:
         return self.path / f"part-{number:05d}.parquet"
 
     def manifest(self) -> dict[str, Any] | None:
-        """The manifest, None when nothing was begun here. Raises `ValueError` when it is of another extraction."""
+        """The manifest, None when nothing was begun here. Raises `ValueError` when it belongs to another extraction."""
         require_output(self.path / ERRORS, outputs.ERRORS)
         values = read_manifest(self.path)
         if values is None:
             others = part_files(self.path)
             if others:
                 other = printable(others[0].name)
-                raise ValueError(f"{self.name} holds {other} of another extraction; give an empty folder")
+                raise ValueError(f"{self.name} holds {other} of another extraction; use an empty folder")
             return None
         if SOURCE_DIGEST not in values and isinstance(values.get(SOURCE), str):  # begun by an earlier version
             values |= named_source(printable(values[SOURCE]))
@@ -81,11 +81,11 @@ class PartsFolder:
             _difference(key, values, self.settings) for key, now in self.settings.items() if values.get(key) != now
         ]
         if texts:
-            raise ValueError(f"{self.name} holds another extraction: {'; '.join(texts)}; give an empty folder")
+            raise ValueError(f"{self.name} holds another extraction: {'; '.join(texts)}; use an empty folder")
         return values
 
     def begin(self, stamp: str | None) -> None:
-        """Write the manifest of an extraction that is not complete."""
+        """Write the manifest of an incomplete extraction."""
         self._write(self.settings | {"stamp": stamp, "complete": False})
 
     def finish(self, parts: dict[int, Part]) -> None:
@@ -102,7 +102,7 @@ class PartsFolder:
         self._write({"stamp": None} | (begun or self.settings) | counts)
 
     def list_errors(self, parts: dict[int, Part]) -> None:
-        """Write the list of what these parts leave out."""
+        """Write the list of what these parts skipped."""
         listed = [item for part in parts.values() for item in part.listed]
         decoded = [item for part in parts.values() for item in part.decoded]
         write_errors(self.path / ERRORS, listed, decoded)
@@ -112,11 +112,11 @@ class PartsFolder:
             temporary.write_text(json.dumps(values, indent=2, sort_keys=True) + "\n")
 
     def finished(self) -> dict[int, Part]:
-        """The finished parts by number, in order. Raises `ValueError` for one that is damaged or of another bundle."""
+        """The finished parts by number, in order. Raises `ValueError` for a damaged one or another bundle's."""
         return {_number(file): read_part(file, self.settings[DIGEST_KEY]) for file in part_files(self.path)}
 
     def whole(self) -> dict[int, Part] | None:
-        """The parts of a complete extraction, None when there is something left to do. Raises `ValueError` as above."""
+        """The parts of a complete extraction, None when work is left. Raises `ValueError` like `finished`."""
         stored = self.manifest()
         finished = self.finished() if stored else {}
         if (self.path / LOCK).exists() or not (stored and stored["complete"] and len(stored["parts"]) == len(finished)):
@@ -124,7 +124,7 @@ class PartsFolder:
         return finished
 
     def sweep(self) -> None:
-        """Remove what killed processes left half-written; only for who holds the folder's lock."""
+        """Remove the half-written files of killed processes; call it only while holding the folder's lock."""
         for leftover in leftovers_in(self.path, ("part-*.parquet", MANIFEST, ERRORS)):
             leftover.unlink()
 
@@ -135,7 +135,7 @@ class PartsFolder:
 
 
 def read_part(file: Path, digest: str) -> Part:
-    """What a finished part says of itself. Raises `ValueError` when it is damaged or another bundle's."""
+    """Read a finished part. Raises `ValueError` when it is damaged or another bundle's."""
     try:
         with open_regular(file) as stream:
             table = open_table(stream)
@@ -143,18 +143,18 @@ def read_part(file: Path, digest: str) -> Part:
         notes = read_object(metadata.get(NOTES.encode(), b""))
         part = Part(sum(table.rows), _end(notes), _items(notes, "listed"), _items(notes, "decoded"))
     except OSError as error:
-        if error.errno is not None:  # the disk's, or of too many open files: the part may be whole
+        if error.errno is not None:  # the disk's, or too many open files: the part may be fine
             raise
         raise _damaged(file, error) from error
     except (pa.ArrowException, ValueError) as error:
         raise _damaged(file, error) from error
     if metadata.get(DIGEST_KEY.encode()) != digest.encode():
-        raise ValueError(f"{printable(file)} was extracted with another bundle; give an empty folder")
+        raise ValueError(f"{printable(file)} was extracted with another bundle; use an empty folder")
     return part
 
 
 def _damaged(file: Path, error: Exception) -> ValueError:
-    return ValueError(f"{printable(file)} is not a part that can be gone on from ({error}); remove it")
+    return ValueError(f"{printable(file)} is not a usable part ({error}); remove it and {AGAIN}")
 
 
 def _number(file: Path) -> int:
@@ -165,16 +165,16 @@ def _number(file: Path) -> int:
 
 
 def named_source(full_name: str) -> dict[str, str]:
-    """What a manifest says of a source: a URL, or the last part of a local name; and a digest of the whole name.
+    """A manifest's entries for a source: a URL, or the last part of a local path, and a digest of the full name.
 
-    The folders above are nobody's business who is handed the features.
+    Whoever receives the features has no business knowing the folders above.
     """
     name = full_name if is_url(full_name) else last_part(full_name)
     return {SOURCE: name, SOURCE_DIGEST: hashlib.sha256(full_name.encode()).hexdigest()}
 
 
 def _difference(key: str, values: dict[str, Any], settings: dict[str, Any]) -> str:
-    """Two values of a setting; of two encoders of one bundle, their files."""
+    """A setting's stored and present values; for two encoders of one bundle, their variants."""
     stored, now = values.get(key), settings[key]
     if key == DIGEST_KEY:
         (old, _, graph), (new, _, other) = str(stored).partition("/"), str(now).partition("/")

@@ -1,7 +1,7 @@
-"""Features files: Parquet (one file, or a folder of parts) and `.npz`. Written whole or not at all, read strictly.
+"""Read features files strictly: Parquet (one file, or a folder of parts) and `.npz`.
 
 Parquet columns: `id` string, `label` string or null, `features` fixed-size list of float32; the schema's metadata
-names the bundle. `.npz` arrays: `ids`, `labels` (left out when there are none; "" means none), `features` (N, D),
+names the bundle. `.npz` arrays: `ids`, `labels` (absent when there are none; "" means none), `features` (N, D),
 `bundle_sha256`. Shapes: N images, B batch, D features.
 """
 
@@ -31,7 +31,7 @@ from byol.text import printable, reason_of
 class Features:
     """Features in memory: `x` float32 (N, D), all finite; `bundle` is the digest of the bundle, None if unknown.
 
-    `why`: what there is to say of missing labels; empty where that is plain.
+    `why`: why labels are missing, where that needs saying.
     """
 
     name: str
@@ -45,17 +45,11 @@ class Features:
         return len(self.ids)
 
 
-# -------------------------------------------------------------------------------------------------- writing
-
-
-# -------------------------------------------------------------------------------------------------- reading
-
-
 def is_features(path: Location) -> bool:
     """Whether this is what `extract` writes: Parquet, a folder of parts, an `.npz` with `features`.
 
     Parquet with a column of images, and none called `features`, is a source of images. Raises `ValueError` for an
-    `.npz` that holds both images and features. What lies behind a URL is taken for images.
+    `.npz` that holds both images and features. A URL counts as images.
     """
     if is_url(path):
         return False
@@ -71,8 +65,8 @@ def is_features(path: Location) -> bool:
 def read_features(path: str | Path) -> Features:
     """Read a features file or folder.
 
-    Raises `ValueError` for wrong columns, rows of different length, values that are not finite, no rows, and for a
-    folder whose extraction is not complete.
+    Raises `ValueError` for wrong columns, rows of different lengths, non-finite values, no rows, and an incomplete
+    extraction.
     """
     path = Path(path)
     name = printable(path)
@@ -83,13 +77,13 @@ def read_features(path: str | Path) -> Features:
     else:
         folder = path if path.is_dir() else None
         bank, digest = read_tables(name, complete_parts(folder) if folder else [path], folder)
-        x = np.empty((0, 1), np.float32) if bank.x is None else bank.x  # no part has an image that could be read
+        x = np.empty((0, 1), np.float32) if bank.x is None else bank.x  # no part has a readable image
         features = Features(name, bank.ids, bank.labels, x, digest, bank.why)
     if len(features) == 0:
         raise ValueError(f"{name} holds no features")
     if features.x.shape[1] == 0:
-        raise ValueError(f"{name}: the features have no dimension")
-    chunks = range(0, len(features), READ_ROWS)  # a mask of some rows only
+        raise ValueError(f"{name}: its features are empty (N, 0); extract them again")
+    chunks = range(0, len(features), READ_ROWS)  # masks of a few rows at a time
     finite = np.concatenate([np.isfinite(features.x[start : start + READ_ROWS]).all(1) for start in chunks])
     bad = np.flatnonzero(~finite)
     if len(bad):
@@ -98,22 +92,22 @@ def read_features(path: str | Path) -> Features:
 
 
 def _holds_images(path: Path) -> bool:
-    schema = _schema(path)  # where it cannot be read, whoever opens it as features says why
+    schema = _schema(path)  # if unreadable, opening it as features says why
     return schema is not None and "features" not in schema.names and image_column(schema) is not None
 
 
 def _is_of_others(folder: Path) -> bool:
-    """Whether another program's features are in a folder: in the first of its Parquet files that can be read."""
+    """Whether a folder holds another program's features, judged by its first readable Parquet file."""
     try:
         schemas = map(_schema, others_files(folder))
-    except OSError:  # whoever opens it as a folder of images says why
+    except OSError:  # opening it as a folder of images says why
         return False
     first = next((schema for schema in schemas if schema is not None), None)
     return first is not None and "features" in first.names
 
 
 def _schema(path: Path) -> Any:
-    """Of a Parquet file; None where it cannot be read."""
+    """The schema of a Parquet file; None if it cannot be read."""
     try:
         with open_regular(path) as stream:
             return open_table(stream).file.schema_arrow
@@ -125,10 +119,10 @@ def _npz_holds_features(path: Path) -> bool:
     try:
         with open_regular(path) as stream, open_arrays(stream) as found:
             keys = set(found.names)
-    except (OSError, ValueError):  # not readable: whoever opens it as images says why
+    except (OSError, ValueError):  # unreadable: opening it as images says why
         return False
     if {"images", "features"} <= keys:
-        raise ValueError(f"{printable(path)} holds `images` and `features`; which are meant? keep one of them")
+        raise ValueError(f"{printable(path)} holds both `images` and `features`; keep only one of them")
     return "features" in keys
 
 
@@ -149,5 +143,5 @@ def _read_npz(name: str, path: Path) -> Features:
     ids = [str(i) for i in arrays.get("ids", np.arange(len(x)))]
     labels = Labels.none(len(x)) if "labels" not in arrays else labels_of_array(arrays["labels"])
     digest = str(arrays[DIGEST_KEY]) if DIGEST_KEY in arrays else None
-    with np.errstate(over="ignore"):  # what is beyond float32 is refused as not finite
+    with np.errstate(over="ignore"):  # values beyond float32 become infinite, and are refused
         return Features(name, ids, list(labels), x.astype(np.float32), digest)

@@ -1,4 +1,4 @@
-"""Features out of Parquet files, one or the parts of a folder: strictly, and into one matrix of a size known before.
+"""Read features strictly from Parquet files, one or a folder of parts, into one matrix allocated in advance.
 
 Shapes: N rows, B rows of a batch, D features.
 """
@@ -33,9 +33,9 @@ MOST_LISTED = 20  # columns that a message names
 
 @dataclass
 class Bank:
-    """Rows as they are read. `rows` is how many there will be, `most` the bytes that they may take in memory.
+    """Rows as they are read: `rows` is their final number, `most` the bytes they may take in memory.
 
-    `why`: what there is to say of missing labels.
+    `why`: why labels are missing, where that needs saying.
     """
 
     rows: int
@@ -49,22 +49,22 @@ class Bank:
     _first: int = 0
 
     def begin(self, file: str) -> None:
-        """What is added from now on is of another file."""
+        """Start another file: rows added from now on belong to it."""
         self._file, self._first = file, len(self.ids)
 
     def add(self, ids: Any, labels: Any, features: np.ndarray) -> None:
-        """Take the rows of a batch: features (B, D), and Arrow columns (B,) of ids and labels.
+        """Add the rows of a batch: features (B, D), and Arrow columns (B,) of ids and labels.
 
-        In the place of ids None, for the numbers of the rows; of labels a text or None, for all. Raises `ValueError`.
+        Without ids (None) rows are numbered; a single label, or None, applies to all. Raises `ValueError`.
         """
         first, count, width = len(self.ids), len(features), features.shape[1]
         if self.x is None:
             self._spend(self.rows * (4 * width + 2 * TEXT_BYTES))
             self.x = np.empty((self.rows, width), np.float32)
         if width != self.x.shape[1]:
-            raise ValueError(f"{self._file}: rows of {width} features after rows of {self.x.shape[1]}")
+            raise ValueError(f"{self._file}: rows have {width} features, earlier rows {self.x.shape[1]}")
         if first + count > self.rows:
-            raise ValueError(f"{self._file} has more rows than it says")
+            raise ValueError(f"{self._file} has more rows than its footer says")
         self.x[first : first + count] = features
         self.ids += map(str, range(first, first + count)) if ids is None else self._texts(ids)
         self.labels += [labels] * count if labels is None or isinstance(labels, str) else self._names(labels)
@@ -86,13 +86,13 @@ class Bank:
     def _spend(self, size: int) -> None:
         self.most -= size
         if self.most < 0:
-            raise ValueError(f"{self._file}: its rows need more memory than files of their size may{SET_RATIO}")
+            raise ValueError(f"{self._file}: its rows need more memory than a file of this size may take{SET_RATIO}")
 
 
 def read_tables(name: str, files: Sequence[Path], folder: Path | None = None) -> tuple[Bank, str | None]:
-    """Files as one, those of a `folder` if they are, and the digest of their bundle.
+    """Read files (of a `folder`, if given) as one; returns the rows and the digest of their bundle.
 
-    The matrix has the size that their footers say: a bank may fill half of the memory. Raises `ValueError`.
+    The matrix is allocated once, as the footers say: a bank may fill half of the memory. Raises `ValueError`.
     """
     if not files:
         raise ValueError(f"{name} holds no part-*.parquet")
@@ -106,13 +106,13 @@ def read_tables(name: str, files: Sequence[Path], folder: Path | None = None) ->
             label = label_of_folders(file.relative_to(folder).parts[:-1] if folder else ())
             _add(bank, printable(file), table, label)
     if len(bank.ids) < bank.rows:
-        raise ValueError(f"{name} has fewer rows than it says")
+        raise ValueError(f"{name} has fewer rows than its footer says")
     digest = digests.pop()
     return bank, digest.decode("ascii", "replace") if digest else None
 
 
 def _add(bank: Bank, name: str, table: Any, label: str | None) -> None:
-    """Add a file's rows; `label` is that of all, where it has no such column."""
+    """Add a file's rows; `label` applies to all where the file has no such column."""
     schema = table.schema_arrow
     columns = [column for column in COLUMNS if column in schema.names]
     if "label" in columns and not can_be_labels(kind := schema.field("label").type):
@@ -127,7 +127,7 @@ def _add(bank: Bank, name: str, table: Any, label: str | None) -> None:
 
 @contextmanager
 def _opened(file: Path) -> Iterator[Any]:
-    """A features file, its columns and their sizes checked."""
+    """Open a features file and check its columns and their sizes."""
     with naming(file), open_regular(file) as stream:
         table = open_table(stream)
         _check_columns(printable(file), table.file.schema_arrow)
@@ -146,8 +146,8 @@ def _check_columns(name: str, schema: Any) -> None:
     if schema.names.count("features") != 1 or any(schema.names.count(column) > 1 for column in TEXTS):
         found = on_one_line(", ".join(f"{name:.80}" for name in schema.names[:MOST_LISTED]))
         raise ValueError(
-            f"{name} is not a features file: it needs one column `features`, and no more than one `id` and `label`; "
-            f"it has {found}"
+            f"{name} is not a features file: it needs one column `features` and at most one `id` and `label`; "
+            f"found {found}"
         )
     rules: list[tuple[str, Callable[[Any], bool], str]] = [
         ("id", _is_name, "text or whole numbers"),
@@ -176,16 +176,16 @@ def _matrix(name: str, column: Any) -> np.ndarray:
     if column.null_count or values.null_count:
         raise ValueError(f"{name}: the column `features` has nulls")
     if len(lengths) != 1:
-        raise ValueError(f"{name}: rows with different numbers of features ({sorted(lengths)[:5]})")
+        raise ValueError(f"{name}: rows have different numbers of features ({sorted(lengths)[:5]})")
     numbers = np.asarray(values.to_numpy(zero_copy_only=False), np.float32)
     return numbers.reshape(len(column), lengths[0])
 
 
 def _text_bytes(column: Any) -> int:
-    """The bytes of the characters of a text column (B,), those of a dictionary as often as they occur."""
+    """The bytes of a text column's (B,) characters, dictionary values counted as often as they occur."""
     if not pa.types.is_dictionary(column.type):
         return int(column.nbytes)
-    column.validate(full=True)  # or indices may lead out of the dictionary
+    column.validate(full=True)  # indices may point outside the dictionary
     lengths = pc.take(pc.binary_length(column.dictionary), column.indices)
     return int(pc.sum(lengths.cast(pa.int64())).as_py() or 0)
 

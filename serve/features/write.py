@@ -1,4 +1,4 @@
-"""Features files, written: Parquet or `.npz`, whole or not at all.
+"""Write features files, Parquet or `.npz`, and lists of errors: whole or not at all. The format: `read.py`.
 
 Shapes: B rows of a batch, D features.
 """
@@ -21,16 +21,9 @@ from byol.outputs import DIGEST_KEY, require_output
 from byol.text import printable
 
 ERRORS = "errors.parquet"
-
-
 KINDS = {"float32": pa.float32(), "float16": pa.float16()}
-
-
 LONGEST_TEXT = 8192  # characters of a name or label in an .npz, where each takes the room of the longest
-
-
 ROWS_PER_GROUP = 4096  # 32 MB at D = 2048: what the writer holds
-
 
 Write = Callable[[Sequence[str], Sequence[str | None], np.ndarray], None]
 
@@ -39,10 +32,10 @@ Write = Callable[[Sequence[str], Sequence[str | None], np.ndarray], None]
 def feature_file(
     path: Path, dim: int, digest: str, dtype: str = "float32", notes: dict[str, str] | None = None
 ) -> Iterator[Write]:
-    """Give a function write(ids, labels, features (B, D)); the file takes its name when the block ends well.
+    """Yield a function write(ids, labels, features (B, D)); the file appears when the block ends well.
 
-    `.npz` is collected in memory; Parquet is written in row groups as rows arrive, and with `notes`, as they are when
-    the block ends, in its metadata. `dtype`: float32 or float16; write raises `ValueError` for features beyond it.
+    `.npz` is collected in memory; Parquet is written in row groups as rows arrive, with `notes`, as they are when the
+    block ends, in its metadata. `dtype`: float32 or float16; write raises `ValueError` for features beyond its range.
     """
     with atomic_file(path) as temporary:
         if path.suffix.lower() == ".npz":
@@ -84,7 +77,7 @@ def _parquet_writer(path: Path, dim: int, digest: str, dtype: str, notes: dict[s
             writer.write_table(pa.Table.from_batches(pending, schema))
             pending.clear()
 
-    # Opened here, as pyarrow takes no names that are not UTF-8.
+    # Opened here: pyarrow takes only UTF-8 names.
     with open(path, "wb") as stream, pq.ParquetWriter(stream, schema, use_dictionary=["label"]) as writer:
 
         def write(ids: Sequence[str], labels: Sequence[str | None], features: np.ndarray) -> None:
@@ -110,7 +103,7 @@ def _npz_writer(path: Path, dim: int, digest: str, dtype: str) -> Iterator[Write
         if max(map(len, [*new_ids, *filter(None, new_labels)]), default=0) > LONGEST_TEXT:
             raise ValueError(
                 f"{printable(path)}: an image's name or label has more than {LONGEST_TEXT:,} characters, "
-                "for which NumPy takes as much room in every row; write .parquet"
+                "and .npz would reserve that room in every row; write .parquet"
             )
         ids.extend(new_ids)
         labels.extend(new_labels)
@@ -122,13 +115,13 @@ def _npz_writer(path: Path, dim: int, digest: str, dtype: str) -> Iterator[Write
     if any(label is not None for label in labels):
         arrays["labels"] = np.array([label or "" for label in labels], np.str_)
     with open(path, "wb") as stream:
-        np.savez(stream, **arrays)  # of text and numbers: nothing that would be pickled
+        np.savez(stream, **arrays)  # text and numbers: nothing is pickled
 
 
 def write_errors(path: Path, listed: Sequence[Skipped], decoded: Sequence[Skipped]) -> None:
-    """Write what was left out (path, stage "list" or "decode", reason), or remove an earlier list when nothing was.
+    """Write the skipped images (path, stage "list" or "decode", reason); without any, remove an earlier list.
 
-    Raises `ValueError` where another file stands under the name.
+    Raises `ValueError` where another file has that name.
     """
     rows = [("list", item) for item in listed] + [("decode", item) for item in decoded]
     if not rows:

@@ -76,7 +76,7 @@ class Exploration:
 
 
 def explore(data: Evaluation, train: Location, test: Location, device: str) -> Exploration:
-    """Choose test images at random (seeded), sort them by class, and look up what belongs to them.
+    """Choose test images at random (seeded), sort them by class, and find their neighbours.
 
     `train` and `test` are where the features come from; where one is a features file there are no pictures, and so
     no queries.

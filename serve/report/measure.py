@@ -65,6 +65,6 @@ def measure(data: Evaluation, device: str) -> Scores:
 
 
 def few_amounts(labels: np.ndarray) -> list[int]:
-    """How many labels a class are drawn: fewer than the smallest class of the training labels (N,) has."""
+    """How many labels per class to draw: fewer than the smallest class of the training labels (N,) has."""
     counts = np.unique(labels, return_counts=True)[1]
     return [n for n in LABELS_PER_CLASS if n < counts.min() and n * len(counts) <= MOST_FEW_LABELS]

@@ -70,5 +70,5 @@ def _template(name: str) -> Template:
 
 
 def _for_people(value: object) -> object:
-    """What a template writes; text of ours is markup, all other may come from a stranger."""
+    """Escape what a template writes, except our own markup: it may come from a stranger."""
     return for_terminal(value) if isinstance(value, str) and not isinstance(value, Markup) else value

@@ -1,4 +1,4 @@
-"""Pictures inside a page: small, few, and as data URIs, so that the page needs nothing beside itself."""
+"""Pictures inside a page: small, few, and as data URIs, so that the page is self-contained."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Where an encoder comes from and what was proven of it, as rows for people."""
+"""An encoder's origin and proof, as rows for people."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ Rows = list[tuple[str, str]]
 
 
 def provenance(entry: Entry) -> dict[str, Any]:
-    """Of one entry: `files` and `parity` of its bundle, `facts` of bundle and run, `settings` of the run as JSON."""
+    """One entry's `files` and `parity` (bundle), `facts` (bundle and run) and `settings` (run, as JSON)."""
     facts: Rows = []
     if entry.bundle:
         facts += _bundle_facts(entry.bundle)

@@ -1,4 +1,4 @@
-"""The sections of a page: their figures, and the words that say what is shown and how to read it."""
+"""The sections of a page: figures, and words on what they show and how to read them."""
 
 from __future__ import annotations
 
@@ -34,13 +34,13 @@ class Report:
 
     @property
     def of_explored(self) -> str:
-        """The words that say whose features are shown, where it could be another's."""
+        """Whose features are shown, in words, where that is not plain."""
         return f" of {self.explored}" if len(self.entries) > 1 else ""
 
 
 @dataclass(frozen=True)
 class Panel:
-    """A figure, its title, and how to read it. `wide`: it takes a line of its own."""
+    """A figure, its title, and how to read it. `wide`: it takes the full width."""
 
     name: str
     title: str
@@ -131,7 +131,7 @@ def percent(share: float) -> str:
 
 
 def neighbours_note(report: Report) -> str:
-    """How many images of how many are shown, and what the marks mean."""
+    """How many images are shown, of how many, and what the marks mean."""
     shown = report.exploration
     if shown is None:
         return ""
@@ -151,7 +151,7 @@ def neighbours_note(report: Report) -> str:
 
 
 def buttons(report: Report) -> list[dict[str, Any]]:
-    """The test images to choose from: picture, name for those who hear the page, and whether kNN errs."""
+    """The test images to choose from: picture, name for screen readers, and whether kNN errs."""
     queries = report.exploration.queries if report.exploration else []
     return [{"picture": q.picture, "wrong": q.wrong, "name": f"{q.id}: {_said(q)}"} for q in queries]
 
@@ -180,7 +180,7 @@ def maps(report: Report) -> list[Panel]:
 
 
 def map_note(report: Report) -> str:
-    """How many images of how many are on the map, and what the colours mean."""
+    """How many images are on the map, of how many, and what the colours mean."""
     shown = report.exploration
     if shown is None:
         return ""

@@ -1,6 +1,6 @@
-"""What all figures of a report share: colours, sizes, what the mouse shows. Drawn by Bokeh.
+"""What all figures of a report share: colours, sizes, tooltips. Drawn by Bokeh.
 
-What is light or dark, the page's style sheet says: Bokeh reads its `--bk-...` variables (page.css).
+The page's style sheet decides on light or dark: Bokeh reads its `--bk-...` variables (page.css).
 """
 
 from __future__ import annotations
@@ -65,7 +65,7 @@ def strokes(count: int) -> list[Stroke]:
 
 
 def new_figure(height: int | None, tools: str = "", **options: Any) -> figure:
-    """As wide as the page lets it; without a toolbar unless it has tools."""
+    """A figure as wide as the page allows, with a toolbar only if it has tools."""
     size = {} if height is None else {"height": height}
     return figure(
         sizing_mode="stretch_width",
@@ -77,7 +77,7 @@ def new_figure(height: int | None, tools: str = "", **options: Any) -> figure:
 
 
 def short_names(names: Sequence[str]) -> dict[str, str]:
-    """What each of some names is called inside a figure: a long one by its two ends, numbered where they are shared."""
+    """Short names for a figure: a long name by its two ends, numbered where these are shared."""
     ends = {name: _ends(name) for name in names}
     shared = Counter(ends.values())
     return {name: f"{i} {ends[name]}" if shared[ends[name]] > 1 else ends[name] for i, name in enumerate(names, 1)}

@@ -1,4 +1,4 @@
-"""The top of a page: title, one sentence, the figures that say most; of several encoders a table of them."""
+"""The top of a page: title, one sentence, the key figures; for several encoders, a table."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def title(entries: Sequence[Entry]) -> str:
 
 
 def lede(report: Report) -> str:
-    """What the encoder is, what it was trained on, what it was measured on; of several their names."""
+    """What the encoder is, and what it was trained and measured on; for several, their names."""
     entries = report.entries
     if len(entries) > 1:
         return ", ".join(entry.name for entry in entries) + "."
@@ -31,7 +31,7 @@ def lede(report: Report) -> str:
             f"{images}: {_steps(run)} steps, {last['epoch']:g} epochs."
         )
         if run.unfinished:
-            sentences.append("The run was stopped early, or still goes on.")
+            sentences.append("The run was stopped early, or is still running.")
     elif bundle:
         manifest = bundle.manifest
         tuning = manifest.finetuning
@@ -49,7 +49,7 @@ def lede(report: Report) -> str:
 
 
 def tiles(report: Report) -> list[tuple[str, str, str]]:
-    """(name, figure, what it means) of the figures that say most about one encoder; none for several."""
+    """(name, figure, what it means) of one encoder's key figures; none for several."""
     if len(report.entries) > 1:
         return []
     entry = report.entries[0]
@@ -102,7 +102,7 @@ def finals(report: Report) -> dict[str, Any]:
 
 
 def _steps(run: Run) -> str:
-    """How far a run came, and of how many steps where these are not all."""
+    """How many steps a run took, and of how many if it did not finish."""
     done = f"{run.records[-1]['step']:,}"
     return f"{done} of {run.planned:,}" if run.unfinished else done
 

@@ -118,7 +118,7 @@ CHANGES: list[tuple[str, Callable[[dict[str, Any]], object], str]] = [
     ("bad size", set_to(-1, "files", "README.md", "size"), "size must not be negative"),
     ("precision", set_to("fp8", "files", "encoder.onnx", "precision"), "precision is 'fp8'"),
     ("no parity", lambda d: d["files"]["encoder.onnx"].pop("parity"), "precision and parity belong together"),
-    ("edited", set_to([0.5, 0.5, 0.5], "preprocess", "mean"), "checksum is not that of its content"),
+    ("edited", set_to([0.5, 0.5, 0.5], "preprocess", "mean"), "checksum does not match its content"),
     ("no checksum", lambda d: d.pop("checksum"), "it has no checksum: written by an older byol"),
     ("training is text", set_to("a lot", "training"), "training must be an object, found a string"),
     ("img_size", set_to(17, "architecture", "img_size"), "architecture.img_size is 17, but image_size is 16"),
@@ -134,7 +134,7 @@ CHANGES: list[tuple[str, Callable[[dict[str, Any]], object], str]] = [
         (f"evaluation {top1}", lambda d, top1=top1: d.update(evaluation={
             "train": "a", "test": "b", "n_train": 1, "n_test": 1, "k": 1, "temperature": 0.1, "top1": top1
         }), message)
-        for top1, message in (({"encoder.onnx": 7.0}, "must lie in 0 to 1"), ({"README.md": 0.5}, "is no graph"))
+        for top1, message in (({"encoder.onnx": 7.0}, "must lie in 0 to 1"), ({"README.md": 0.5}, "is not a graph"))
     ],
     *[
         (f"name {name!r}", rename_file(name), "only plain file names")

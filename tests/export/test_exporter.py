@@ -304,7 +304,7 @@ def test_what_cannot_be_exported_is_refused_with_advice(bundle, tmp_path):
 
 def test_a_folder_that_is_no_bundle_is_not_replaced(run, tmp_path):
     (tmp_path / "thesis.txt").write_text("years of work")
-    with pytest.raises(ValueError, match="exists and is no bundle"):
+    with pytest.raises(ValueError, match="exists and is not a bundle"):
         export_bundle(run, tmp_path)
     assert (tmp_path / "thesis.txt").read_text() == "years of work"
 

@@ -124,7 +124,7 @@ def test_other_peoples_manifests_are_not_replaced(tmp_path):
     (tmp_path / "webapp").mkdir()
     for text in ('{"name": "my app"}', "{", '{"schema_version": 1, "files": []}'):
         (tmp_path / "webapp" / "manifest.json").write_text(text)
-        with pytest.raises(ValueError, match="exists and is no bundle"):
+        with pytest.raises(ValueError, match="exists and is not a bundle"):
             require_place(tmp_path / "webapp")
 
 

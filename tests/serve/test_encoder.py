@@ -104,7 +104,7 @@ def test_bad_item_is_named(encoder: Encoder, item: object, message: str) -> None
 def test_one_image_instead_of_a_list_is_refused(encoder: Encoder) -> None:
     with pytest.raises(ValueError, match="expected a list of images, found one str"):
         encoder("a.png")
-    with pytest.raises(ValueError, match="put it into a list"):
+    with pytest.raises(ValueError, match="put it in a list"):
         encoder(Image.new("RGB", (2, 2)))  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="image 0: expected a uint8 array"):
         encoder(picture())  # (H, W, 3) would be taken for H images

@@ -107,7 +107,7 @@ def test_a_bundle_is_written_and_written_again(place: Path, given: Path) -> None
 
 def test_what_is_no_bundle_is_not_filled(given: Path) -> None:
     (given / "notes.txt").write_text("mine")
-    with pytest.raises(ValueError, match="exists and is no bundle"):
+    with pytest.raises(ValueError, match="exists and is not a bundle"):
         require_place(given)
 
 

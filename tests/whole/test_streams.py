@@ -185,7 +185,7 @@ def test_a_signal_ends_extraction_by_processes_with_a_line_and_no_worker(
     wait_for(lambda: len(list((tmp_path / "out").glob("part-*.parquet"))) > 1, process)
     process.send_signal(number)
     _, text = process.communicate(timeout=60)
-    kept = "finished parts are kept, give the same command again to go on"
+    kept = "finished parts are kept, run the same command again to continue"
     assert (process.returncode, text.splitlines()[-1]) == (1, f"Error: stopped by {number.name}; {kept}")
     assert "Traceback" not in text
     wait_until_gone(process.pid)

@@ -1,4 +1,4 @@
-"""Whether a graph that came from somebody else may run: what it holds, what it promises, what it takes. Torch-free.
+"""Decide whether a stranger's graph may run: what it holds, promises and costs. Torch-free.
 
 ONNX Runtime trusts what it loads: it opens files that a graph names, computes constants of any size while it loads, and
 ends the process on some divisions by zero. So a graph is judged before ONNX Runtime sees it, by the rules that
@@ -23,18 +23,18 @@ from byol.bundle.schema import BundleError, check, plain
 from byol.limits import MAX_BATCH_SIZE, limit
 from byol.text import on_one_line
 
-OPSET = 20  # the rules of `graph_operators` are this one's
+OPSET = 20  # whose rules `operators.py` holds
 IR_VERSIONS = range(4, 11)  # since 4 a weight need not be an input too, which a caller could replace
-_OUTSIDE = 1  # the tensor's data_location that says that it lies in another file
-_SPELLED = {FLOAT: "tensor(float)", UINT8: "tensor(uint8)"}  # as ONNX Runtime spells types
 PICTURES = ((3072, 4096), (1, 4096), (4096, 1))  # that the graph for any size must take: 12 megapixels, narrow ones
+_OUTSIDE = 1  # the data_location of a tensor that lies in another file
+_SPELLED = {FLOAT: "tensor(float)", UINT8: "tensor(uint8)"}  # as ONNX Runtime spells types
 
 
 def judge(name: str, content: bytes, manifest: Manifest, pictures: Sequence[tuple[int, int]] = ()) -> dict[str, int]:
-    """The files that the graph `name` of a bundle keeps weights in, and how many bytes of each it needs.
+    """Judge the graph `name` of a bundle; returns its files of weights, and how many bytes of each it needs.
 
     `pictures`: heights and widths that the graph for any size will be given, besides S x S and `PICTURES`. Raises
-    `BundleError` for whatever `byol export` would not have written.
+    `BundleError` for anything that `byol export` would not write.
     """
     try:
         proto = parse(content)
@@ -51,11 +51,11 @@ def _check_versions(proto: Any, manifest: Manifest) -> None:
     fields(proto)
     contract = json.dumps(plain(manifest.preprocess), sort_keys=True)
     notes = {item.key: item.value for item in proto.metadata_props if fields(item)}
-    check(len(notes) == len(proto.metadata_props), "it notes one thing twice")
+    check(len(notes) == len(proto.metadata_props), "its metadata has a key twice")
     noted = notes.get("preprocess", contract)
     check(noted == contract, f"{MANIFEST} says preprocess {contract}, it has {noted:.300}")
     imports = [(fields(item), item) for item in proto.opset_import]
-    check([item.domain in ("", "ai.onnx") for _, item in imports] == [True], "it uses other domains than ONNX's own")
+    check([item.domain in ("", "ai.onnx") for _, item in imports] == [True], "it uses domains other than ONNX's own")
     found = {"opset": proto.opset_import[0].version, "ir_version": proto.ir_version}
     for what, version in found.items():
         said = getattr(manifest.onnx, what)

@@ -12,7 +12,7 @@ from byol.bundle.schema import check
 
 
 def _windows(node: Node, spatial: Sequence[int], kernel: Sequence[int]) -> list[int]:
-    """The sizes that are left of the `spatial` axes."""
+    """The output sizes of the `spatial` axes."""
     count = len(spatial)
     strides, dilations = node.get("strides", [1] * count), node.get("dilations", [1] * count)
     pads = node.get("pads", [0] * (2 * count))
@@ -24,7 +24,7 @@ def _windows(node: Node, spatial: Sequence[int], kernel: Sequence[int]) -> list[
         before, after = pads[place], pads[place + count]
         reach = dilations[place] * (kernel[place] - 1) + 1
         room = size + before + after - reach
-        least = 1 - strides[place] if ceil else 0  # rounded up, a window may reach beyond the end by less than a stride
+        least = 1 - strides[place] if ceil else 0  # rounded up, a window may overrun the end by less than a stride
         check(room >= least, f"has a kernel of {reach} for {size + before + after} pixels")
         steps = -(-room // strides[place]) if ceil else room // strides[place]
         if ceil and steps * strides[place] >= size + before:  # it would begin in the padding

@@ -1,7 +1,7 @@
-"""What an ONNX message of a bundle may hold: known fields and attributes, nothing else. Torch-free.
+"""Parse a bundle's ONNX messages: known fields and attributes, nothing else. Torch-free.
 
-A list of what is allowed rules out at once what a graph could hide: functions, inner graphs, sparse tensors, shapes
-that contradict, and whatever a later ONNX adds.
+Listing what is allowed rules out all that a graph could hide: functions, inner graphs, sparse tensors, contradicting
+shapes, and whatever a later ONNX adds.
 """
 
 from __future__ import annotations
@@ -66,7 +66,7 @@ def _require_few_fields(content: bytes, kind: Any) -> None:
 
 
 def _behind_field(content: bytes, place: int, kind: Any) -> tuple[int, tuple[int, Any] | None]:
-    """Where a field of a message ends; one that is a message itself, where it begins, and its end and kind."""
+    """Where a field ends, or, if it is a message itself, where its content begins, with its end and kind."""
     key, place = _varint(content, place)
     wire = key & 7
     if wire == _VARINT:
@@ -111,7 +111,7 @@ def attribute(item: Any, legal: Attribute | None) -> Any:
     """The value of a node's attribute. Raises `BundleError` unless it is one that its operator may have."""
     found = fields(item)
     if legal is None:
-        raise BundleError(f"has an attribute {item.name!r:.60}, which is not known")
+        raise BundleError(f"has an unknown attribute {item.name!r:.60}")
     others = (found.keys() & _ATTRIBUTE_TYPES.keys()) - {legal.field}
     check(item.type == _ATTRIBUTE_TYPES[legal.field] and not others, f"has an attribute {item.name} of another type")
     value = getattr(item, legal.field)

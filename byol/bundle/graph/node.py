@@ -1,4 +1,4 @@
-"""A node of a graph as its rule sees it, and what the rules share. Torch-free."""
+"""A node of a graph as rules see it, and their shared helpers. Torch-free."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ class Node:
         return [self[place] for place in range(len(self.inputs))]
 
     def get(self, name: str, default: Any) -> Any:
-        """An attribute, or what ONNX takes where it is absent."""
+        """An attribute, or ONNX's `default` where it is absent."""
         return self.attributes.get(name, default)
 
     def axis(self, rank: int, default: int) -> int:
@@ -104,7 +104,7 @@ def broadcast(values: Sequence[Value]) -> tuple[int, ...]:
 
 
 def follow(function: Callable[..., Any], values: Sequence[Value], result: Value) -> Value:
-    """The result with its numbers, where those of all inputs are known and few."""
+    """The result with its numbers, if those of all inputs are known and few."""
     numbers = [value.numbers for value in values]
     if result.size > MAX_KNOWN or any(n is None for n in numbers):
         return result

@@ -1,7 +1,7 @@
-"""The operators that a graph may hold, and for each what it accepts and what comes out: types and shapes. Torch-free.
+"""The operators that a graph may hold, with the types and shapes that each accepts and returns. Torch-free.
 
-They are those that `byol export` writes; tests/bundle/graph/test_operators.py makes sure of it. Each rule is that of
-ONNX's operator set 20. What ONNX Runtime would divide by, index with or allocate is bounded here, before it sees it.
+They are those that `byol export` writes (tested in tests/bundle/graph/test_operators.py), with the rules of ONNX's
+operator set 20. Whatever ONNX Runtime would divide by, index with or allocate is bounded here first.
 """
 
 from __future__ import annotations
@@ -80,7 +80,7 @@ def _clip(node: Node) -> list[Value]:
 
 def _cast(node: Node) -> list[Value]:
     kind = node.get("to", 0)
-    check(kind in DTYPES, f"to is {kind}, which is not among the types that a graph may use")
+    check(kind in DTYPES, f"to is {kind}, a type that a graph may not use")
     value, dtype = node[0], DTYPES[kind]
     result = Value(dtype, value.shape)
     exact = value.numbers is not None and bool(np.isfinite(value.numbers).all() and (abs(value.numbers) < 2**31).all())

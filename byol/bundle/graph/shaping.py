@@ -1,4 +1,4 @@
-"""Operators that bring tensors into another shape: what they accept and what comes out. Torch-free."""
+"""Operators that reshape tensors: what they accept and return. Torch-free."""
 
 from __future__ import annotations
 

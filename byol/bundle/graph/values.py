@@ -1,4 +1,4 @@
-"""What is known of a graph's values before it runs: type, shape, and of small ones the numbers. Torch-free."""
+"""A graph's values before it runs: type, shape, and the numbers of small ones. Torch-free."""
 
 from __future__ import annotations
 
@@ -47,12 +47,12 @@ class Value:
 
     @property
     def size(self) -> int:
-        """Its elements."""
+        """The number of elements."""
         return math.prod(self.shape)
 
     @property
     def bytes(self) -> int:
-        """What it takes in memory."""
+        """Its size in memory."""
         return self.size * self.dtype.itemsize
 
 
@@ -61,23 +61,23 @@ def known(value: Value | None, what: str) -> list[int]:
     check(value is not None and value.numbers is not None, f"{what} is not known before it runs")
     assert value is not None
     assert value.numbers is not None
-    check(value.dtype == DTYPES[INT64] and len(value.shape) <= 1, f"{what} is no list of 64-bit integers")
+    check(value.dtype == DTYPES[INT64] and len(value.shape) <= 1, f"{what} is not a list of 64-bit integers")
     return [int(number) for number in value.numbers.reshape(-1)]
 
 
 def stored(tensor: Any, fields: dict[str, Any], outside: int | None = None) -> Value:
-    """What an ONNX tensor holds; `fields` are those that are set, `outside` its bytes in another file if it lies there.
+    """The value of an ONNX tensor; `fields` are those set, `outside` its bytes in another file, if it lies there.
 
     Raises `BundleError` unless type, shape and content agree.
     """
     kind, shape = tensor.data_type, tuple(tensor.dims)
-    check(kind in DTYPES, f"has ONNX's type {kind}, which is not among those that a graph may use")
+    check(kind in DTYPES, f"has ONNX's type {kind}, which a graph may not use")
     value = Value(DTYPES[kind], shape)
     contents = [name for name in ("raw_data", "float_data", "int32_data", "int64_data") if name in fields]
     if outside is not None:
         check(not contents and outside == value.bytes, f"needs {value.bytes} bytes of another file, not {outside}")
         return value
-    check(contents in (["raw_data"], [_FIELDS[kind]]), "does not say its content in one of ONNX's two ways")
+    check(contents in (["raw_data"], [_FIELDS[kind]]), "does not hold its content in one of ONNX's two ways")
     content = fields[contents[0]]
     found, wanted = len(content), value.bytes if contents == ["raw_data"] else value.size
     check(found == wanted, f"of shape {list(shape)} needs {wanted} bytes or numbers and has {found}")

@@ -1,4 +1,4 @@
-"""What a graph would compute for images of a shape, followed node by node without computing it. Torch-free."""
+"""Follow a graph node by node, in types and shapes, without computing it. Torch-free."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class Step:
         title = f"node {number} ({node.op_type:.40})"
         operator = operators.get(node.op_type) if node.domain in ("", "ai.onnx") else None
         if operator is None:
-            raise BundleError(f"{title} is no operator that a graph may use")
+            raise BundleError(f"{title} is not an operator that a graph may use")
         try:
             attributes = {item.name: attribute(item, operator.attributes.get(item.name)) for item in node.attribute}
         except BundleError as error:
@@ -47,7 +47,7 @@ class Step:
     def run(self, values: Mapping[str, Value]) -> list[Value]:
         """Its outputs. Raises `BundleError`."""
         for name in self.inputs:
-            check(name == "" or name in values, f"{self.title} needs {name!r:.60}, which does not come before it")
+            check(name == "" or name in values, f"{self.title} needs {name!r:.60}, which no earlier node makes")
         inputs = [values[name] if name else None for name in self.inputs]
         try:
             outputs = self.operator.rule(Node(inputs, self.attributes, len(self.outputs)))
@@ -58,7 +58,7 @@ class Step:
 
 
 class _Cost:
-    """What the nodes so far take, for `images` images; `constants`: bytes that the graph's weights have."""
+    """The cost of the nodes so far, for `images` images; `constants`: bytes of the graph's weights."""
 
     def __init__(self, images: int, constants: int) -> None:
         self._images, megabytes = images, limit("BYOL_GRAPH_MB") * 10**6
@@ -67,7 +67,7 @@ class _Cost:
         self._live = self._total = self._kept = self._done = 0
 
     def add(self, title: str, value: Value, constant: bool) -> None:
-        """Count an output of the node `title`. Raises `BundleError` where a limit is passed."""
+        """Count an output of the node `title`. Raises `BundleError` beyond a limit."""
         self._done += value.size * value.work
         if constant:
             self._kept += value.bytes
@@ -95,8 +95,8 @@ def walk(
 ) -> list[Value]:
     """The outputs of a graph for images uint8 (N, H, W, 3). `ends`: the names of its input and of its outputs.
 
-    What depends on no image may be computed while the graph is loaded, and stays. Everything else is there from the
-    node that makes it to the last one that needs it. Raises `BundleError` where a rule is broken or a limit passed.
+    Values that depend on no image may be computed at load time, and stay. All others live from the node that makes them
+    to the last one that needs them. Raises `BundleError` for a broken rule or limit.
     """
     given, wanted = ends
     check(given not in weights, "its input is also a weight")
@@ -107,7 +107,7 @@ def walk(
     for step in steps:
         outputs, constant = step.run(values), changing.isdisjoint(step.inputs)
         for name, value in zip(step.outputs, outputs, strict=True):
-            check(name != "" and name not in values, f"{step.title} makes {name!r:.60}, which is there already")
+            check(name != "" and name not in values, f"{step.title} makes {name!r:.60}, which already exists")
             values[name] = value
             changing |= set() if constant else {name}
             cost.add(step.title, value, constant)

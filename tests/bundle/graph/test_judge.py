@@ -115,10 +115,10 @@ ENDLESS = helper.make_node(
     *("Loop", ["", "yes"], ["new"]), body=inner([helper.make_node("Constant", [], ["on"], value_int=1)], "on")
 )
 HIDDEN: dict[str, tuple[ModelProto, str]] = {
-    "endless loop": (with_node(ENDLESS, weight("yes", np.array(True))), r"node 0 \(Loop\) is no operator"),
+    "endless loop": (with_node(ENDLESS, weight("yes", np.array(True))), r"node 0 \(Loop\) is not an operator"),
     "branch": (
         with_node(node("If", ["yes"], then_branch=inner([], "a"), else_branch=inner([], "a"))),
-        r"\(If\) is no op",
+        r"\(If\) is not an op",
     ),
     "inner graph in a harmless node": (
         with_node(node("Relu", ["planes"], body=inner([], "a"))),
@@ -127,20 +127,20 @@ HIDDEN: dict[str, tuple[ModelProto, str]] = {
     "function bomb": (copy_of(RELU, function_bomb), r"it holds ModelProto\.functions, which a graph may not have"),
     "foreign domain": (
         copy_of(RELU, lambda m: m.opset_import.append(helper.make_opsetid("com.microsoft", 1))),
-        "other domains than ONNX's own",
+        "domains other than ONNX's own",
     ),
     "foreign operator": (
         with_node(node("Relu", ["planes"], domain="com.microsoft")),
-        r"node 0 \(Relu\) is no operator",
+        r"node 0 \(Relu\) is not an operator",
     ),
-    "sparse constant in a file": (copy_of(RELU, sparse_constant), "no operator"),
+    "sparse constant in a file": (copy_of(RELU, sparse_constant), "not an operator"),
     "sparse weight in a file": (copy_of(RELU, sparse_weight), r"GraphProto\.sparse_initializer"),
     "training": (copy_of(RELU, training), r"ModelProto\.training_info"),
     "shape that contradicts": (copy_of(RELU, lying_shape), r"GraphProto\.value_info"),
     "annotation": (copy_of(RELU, quantized_elsewhere), r"GraphProto\.quantization_annotation"),
     "unknown field": (copy_of(RELU, unknown_field), "NodeProto with fields that ONNX does not define"),
     "attribute of a function": (copy_of(RELU, attribute_reference), r"AttributeProto\.ref_attr_name"),
-    "unknown attribute": (with_node(node("Relu", ["planes"], alpha=1.0)), "attribute 'alpha', which is not known"),
+    "unknown attribute": (with_node(node("Relu", ["planes"], alpha=1.0)), "unknown attribute 'alpha'"),
     "attribute of another type": (with_node(node("Softmax", ["planes"], axis=1.0)), "axis of another type"),
     "newer operators": (copy_of(RELU, lambda m: setattr(m.opset_import[0], "version", 24)), "says opset 20, it has 24"),
     "text that is none": (copy_of(RELU, lambda m: m.graph.node[0].MergeFromString(b"\x1a\x02\xff\xfe")), "not UTF-8"),
@@ -151,11 +151,14 @@ HIDDEN: dict[str, tuple[ModelProto, str]] = {
 _DOUBLE = "\n".join(f"d{i + 1} = Concat <axis = 3> (d{i}, d{i})" for i in range(30))
 _IMAGE = {"w": floats(3, 3, 3, 3)}
 HUNGRY: dict[str, tuple[ModelProto, str]] = {
-    "constant of any size": (with_node(node("ConstantOfShape", ["s"]), weight("s", ints(1 << 40))), "no operator"),
-    "expansion": (with_node(node("Expand", ["last", "s"]), weight("s", ints(1 << 20, 1, 1))), "no operator"),
-    "tiles": (with_node(node("Tile", ["last", "s"]), weight("s", ints(1 << 20, 1))), "no operator"),
-    "range": (with_node(node("Range", ["a", "b", "c"]), *(weight(n, number(i)) for i, n in enumerate("abc"))), "no op"),
-    "enlargement": (with_node(node("Resize", ["planes", "", "s"]), weight("s", floats(4) * 1e6)), "no operator"),
+    "constant of any size": (with_node(node("ConstantOfShape", ["s"]), weight("s", ints(1 << 40))), "not an operator"),
+    "expansion": (with_node(node("Expand", ["last", "s"]), weight("s", ints(1 << 20, 1, 1))), "not an operator"),
+    "tiles": (with_node(node("Tile", ["last", "s"]), weight("s", ints(1 << 20, 1))), "not an operator"),
+    "range": (
+        with_node(node("Range", ["a", "b", "c"]), *(weight(n, number(i)) for i, n in enumerate("abc"))),
+        "not an op",
+    ),
+    "enlargement": (with_node(node("Resize", ["planes", "", "s"]), weight("s", floats(4) * 1e6)), "not an operator"),
     "padded constant": (
         graph("x = Relu (planes)\n y = Pad (c, p)", ALL, c=floats(1, 1), p=ints(60000, 60000, 60000, 60000)),
         r"node 3 \(Pad\) makes constants of 57,601 MB \(at most 512\)",
@@ -173,7 +176,7 @@ HUNGRY: dict[str, tuple[ModelProto, str]] = {
         graph("x = Relu (planes)\n y = Div (a, b)", ALL, a=ints(1), b=ints(0)),
         r"node 3 \(Div\) is not defined here for int64",
     ),
-    "rest of a division by zero": (with_node(node("Mod", ["a", "a"]), weight("a", ints(0))), "no operator"),
+    "rest of a division by zero": (with_node(node("Mod", ["a", "a"]), weight("a", ints(0))), "not an operator"),
     "stride 0": (
         graph("x = Conv <strides = [0, 1]> (planes, w)", 1, **_IMAGE),
         r"strides = \[0, 1\]; legal: each 1 to",
@@ -198,7 +201,7 @@ HUNGRY: dict[str, tuple[ModelProto, str]] = {
     "axis that is not there": (graph("x = Softmax <axis = 5> (planes)", ALL), "axis 5 does not exist in 4 axes"),
     "shape that depends on pixels": (
         graph("x = Reshape (planes, i)\n i = Cast <to = 7> (pixels)", ALL),
-        "does not come before",
+        "no earlier node makes",
     ),
 }
 
@@ -268,7 +271,7 @@ WRONG: dict[str, tuple[ModelProto | bytes, str]] = {
         copy_of(RELU, huge_shape),
         r"weight 'last' of shape \[1000000000000000, 8\] needs",
     ),
-    "weight stored twice": (copy_of(RELU, other_field), "does not say its content in one of ONNX's two ways"),
+    "weight stored twice": (copy_of(RELU, other_field), "does not hold its content in one of ONNX's two ways"),
     "weight of text": (
         copy_of(
             RELU,
@@ -296,13 +299,13 @@ WRONG: dict[str, tuple[ModelProto | bytes, str]] = {
         "says more of another file",
     ),
     "weights outside, in two files": (copy_of(RELU, lambda m: outside_and(m, "location")), "or one of them twice"),
-    "metadata twice": (copy_of(RELU, noted_twice), "notes one thing twice"),
+    "metadata twice": (copy_of(RELU, noted_twice), "its metadata has a key twice"),
     "weights outside, on top of each other": (
         copy_of(RELU, lambda m: overlapping(m, copies=3)),
         "they overlap",
     ),
-    "value twice": (with_node(helper.make_node("Relu", ["last"], ["planes"])), "'planes', which is there already"),
-    "nodes out of order": (with_node(node("Relu", ["x"])), "needs 'x', which does not come before it"),
+    "value twice": (with_node(helper.make_node("Relu", ["last"], ["planes"])), "'planes', which already exists"),
+    "nodes out of order": (with_node(node("Relu", ["x"])), "needs 'x', which no earlier node makes"),
     "outputs that it lacks": (with_node(helper.make_node("Relu", ["last"], ["a", "b"])), "has 2 outputs, not 1"),
     "inputs that it lacks": (with_node(node("Add", ["last"])), "has 1 inputs, not 2 to 2"),
 }
@@ -382,7 +385,7 @@ def test_every_way_to_a_graph_leads_past_the_check(command: str, tmp_path: Path)
         return
     done = byol(*words[command])
     assert done.code == 1
-    assert "encoder.onnx is refused: node 0 (Loop) is no operator that a graph may use" in done.out + done.err
+    assert "encoder.onnx is refused: node 0 (Loop) is not an operator that a graph may use" in done.out + done.err
     assert "Traceback" not in done.out + done.err
 
 

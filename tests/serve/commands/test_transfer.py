@@ -77,7 +77,7 @@ def test_it_measures_what_linear_and_knn_do(place: Path, tmp_path: Path) -> None
 @pytest.mark.parametrize(
     ("data", "code", "message"),
     [
-        ("nowhere", 2, "nowhere is neither a folder that holds train/ and test/ or val/, nor a named data set"),
+        ("nowhere", 2, "nowhere is neither a folder with train/ and test/ or val/, nor a named data set"),
         ("x=a", 2, "'x=a' is not NAME=TRAIN,TEST"),
         ("x=,b", 2, "'x=,b' is not NAME=TRAIN,TEST"),
         ("x=pets/train,nowhere", 1, "nowhere does not exist"),
@@ -95,6 +95,21 @@ def test_one_bad_data_set_is_an_error_before_any_work(
     assert (done.code, message in done.err) == (code, True), done.err
 
 
+def test_skipped_images_are_listed_for_each_set(place: Path, tmp_path: Path) -> None:
+    shutil.copytree(place / "birds", tmp_path / "birds")
+    for part, name in (("train", "odd"), ("val", "torn")):
+        (tmp_path / "birds" / part / "owl" / f"{name}.png").write_bytes(b"no image")
+    sets = ("--train", tmp_path / "birds" / "train", "--test", tmp_path / "birds" / "val")
+    for command, words, train, test in (
+        ("knn", sets, "--train", "--test"),
+        ("linear", (*sets, "--l2", 1), "--train", "--test"),
+        ("transfer", (tmp_path / "birds",), "birds (train)", "birds (test)"),
+    ):
+        done = byol(command, place / "bundle", *words, *CPU)
+        assert f"skipped 1 of {train}:\n  owl/odd.png: " in done.err
+        assert f"skipped 1 of {test}:\n  owl/torn.png: " in done.err
+
+
 def test_what_fails_later_does_not_lose_what_is_finished(place: Path, tmp_path: Path) -> None:
     for part in ("train", "test"):
         shutil.copytree(place / "pets" / part, tmp_path / "torn" / part)
@@ -106,7 +121,7 @@ def test_what_fails_later_does_not_lose_what_is_finished(place: Path, tmp_path: 
     assert [line.split()[0] for line in done.out.splitlines()] == ["data", "pets", "birds"]
     assert "torn: " in done.err
     assert "lacks: rat" in done.err
-    assert "10 files could not be read (first: rat/000.png: " in done.err
+    assert "10 images could not be read (first: rat/000.png: " in done.err
     assert done.err.endswith("Error: 1 of 3 data sets failed: torn\n")
     found = json.loads(byol("transfer", place / "bundle", *data, "--k", 3, "--json", *CPU).out)
     assert [result["name"] for result in found["results"]] == ["pets", "birds"]

@@ -172,7 +172,7 @@ def test_queries_of_standard_input_are_drawn(place: Path, tmp_path: Path, monkey
 def test_neighbors_needs_what_it_works_on(place: Path, tmp_path: Path) -> None:
     images = ("--bank", place / "train", "--query", place / "test", *CPU)
     done = byol("neighbors", *images)
-    assert (done.code, "images need the BUNDLE" in done.err) == (2, True)
+    assert (done.code, "name the BUNDLE" in done.err) == (2, True)
     files = ("--bank", place / "train.parquet", "--query", place / "test", *CPU)
     done = byol("neighbors", place / "bundle", *files, "--grid", tmp_path / "g.png")
     assert (done.code, "--grid draws images" in done.err) == (2, True)

@@ -80,7 +80,7 @@ def test_errors_of_a_worker_are_told(place: Path, tmp_path: Path) -> None:
     done = subprocess.run(command(place, tmp_path / "out", "--max-errors", "0"), capture_output=True, text=True)
     assert done.returncode == 1
     assert "broken" not in done.stderr
-    assert "--on-error skip would leave it out" in done.stderr
+    assert "use --on-error skip to leave it out" in done.stderr
     assert "Traceback" not in done.stderr
 
 
@@ -155,4 +155,4 @@ def test_a_worker_that_ends_without_a_word_is_missed() -> None:
 
 def test_one_file_cannot_be_written_by_several(place: Path, tmp_path: Path) -> None:
     done = byol("extract", place / "bundle", place / "images", "--out", tmp_path / "x.parquet", "--processes", 2)
-    assert (done.code, "let --out end in /" in done.err) == (2, True)
+    assert (done.code, "end --out in /" in done.err) == (2, True)

@@ -137,7 +137,7 @@ def test_what_becomes_of_a_cluster_is_said_in_one_line() -> None:
     from ray import exceptions
 
     low = exceptions.OutOfMemoryError("Task was killed due to the node running low on memory.\nMemory on the node ...")
-    text = "Ray: Task was killed due to the node running low on memory.; finished parts are kept, give the same command"
+    text = "Ray: Task was killed due to the node running low on memory.; finished parts are kept, run the same command"
     wrapped = RuntimeError("of Ray Data's")
     wrapped.__cause__ = low
     for error in (low, wrapped):
@@ -222,8 +222,8 @@ def test_rows_of_an_npz_and_an_address_that_does_not_answer(place: Path, tmp_pat
     ("more", "code", "says"),
     [
         (["--variant", "auto"], 1, "name one"),
-        (["--processes", "2"], 2, "Ray has workers of its own"),
-        (["--decode-threads", "2"], 2, "Ray has workers of its own"),
+        (["--processes", "2"], 2, "are for --engine local"),
+        (["--decode-threads", "2"], 2, "are for --engine local"),
     ],
 )
 def test_what_a_cluster_cannot_do(place: Path, tmp_path: Path, more: list[str], code: int, says: str) -> None:

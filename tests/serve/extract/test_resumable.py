@@ -1,4 +1,4 @@
-"""Folders of parts: bounded, aligned, and gone on from wherever a run ended."""
+"""Folders of parts: bounded, aligned, and resumed wherever a run ended."""
 
 from __future__ import annotations
 
@@ -90,7 +90,7 @@ def test_manifest_and_errors_say_what_there_is(place: Path, whole: dict[str, byt
 def test_a_complete_extraction_is_left_alone(place: Path, whole: dict[str, bytes]) -> None:
     done = extract(place, place / "whole")
     assert (done.code, json.loads(done.out)["images"]) == (0, 54)
-    assert "was complete already" in done.err
+    assert "is already complete" in done.err
     assert contents(place / "whole") == whole
 
 
@@ -135,7 +135,7 @@ def test_files_that_go_or_come_meanwhile_move_no_other(place: Path, whole: dict[
 def test_other_settings_are_refused(place: Path, whole: dict[str, bytes], more: list[str], words: list[str]) -> None:
     done = extract(place, place / "whole", *more)
     assert done.code == 1
-    for word in ("holds another extraction", "give an empty folder", *words):
+    for word in ("holds another extraction", "use an empty folder", *words):
         assert word in done.err
     assert contents(place / "whole") == whole
 
@@ -165,14 +165,14 @@ def test_a_list_of_relative_paths_is_gone_on_from_where_it_was_begun(
     (tmp_path / "out" / "part-00001.parquet").unlink()
     monkeypatch.chdir(tmp_path / "elsewhere")
     done = again()
-    assert (done.code, "a list of relative paths also in another folder" in done.err) == (1, True)
+    assert (done.code, "moving a list of relative paths counts" in done.err) == (1, True)
     monkeypatch.chdir(place)
     assert again().code == 0
 
 
 def test_another_variant_is_named(tmp_path: Path) -> None:
     PartsFolder(tmp_path, {DIGEST_KEY: "ab" * 32}).begin(None)
-    with pytest.raises(ValueError, match="holds another extraction: variant fp32, now fp16; give an empty folder"):
+    with pytest.raises(ValueError, match="holds another extraction: variant fp32, now fp16; use an empty folder"):
         PartsFolder(tmp_path, {DIGEST_KEY: f"{'ab' * 32}/encoder.fp16.onnx"}).manifest()
 
 
@@ -220,7 +220,7 @@ def test_a_damaged_part_is_named(place: Path, whole: dict[str, bytes], tmp_path:
     part = out / "part-00002.parquet"
     part.write_bytes(part.read_bytes()[:-20])
     done = extract(place, out)
-    assert (done.code, "part-00002.parquet is not a part" in done.err) == (1, True), done.err
+    assert (done.code, "part-00002.parquet is not a usable part" in done.err) == (1, True), done.err
 
 
 def test_max_errors_stops_and_a_later_run_goes_on(place: Path, whole: dict[str, bytes], tmp_path: Path) -> None:
@@ -237,7 +237,7 @@ def test_limits_hold_for_a_complete_folder_too(place: Path, whole: dict[str, byt
     out = copied(whole, tmp_path / "out")
     for limit in (("--max-errors", 6), ("--on-error", "fail")):
         done = extract(place, out, *limit)
-        assert (done.code, "7 images were left out" in done.err) == (1, True), done.err
+        assert (done.code, "7 images were skipped" in done.err) == (1, True), done.err
     assert extract(place, out, "--max-errors", 7).code == 0
     assert contents(out) == whole
 

@@ -10,7 +10,6 @@ import pyarrow.parquet as pq
 import pytest
 
 from byol.images.source import Skipped
-from byol.serve.features import write as module
 from byol.serve.features.read import is_features, read_features
 from byol.serve.features.write import feature_file, write_errors
 from tests.support.features import DIGEST, DIM, rows, write
@@ -58,7 +57,7 @@ def test_same_rows_give_the_same_bytes(tmp_path: Path, name: str) -> None:
 
 
 def test_parquet_is_written_in_row_groups(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "ROWS_PER_GROUP", 4)
+    monkeypatch.setattr("byol.serve.features.write.ROWS_PER_GROUP", 4)
     x = write(tmp_path / "f.parquet", count=11, batch=3)
     file = pq.ParquetFile(tmp_path / "f.parquet")
     assert [file.metadata.row_group(i).num_rows for i in range(file.num_row_groups)] == [6, 5]
@@ -103,7 +102,7 @@ def test_parts_of_different_width_are_refused(tmp_path: Path) -> None:
     write(tmp_path / "part-00000.parquet")
     with feature_file(tmp_path / "part-00001.parquet", DIM + 1, DIGEST) as put:
         put(["a"], [None], np.zeros((1, DIM + 1), np.float32))
-    with pytest.raises(ValueError, match=f"part-00001.parquet: rows of {DIM + 1} features after rows of {DIM}"):
+    with pytest.raises(ValueError, match=f"part-00001.parquet: rows have {DIM + 1} features, earlier rows {DIM}"):
         read_features(tmp_path)
 
 
@@ -232,7 +231,7 @@ FLOATS = pa.list_(pa.float32())
         ({"features": pa.array([[1.0], [2.0, 3.0]], FLOATS)}, "different numbers of features"),
         ({"features": pa.array([[1.0], None], FLOATS)}, "has nulls"),
         ({"features": pa.array([[1.0], [None]], FLOATS)}, "has nulls"),
-        ({"features": pa.array([[], []], FLOATS)}, "no dimension"),
+        ({"features": pa.array([[], []], FLOATS)}, "features are empty"),
         ({"features": pa.array([[1.0], [np.nan]], FLOATS)}, r"1 rows have values that are not finite \(first: b\)"),
         ({"features": pa.array([[np.inf], [1.0]], FLOATS)}, r"not finite \(first: a\)"),
     ],
@@ -248,7 +247,7 @@ def test_rows_of_two_lengths_in_different_row_groups_are_refused(tmp_path: Path)
     with pq.ParquetWriter(tmp_path / "f.parquet", table().schema) as writer:
         writer.write_table(table(), row_group_size=2)
         writer.write_table(table(features=pa.array([[1.0]] * 2, FLOATS)), row_group_size=2)
-    with pytest.raises(ValueError, match=r"rows of 1 features after rows of 2|different numbers of features"):
+    with pytest.raises(ValueError, match=r"rows have 1 features, earlier rows 2|different numbers of features"):
         read_features(tmp_path / "f.parquet")
 
 
@@ -322,5 +321,5 @@ def test_what_counts_as_features(tmp_path: Path) -> None:
     assert not is_features(tmp_path / "images.npz")
     assert not is_features(tmp_path / "broken.npz")
     assert not is_features(tmp_path / "folder")
-    with pytest.raises(ValueError, match="holds `images` and `features`"):
+    with pytest.raises(ValueError, match="holds both `images` and `features`"):
         is_features(tmp_path / "both.npz")

@@ -41,11 +41,11 @@ def test_parts_come_by_their_number(tmp_path: Path) -> None:
 
 def test_an_extraction_that_has_not_ended_is_refused(tmp_path: Path) -> None:
     folder = write_parts(tmp_path / "f", {0: 3, 1: 3}, complete=False)
-    with pytest.raises(ValueError, match="has not ended; give its extract command again"):
+    with pytest.raises(ValueError, match="has not finished; run its extract command again"):
         read_features(folder)
     begun = write_parts(tmp_path / "begun", {}, complete=False)
     assert is_features(begun)
-    with pytest.raises(ValueError, match="has not ended"):
+    with pytest.raises(ValueError, match="has not finished"):
         read_features(begun)
     (begun / MANIFEST).write_text("[1, 2]")
     assert not is_features(begun)  # another program's: a folder of images
@@ -54,7 +54,7 @@ def test_an_extraction_that_has_not_ended_is_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("spoil", "message"),
     [
-        (lambda folder: (folder / "part-00001.parquet").unlink(), r"part-00001\.parquet is missing; give its extract"),
+        (lambda folder: (folder / "part-00001.parquet").unlink(), r"part-00001\.parquet is missing; run its extract"),
         (lambda folder: write(folder / "part-00001.parquet", 2), r"part-00001\.parquet has 2 rows, not 3; remove"),
         (lambda folder: write(folder / "part-00002.parquet", 2), r"does not list part-00002\.parquet; remove"),
         (lambda folder: os.truncate(folder / "part-00001.parquet", 99), r"part-00001\.parquet cannot be read as a"),
@@ -93,7 +93,7 @@ LISTED = '"complete": true, "stamp": null'
 def test_manifests_of_strangers_are_refused_in_one_line(tmp_path: Path, text: str) -> None:
     folder = write_parts(tmp_path / "f", {0: 3})
     (folder / MANIFEST).write_bytes(text.encode("latin-1"))
-    with pytest.raises(ValueError, match=r"_manifest\.json cannot be read \(.*\); give an empty folder$") as caught:
+    with pytest.raises(ValueError, match=r"_manifest\.json cannot be read \(.*\); use an empty folder$") as caught:
         read_features(folder)
     assert len(str(caught.value).splitlines()) == 1
     with pytest.raises(ValueError, match=r"cannot be read"):
@@ -119,7 +119,8 @@ def test_parts_of_strangers_are_refused_in_one_line(tmp_path: Path, notes: str) 
     with feature_file(file, 2, DIGEST, notes={NOTES: notes}) as put:
         put(["a"], ["b"], np.zeros((1, 2), np.float32))
     with pytest.raises(
-        ValueError, match=r"part-00000\.parquet is not a part that can be gone on from \(.*\); remove it$"
+        ValueError,
+        match=r"part-00000\.parquet is not a usable part \(.*\); remove it and run its extract",
     ):
         read_part(file, DIGEST)
 

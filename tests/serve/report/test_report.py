@@ -119,7 +119,7 @@ def test_a_run_that_stopped_early_says_so_and_keeps_its_last_knn(tmp_path):
     lines = [{**record, "knn_top1": 0.625} if record["step"] == 10 else record for record in folder.metrics()]
     (run / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     shown = text_of(made(tmp_path / "r.html", run))
-    assert "20 of 40 steps, 2 epochs. The run was stopped early, or still goes on." in shown
+    assert "20 of 40 steps, 2 epochs. The run was stopped early, or is still running." in shown
     assert "kNN 62.5 % top-1 at epoch 1" in shown
     shown = text_of(made(tmp_path / "r.html", run, write_run(tmp_path / "other")))
     assert "20 of 40" in shown
@@ -249,7 +249,7 @@ def test_a_comparison_tabulates_every_encoder(site, tmp_path):
         "report", *paths, "--train", site / "train", "--test", site / "test", "--out", tmp_path / "r.html", *CPU
     )
     assert done.code == 0, done.err
-    assert "other: no bundle of this run is given" in done.err
+    assert "other: no accuracies, as its bundle is not given" in done.err
     shown = text_of(tmp_path / "r.html")
     assert "3 encoders compared" in shown
     for name in ("run", "untrained", "other"):
