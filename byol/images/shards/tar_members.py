@@ -107,7 +107,7 @@ def _length(header: tarfile.TarInfo, extended: dict[bytes, bytes]) -> int:
     if said is None or header.type not in REGULAR:
         return header.size
     if not said.isdigit() or len(said) > 20:
-        raise Damaged(f"a pax header says a size of {said[:40]!r}")
+        raise Damaged(f"a pax header claims a size of {said[:40]!r}")
     return int(said)
 
 
@@ -152,5 +152,5 @@ def _behind_zeros(stream: BinaryIO, place: int, size: int) -> int:
         if rest:
             return (start + len(found) - len(rest)) // BLOCK * BLOCK
     if size - place > MOST_ZEROS:
-        raise Damaged(f"what is behind {MOST_ZEROS >> 20} MB of zeros at byte {place:,} is not read")
+        raise Damaged(f"more than {MOST_ZEROS >> 20} MB of zeros at byte {place:,}; the rest is not read")
     return size

@@ -117,7 +117,7 @@ def bombs() -> dict[str, tuple[bytes, str]]:
         ),
         "strips.tif": (
             tiff(sized(8000, 8000) | {258: (3, 1, 1), 273: (4, 9000, 300), 278: (3, 1, 7999)}, b"\x10\0\0\0" * 10_000),
-            "again and again",
+            "many times over",
         ),
         "frame.gif": (gif((60_000, 60_000)), "decompression bomb"),
         "chunks.png": (png(chunk(b"abCd") * 1_100_000), "more than 1,000,000 segments"),
