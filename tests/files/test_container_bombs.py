@@ -42,7 +42,7 @@ def test_parquet_bombs_among_images(tmp_path: Path) -> None:
         (bombs.claimed_rows(tmp_path / "rows.parquet", 10**12), "refused: .*claims 1,000,000,000,000 rows"),
         (
             bombs.claimed_rows(tmp_path / "fewer-rows.parquet", -1),
-            "refused: .*or it is negative",
+            "refused: .*or has a negative one",
         ),
         (
             bombs.claimed_rows(tmp_path / "no-rows.parquet", 10),

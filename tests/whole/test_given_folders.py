@@ -206,7 +206,7 @@ def test_mount_points_of_files_and_of_the_same_disk_are_known(tmp_path: Path) ->
         try:
             assert is_mount(tmp_path / target)
             if target.endswith("t"):
-                with pytest.raises(ValueError, match="is a mount point, which no new file can replace"):
+                with pytest.raises(ValueError, match="is a mount point and cannot be replaced"):
                     require_output(tmp_path / target, outputs.FEATURES)
         finally:
             subprocess.run(["umount", tmp_path / target], check=True)
@@ -291,7 +291,7 @@ def test_a_grid_in_a_folder_that_it_shows_is_refused(place: Path, tmp_path: Path
     given: object = f"file://{bank}" if spelling == "url" else bank
     words = ("--bank", given, "--query", place / "test", "--grid", grid, *CPU)
     done = byol("neighbors", place / "bundle", *words)
-    assert (done.code, "would count as an image of" in done.err) == (2, True), done.err
+    assert (done.code, "would become an image of" in done.err) == (2, True), done.err
     assert not grid.exists()
     outside = ("--bank", bank, "--query", place / "test", "--grid", place / "grid.png", *CPU)
     assert byol("neighbors", place / "bundle", *outside).code == 0

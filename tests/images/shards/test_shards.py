@@ -331,7 +331,7 @@ def made_a_folder(path: Path) -> None:
 GOES_AWAY: dict[str, tuple[Callable[[Path], object], str]] = {
     "removed": (Path.unlink, "No such file"),
     "truncated": (lambda path: os.truncate(path, 600), "replaced or changed since"),
-    "replaced": (lambda path: path.replace(path.with_suffix(".old")) and path.write_bytes(b"x"), "not the file"),
+    "replaced": (lambda path: path.replace(path.with_suffix(".old")) and path.write_bytes(b"x"), "replaced or changed"),
     "rewritten": (rewritten, "replaced or changed since it was listed"),
     "a folder": (made_a_folder, "not a regular file"),
 }
