@@ -175,7 +175,7 @@ def is_mount(path: Path) -> bool:
 @contextmanager
 def made_folder(path: Path) -> Iterator[None]:
     """Create a folder and its parents if they are missing; when the block fails, those created are removed."""
-    path = Path(os.path.realpath(path))  # a link may lead to a folder that is yet to be
+    path = Path(os.path.realpath(path))  # a link may lead to a folder that does not exist yet
     made = [folder for folder in (path, *path.parents) if not folder.exists()]
     path.mkdir(parents=True, exist_ok=True)
     try:

@@ -63,7 +63,7 @@ class Shard:
     def listing(self) -> Iterator[BinaryIO]:
         """The open file, whose identity is kept.
 
-        Raises `OSError` for what is no file that may be read, `SourceUnavailable` when the system fails.
+        Raises `OSError` if it is not a readable file, `SourceUnavailable` when the system fails.
         """
         try:
             stream = open_file(self.path)

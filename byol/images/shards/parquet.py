@@ -71,7 +71,7 @@ class _Table:
 def table_source(name: str, files: Sequence[Path], file_names: Sequence[str]) -> ImageSource:
     """The images of some Parquet files, in the order of the files and of their rows; an id is `file name/row`.
 
-    What is no Parquet file, or has no image column, is `skipped`. Raises `ValueError` when all are.
+    Files that are not Parquet, or have no image column, are `skipped`. Raises `ValueError` when all are.
     """
     tables: list[_Table] = []
     skipped: list[Skipped] = []

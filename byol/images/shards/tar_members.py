@@ -30,7 +30,7 @@ class Damaged(ValueError):
 
 @dataclass(frozen=True)
 class Member:
-    """A member: its path, the place and size of its content, and why it is no regular file, if so."""
+    """A member: its path, the place and size of its content, and why it is not a regular file, if so."""
 
     name: bytes
     offset: int
@@ -39,7 +39,7 @@ class Member:
 
 
 def members(stream: BinaryIO) -> Iterator[Member]:
-    """Yield the members that are no folders, of all archives that are joined in a file. Raises `Damaged`, `OSError`."""
+    """Yield the members, without folders, of all archives joined in a file. Raises `Damaged`, `OSError`."""
     size = stream.seek(0, os.SEEK_END)
     if size == 0:
         raise Damaged("an empty file")
