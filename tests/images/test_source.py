@@ -347,7 +347,7 @@ def test_missing_and_foreign_files_are_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="does not exist"):
         open_source(tmp_path / "nothing")
     (tmp_path / "a.csv").write_text("a,b")
-    with pytest.raises(ValueError, match="is not an image, an .npz file"):
+    with pytest.raises(ValueError, match=r"is not an image, an \.npz file"):
         open_source(tmp_path / "a.csv")
 
 
