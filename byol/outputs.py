@@ -40,7 +40,7 @@ def require_output(out: Path, kind: Kind, inputs: Iterable[Location | None] = ()
     """Raise `ValueError`, before the work, if the file `out` cannot be written or would overwrite something of value.
 
     Refused: the `inputs` under any spelling, a picture inside an input folder, anything but a regular file, and files
-    unless they are empty or of the same `kind`. Links are followed.
+    there unless they are empty or of the same `kind`. Links are followed.
     """
     name = printable(out)
     require_writable(out, Path(os.path.realpath(out)).parent)
