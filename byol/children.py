@@ -1,6 +1,6 @@
-"""Python processes that ours start: they import what this one does, nothing of their folder. Torch-free.
+"""Child Python processes: they import what this one does, and nothing from the current folder. Torch-free.
 
-With `-m` and `-c` Python looks into the current folder first: a `queue.py` beside somebody's pictures would be run.
+With `-m` and `-c`, Python searches the current folder first: it would run a `queue.py` beside somebody's pictures.
 """
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ ROOT = str(Path(__file__).resolve().parent.parent)
 
 @contextmanager
 def safe_children() -> Iterator[None]:
-    """Meanwhile every Python that is started leaves the current folder out, whoever starts it.
+    """Within the block, every Python process started ignores the current folder, whoever starts it.
 
-    torch's launcher, torch.compile, `multiprocessing` and Ray all pass the environment on. Where that folder is the one
-    that byol itself was found in (`python -m byol` in a checkout), it counts as given.
+    torch's launcher, torch.compile, `multiprocessing` and Ray all pass the environment on. The folder that byol itself
+    was found in (`python -m byol` in a checkout) stays on the path.
     """
     changed = {"PYTHONSAFEPATH": "1"}
     if sys.path and os.path.realpath(sys.path[0] or os.curdir) == ROOT:
@@ -40,7 +40,7 @@ def safe_children() -> Iterator[None]:
 
 
 def speaks_for_job() -> bool:
-    """Whether this process is to say why it fails: of those that `byol train --nproc` started, the first that asks."""
+    """Whether this process should report its failure: of those started by `byol train --nproc`, the first to ask."""
     if MEETING not in os.environ:
         return True
     place, me = Path(os.environ[MEETING].removeprefix("file://") + ".failed"), str(os.getpid())
@@ -49,7 +49,7 @@ def speaks_for_job() -> bool:
             return place.read_text() == me
         with place.open("x") as file:
             file.write(me)
-    except FileExistsError:  # of one that was quicker
+    except FileExistsError:  # another one was quicker
         return False
     except OSError:  # better twice than never
         pass
@@ -57,6 +57,6 @@ def speaks_for_job() -> bool:
 
 
 def python_running(code: str) -> list[str]:
-    """The beginning of a command: this Python, with this process's search path for modules, running `code`."""
+    """The start of a command line: this Python, with this process's search path for modules, running `code`."""
     path = [os.path.abspath(entry) for entry in sys.path if entry]
     return [sys.executable, "-P", "-c", f"import sys; sys.path[:] = {path!r}\n{code}"]

@@ -38,7 +38,7 @@ COMMANDS = {
         "byol.serve.commands.transfer",
         "Linear-probe and kNN accuracy of a bundle on several data sets.",
     ),
-    "neighbors": ("byol.serve.commands.neighbors", "The images of a bank that are nearest to each query."),
+    "neighbors": ("byol.serve.commands.neighbors", "Find the images of a bank that are nearest to each query."),
     "report": (
         "byol.serve.commands.report",
         "Show runs and bundles as one HTML page: curves, accuracies, neighbours (needs the `report` extra).",
@@ -54,7 +54,7 @@ COMMANDS = {
     ),
 }
 
-# Top-level packages an extra brings: a missing one is a set-up problem, told in one line.
+# Top-level packages an extra brings: a missing one is a set-up problem, reported in one line.
 EXTRAS = {
     "torch": "train",
     "torchvision": "train",
@@ -147,30 +147,30 @@ def _run() -> None:
         sys.exit(1)
     except (MemoryError, RuntimeError) as error:
         if "start new thread" in str(error):
-            note("Error: no more threads can be started: memory or the number of processes is limited; raise the limit")
+            note("Error: no more threads can be started; raise the limit on memory or processes")
             sys.exit(1)
         if not isinstance(error, MemoryError) and "allocate memory" not in str(error):  # how torch says it on a CPU
             raise
-        note(f"Error: not enough memory: {error}; take smaller images or batches")
+        note(f"Error: not enough memory: {error}; use smaller images or batches")
         sys.exit(1)
 
 
 def _why_not_loaded(error: ImportError) -> str | None:
-    """What a person did, or can do, about a library that is there and was not loaded; None for a defect."""
+    """What happened to an installed library that did not load, and what to do; None for a defect."""
     cause: BaseException | None = error
     while cause is not None:
         if isinstance(cause, KeyboardInterrupt):
             return "Aborted!"
         cause = cause.__cause__ or cause.__context__
-    if "initialization failed" in str(error):  # all that compiled modules say of an interruption
-        return "Aborted while libraries were loaded, or one of them is damaged; give the same command again"
+    if "initialization failed" in str(error):  # all that compiled modules say when interrupted
+        return "Aborted while loading libraries, or one of them is damaged; run the same command again"
     if "shared object" in str(error):
-        return f"Error: a library cannot be loaded: {error}; memory may be limited, or the library is damaged"
+        return f"Error: cannot load a library: {error}; raise the memory limit, or reinstall the library"
     return None
 
 
 def _show_defect(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
-    """A traceback, which quotes messages and lines as they are, without what a terminal would obey."""
+    """Print a traceback without the terminal codes that quoted messages and lines may hold."""
     click.echo(for_terminal("".join(traceback.format_exception(kind, error, trace))), err=True, nl=False)
 
 

@@ -26,9 +26,12 @@ if TYPE_CHECKING:
 
 LISTED = 20
 SECONDS_A_LINE = 60.0
+STDERR = 2
+READ_ALREADY = "BYOL_STANDARD_INPUT"  # names the file in which a launcher put standard input for its processes
 
 _said = 0.0  # when the last note was written
-_at_work: list[Callable[[], str]] = []  # what tells how far the work is, the innermost last
+_reader_gone = False
+_at_work: list[Callable[[], str]] = []  # each describes the progress of some work; the innermost last
 
 
 def show_json(values: dict[str, Any]) -> None:
@@ -50,7 +53,7 @@ def show_table(rows: Sequence[tuple[str, object]]) -> None:
 
 
 def note(message: str) -> None:
-    """One line on stderr, where there is one: no work ends for a note that cannot be written."""
+    """One line on stderr, if there is one. A note that cannot be written never stops the work."""
     global _said
     _said = time.monotonic()
     with contextlib.suppress(OSError, ValueError):  # ValueError: the host program has closed it
@@ -58,13 +61,13 @@ def note(message: str) -> None:
 
 
 def note_device(asked: str, device: str, reason: str) -> None:
-    """With `auto`, say what was taken and why."""
+    """With `auto`, say which device was chosen and why."""
     if asked == "auto":
         note(f"device: {device} ({reason})")
 
 
 def note_skipped(skipped: Sequence[Skipped], listed_in: str = "", of: str = "") -> None:
-    """List what was left out, and `of` what; after the first 20, count."""
+    """List the first 20 skipped images and count the rest; `of` describes the whole."""
     if not skipped:
         return
     note(f"skipped {len(skipped)}{of and f' of {of}'}{f' (listed in {listed_in})' if listed_in else ''}:")
@@ -86,7 +89,7 @@ def warnings_as_notes() -> Iterator[None]:
 
 @contextlib.contextmanager
 def progress(title: str, total: int | None) -> Iterator[Callable[[int], None]]:
-    """A bar on stderr when it is a terminal, else a line a minute. Gives advance(count), which any thread may call."""
+    """A bar on stderr if that is a terminal, else a line a minute. Yields advance(count), which any thread may call."""
     if sys.stderr is None or not sys.stderr.isatty():
         lines = _Lines(title, total)
         with at_work(lines.text):
@@ -97,7 +100,7 @@ def progress(title: str, total: int | None) -> Iterator[Callable[[int], None]]:
 
 
 class _Lines:
-    """How far some work is, told a minute after it began, or was told last."""
+    """The progress of some work, printed once a minute."""
 
     def __init__(self, title: str, total: int | None) -> None:
         self._title, self._of = title, f" of {total:,}" if total else ""
@@ -108,7 +111,7 @@ class _Lines:
         return f"{self._title}: {self._done:,}{self._of}"
 
     def advance(self, count: int) -> None:
-        """So much more is done."""
+        """Add `count` to what is done."""
         with self._lock:
             now = time.monotonic()
             self._done += count
@@ -120,7 +123,7 @@ class _Lines:
 
 @contextlib.contextmanager
 def at_work(text: Callable[[], str]) -> Iterator[None]:
-    """Meanwhile `text` tells how far the work is; an empty one, that somebody else does."""
+    """Within the block, `text()` describes the progress; empty means that somebody else reports it."""
     _at_work.append(text)
     try:
         yield
@@ -130,7 +133,7 @@ def at_work(text: Callable[[], str]) -> Iterator[None]:
 
 @contextlib.contextmanager
 def never_silent() -> Iterator[None]:
-    """Meanwhile a minute without a note ends with one that says what is at work: what is slow is not stuck."""
+    """Within the block, a minute without a note ends with one about the work at hand: slow is not stuck."""
     ended, began = threading.Event(), time.monotonic()
 
     def watch() -> None:
@@ -147,9 +150,9 @@ def never_silent() -> Iterator[None]:
 
 
 def _tell(seconds: float) -> None:
-    """Say what is at work. Where nothing needs to be said, it counts as said."""
+    """Describe the work at hand; an empty description counts as written."""
     global _said
-    text = _at_work[-1]() if _at_work else "at work"
+    text = _at_work[-1]() if _at_work else "working"
     if text:
         note(f"{text} ({seconds / 60:.0f} min since the start)")
     else:
@@ -168,26 +171,17 @@ def progress_bar(title: str, total: int | None, start: int = 0, transient: bool 
         TimeRemainingColumn,
     )
 
-    times = TimeElapsedColumn(), TimeRemainingColumn()  # the first one moves also while nothing is done
+    times = TimeElapsedColumn(), TimeRemainingColumn()  # the first one moves even while nothing is done
     columns = (TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn(), *times)
     bar = Progress(*columns, console=Console(stderr=True, highlight=False), transient=transient)
     bar.add_task(as_message(title), total=total, completed=start)
     return bar
 
 
-STDERR = 2
-
-
-READ_ALREADY = "BYOL_STANDARD_INPUT"  # the file that holds what a launcher read from there, for each of its processes
-
-
-_reader_gone = False
-
-
 def prepare() -> None:
     """Make the standard streams of this process safe; for commands, before they open a file.
 
-    Where one is closed, the next file would get its number, and what libraries print would go into that file.
+    If one is closed, the next file opened gets its number, and what libraries print would end up in that file.
     """
     for number in range(3):
         try:
@@ -205,25 +199,25 @@ def prepare() -> None:
 
 
 class _Unfailing(io.FileIO):
-    """Takes everything; what cannot be written is lost."""
+    """Accepts everything; what cannot be written is lost."""
 
     def write(self, data: Any) -> int:
-        """Write what can be written; the number of bytes of it all."""
+        """Write what can be written; returns the number of bytes given."""
         global _reader_gone
         try:
             written = super().write(data)
         except OSError as error:
             _reader_gone = _reader_gone or error.errno == errno.EPIPE
             written = None
-        return memoryview(data).nbytes if written is None else written  # None: full, and not to be waited for
+        return memoryview(data).nbytes if written is None else written  # None: the pipe is full; do not wait
 
 
 def standard_input() -> bytes:
-    """All of standard input, also where the launcher of this process has read it."""
+    """All of standard input, even if this process's launcher has already read it."""
     kept = os.environ.get(READ_ALREADY)
     return Path(kept).read_bytes() if kept else sys.stdin.buffer.read()
 
 
 def reader_is_gone() -> bool:
-    """Whether standard error is a pipe that nobody reads any more."""
+    """Whether standard error is a pipe that nobody reads any longer."""
     return _reader_gone

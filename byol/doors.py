@@ -1,4 +1,4 @@
-"""The public names of a package, imported when they are asked for: a door costs nothing until somebody walks in."""
+"""The public names of a package, imported on first use, so that importing the package costs nothing."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 
 
 def lazy(package: str, modules: Mapping[str, str]) -> tuple[Callable[[str], Any], Callable[[], list[str]]]:
-    """A package's `__getattr__` and `__dir__`. `modules` says for each public name the module that holds it."""
+    """A package's `__getattr__` and `__dir__`. `modules` maps each public name to its module."""
 
     def getattribute(name: str) -> Any:
         if name not in modules:

@@ -1,4 +1,4 @@
-"""What a stranger's input may take of this machine: every limit in one place, each with its environment variable.
+"""The limits on what a stranger's input may use of this machine, each with its environment variable.
 
 docs/security.md lists them; a test keeps the two equal. Torch-free.
 """
@@ -8,7 +8,8 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass
 
-MAX_BATCH_SIZE = 4096  # images; keeps a slip of the keyboard from taking all memory
+MAX_BATCH_SIZE = 4096  # images; a typo must not take all memory
+ALWAYS = 64 << 20  # bytes that any file may unpack to: a small picture of few colours shrinks a thousandfold
 
 
 @dataclass(frozen=True)
@@ -41,14 +42,11 @@ LIMITS = {
 
 
 class BadLimit(ValueError):
-    """An environment variable that is no limit: the user's fault, and no picture's or file's."""
-
-
-ALWAYS = 64 << 20  # bytes that any file may become: a small file of a few colours shrinks a thousandfold
+    """An environment variable that is not a valid limit: the user's mistake, not a fault of any file."""
 
 
 def limit(name: str) -> int:
-    """The limit of a name in its unit: the environment's, else the default. Raises `BadLimit`."""
+    """The limit of this name, in its unit: from the environment, else the default. Raises `BadLimit`."""
     text = os.environ.get(name, "").strip()
     if not text:
         return LIMITS[name].default
@@ -58,5 +56,5 @@ def limit(name: str) -> int:
 
 
 def most_unpacked(packed: int) -> int:
-    """The bytes that a file, or a part of one, of `packed` bytes may become in memory."""
+    """The bytes to which a file, or a part of one, of `packed` bytes may unpack in memory."""
     return max(ALWAYS, limit("BYOL_MAX_RATIO") * packed)

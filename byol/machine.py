@@ -1,4 +1,4 @@
-"""This machine: its cores, its CPU and what that is good at, its NVIDIA driver and GPUs, and memory that was freed."""
+"""This machine: its cores, CPU features, NVIDIA driver and GPUs, and what happens to freed memory."""
 
 from __future__ import annotations
 
@@ -14,24 +14,6 @@ DEVICES = ("auto", "cpu", "cuda")  # what a user may ask for
 
 # glibc's <malloc.h>
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
-
-
-def keep_freed_memory() -> bool:
-    """Tell glibc to keep freed blocks instead of handing them back to the system; whether it was told.
-
-    Activations and decoded images are blocks of some MB, allocated and freed at every step. By default each one is
-    mapped afresh and every page of it faults again. Elsewhere (macOS, Windows, musl) nothing changes.
-    """
-    if not sys.platform.startswith("linux"):
-        return False
-    try:
-        mallopt = ctypes.CDLL(None).mallopt
-    except (OSError, AttributeError):  # another C library
-        return False
-    # Older glibc refuses a threshold above 32 MB.
-    mapped = mallopt(M_MMAP_THRESHOLD, 2**30) or mallopt(M_MMAP_THRESHOLD, 2**25)
-    return bool(mapped and mallopt(M_TRIM_THRESHOLD, 2**31 - 1))
-
 
 # The instruction sets that decide how fast a graph runs: Linux's name for each, and the usual one.
 INSTRUCTION_SETS = {
@@ -51,22 +33,34 @@ INSTRUCTION_SETS = {
     "sve": "SVE",
     "sve2": "SVE2",
 }
-
-
-_BYTE_PRODUCTS = {"AVX-VNNI", "AVX-512 VNNI", "NEON dot product"}  # what ONNX Runtime's int8 kernels are fast with
-
+# Those that ONNX Runtime's int8 kernels run fast on.
+_BYTE_PRODUCTS = {"AVX-VNNI", "AVX-512 VNNI", "NEON dot product"}
 
 CPUINFO = Path("/proc/cpuinfo")
-
-
+QUOTA = Path("/sys/fs/cgroup/cpu.max")
 _CUDA_DRIVER = "nvcuda.dll" if sys.platform == "win32" else "libcuda.so.1"
-
-
 _NVML = "nvml.dll" if sys.platform == "win32" else "libnvidia-ml.so.1"
 
 
+def keep_freed_memory() -> bool:
+    """Tell glibc to keep freed blocks instead of returning them to the system; True if it took effect.
+
+    Activations and decoded images are blocks of some MB, allocated and freed at every step. By default each is
+    mapped anew, and every page of it faults again. Elsewhere (macOS, Windows, musl) nothing changes.
+    """
+    if not sys.platform.startswith("linux"):
+        return False
+    try:
+        mallopt = ctypes.CDLL(None).mallopt
+    except (OSError, AttributeError):  # another C library
+        return False
+    # Older glibc refuses a threshold above 32 MB.
+    mapped = mallopt(M_MMAP_THRESHOLD, 2**30) or mallopt(M_MMAP_THRESHOLD, 2**25)
+    return bool(mapped and mallopt(M_TRIM_THRESHOLD, 2**31 - 1))
+
+
 def cpu_model() -> str:
-    """What the CPU calls itself; at least its architecture."""
+    """The CPU's model name, or at least its architecture."""
     named = _cpuinfo("model name")
     return named[0] if named else platform.processor() or platform.machine()
 
@@ -83,16 +77,6 @@ def fast_int8() -> bool:
     return not _BYTE_PRODUCTS.isdisjoint(instruction_sets() or [])
 
 
-def _cpuinfo(key: str) -> list[str]:
-    """The values of a key of /proc/cpuinfo, one per core; none where there is no such file or key."""
-    try:
-        lines = CPUINFO.read_text(errors="replace").splitlines()
-    except OSError:
-        return []
-    pairs = (line.partition(":") for line in lines)
-    return [value.strip() for name, _, value in pairs if name.strip() == key]
-
-
 def driver_problem() -> str | None:
     """What is wrong with the NVIDIA driver, or None."""
     try:
@@ -105,7 +89,7 @@ def driver_problem() -> str | None:
 
 
 def driver_version() -> str | None:
-    """The NVIDIA driver's version, as its own management library says it; None where there is no driver."""
+    """The NVIDIA driver's version, as NVML reports it; None without a driver."""
     text = ctypes.create_string_buffer(80)
     try:
         library = ctypes.CDLL(_NVML)
@@ -117,7 +101,7 @@ def driver_version() -> str | None:
 
 
 def driver_cuda_version() -> str | None:
-    """The newest CUDA that the NVIDIA driver can run, "12.8"; None where there is no driver."""
+    """The newest CUDA version that the NVIDIA driver supports ("12.8"); None without a driver."""
     version = ctypes.c_int(0)
     try:
         status = ctypes.CDLL(_CUDA_DRIVER).cuDriverGetVersion(ctypes.byref(version))
@@ -127,7 +111,7 @@ def driver_cuda_version() -> str | None:
 
 
 def gpu_count() -> int:
-    """The GPUs that CUDA shows this process; 0 when there is no working driver."""
+    """The number of GPUs visible to this process through CUDA; 0 without a working driver."""
     count = ctypes.c_int(0)
     if driver_problem() is None:
         ctypes.CDLL(_CUDA_DRIVER).cuDeviceGetCount(ctypes.byref(count))
@@ -135,7 +119,7 @@ def gpu_count() -> int:
 
 
 def gpu_names() -> list[str]:
-    """What those GPUs call themselves, in CUDA's order."""
+    """The names of those GPUs, in CUDA's order."""
     device, name = ctypes.c_int(0), ctypes.create_string_buffer(256)
     names = []
     for number in range(gpu_count()):
@@ -146,11 +130,8 @@ def gpu_names() -> list[str]:
     return names
 
 
-QUOTA = Path("/sys/fs/cgroup/cpu.max")
-
-
 def usable_cores() -> int:
-    """The cores this process may run on: its affinity mask and its container's quota, where the system has them."""
+    """The cores this process may run on: its affinity mask and its container's quota, where there are any."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return max(1, int(min(cores, _quota())))
 
@@ -163,3 +144,13 @@ def _quota() -> float:
         return float(granted) / float(period)
     except (OSError, ValueError):  # no such file, or "max"
         return math.inf
+
+
+def _cpuinfo(key: str) -> list[str]:
+    """The values of a key of /proc/cpuinfo, one per core; none where there is no such file or key."""
+    try:
+        lines = CPUINFO.read_text(errors="replace").splitlines()
+    except OSError:
+        return []
+    pairs = (line.partition(":") for line in lines)
+    return [value.strip() for name, _, value in pairs if name.strip() == key]

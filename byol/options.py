@@ -1,4 +1,4 @@
-"""Kinds of options that click lacks: locations, finite numbers, places to write to. Torch-free."""
+"""Option types that click lacks: locations, finite numbers, outputs. Torch-free."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from byol.images.location import Location, location_of
 
 
 class FiniteRange(click.FloatRange):
-    """A range that NaN is not in: no comparison finds it outside."""
+    """A range without NaN, which click accepts as no comparison rules it out."""
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
         """The number; a wrong one ends the command."""
@@ -27,7 +27,7 @@ class FiniteRange(click.FloatRange):
 
 @contextmanager
 def of_option(name: str) -> Iterator[None]:
-    """What is refused as a `ValueError` is the fault of an option: it ends the command with its name, and status 2."""
+    """A `ValueError` in the block is the fault of the option `name`: the command ends with exit status 2."""
     try:
         yield
     except ValueError as error:
@@ -35,7 +35,7 @@ def of_option(name: str) -> Iterator[None]:
 
 
 class Output(click.Path):
-    """A place to be written to. It has a name: an empty one would mean the current folder."""
+    """A path to write to; not empty, as that would mean the current folder."""
 
     def __init__(self, dir_okay: bool = True) -> None:
         super().__init__(dir_okay=dir_okay, path_type=Path)
@@ -50,7 +50,7 @@ class Output(click.Path):
 
 
 class OutputFile(Output):
-    """A file to be written, whose folder is there: known before the work that it is to hold."""
+    """A file to write, in a writable folder: checked before the work begins."""
 
     def __init__(self) -> None:
         super().__init__(dir_okay=False)
@@ -58,11 +58,11 @@ class OutputFile(Output):
     def convert(
         self, value: str | os.PathLike[str], param: click.Parameter | None, ctx: click.Context | None
     ) -> str | bytes | os.PathLike[str]:
-        """The path; one in a folder that is not there, or cannot be written to, ends the command."""
+        """The path; a missing or read-only folder ends the command."""
         path = super().convert(value, param, ctx)
         folder = Path(os.fspath(value)).parent
         if not folder.is_dir() or not os.access(folder, os.W_OK | os.X_OK):
-            self.fail(f"{folder} is no folder that can be written to; make it first.", param, ctx)
+            self.fail(f"{folder} is not a writable folder; create it first.", param, ctx)
         return path
 
 
@@ -70,7 +70,7 @@ export_check_option = click.option(
     "--export-check/--no-export-check",
     default=True,
     show_default=True,
-    help="Find out first whether the encoder can be exported; takes seconds, for ResNets of usual sizes nothing.",
+    help="First check that the encoder can be exported: takes seconds, for ResNets of usual sizes no time.",
 )
 
 
@@ -80,7 +80,7 @@ class LocationType(click.ParamType[Location]):
     name = "location"
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Location:
-        """The location; whether there is anything is for `byol.images.open` to say."""
+        """The location; `byol.images.open` checks that it exists."""
         return location_of(value)
 
 

@@ -20,20 +20,27 @@ from byol.images.location import Location
 from byol.images.walk import is_image
 from byol.text import printable, reason_of
 
+DIGEST_KEY = "bundle_sha256"
+STAGES = {"list", "decode"}
+CLASS_COLUMNS = ["id", "label", "predicted", "probability"]
+ERROR_COLUMNS = ["path", "stage", "reason"]
+_HEAD = 8192  # bytes of a page
+_DAMAGED = (OSError, ValueError, SyntaxError, zipfile.BadZipFile, csv.Error, pa.ArrowException)
+
 
 @dataclass(frozen=True)
 class Kind:
-    """A kind of file that a command writes: `name` in words; `holds` tells whether a file is one that byol wrote."""
+    """A kind of file that a command writes: its `name` in words; `holds` tells whether byol wrote a given file."""
 
     name: str
     holds: Callable[[Path], bool]
 
 
 def require_output(out: Path, kind: Kind, inputs: Iterable[Location | None] = ()) -> None:
-    """Raise `ValueError` when writing the file `out` would lose anything, or cannot be done; before the work.
+    """Raise `ValueError`, before the work, if the file `out` cannot be written or would overwrite something of value.
 
-    Refused are the `inputs` under whatever spelling, pictures in a folder of them, existing files but empty ones and
-    those of the same `kind`, and what is no file. Behind a link counts what it points to.
+    Refused: the `inputs` under any spelling, a picture inside an input folder, anything but a regular file, and files
+    there unless they are empty or of the same `kind`. Links are followed.
     """
     name = printable(out)
     require_writable(out, Path(os.path.realpath(out)).parent)
@@ -41,16 +48,16 @@ def require_output(out: Path, kind: Kind, inputs: Iterable[Location | None] = ()
         final = behind_links(out)
         size = final.stat().st_size if final.exists() else 0
     except OSError as error:
-        raise ValueError(f"{name} cannot be written to: {reason_of(error)}; name a file") from error
+        raise ValueError(f"{name} is not writable: {reason_of(error)}; name a file") from error
     _require_apart(out, inputs)
     if is_mount(final):
-        raise ValueError(f"{name} is a mount point, which no new file can replace; mount its folder instead")
+        raise ValueError(f"{name} is a mount point and cannot be replaced; mount its folder instead")
     if size and not kind.holds(final):
         raise ValueError(f"{name} exists and is not {kind.name} that byol wrote; choose another name, or move it away")
 
 
 def require_output_folder(out: Path, inputs: Iterable[Location | None] = ()) -> None:
-    """The same for a folder that is added to; what it holds is for its writer to judge."""
+    """The same for an output folder; its writer judges what is already in it."""
     final = Path(os.path.realpath(out))
     if os.path.lexists(final) and not final.is_dir():
         raise ValueError(f"{printable(out)} is not a folder; choose another name")
@@ -61,11 +68,10 @@ def require_output_folder(out: Path, inputs: Iterable[Location | None] = ()) -> 
 def _require_apart(out: Path, inputs: Iterable[Location | None]) -> None:
     for location in inputs:
         if location is not None and _is_same(out, location):
-            raise ValueError(f"{printable(out)} is what is read ({printable(location)}); choose another name")
+            raise ValueError(f"{printable(out)} is an input ({printable(location)}); choose another name")
         if location is not None and _is_picture_in(out, location):
             raise ValueError(
-                f"{printable(out)} would count as an image of {printable(location)}, where it lies; choose a place "
-                "outside of what is read"
+                f"{printable(out)} would become an image of {printable(location)}; choose a place outside that folder"
             )
 
 
@@ -85,26 +91,8 @@ def _local(location: Location) -> str:
     return str(location).removeprefix("file://")
 
 
-DIGEST_KEY = "bundle_sha256"
-
-
-STAGES = {"list", "decode"}
-
-
-CLASS_COLUMNS = ["id", "label", "predicted", "probability"]
-
-
-ERROR_COLUMNS = ["path", "stage", "reason"]
-
-
-_HEAD = 8192  # bytes of a page
-
-
-_DAMAGED = (OSError, ValueError, SyntaxError, zipfile.BadZipFile, csv.Error, pa.ArrowException)
-
-
 def _holds(test: Callable[[Path], bool]) -> Callable[[Path], bool]:
-    """A file that cannot be read as its kind is not of it."""
+    """The test, False for a file that cannot be read."""
 
     def safe(path: Path) -> bool:
         try:
@@ -148,7 +136,7 @@ def _is_errors(path: Path) -> bool:
 
 
 def _is_confusion(path: Path) -> bool:
-    """A square of counts whose rows and columns are the same classes: the form is all that a CSV can be known by."""
+    """A square of counts whose rows and columns are the same classes; a CSV has no other mark."""
     with open(path, encoding="utf-8", newline="") as stream:
         rows = csv.reader(stream)
         title, *classes = next(rows, [""])
@@ -170,18 +158,8 @@ def _is_page(path: Path) -> bool:
 
 
 FEATURES = Kind("a features file", _holds(_is_features))
-
-
 CLASSES = Kind("a table of classes", _holds(_is_classes))
-
-
 ERRORS = Kind("a list of errors", _holds(_is_errors))
-
-
 CONFUSION = Kind("a confusion matrix", _holds(_is_confusion))
-
-
 GRID = Kind("a picture of neighbours", _holds(_is_grid))
-
-
 PAGE = Kind("a report", _holds(_is_page))

@@ -1,4 +1,4 @@
-"""Signals that ask a process to end: everything is put away on the way out. Torch-free."""
+"""Signals that ask a process to end: it cleans up on the way out. Torch-free."""
 
 from __future__ import annotations
 
@@ -12,18 +12,18 @@ HANG_UP = None if sys.platform == "win32" else signal.SIGHUP
 
 
 class Stopped(BaseException):
-    """SIGTERM or SIGHUP came; raised in the main thread, wherever it was, and never taken for a failure of the work."""
+    """SIGTERM or SIGHUP arrived. Raised in the main thread; nothing takes it for a failure of the work."""
 
 
 class Ended(Exception):
-    """The work ended before its time, and through no fault of the program. The message says why, and what is kept."""
+    """The work ended early, through no fault of the program. The message says why, and what is kept."""
 
 
 @contextmanager
 def handled(numbers: Sequence[int | None], handler: Callable[[int, Any], None] | signal.Handlers) -> Iterator[None]:
-    """Have a handler for these signals, but for those that the parent had ignored, as `nohup` does.
+    """Handle these signals, except those that the parent process ignores, as `nohup` does.
 
-    Outside the main thread nothing changes: there the host program handles its signals.
+    Outside the main thread nothing changes: the host program handles its signals there.
     """
     old: dict[int, Any] = {}
     try:
@@ -41,7 +41,7 @@ def handled(numbers: Sequence[int | None], handler: Callable[[int, Any], None] |
 
 @contextmanager
 def stopping() -> Iterator[None]:
-    """SIGTERM and SIGHUP raise `Stopped`; a second SIGTERM ends at once, hang-ups may come in twos."""
+    """SIGTERM and SIGHUP raise `Stopped`; a second SIGTERM ends at once, further hang-ups are ignored."""
     with handled((signal.SIGTERM, HANG_UP), _stop):
         yield
 
@@ -54,5 +54,5 @@ def _stop(number: int, _frame: object) -> None:
 
 
 def hang_up_is_ignored() -> bool:
-    """Whether the process is to outlive its terminal, as under `nohup`."""
+    """Whether the process should outlive its terminal, as under `nohup`."""
     return HANG_UP is not None and signal.getsignal(HANG_UP) is signal.SIG_IGN

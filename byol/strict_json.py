@@ -1,4 +1,4 @@
-"""Values from strangers, strictly: JSON without doubled keys or infinite numbers, fields as their annotations say."""
+"""Strict values from strangers: JSON without duplicate keys or infinite numbers, fields of their annotated types."""
 
 from __future__ import annotations
 
@@ -8,9 +8,12 @@ import math
 import re
 from typing import Any
 
+LARGEST_FLOAT = 3e38  # about float32's largest: everything is computed in float32
+_COUNTS = {2: "two", 3: "three"}
+
 
 def read_object(text: str | bytes) -> dict[str, Any]:
-    """The JSON object in a text (bytes: UTF-8). Raises `ValueError`, in one line."""
+    """The JSON object in a text (bytes: UTF-8). Raises `ValueError` with a one-line message."""
     try:
         characters = text.decode("utf-8") if isinstance(text, bytes) else text
         data = json.loads(characters, object_pairs_hook=_unique, parse_constant=_refuse, parse_float=_finite)
@@ -26,20 +29,20 @@ def read_object(text: str | bytes) -> dict[str, Any]:
 
 
 class _Refused(ValueError):
-    """JSON that other readers take and this one does not."""
+    """JSON that other readers accept and this one does not."""
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     unique: dict[str, Any] = {}
     for key, value in pairs:
         if key in unique:
-            raise _Refused(f"the key {key!r:.80} stands twice in one object")
+            raise _Refused(f"the key {key!r:.80} appears twice in one object")
         unique[key] = value
     return unique
 
 
 def _refuse(name: str) -> None:
-    raise _Refused(f"{name} is not a number that it may hold")
+    raise _Refused(f"{name} is not allowed as a number")
 
 
 def _finite(text: str) -> float:
@@ -49,16 +52,10 @@ def _finite(text: str) -> float:
     return value
 
 
-_COUNTS = {2: "two", 3: "three"}
-
-
-LARGEST_FLOAT = 3e38  # float32's, in which all of it is computed
-
-
 def check_fields(settings: Any) -> None:
-    """Raises `ValueError` that names the first field whose value is of another type or length, or not float32's.
+    """Raise `ValueError` naming the first field whose value has a wrong type or length, or exceeds float32.
 
-    For fields of bool, int, float, str, fixed-length tuples of float, and dataclasses.
+    Fields may be bool, int, float, str, fixed-length tuples of float, and dataclasses.
     """
     for field in dataclasses.fields(settings):
         value, kind = getattr(settings, field.name), str(field.type)

@@ -1,9 +1,9 @@
-"""Words for people: names, reasons and messages that any terminal, table, page or log takes. Torch-free.
+"""Text for people: names, reasons and messages that are safe in any terminal, table, page or log. Torch-free.
 
-What a stranger wrote (a file's name, a class, a URL, an error's text) may hold terminal codes, changes of the writing
-direction, line ends, secrets, markup and formulas. Data files keep names as they are (`path_text`); what a person reads
-goes through `printable` or `on_one_line` where a message is composed, through `as_message` or `for_terminal` where it
-leaves, into a spreadsheet through `cell`, into Markdown through `code_span`.
+What a stranger wrote (a file name, a class, a URL, an error) may hold terminal codes, changes of the writing direction,
+line ends, secrets, markup and formulas. Data files keep names as they are (`path_text`). Messages use `printable` or
+`on_one_line` where they are composed, `as_message` or `for_terminal` where they are written; spreadsheets use `cell`,
+Markdown `code_span`.
 """
 
 from __future__ import annotations
@@ -26,22 +26,22 @@ _QUERY = re.compile(
 
 
 class Recipe(ValueError):
-    """An error whose message ends in lines to be copied: ours, with names that are on one line."""
+    """An error whose message ends in lines to copy; they are ours, and names in them are on one line."""
 
 
 def missing(package: str, extra: str, wanted_by: str) -> str:
-    """What to do where a package of an extra is not installed; `wanted_by` is an option or a piece of work."""
+    """What to do about a missing package of an extra; `wanted_by` names the option or task that needs it."""
     return f"{wanted_by} needs {package}, which is not installed; run: pip install 'byol[{extra}]'"
 
 
 def path_text(path: str | bytes | os.PathLike[str]) -> str:
-    r"""A path as text for data: bytes that are not UTF-8 become `\xNN`, all else stays as it is."""
+    r"""A path as text for data: bytes that are not UTF-8 become `\xNN`; the rest is unchanged."""
     if isinstance(path, bytes):
         return path.decode("utf-8", "backslashreplace")
     text = str(path)  # not os.fspath: a URL's path alone lacks its protocol
     try:
         raw = os.fsencode(text)
-    except UnicodeEncodeError:  # half of a surrogate pair, as JSON can spell one
+    except UnicodeEncodeError:  # half a surrogate pair, which JSON can spell
         raw = text.encode("utf-8", "surrogatepass")
     return raw.decode("utf-8", "backslashreplace")
 
@@ -53,15 +53,15 @@ def printable(path: str | bytes | os.PathLike[str]) -> str:
 
 
 def is_plain(character: str) -> bool:
-    """Whether a character is no control character, no line end and no change of the writing direction.
+    """Whether a character is not a control character, a line end or a change of the writing direction.
 
-    `str.isprintable` would also refuse what joins letters in Persian, the spaces of French and Japanese, and emoji.
+    `str.isprintable` would also reject what joins letters in Persian, the spaces of French and Japanese, and emoji.
     """
     return unicodedata.category(character) not in _CONTROLS and unicodedata.bidirectional(character) not in TURNS
 
 
 def on_one_line(text: str) -> str:
-    """Text with escapes (`\\n`, `\\x1b`, `\\u202e`) in the place of characters that are not plain."""
+    """Text with escapes (`\\n`, `\\x1b`, `\\u202e`) for characters that are not plain."""
     if text.isascii() and text.isprintable():
         return text
     return "".join(c if is_plain(c) else c.encode("unicode_escape").decode() for c in text)
@@ -84,7 +84,7 @@ def cell(text: str) -> str:
 
 
 def code_span(text: str, in_table: bool = False) -> str:
-    """A text as a code span of Markdown: nothing in it is a link, an image, HTML or the end of a table's cell."""
+    """A text as a code span of Markdown: nothing in it acts as a link, an image, HTML or the end of a table cell."""
     plain = as_message(text) or " "
     fence = "`" * (1 + max(map(len, re.findall("`+", plain)), default=0))
     space = " " if plain[0] in " `" or plain[-1] in " `" else ""  # one at each end is not shown
@@ -93,9 +93,9 @@ def code_span(text: str, in_table: bool = False) -> str:
 
 
 def without_secrets(text: str) -> str:
-    """Text in which URLs have no user and password, and a short digest in the place of their query and fragment.
+    """Text in which URLs have no user and password, and a short digest instead of a query and fragment.
 
-    The digest keeps two URLs apart that differ in their query alone.
+    The digest tells apart URLs that differ only in their query.
     """
     if "://" not in text:
         return text
@@ -105,7 +105,7 @@ def without_secrets(text: str) -> str:
 
 
 def url_without_secrets(url: str) -> str:
-    """The same for what is one URL as a whole, also with blanks in it, and for a local path, which is left as it is."""
+    """The same for a single URL, which may contain blanks, or a local path, which stays as it is."""
     found = _URL.fullmatch(url)
     if found is None:
         return url
@@ -129,6 +129,6 @@ def reason_of(error: BaseException) -> str:
 
 
 def first_line(error: BaseException) -> str:
-    """The first line of what an error says, for libraries that add a page of advice."""
+    """The first line of an error message, for libraries that add a page of advice."""
     lines = str(error).strip().splitlines()
     return without_secrets(on_one_line(lines[0])) if lines else type(error).__name__

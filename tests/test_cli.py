@@ -19,8 +19,8 @@ def interrupted() -> ImportError:
     ("error", "line"),
     [
         (interrupted(), "Aborted!"),
-        (ImportError("initialization failed"), "Aborted while libraries were loaded"),
-        (ImportError("x.so: failed to map segment from shared object"), "Error: a library cannot be loaded: x.so"),
+        (ImportError("initialization failed"), "Aborted while loading libraries"),
+        (ImportError("x.so: failed to map segment from shared object"), "Error: cannot load a library: x.so"),
         (RuntimeError("can't start new thread"), "Error: no more threads can be started"),
     ],
 )

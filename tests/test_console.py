@@ -47,7 +47,7 @@ def said(monkeypatch: pytest.MonkeyPatch) -> Iterator[Said]:
 
 
 def test_work_that_says_nothing_is_said_to_go_on(said: Said) -> None:
-    said.wait_for("at work (0 min")
+    said.wait_for("working (0 min")
     with console.progress("decode photos", 600) as advance:
         said.wait_for("decode photos: 0 of 600 (")  # while the first image takes long
         threads = [threading.Thread(target=advance, args=(1,)) for _ in range(20)]
@@ -59,7 +59,7 @@ def test_work_that_says_nothing_is_said_to_go_on(said: Said) -> None:
         with console.progress("within", None):
             said.wait_for("within: 0 (")
     said.lines.clear()
-    said.wait_for("at work (")
+    said.wait_for("working (")
 
 
 def test_work_that_speaks_for_itself_is_not_spoken_of(said: Said) -> None:

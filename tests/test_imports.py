@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import subprocess
 import sys
 from pathlib import Path
 
@@ -173,3 +174,17 @@ def test_public_doors_say_what_lies_behind_them(door: str) -> None:
     assert all(getattr(module, name) is not None for name in module.__all__)
     with pytest.raises(AttributeError, match="has no attribute 'nothing'"):
         module.nothing  # noqa: B018
+
+
+def test_imports_of_images_leave_the_warning_filters_alone() -> None:
+    code = """
+import importlib, sys, warnings
+import numpy, pyarrow.parquet, PIL.Image
+before = list(warnings.filters)
+for name in sys.argv[1:]:
+    importlib.import_module(name)
+assert warnings.filters == before, warnings.filters
+"""
+    names = [name for name in MODULES if name.startswith("byol.images") and name != "byol.images.remote.http"]
+    assert len(names) > 20
+    subprocess.run([sys.executable, "-c", code, *names], check=True)

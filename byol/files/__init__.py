@@ -1,1 +1,1 @@
-"""Files of every kind: written whole or not at all, locked, and opened as what a stranger may have made of them."""
+"""Files: written whole or not at all, locked, and read with the care that strangers' files need."""

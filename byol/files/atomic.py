@@ -1,4 +1,4 @@
-"""Files and folders: atomic writes, so that what bears its final name is whole; regular files only. Torch-free."""
+"""Atomic writes, so that whatever has its final name is complete; reads of regular files only. Torch-free."""
 
 from __future__ import annotations
 
@@ -19,16 +19,16 @@ from byol.text import printable
 
 NO_FILE = "not a regular file"
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-A_LINK = "a symbolic link; put the file itself there"
+A_LINK = "a symbolic link; replace it with the file itself"
 
 
 @contextmanager
 def atomic_file(path: str | os.PathLike[str]) -> Iterator[Path]:
-    """Give a temporary path beside `path`; after the block its content is synced to disk and takes the final name.
+    """Yield a temporary path beside `path`; after the block it is synced to disk and renamed to `path`.
 
-    Behind a link, that is the name of what it points to, and the link stays. When the block raises, the temporary file
-    is removed and whatever stood under `path` stays as it was. Raises `BlockingIOError` while another process writes
-    the same file, and `OSError` where a pipe, a device or a folder stands.
+    A link stays, and its target is replaced. When the block raises, the temporary file is removed and `path` stays
+    unchanged. Raises `BlockingIOError` while another process writes
+    the same file, and `OSError` if `path` is a pipe, a device or a folder.
     """
     final = behind_links(path)
     with only_writer(final) as alone:
@@ -48,18 +48,18 @@ def atomic_file(path: str | os.PathLike[str]) -> Iterator[Path]:
 
 
 def _say_where(error: BaseException, path: Path) -> None:
-    """Have an error of a disk that is full name what was written, which no error of an open file does by itself."""
+    """Add the path to a disk-full error; errors of open files lack it."""
     if isinstance(error, OSError) and error.errno in FULL and error.filename is None:
         error.filename = os.fspath(path)
 
 
 @contextmanager
 def atomic_folder(path: str | os.PathLike[str], last: str) -> Iterator[Path]:
-    """The same for a folder: an old one is replaced only once the new one is whole; behind a link, what it points to.
+    """The same for a folder: an old one is replaced only once the new one is complete.
 
     A kill between the two renames at the end leaves the old one as `.NAME.byol-XXXXXXXXXXXXXXXX.old`. A folder that
     must stay (see `must_stay`) is filled instead: its files are replaced one by one, and `last`, the file by which
-    readers know it, is not there meanwhile. A kill then leaves the others, and a hidden folder (see `is_half_filled`).
+    readers recognise it, comes last. A kill then leaves the other files and a hidden folder (see `is_half_filled`).
     """
     final = Path(path).resolve()
     final.parent.mkdir(parents=True, exist_ok=True)
@@ -85,7 +85,7 @@ def atomic_folder(path: str | os.PathLike[str], last: str) -> Iterator[Path]:
 
 @contextmanager
 def _alone(final: Path, stays: bool) -> Iterator[bool]:
-    """Keep other writers out: by a lock in the folder, and where it is yet to be, or is replaced, one beside it."""
+    """Keep other writers out: by a lock in an existing folder, and one beside it unless it stays."""
     with ExitStack() as locks:
         beside = stays or locks.enter_context(only_writer(final))
         yield (not final.is_dir() or locks.enter_context(only_writer_in(final))) and beside
@@ -118,7 +118,7 @@ def _exchange(final: Path, new: Path, alone: bool) -> None:
 
 
 def _fill(final: Path, new: Path, last: str) -> None:
-    """Move what a new folder holds, which lies in the final one, to where it belongs; all else there goes."""
+    """Move the content of `new`, which lies inside `final`, up into it; everything else there is removed."""
     remove(final / last)
     sync(final)
     names = set(os.listdir(new))
@@ -135,33 +135,33 @@ def _fill(final: Path, new: Path, last: str) -> None:
 
 
 def must_stay(folder: Path) -> bool:
-    """Whether a folder is one that cannot be renamed, and that no other one can replace.
+    """Whether a folder cannot be renamed or replaced.
 
-    That is a mount point, one that this process runs in, and one in a folder that cannot be written to: what a
-    container is given for its results.
+    That is a mount point, the current folder or one above it, or a folder in a read-only one: what containers get for
+    their results.
     """
     runs_in_it = Path.cwd().is_relative_to(folder)
     return folder.is_dir() and (runs_in_it or is_mount(folder) or not os.access(folder.parent, os.W_OK | os.X_OK))
 
 
 def is_half_filled(folder: Path) -> bool:
-    """Whether a killed writer left a folder as it was being filled."""
+    """Whether a writer was killed while it filled a folder."""
     return bool(leftovers_of(_new_in(folder), ".tmp"))
 
 
 def contents(folder: Path) -> set[str]:
-    """The names in a folder, without our lock, what killed writers left, and what every disk's root holds."""
+    """The names in a folder, without our lock, leftovers of killed writers and `OF_THE_SYSTEM`."""
     left = {path.name for path in leftovers_of(_new_in(folder), ".tmp")}
     return set(os.listdir(folder)) - left - {LOCK} - OF_THE_SYSTEM
 
 
 def _new_in(folder: Path) -> Path:
-    """What is made in a folder that is filled is named after this, whatever the folder is called where."""
+    """The base of temporary names inside a folder being filled: the same wherever the folder is mounted."""
     return folder / "new"
 
 
 def is_mount(path: Path) -> bool:
-    """Whether this is a mount point, also of a file, or of the disk that it lies on (a bind mount)."""
+    """Whether this is a mount point: also of a file, or of its own disk (a bind mount)."""
     if os.path.ismount(path):
         return True
     try:
@@ -174,8 +174,8 @@ def is_mount(path: Path) -> bool:
 
 @contextmanager
 def made_folder(path: Path) -> Iterator[None]:
-    """Make a folder and its parents, if they are not there; those made here go again when the block fails."""
-    path = Path(os.path.realpath(path))  # a link may lead to a folder that is yet to be
+    """Create a folder and its parents if they are missing; when the block fails, those created are removed."""
+    path = Path(os.path.realpath(path))  # a link may lead to a folder that does not exist yet
     made = [folder for folder in (path, *path.parents) if not folder.exists()]
     path.mkdir(parents=True, exist_ok=True)
     try:
@@ -188,7 +188,7 @@ def made_folder(path: Path) -> Iterator[None]:
 
 
 def behind_links(path: str | os.PathLike[str]) -> Path:
-    """Where a file written to `path` comes to lie. Raises `OSError` where links lead nowhere, or to no file."""
+    """Where a file written to `path` ends up. Raises `OSError` if `path` exists and is not a regular file."""
     try:
         mode = os.stat(path).st_mode
     except FileNotFoundError:
@@ -200,7 +200,7 @@ def behind_links(path: str | os.PathLike[str]) -> Path:
 
 
 def _create(path: Path) -> int:
-    """Make a new, empty file, behind no link and in the place of nothing; the permissions that new files get."""
+    """Create an empty file, following no link and replacing nothing; returns the permissions that new files get."""
     descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_NOFOLLOW", 0), 0o666)
     try:
         return stat.S_IMODE(os.fstat(descriptor).st_mode)
@@ -209,7 +209,7 @@ def _create(path: Path) -> int:
 
 
 def require_folder_place(path: Path) -> None:
-    """Raise `ValueError` when `atomic_folder` could not put a folder at `path`; before work that would be lost."""
+    """Raise `ValueError` when `atomic_folder` could not put a folder at `path`: call it before the work."""
     final = path.resolve()
     if final.exists() and not final.is_dir():
         raise ValueError(f"{printable(path)} is a file; name a folder")
@@ -217,25 +217,24 @@ def require_folder_place(path: Path) -> None:
 
 
 def require_writable(path: Path, folder: Path) -> None:
-    """Raise `ValueError` when `path` cannot be written as nothing can be in `folder`, which may be the path itself."""
+    """Raise `ValueError` when `path` cannot be written because `folder` (which may be `path`) is not writable."""
     place = lowest_there(folder)
     if not (place.is_dir() and os.access(place, os.W_OK | os.X_OK)):
         itself = place == Path(os.path.realpath(path))
-        what = "written to" if itself else f"made: {printable(place)} is no folder that can be written to"
-        raise ValueError(f"{printable(path)} cannot be {what}; choose another place, or change its permissions")
+        what = "is not writable" if itself else f"cannot be created: {printable(place)} is not a writable folder"
+        raise ValueError(f"{printable(path)} {what}; choose another place, or change its permissions")
 
 
 def lowest_there(path: Path) -> Path:
-    """The path itself where it is there, else the lowest one above it that is."""
+    """The path itself if it exists, else its nearest parent that does."""
     whole = path.absolute()
     return next(place for place in (whole, *whole.parents) if os.path.lexists(place))
 
 
 def open_regular(path: str | bytes | os.PathLike[str], follow: bool = True) -> BinaryIO:
-    """Open a regular file for reading; nothing else is ever opened, as a pipe would be waited for.
+    """Open a regular file for reading, and nothing else: opening a pipe would block.
 
-    `follow`: also behind a symbolic link, which is right for a path that the user gave and wrong for a file in a folder
-    that came from somebody else. Raises `OSError`.
+    `follow` allows symbolic links: right for a path that the user gave, wrong in a stranger's folder. Raises `OSError`.
     """
     seen = os.stat(path, follow_symlinks=follow)
     if stat.S_ISLNK(seen.st_mode):
@@ -245,7 +244,7 @@ def open_regular(path: str | bytes | os.PathLike[str], follow: bool = True) -> B
     flags = os.O_RDONLY | sum(getattr(os, name, 0) for name in ("O_BINARY", "O_CLOEXEC", "O_NONBLOCK"))
     descriptor = os.open(path, flags if follow else flags | getattr(os, "O_NOFOLLOW", 0))
     stream = open(descriptor, "rb")  # noqa: SIM115 - closed by the caller
-    if not stat.S_ISREG(os.fstat(descriptor).st_mode):  # exchanged since it was looked at
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):  # replaced since it was checked
         stream.close()
         raise OSError(errno.EINVAL, NO_FILE, path)
     return stream
@@ -255,14 +254,14 @@ def read_regular(path: str | bytes | os.PathLike[str], most: int, follow: bool =
     """The content of a regular file of at most `most` bytes (see `open_regular`). Raises `OSError`."""
     with open_regular(path, follow) as stream:
         size = os.fstat(stream.fileno()).st_size
-        content = stream.read(min(size, most) + 1)  # as much memory is taken at once
+        content = stream.read(min(size, most) + 1)  # read() allocates this much at once
     if len(content) > most:
         raise OSError(errno.EFBIG, f"larger than {most:,} bytes", path)
     return content
 
 
 def remove(path: Path) -> None:
-    """Remove a file, a link or a folder with all in it, if it is there."""
+    """Remove a file, a link or a folder with all its content, if it exists."""
     if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path)
     else:
@@ -296,7 +295,7 @@ def sync(path: Path) -> None:
 
 
 class SourceUnavailable(ValueError):
-    """The place of the images cannot be read (any more): no image is at fault, and none may be left out for it.
+    """The images cannot be reached (any longer): no image is at fault, and none may be left out for it.
 
-    The work stops; what is finished stays, and the same command goes on once the place is back.
+    The work stops. Finished work is kept, and the same command resumes once the images can be reached again.
     """

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from byol.files.names import hidden_name
 
-if sys.platform != "win32":  # there two writers of one file are not told apart
+if sys.platform != "win32":  # Windows has no lock: two writers of one file are not kept apart
     import fcntl
 
 LOCK = ".lock"  # of a folder, in it
@@ -19,10 +19,10 @@ LOCK = ".lock"  # of a folder, in it
 
 @contextmanager
 def only_writer(final: Path, lock: Path | None = None) -> Iterator[bool]:
-    """Hold the lock of what is written to `final`; gives whether it is held, which some file systems cannot say.
+    """Hold the lock for writing `final`; yields whether it is held, as some file systems have no locks.
 
-    It is an empty file beside `final`, or `lock`, and goes with its holder. Raises `BlockingIOError` while another
-    process holds it, and `OSError` when a link or anything but a file stands in its place: that is not ours.
+    The lock is an empty file, `lock` or one beside `final`; its holder removes it. Raises `BlockingIOError` while
+    another process holds it, and `OSError` when a link, or anything but a file, has its name.
     """
     if sys.platform == "win32":
         yield False
@@ -31,7 +31,7 @@ def only_writer(final: Path, lock: Path | None = None) -> Iterator[bool]:
     descriptor = _open(place)
     try:
         held = _lock(descriptor, final)
-        while held and not _is_at(descriptor, place):  # its last holder has removed it meanwhile
+        while held and not _is_at(descriptor, place):  # its last holder has removed it in between
             os.close(descriptor)
             descriptor = _open(place)
             held = _lock(descriptor, final)
@@ -47,7 +47,7 @@ def only_writer(final: Path, lock: Path | None = None) -> Iterator[bool]:
 
 @contextmanager
 def only_writer_in(folder: Path) -> Iterator[bool]:
-    """The same for a folder that is there. Its lock lies in it: nothing may be written beside a mount point, say."""
+    """The same for an existing folder. Its lock lies inside, as the parent folder may not be writable."""
     with only_writer(folder, folder / LOCK) as held:
         yield held
 
@@ -57,11 +57,11 @@ def _open(place: Path) -> int:
         descriptor = os.open(place, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, 0o666)
     except OSError as error:
         if place.is_symlink() or (place.exists() and not place.is_file()):
-            raise OSError(f"{place} is in the way: a lock is kept under this name; move it away") from error
+            raise OSError(f"{place} is in the way: byol keeps a lock under this name; move it away") from error
         raise
     if not stat.S_ISREG(os.fstat(descriptor).st_mode):
         os.close(descriptor)
-        raise OSError(f"{place} is in the way: a lock is kept under this name; move it away")
+        raise OSError(f"{place} is in the way: byol keeps a lock under this name; move it away")
     return descriptor
 
 

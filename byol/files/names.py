@@ -1,4 +1,4 @@
-"""Names of the files that stand beside another: locks, half-written ones, lists of errors. Torch-free."""
+"""Names of companion files: locks, temporary files, lists of errors. Torch-free."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _EXAMPLE = ".byol-" + "0" * 16
 
 
 def with_ending(name: str, ending: str) -> str:
-    """`name` and an ending; where that is too long, the name is cut and a digest tells it from others."""
+    """`name` and an ending; a name that gets too long is cut, and a digest keeps it unique."""
     raw, room = os.fsencode(name), MOST_BYTES - len(os.fsencode(ending))
     if len(raw) <= room:
         return name + ending
@@ -25,17 +25,17 @@ def with_ending(name: str, ending: str) -> str:
 
 
 def hidden_name(name: str, ending: str) -> str:
-    """The same with a dot in front: folders of images and features leave such files out."""
+    """The same with a leading dot: folders of images and features ignore such files."""
     return with_ending("." + name, ending)
 
 
 def new_name(name: str, ending: str) -> str:
-    """A hidden name that nobody can foresee, for what is being written (`.tmp`) or replaced (`.old`)."""
+    """An unpredictable hidden name for what is being written (`.tmp`) or replaced (`.old`)."""
     return hidden_name(name, f".byol-{secrets.token_hex(8)}{ending}")
 
 
 def leftovers_of(final: Path, ending: str) -> list[Path]:
-    """What killed writers of `final` left under such names; for who holds its lock."""
+    """What killed writers of `final` left under such names. Only the holder of its lock may remove it."""
     start = hidden_name(final.name, _EXAMPLE + ending).removesuffix(_EXAMPLE + ending)
     with os.scandir(final.parent) as entries:
         names = [entry.name for entry in entries if entry.name.startswith(start) and entry.name.endswith(ending)]

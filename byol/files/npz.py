@@ -1,6 +1,6 @@
-"""Named arrays of an `.npz`, also of a stranger's: their sizes are known before they are read. Torch-free.
+"""Arrays of an `.npz` from a stranger: sizes are checked before anything is read. Torch-free.
 
-Stricter than `numpy.load`: no object can be in it, and an array has the bytes that its header says, no more, no less.
+Stricter than `numpy.load`: no objects, and an array has exactly the bytes that its header states.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ _HEADERS = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.r
 
 
 class Arrays:
-    """The arrays of an open `.npz`, each read when it is asked for."""
+    """The arrays of an open `.npz`, each read on demand."""
 
     def __init__(self, archive: zipfile.ZipFile) -> None:
         self._archive = archive
@@ -63,7 +63,7 @@ def _naming(name: str) -> Iterator[None]:
 def _header(entry: IO[bytes]) -> tuple[tuple[int, ...], bool, np.dtype]:
     version = np.lib.format.read_magic(entry)
     if version not in _HEADERS:
-        raise ValueError(f"has a header of version {version}, which is not read")
+        raise ValueError(f"has a header of unknown version {version}")
     return _HEADERS[version](entry)
 
 
@@ -73,15 +73,15 @@ def _require_plain(shape: tuple[int, ...], dtype: np.dtype, size: int) -> None:
     if dtype.kind not in KINDS or dtype.itemsize == 0:
         raise ValueError(f"is of type {dtype!s:.80}; save text or numbers")
     if min(shape, default=0) < 0 or math.prod(shape) * dtype.itemsize != size:
-        raise ValueError(f"of shape {shape!s:.80} and type {dtype} cannot have {size:,} bytes")
+        raise ValueError(f"with shape {shape!s:.80} and type {dtype} cannot have {size:,} bytes")
 
 
 def _require_text(array: np.ndarray) -> None:
-    """NumPy takes any number for a character; Python and Arrow do not."""
+    """NumPy accepts any number as a character; Python and Arrow do not."""
     if array.dtype.kind == "U":
         codes = array.view(np.dtype("u4").newbyteorder(array.dtype.byteorder))
         if ((codes > 0x10FFFF) | (codes >> 11 == 0x1B)).any():  # the latter are halves of UTF-16 pairs
-            raise ValueError("holds characters that there are not")
+            raise ValueError("holds invalid characters")
 
 
 def _fill(content: np.ndarray, entry: IO[bytes]) -> None:

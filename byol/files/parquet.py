@@ -1,4 +1,4 @@
-"""Parquet files from strangers: what reading one takes is known, and bounded, before it is taken. Torch-free.
+"""Parquet files from strangers: memory is bounded before it is allocated. Torch-free.
 
 A few KB may claim a trillion rows, refer to one value a million times, or unpack to gigabytes; and the footer may say
 otherwise. So the footer is read here before PyArrow builds objects of it, and so are the headers of a column's pages
@@ -78,7 +78,7 @@ def open_table(stream: BinaryIO, dictionaries: Sequence[str] = ()) -> Table:
     file = _opened(stream)
     leaves = file.metadata.num_columns
     if any(len(group) != leaves for group in groups):
-        raise ValueError("its row groups do not have the columns of its schema")
+        raise ValueError("its row groups lack columns of its schema, or have others")
     columns = {file.metadata.schema.column(i).path for i in range(leaves)}
     if found := [path for path in dictionaries if path in columns]:
         file = _opened(stream, read_dictionary=found, metadata=file.metadata)
@@ -91,7 +91,7 @@ def _footer(stream: BinaryIO, size: int) -> tuple[list[int], list[list[Chunk]]]:
     end, most = stream.read(8), limit("BYOL_MAX_HEADER_MB")
     length = int.from_bytes(end[:4], "little")
     if end[4:] != b"PAR1" or length > size - 12:
-        raise ValueError("no Parquet file, or cut off" if size else "an empty file")
+        raise ValueError("not a Parquet file, or cut off" if size else "an empty file")
     if length > most << 20:
         raise ValueError(f"its footer has {length:,} bytes, BYOL_MAX_HEADER_MB is {most}")
     stream.seek(size - 8 - length)
@@ -100,7 +100,7 @@ def _footer(stream: BinaryIO, size: int) -> tuple[list[int], list[list[Chunk]]]:
     groups = found.get(4, [])
     rows = [_number(group, ROWS) for group in groups]
     if sum(rows) != found.get(3):
-        raise ValueError("its row groups do not have the rows that it counts")
+        raise ValueError("its row groups do not add up to its number of rows")
     return rows, [[_chunk(column.get(3, {})) for column in group.get(1, [])] for group in groups]
 
 
@@ -114,7 +114,7 @@ def _require_shallow(elements: Sequence[dict[int, Any]]) -> None:
         while left and left[-1] <= 0:
             left.pop()
         if len(left) > MOST_DEPTH:
-            raise ValueError(f"its columns lie more than {MOST_DEPTH} deep in one another")
+            raise ValueError(f"its columns are nested more than {MOST_DEPTH} deep")
 
 
 def _chunk(column: dict[int, Any]) -> Chunk:
@@ -139,7 +139,7 @@ def _opened(stream: BinaryIO, **options: Any) -> Any:
 
 
 def require_small_claim(table: Table, group: int, leaf: int) -> int:
-    """The bytes that a column of a row group takes once it is unpacked, as the footer says: enough for a listing.
+    """The unpacked bytes of a column of a row group, as the footer states them: good enough for a listing.
 
     Raises `ValueError` when that is too much for its bytes in the file.
     """
@@ -150,14 +150,14 @@ def require_small_claim(table: Table, group: int, leaf: int) -> int:
 
 @dataclass(frozen=True)
 class Need:
-    """What a column of a row group takes: `size` in bytes if values that repeat are held once; whether any may."""
+    """The memory for a column of a row group: `size` in bytes if repeated values are held once; whether any repeat."""
 
     size: int
     repeats: bool
 
 
 def require_small(table: Table, group: int, leaf: int) -> Need:
-    """The same by the headers of its pages, with room for each value."""
+    """The same from the headers of its pages, plus room for each value."""
     chunk, column = table.groups[group][leaf], table.file.metadata.schema.column(leaf)
     width = max(8, column.length or 0)  # of a number, of the place of a text in its dictionary, of fixed-size bytes
     found = list(pages(table.stream, chunk))
@@ -174,9 +174,9 @@ def _require_small(table: Table, leaf: int, packed: int, grown: int) -> None:
 
 @dataclass(frozen=True)
 class Page:
-    """What a page says of itself: where it is with its header, its bytes in memory, its values.
+    """A page's header: where the page lies (header included), its bytes in memory, its number of values.
 
-    `refers`: they are places in the dictionary; `is_delta`: one may repeat most of the one before.
+    `refers`: values are places in the dictionary; `is_delta`: a value may repeat most of the previous one.
     """
 
     place: int
@@ -197,7 +197,7 @@ def pages(stream: BinaryIO, chunk: Chunk, start: int | None = None) -> Iterator[
 
     Raises `ValueError` when they do not fill its place in the file.
     """
-    if chunk.values == 0:  # then no page is read, and there may be no place
+    if chunk.values == 0:  # no pages to read, perhaps no valid place
         return
     place, end = chunk.place if start is None else start, chunk.place + chunk.packed
     if end > stream.seek(0, os.SEEK_END):
@@ -231,5 +231,5 @@ def _page_header(stream: BinaryIO, place: int) -> tuple[dict[int, Any], int]:
 def _number(header: dict[int, Any], field: int) -> int:
     value = header.get(field)
     if not isinstance(value, int) or value < 0:
-        raise ValueError("a header lacks a number, or it is negative")
+        raise ValueError("a header lacks a number, or has a negative one")
     return value

@@ -28,7 +28,7 @@ class CutOff(ValueError):
 class Reader:
     """Structs one after the other in some bytes. `place` is where the next one begins.
 
-    `values` and `structs` bound how many values are passed and how many structs are kept, whatever the bytes claim.
+    `values` and `structs` bound the values read and the structs kept, whatever the bytes claim.
     """
 
     def __init__(self, data: bytes, values: int, structs: int = 100) -> None:
@@ -44,17 +44,17 @@ class Reader:
             number = number + step if step else self._signed()
             value = kind == TRUE if kind in (TRUE, FALSE) else self._value(kind, wanted.get(number), depth)
             if number in fields:
-                raise ValueError("a header says one thing twice")
+                raise ValueError("a header has a field twice")
             if number in wanted:
                 if not isinstance(value, _kept_as(wanted[number])):
-                    raise ValueError("a header holds a value of another kind than its field's")
+                    raise ValueError("a header has a field of the wrong type")
                 fields[number] = value
         return fields
 
     def _value(self, kind: int, wanted: Any, depth: int) -> Any:
         self._values -= 1
         if self._values < 0 or depth > MOST_DEPTH:
-            raise ValueError("a header is deeper or longer than any")
+            raise ValueError("a header is too deep or too long")
         if kind in INTEGERS:
             return self._signed()
         if kind == STRUCT:
@@ -72,7 +72,7 @@ class Reader:
             return None
         self._structs -= count
         if self._structs < 0 or head & 15 != STRUCT:
-            raise ValueError("a header lists more than it may")
+            raise ValueError("a header lists too much")
         return [self._value(STRUCT, wanted[0], depth + 1) for _ in range(count)]
 
     def _skip(self, kind: int, depth: int) -> None:
@@ -90,7 +90,7 @@ class Reader:
                 self._value(kinds >> 4, None, depth + 1)
                 self._value(kinds & 15, None, depth + 1)
         else:
-            raise ValueError(f"a header holds a value of no kind that there is ({kind})")
+            raise ValueError(f"a header has a value of unknown type {kind}")
 
     def _byte(self) -> int:
         if self.place >= len(self._data):
@@ -105,7 +105,7 @@ class Reader:
             value |= (byte & 127) << shift
             if byte < 128:
                 return value
-        raise ValueError("a header holds a number of more than 64 bits")
+        raise ValueError("a header has a number of more than 64 bits")
 
     def _signed(self) -> int:
         value = self._unsigned() & (1 << 64) - 1

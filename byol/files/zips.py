@@ -1,7 +1,7 @@
-"""Zip files from strangers (`.npz`, torch's checkpoints): what they hold is measured before any of it is read.
+"""Zip files from strangers (`.npz`, torch's checkpoints): their content is measured before it is read.
 
-Only what NumPy and torch write is taken: the directory at the very end, entries that are stored or deflated, none
-twice, none within another. So every reader sees the same entries, of the sizes that the directory says. Torch-free.
+Only what NumPy and torch write is accepted: the directory at the very end, entries stored or deflated, no duplicates,
+no overlaps. So every reader sees the same entries, with the sizes that the directory states. Torch-free.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ _ENCRYPTED = 0x2041  # flags
 def open_zip(stream: BinaryIO) -> zipfile.ZipFile:
     """The zip file in an open stream, its directory checked.
 
-    Raises `ValueError` for one that is damaged, has entries that overlap or stand twice, a directory beyond
+    Raises `ValueError` for one that is damaged, has overlapping or duplicate entries, a directory beyond
     `BYOL_MAX_HEADER_MB`, or more in it than `BYOL_MAX_RATIO` allows.
     """
     size = stream.seek(0, os.SEEK_END)
@@ -31,7 +31,7 @@ def open_zip(stream: BinaryIO) -> zipfile.ZipFile:
     try:
         archive = zipfile.ZipFile(stream)
     except (zipfile.BadZipFile, NotImplementedError, UnicodeDecodeError, struct.error) as error:
-        raise ValueError(f"not a zip file that can be read: {error}") from error
+        raise ValueError(f"not a readable zip file: {error}") from error
     entries = sorted(archive.infolist(), key=lambda entry: entry.header_offset)
     ends = [*(entry.header_offset for entry in entries[1:]), directory]
     if len({entry.filename for entry in entries}) < len(entries):
@@ -55,7 +55,7 @@ def _directory_place(stream: BinaryIO, size: int) -> int:
         place -= _LOCATOR64.size + _END64.size
         signature, *_, length, start = _record(stream, _END64, place)
         if signature != b"PK\6\6":
-            raise ValueError("a zip file whose directory cannot be found")
+            raise ValueError("a zip file without a directory")
     if start + length != place:
         raise ValueError("a zip file whose directory is not at its end")
     most = limit("BYOL_MAX_HEADER_MB")
@@ -74,10 +74,10 @@ def _record(stream: BinaryIO, kind: struct.Struct, place: int) -> tuple[Any, ...
 def _require_sound(stream: BinaryIO, entry: zipfile.ZipInfo, end: int) -> None:
     name = entry.filename
     if entry.flag_bits & _ENCRYPTED or entry.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
-        raise ValueError(f"its entry {name:.80} is encrypted or compressed in a way that is not read")
+        raise ValueError(f"its entry {name:.80} is encrypted, or compressed by an unsupported method")
     signature, *_, name_length, more_length = _record(stream, _LOCAL, entry.header_offset)
     content = entry.header_offset + _LOCAL.size + name_length + more_length
     if signature != b"PK\3\4" or content + entry.compress_size > end:
-        raise ValueError(f"its entry {name:.80} does not lie where its directory says, or overlaps another")
+        raise ValueError(f"its entry {name:.80} is not where the directory says, or overlaps another")
     if entry.compress_type == zipfile.ZIP_STORED and entry.compress_size != entry.file_size:
-        raise ValueError(f"its entry {name:.80} is stored with two sizes")
+        raise ValueError(f"its entry {name:.80} is stored with two different sizes")

@@ -1,4 +1,4 @@
-"""Images and their labels, from wherever they lie to RGB pixels. Torch-free; training and serving stand on it."""
+"""Images and their labels, from any location to RGB pixels. Torch-free; training and serving build on it."""
 
 from typing import TYPE_CHECKING
 

@@ -35,7 +35,7 @@ _NO_FALLOCATE = (errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSYS, errno.ENOTSUP)
 
 
 def home() -> Path:
-    """The folder of everything kept."""
+    """The folder of everything kept between runs."""
     if own := os.environ.get("BYOL_HOME"):
         return Path(own)
     try:
@@ -57,7 +57,7 @@ def size_limit() -> int:
 
 
 class CacheError(OSError):
-    """Nothing can be kept: the disk is full, or the folder cannot be written to. Only the cache is lost."""
+    """Nothing can be cached: the disk is full, or the folder is not writable. Only the cache is lost."""
 
 
 @dataclass(frozen=True)
@@ -94,7 +94,7 @@ class DecodedCache:
         return sorted((entry for entry in found if entry), key=lambda entry: entry.used)
 
     def has_room(self, size: int) -> bool:
-        """Whether so many bytes may be kept, if need be in place of what is there. Raises `CacheError`."""
+        """Whether `size` bytes may be kept, if need be in place of older entries. Raises `CacheError`."""
         if size > self.limit:
             return False
         kept = sum(entry.size for entry in self.entries())
@@ -105,9 +105,9 @@ class DecodedCache:
     def create(self, key: str, size: int) -> Iterator[Path]:
         """Give an empty folder; after the block its files are synced and found under `key`.
 
-        Entries used longest ago make room. When another process was first, its entry stays and this one goes. Raises
-        `CacheError`; nothing is left then. A lock beside the folder says that it is being written: process numbers
-        mean nothing where two containers share a home.
+        Entries used longest ago make room. If another process was first, its entry stays and this one is removed.
+        Raises `CacheError`, leaving nothing behind. A lock beside the folder marks it as being written: process numbers
+        mean nothing when two containers share a home.
         """
         temporary = self.root / f"{_TEMPORARY}{secrets.token_hex(8)}"
         with ExitStack() as stack:
@@ -124,7 +124,7 @@ class DecodedCache:
 
     @contextmanager
     def failing_alone(self) -> Iterator[None]:
-        """An `OSError` of the block is the cache's own: a `CacheError`, which no other work ends for."""
+        """Turn an `OSError` in the block into a `CacheError`, which stops no other work."""
         try:
             yield
         except OSError as error:
@@ -136,7 +136,7 @@ class DecodedCache:
         try:
             os.rename(temporary, final)
         except OSError:
-            if not final.exists():  # another process was not first: a real failure
+            if not final.exists():  # no other process was first: a real failure
                 raise
         sync(self.root)
 
@@ -146,7 +146,7 @@ class DecodedCache:
             remove(self.root / key)
 
     def clear(self) -> int:
-        """Remove all entries; the bytes freed."""
+        """Remove all entries; returns the bytes freed."""
         entries = self.entries()
         for entry in entries:
             self.drop(entry.path.name)
@@ -165,7 +165,7 @@ class DecodedCache:
             free += entry.size
 
     def _remove_abandoned(self) -> None:
-        """Remove what killed processes left half-written: nobody holds its lock. Without one, after a week."""
+        """Remove what killed processes left half-written: its lock is free, or without a lock it is a week old."""
         for path in self.root.glob(f"{_TEMPORARY}*"):
             with suppress(OSError):
                 if path.is_dir() and _is_abandoned(path):
@@ -177,7 +177,7 @@ def _lock_of(temporary: Path) -> Path:
 
 
 def _is_abandoned(temporary: Path) -> bool:
-    """Whether the process that wrote the folder is gone; where no lock can tell (or none is there, as of old), by age.
+    """Whether the process that wrote the folder is gone; if no lock can tell, judged by age.
 
     Raises `BlockingIOError` while it is at work.
     """
@@ -194,7 +194,7 @@ def read_meta(folder: Path) -> dict[str, Any]:
     meta = read_object(read_regular(folder / META, MOST_META, follow=False))
     listed = [*meta["listed"], *meta["unreadable"]] if _has_types(meta) else None
     if listed is None or not all(_is_skipped(item) for item in listed):
-        raise ValueError("it says something else than an entry does")
+        raise ValueError("it is not the meta.json of an entry")
     return meta
 
 
@@ -209,7 +209,7 @@ def _is_skipped(item: object) -> bool:
 
 
 def _entry(path: Path) -> Entry | None:
-    """An entry, None for anything else: only what is one is ever removed."""
+    """The entry at a path, None for anything else: only entries are ever removed."""
     try:
         meta = read_meta(path)
         files = {file.name: file.lstat() for file in path.iterdir()}
@@ -223,26 +223,26 @@ def _entry(path: Path) -> Entry | None:
 
 
 def reserve(path: Path) -> None:
-    """Have the disk give a sparse file its blocks. Raises `OSError` when it is full.
+    """Reserve the disk blocks of a sparse file. Raises `OSError` when the disk is full.
 
-    Else a mapped page that finds no room would end the process (SIGBUS).
+    Otherwise a mapped page without room would kill the process (SIGBUS).
     """
     with open(path, "r+b") as stream:
         size = os.fstat(stream.fileno()).st_size
         try:
             os.posix_fallocate(stream.fileno(), 0, size)
-        except (AttributeError, OSError) as error:  # macOS has none, some file systems neither
+        except (AttributeError, OSError) as error:  # macOS and some file systems lack it
             if isinstance(error, OSError) and error.errno not in _NO_FALLOCATE:
                 raise
             _fill(stream, size)
 
 
 def _fill(stream: BinaryIO, size: int) -> None:
-    """Write what the file holds, zeros but for its head, over itself."""
+    """Write the file's content (a header, then zeros) over itself."""
     for start in range(0, size, CHUNK):
         stream.seek(start)
         content = stream.read(min(CHUNK, size - start))
         stream.seek(start)
         stream.write(content)
     stream.flush()
-    os.fsync(stream.fileno())  # some file systems find their room only now
+    os.fsync(stream.fileno())  # some file systems allocate only now

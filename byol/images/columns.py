@@ -12,7 +12,7 @@ T = TypeVar("T")
 
 
 class Computed(Sequence[T]):
-    """A sequence of `length` items, each made by `item(i)` when it is asked for."""
+    """A sequence of `length` items, each made by `item(i)` on demand."""
 
     def __init__(self, length: int, item: Callable[[int], T]):
         self._length, self._item = length, item
@@ -61,8 +61,8 @@ def _text(raw: bytes) -> str:
 class Labels(Sequence["str | None"]):
     """The class of each image: `codes` int32 (N,), the place in `names` (sorted, distinct), -1 for no class.
 
-    The constructor takes names in any order, also the same name twice, with codes to match. `why`: what there is to say
-    of images without a class; empty where that is plain.
+    The constructor takes names in any order, duplicates included, with codes to match. `why` explains why images lack a
+    class; empty if that is obvious.
     """
 
     def __init__(self, codes: np.ndarray, names: Sequence[str], why: str = ""):

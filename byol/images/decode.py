@@ -19,8 +19,6 @@ from byol.images.surroundings import UnreadableImage
 from byol.machine import usable_cores
 
 T = TypeVar("T")
-
-
 C = TypeVar("C")
 
 MARGIN = Fraction(8, 7)  # an image's shorter side to a crop's: 256 to 224, as the paper has it
@@ -68,7 +66,7 @@ def decode(
 def decode_all(
     sources: Iterable[ImageSource], transform: Callable[[Image.Image], T], threads: int = 0
 ) -> Iterator[tuple[ImageSource, int, T | UnreadableImage]]:
-    """The same for several sources, one after the other; each is asked for when the last chunk before it is begun."""
+    """The same for several sources, one after the other; each is requested once the last chunk before it has begun."""
     threads = threads or usable_cores()
 
     def chunks() -> Iterator[tuple[ImageSource, range]]:

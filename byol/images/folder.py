@@ -1,6 +1,6 @@
-"""Folders of images, walked in the order of their paths: as one listing, or in sections meanwhile. Torch-free.
+"""Folders of images, walked in the order of their paths: as one listing, or in sections during the walk. Torch-free.
 
-`LocalTree` is a folder of this machine; `byol.images.remote.tree.RemoteTree` one behind a URL.
+`LocalTree` is a local folder, `byol.images.remote.tree.RemoteTree` one behind a URL.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ class Tree(Protocol):
         """Decode one of them. Raises `UnreadableImage`."""
 
     def files(self, names: Names) -> Files:
-        """Some of its images, to tell whether they change."""
+        """Some of its images, to detect changes."""
 
 
 def folder_source(tree: Tree) -> ImageSource:
@@ -62,12 +62,12 @@ def folder_source(tree: Tree) -> ImageSource:
 def folder_sections(
     tree: Tree, size: int, after: bytes = b"", ends: Sequence[bytes] = ()
 ) -> Iterator[tuple[ImageSource, bytes]]:
-    """The same as consecutive sources of `size` images, each made when it is asked for; with the last path of each.
+    """The same as consecutive sources of `size` images, made on demand, each with its last path.
 
-    What the listing leaves out is `skipped` of the section in whose place it is. Only what comes behind the path
-    `after` is given: a walk can be taken up where another one ended. `ends` are the last paths of the first sections,
-    where these are known: they hold whatever there is now up to them. Raises `SourceUnavailable` when nothing is left
-    of what came up to `after`: the disk of the images is missing, and not the images.
+    Whatever the listing leaves out is in `skipped` of the section it falls into. Only paths after `after` are yielded,
+    so that a walk can resume where another ended. `ends` are the last paths of the first sections, if known: these
+    sections then hold whatever there is now up to there. Raises `SourceUnavailable` when nothing is left up to `after`:
+    then the disk is missing, not the images.
     """
     found: list[Skipped] = []
     inside = 0  # of `found`: those in the place of the current section
@@ -100,7 +100,7 @@ def folder_sections(
 
     following = list(islice(paths, 1))
     if not met:
-        raise SourceUnavailable(f"{tree.name} holds none of the images any more that the work began with; {GO_ON}")
+        raise SourceUnavailable(f"{tree.name} no longer holds any of the images processed so far; {GO_ON}")
     known = deque(ends)
     while following or known:
         end = known.popleft() if known else None
@@ -133,13 +133,13 @@ def _section(tree: Tree, paths: Iterator[bytes], skipped: list[Skipped]) -> Imag
 
 
 def _class_of(path: bytes, classes: dict[bytes, int]) -> int:
-    """The number of a path's first folder, -1 for an image that lies in none; new ones are added to `classes`."""
+    """The number of a path's first folder, -1 for an image outside any; new ones are added to `classes`."""
     folder, slash, _ = path.partition(b"/")
     return classes.setdefault(folder, len(classes)) if slash else -1
 
 
 class LocalTree:
-    """A folder of this machine. Its methods raise `SourceUnavailable` when it is gone, or another one in its place."""
+    """A local folder. Its methods raise `SourceUnavailable` when it is gone or replaced."""
 
     def __init__(self, root: Path) -> None:
         self.name, self._root = printable(root), os.fsencode(root)
@@ -154,5 +154,5 @@ class LocalTree:
         return read_image(os.path.join(self._root, path), self._anchors)
 
     def files(self, names: Names) -> ListedFiles:
-        """Some of its images, to tell whether they change."""
+        """Some of its images, to detect changes."""
         return ListedFiles(names, lambda name: os.path.join(self._root, name), self._anchors)

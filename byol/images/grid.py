@@ -1,4 +1,4 @@
-"""Pictures beside each other: in each row one image, set apart, and those that belong to it."""
+"""Rows of pictures: in each row one image, set apart, and those that belong to it."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def draw_grid(path: Path, rows: Sequence[Sequence[Image.Image]], side: int = 48)
 
 
 def _fitted(image: Image.Image, side: int) -> Image.Image:
-    """The whole image in its proportions; one that is smaller shows its pixels."""
+    """The whole image in its proportions; a small one is enlarged pixel by pixel."""
     scale = side / max(image.size)
     size = (max(1, round(image.width * scale)), max(1, round(image.height * scale)))
     return image.resize(size, Image.Resampling.NEAREST if scale > 1 else Image.Resampling.BICUBIC)

@@ -1,4 +1,4 @@
-"""What is a label, and what is none: one rule for folders, shards, arrays, features and classifiers. Torch-free."""
+"""What counts as a label: one rule for folders, shards, arrays, features and classifiers. Torch-free."""
 
 from __future__ import annotations
 
@@ -21,16 +21,16 @@ _WHOLE = re.compile(r"(-?[0-9]{1,20})(\.0*)?")
 
 
 def label_of(value: Any) -> str | None:
-    """A value as the class that it stands for; None where it stands for none.
+    """The class that a value stands for, or None.
 
-    None, NaN, NaT, the empty text and the number -1 are no class. Whole numbers are the same class with and without a
-    point (a missing value makes floats of integers), bytes are UTF-8.
+    None, NaN, NaT, the empty text and the number -1 are no class. 1 and 1.0 are the same class (a missing value turns
+    integers into floats); bytes are UTF-8.
     """
     if isinstance(value, bytes):
         value = value.decode("utf-8", "backslashreplace")
     if value is None or isinstance(value, str):
         return str(value or "") or None
-    if value != value or value == -1:  # nothing but NaN and NaT differs from itself
+    if value != value or value == -1:  # only NaN and NaT differ from themselves
         return None
     is_whole = not isinstance(value, bool | np.bool_) and _is_finite(value) and value == int(value)
     return str(int(value)) if is_whole else str(value)
@@ -140,11 +140,11 @@ def _named(value: Any, names: Sequence[str]) -> Any:
 
 
 def require_short(labels: Iterable[str], name: str) -> None:
-    """Raise `ValueError` when one is longer than `LONGEST`; `name` is what the message calls them."""
+    """Raise `ValueError` if a label is longer than `LONGEST`; the message calls their owner `name`."""
     longest = max(labels, key=len, default="")
     if len(longest) > LONGEST:
         raise ValueError(
-            f"{name} has a label of {len(longest):,} characters ({longest[:20]}...); a class has {LONGEST:,} at most"
+            f"{name} has a label of {len(longest):,} characters ({longest[:20]}...); at most {LONGEST:,} are allowed"
         )
 
 
@@ -173,11 +173,11 @@ def _kind_of(label: Any, row: int) -> str:
         return "text" if isinstance(label, str) else "bytes"
     if isinstance(label, int | float | np.number | np.bool_) and label == label:  # NaN is not
         return "numbers"
-    raise ValueError(f"y[{row}] is {label!r:.40}, which is no label; leave such rows out, and give text or numbers")
+    raise ValueError(f"y[{row}] is {label!r:.40}, which is not a label; drop such rows, and give text or numbers")
 
 
 class Labelled(Protocol):
-    """What has a name and one label, or None, for each of its images."""
+    """Something with a name, and one label or None for each of its images."""
 
     @property
     def name(self) -> str:
@@ -198,12 +198,12 @@ def require_labels(source: ImageSource, least_classes: int = 2) -> list[str]:
         raise ValueError(
             f"{source.name}: {len(missing)} of {len(source)} images have no label (first: {source.ids[missing[0]]})"
             f"{source.labels.why and f', as {source.labels.why}'}; put each image into a sub-folder named after its "
-            "class or move it away, or give an .npz with `labels`"
+            "class, or move it away, or give an .npz with `labels`"
         )
     if len(source.classes) < least_classes:
         raise ValueError(
-            f"{source.name} holds one class only ({source.classes[0]}), so there is nothing to tell apart; "
-            "point to the folder whose sub-folders are the classes"
+            f"{source.name} has only one class ({source.classes[0]}), two are needed; "
+            "give the folder whose sub-folders are the classes"
         )
     require_short(source.classes, source.name)
     return [label for label in source.labels if label is not None]

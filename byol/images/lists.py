@@ -28,12 +28,12 @@ from byol.text import reason_of, url_without_secrets
 def list_source(name: str, content: bytes, start: bytes | None) -> ImageSource:
     """The images that a list names. Relative paths start in `start`, by default the current folder."""
     if b"\0" in content:
-        raise ValueError(f"{name} is no UTF-8 text, it holds zero bytes; save it as UTF-8, one path or URL a line")
+        raise ValueError(f"{name} is not UTF-8 text: it holds zero bytes; save it as UTF-8, one path or URL a line")
     lines = map(_unquoted, content.removeprefix(codecs.BOM_UTF8).split(b"\n"))
     listed = [line for line in lines if line]
     if not listed:
-        raise ValueError(f"{name} holds no images: it is an empty list; write one path or URL a line")
-    # Of the folder in which relative paths start, also the stamp tells: there may be other images elsewhere.
+        raise ValueError(f"{name} is an empty list; write one path or URL a line")
+    # The stamp covers the folder in which relative paths start: elsewhere they may name other images.
     here = b"" if all(os.path.isabs(line) or b"://" in line for line in listed) else start or os.getcwdb()
     names, anchors = Names(pa.array(listed, pa.large_binary())), _common_folder(listed, here)
     is_url_line = pc.match_substring(names.raw, b"://")
@@ -63,7 +63,7 @@ def _files(lines: Any, here: bytes, anchors: Anchors) -> ListedFiles:
 
 
 def _listed_url(line: bytes) -> RemotePath | None:
-    """A line as a URL; None for one that is not read."""
+    """A line as a URL; None for one that may not be read."""
     try:
         return remote_path(line.decode(), in_list=True)
     except (NotAllowed, UnicodeDecodeError, Refusal):
@@ -71,7 +71,7 @@ def _listed_url(line: bytes) -> RemotePath | None:
 
 
 def _unquoted(line: bytes) -> bytes:
-    """A line without blanks and a pair of quotes around it, as other programs write paths; inside, blanks count."""
+    """A line without surrounding blanks and quotes, which other programs write around paths."""
     line = line.strip()
     return line[1:-1] if len(line) > 2 and line[:1] == line[-1:] and line[:1] in (b'"', b"'") else line
 
@@ -87,7 +87,7 @@ def read_file(path: AnyPath, anchors: Anchors) -> Image.Image:
 
 
 def _common_folder(listed: Sequence[bytes], here: bytes) -> Anchors:
-    """The deepest folder that holds all local files of a list, as it is now; it tells a lost disk from lost files."""
+    """The deepest folder that holds all local files of a list, as it is now: it tells a lost disk from lost files."""
     local = [os.path.join(here, line) for line in listed if b"://" not in line]
     if not local:
         return Anchors()

@@ -1,4 +1,4 @@
-"""Where images lie, as a command is told: a path, a URL, a pattern or a data set's name. Light to import."""
+"""Locations of images: a path, a URL, a pattern or a data set's name. Light to import."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ _RANGE = re.compile(r"\{([0-9]+)\.\.([0-9]+)\}")
 
 
 class NotAllowed(ValueError):
-    """A URL that is not read, whatever lies behind it. The message does not hold the URL."""
+    """A URL that byol refuses to read. The message does not contain the URL."""
 
 
 def is_url(location: object) -> bool:
@@ -41,12 +41,12 @@ def location_of(text: str) -> Location:
 
 
 def allowed_protocol(url: str, in_list: bool = False) -> str:
-    """The protocol of a URL in lower case. Raises `NotAllowed` when it may not be read from here."""
+    """The protocol of a URL in lower case. Raises `NotAllowed` when it may not be read."""
     found = _PROTOCOL.match(url)
     if "::" in _BRACKETS.sub("", url):
-        raise NotAllowed("chains of protocols (`::`) are not read")
+        raise NotAllowed("chains of protocols (`::`) are not allowed")
     if found is None:
-        raise NotAllowed("it does not begin with a protocol, as s3://")
+        raise NotAllowed("it does not begin with a protocol such as s3://")
     protocol = found[1].lower()
     if in_list and protocol in NEVER_IN_LISTS:
         raise NotAllowed(f"the protocol {protocol} is never read from a list")
@@ -66,14 +66,14 @@ def without_query(url: str) -> str:
 
 
 def last_part(location: Location) -> str:
-    """The name that a file may carry of where data lie: nothing of the folders above, no secrets of a URL."""
+    """The last part of a location, safe to store: no parent folders, no secrets of a URL."""
     if is_url(location):
         return url_without_secrets(str(location)).rstrip("/").rpartition("/")[2]
     return Path(location).resolve().name
 
 
 def names_below(files: Sequence[object], root: object = None) -> list[str]:
-    """Files, local or remote, as paths below `root` with `/`, else below the folder that all of them share.
+    """Files, local or remote, as paths below `root` with `/`, else below their common folder.
 
     URLs lose their secrets.
     """
@@ -84,9 +84,9 @@ def names_below(files: Sequence[object], root: object = None) -> list[str]:
 
 
 def written_out(pattern: str) -> Iterator[str]:
-    """Patterns with the ranges `{first..last}` written out, zero-padded as `first` is.
+    """The patterns that ranges `{first..last}` stand for, zero-padded like `first`.
 
-    Raises `ValueError` when they are more than `BYOL_MAX_PATTERNS`.
+    Raises `ValueError` when there are more than `BYOL_MAX_PATTERNS`.
     """
     count, most = 1, limit("BYOL_MAX_PATTERNS")
     for first, last in _RANGE.findall(pattern):

@@ -1,6 +1,6 @@
-"""Named data sets: `byol fetch` brings them once, then they are read from `.npz` files without torch.
+"""Named data sets: `byol fetch` downloads them once; then they are `.npz` files, read without torch.
 
-`cifar10`, `cifar100` and `stl10` with a split after a colon; without one, the images that training is for.
+`cifar10`, `cifar100` and `stl10`, with an optional split after a colon; the default is the split for training.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ def named_file(location: str) -> Path:
     path = split_file(name, split)
     if not path.is_file():
         raise ValueError(
-            f"{name} is not on this machine yet; run `byol fetch {name}` (for a folder of that name write ./{name})"
+            f"{name} is not on this machine yet; run `byol fetch {name}` (for a folder of that name, write ./{name})"
         )
     return path
 

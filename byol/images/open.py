@@ -48,7 +48,7 @@ def open_source(location: Location, here: bytes | None = None) -> ImageSource:
     `{000..099}.tar`), a text file with one path or URL a line (relative paths start at `here`, the current folder), `-`
     for such lines from standard input, the URL of any of these (`s3://bucket/images`), or a named data set (`cifar10`,
     `cifar10:test`).
-    Raises `ValueError` when there is nothing there, no image in it, or the file is none of these.
+    Raises `ValueError` when nothing is there, it holds no images, or it is none of these.
     """
     if str(location) == "-":
         source = list_source("standard input", standard_input(), here)
@@ -59,13 +59,13 @@ def open_source(location: Location, here: bytes | None = None) -> ImageSource:
     if len(source) == 0:
         reasons = "".join(f"; {printable(item.path)}: {item.reason}" for item in source.skipped[:5])
         raise ValueError(
-            f"{source.name} holds no images (looked for {', '.join(sorted(SUFFIXES))} at every depth){reasons}"
+            f"{source.name} holds no images (searched every depth for {', '.join(sorted(SUFFIXES))}){reasons}"
         )
     return source
 
 
 def _source_at(path: AnyPath, location: str, here: bytes | None) -> ImageSource:
-    """What lies at a path, local or remote, or is meant by a location that is no path."""
+    """The source at a path, local or remote, or that a pattern or a data set's name stands for."""
     if path.is_dir():
         source = folder_source(_tree(path))
         if len(source):
@@ -102,7 +102,7 @@ def _file_source(path: AnyPath, here: bytes | None) -> ImageSource:
     if suffix in SHARDS:
         return _shard_source(printable(str(path)), [path])
     if suffix == ".txt":
-        with open_file(path) as stream:  # of a regular file: a pipe would be waited for
+        with open_file(path) as stream:  # only of a regular file: a pipe would block
             return list_source(printable(str(path)), stream.read(), here)
     if suffix in SUFFIXES:
         name = printable(str(path))
@@ -111,8 +111,7 @@ def _file_source(path: AnyPath, here: bytes | None) -> ImageSource:
     if is_packed(os.fsencode(path.name)):
         raise ValueError(f"{printable(str(path))}: {PACKED_REASON}")
     raise ValueError(
-        f"{printable(str(path))} is neither a folder of images, nor an .npz file, nor an image, nor a shard, "
-        "nor a .txt file with one path a line"
+        f"{printable(str(path))} is not an image, an .npz file, a shard or a .txt list; name one of these, or a folder"
     )
 
 
@@ -132,13 +131,13 @@ def _shard_source(name: str, files: Sequence[AnyPath], root: AnyPath | None = No
         kinds = {file.suffix.lower() for file in files}
     if len(kinds) > 1 or not kinds <= SHARDS.keys():
         raise ValueError(f"{name} holds files of {', '.join(sorted(kinds))}; give shards of one kind, .tar or .parquet")
-    # The methods of `Path` that shards are read by, a `RemotePath` has, too.
+    # A `RemotePath` has the methods of `Path` that reading shards needs.
     source = SHARDS[kinds.pop()](name, cast(Sequence[Path], files), names_below(files, root))
     return replace(source, skipped=[*skipped, *source.skipped])
 
 
 def _without_metadata(files: Sequence[AnyPath], names: Sequence[str]) -> tuple[Sequence[AnyPath], list[Skipped]]:
-    """Shards without the tables beside `.tar` files that hold no images, as img2dataset has them; damaged ones."""
+    """Shards without the image-free tables that img2dataset writes beside `.tar` files; and the damaged ones."""
     kept, skipped = list[AnyPath](), list[Skipped]()
     for file, name in zip(files, names, strict=True):
         try:
@@ -156,8 +155,8 @@ def _without_metadata(files: Sequence[AnyPath], names: Sequence[str]) -> tuple[S
 class Section:
     """A run of consecutive images of a location.
 
-    `end` says where it ends, for `open_sections` to go on behind it. `stamp` changes when an image of the location
-    does; None for a folder of images, whose files may come and go.
+    `end` says where it ends, so that `open_sections` can continue after it. `stamp` changes when an image of the
+    location does; None for a folder of images, whose files may come and go.
     """
 
     source: ImageSource
@@ -166,11 +165,11 @@ class Section:
 
 
 def open_sections(location: Location, size: int, after: str = "", ends: Sequence[str] = ()) -> Iterator[Section]:
-    """The images of a location in sections of `size`, behind the one that ended at `after`; `ends` of the first ones.
+    """The images of a location in sections of `size`, after the one that ended at `after`; `ends` fixes the first ones.
 
     A folder of images is listed while its sections are used, so that work begins before the listing ends; files that
-    come or go meanwhile move no other image. Raises `ValueError` as `open_source` does, at the first section, and
-    `SourceUnavailable` when a folder holds nothing any more of what came before.
+    come or go meanwhile shift no other image. Raises `ValueError` as `open_source` does, at the first section, and
+    `SourceUnavailable` when nothing is left of what a folder held before `after`.
     """
     rows = (after or next(iter(ends), "")).startswith("row:")  # of a folder of shards, which is listed as a whole
     path = asked(str(location), lambda: _path_of(location))
@@ -195,7 +194,7 @@ def _last_of(end: str) -> bytes:
 
 
 def open_place(location: Location, place: Place, here: bytes | None = None) -> Image.Image:
-    """Decode the image of a place that a section of `location` named, in any process that sees the location.
+    """Decode the image at a place that a section of `location` named, in any process that can read the location.
 
     `here` is the folder in which relative paths of a list start. Raises `UnreadableImage`, and `SourceUnavailable` when
     the location is gone.
@@ -230,7 +229,7 @@ def _npz_source(path: AnyPath, name: str) -> ImageSource:
     if images.dtype != np.uint8 or images.ndim != 4 or images.shape[3] != 3:
         raise ValueError(f"{name}: `images` must be uint8 (N, H, W, 3), found {images.dtype} {images.shape}")
     if 0 in images.shape[1:3]:
-        raise ValueError(f"{name}: `images` has no pixels, its shape is {images.shape}")
+        raise ValueError(f"{name}: `images` has no pixels; its shape is {images.shape}")
     if labels is not None and labels.shape != (len(images),):
         raise ValueError(f"{name}: `labels` must have shape ({len(images)},), found {labels.shape}")
     return ImageSource(

@@ -1,7 +1,7 @@
-"""What an image source is. Torch-free.
+"""Image sources. Torch-free.
 
-Images are decoded on demand. One that cannot be read raises `UnreadableImage`; `SourceUnavailable` is no image's fault
-and stops the work.
+Images are decoded on demand. An unreadable one raises `UnreadableImage`; `SourceUnavailable` is no image's fault and
+stops the work.
 """
 
 from __future__ import annotations
@@ -31,11 +31,11 @@ class ImageSource:
 
     `ids`     one per image: the path relative to the root with `/`, or the row number of an `.npz`
     `labels`  one per image: the class, or None for an image outside any class folder
-    `skipped` what the listing itself had to leave out
+    `skipped` what the listing left out
     `open`    decodes image i to RGB, upright (EXIF applied); raises `UnreadableImage`
     `stamp`   a digest that changes when an image does; None where there is none (images in memory)
     `content` a digest that changes when images do, and is the same for a copy of them; None where there is none
-    `listing` a digest of which files are listed, where these may change or be away for a while; None where they may not
+    `listing` a digest of which files are listed, if these may change or be away for a while; else None
     `blocks`  int64: the first row of each run of rows that are read together (a Parquet row group); None where every
               image is equally near
     `places`  where another process finds the images (`open.open_place`): a path below the folder, or a row of the
@@ -70,9 +70,6 @@ class ImageSource:
             self.labels.take(rows),
             self.skipped,
             lambda i: self.open(int(rows[i])),
-            self.stamp,  # of all images: it changes when one of these does
+            self.stamp,  # of all images, so it also changes when one of these does
             self.content,
         )
-
-
-# ------------------------------------------------------------------------------------------- resize, decode all

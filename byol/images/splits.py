@@ -1,7 +1,6 @@
-"""Random parts of a labelled set: draws of a few labels, and a hold-out. Torch-free; training and serving share them.
+"""Random parts of a labelled set: a few labels, or a hold-out. Torch-free; training and serving share them.
 
-A draw is a function of labels, amount and seed, so encoders, and probing and fine-tuning, are compared on the same
-images.
+A draw depends on labels, amount and seed only, so encoders, probes and fine-tunings are compared on the same images.
 """
 
 from __future__ import annotations
@@ -24,7 +23,7 @@ def draw(labels: np.ndarray, amount: int | float, seed: int) -> np.ndarray:
         members = np.flatnonzero(labels == name)
         count = amount if isinstance(amount, int) else max(1, round(amount * len(members)))
         if not 1 <= count <= len(members):
-            raise ValueError(f"class {name} has {len(members)} images, {amount} labelled ones were asked for")
+            raise ValueError(f"class {name} has {len(members)} images, fewer than the {amount} asked for")
         chosen.append(random.choice(members, count, replace=False))
     return np.concatenate(chosen)
 
@@ -53,7 +52,7 @@ def deviation(values: Sequence[float]) -> float:
 
 
 def split_halves(labels: Sequence[str]) -> tuple[list[int], list[int]]:
-    """Two halves with the same class proportions: every class's images in turn to the first and the second."""
+    """Two halves with the same class proportions: the images of each class alternate between them."""
     counts: dict[str, int] = {}
     halves: tuple[list[int], list[int]] = ([], [])
     for index, label in enumerate(labels):

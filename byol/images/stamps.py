@@ -1,6 +1,6 @@
-"""Digests that tell whether files are still the same, without reading all of them. Torch-free.
+"""Digests that tell whether files have changed, without reading them whole. Torch-free.
 
-A stamp changes when a file is written to; a content digest is the same for a copy, whose times are its own.
+A stamp changes when a file is written to; a content digest ignores times, so a copy has the same.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from byol.images.shards.listing import open_file
 from byol.images.surroundings import Anchors
 
 PROBE = 65_536  # bytes read at the start and at the end of a file
-LOOKED_INTO = 64  # images of a listing that are
+LOOKED_INTO = 64  # images of a listing whose content is read
 SIZES = 16_384  # images of a listing whose sizes a content digest covers: a stamp covers all
 CHUNK = 65_536  # names held as Python objects at a time
 
@@ -25,7 +25,7 @@ CHUNK = 65_536  # names held as Python objects at a time
 def content_stamp(path: Path) -> bytes:
     """A digest of the first and the last 64 KiB of a file. Raises `OSError`."""
     digest = hashlib.sha256()
-    with open_file(path) as file:  # of a pipe nothing would come
+    with open_file(path) as file:  # a pipe would block
         digest.update(file.read(PROBE))
         size = file.seek(0, os.SEEK_END)
         file.seek(max(0, size - PROBE))

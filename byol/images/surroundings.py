@@ -1,6 +1,6 @@
-"""Whose fault it is that a file cannot be read: its own, or that of the disk, mount, network or machine around it.
+"""Why a file cannot be read: its own fault, or a fault of the disk, mount, network or machine around it.
 
-An image is left out for its own faults only. For all others the work stops, and the same command goes on later.
+An image is left out for its own faults only. For any other the work stops, and the same command resumes it later.
 Torch-free.
 """
 
@@ -14,7 +14,7 @@ from byol.files.atomic import SourceUnavailable, read_regular
 from byol.limits import limit
 from byol.text import printable, reason_of
 
-# What may be wrong with one file, while its neighbours can be read. Everything else (EIO, ESTALE, ENOTCONN, EMFILE,
+# What may be wrong with one file while its neighbours are readable. Everything else (EIO, ESTALE, ENOTCONN, EMFILE,
 # ENOMEM, ...) is never one file's own.
 ITS_OWN = frozenset(
     {
@@ -26,11 +26,11 @@ ITS_OWN = frozenset(
         errno.ELOOP,
         errno.ENAMETOOLONG,
         errno.EILSEQ,
-        errno.EINVAL,  # no regular file, or a name that the file system does not know
+        errno.EINVAL,  # not a regular file, or a name that the file system cannot have
         errno.EFBIG,  # larger than the limit
     }
 )
-GO_ON = "what is finished is kept; give the same command again once this is mended"
+GO_ON = "finished work is kept; fix this and run the same command again"
 
 
 class UnreadableImage(ValueError):
@@ -40,8 +40,8 @@ class UnreadableImage(ValueError):
 class Anchors:
     """Folders as they were when images were found in them: device and inode.
 
-    A file that is not there is at fault only while the folders above it are still the same; when one is gone, or
-    another one has taken its place (what a mount leaves behind), its whole disk is.
+    A missing file is at fault only while the folders above it are the same. When one is gone, or replaced (as by an
+    unmount), its whole disk is.
     """
 
     def __init__(self, *folders: bytes) -> None:
@@ -50,14 +50,14 @@ class Anchors:
             self.note(folder)
 
     def note(self, folder: bytes) -> None:
-        """Remember a folder as it is now. Raises `SourceUnavailable` when it cannot be asked."""
+        """Remember a folder as it is now. Raises `SourceUnavailable` when it cannot be read."""
         if folder not in self._seen:
             self._seen[folder] = _identity(folder)
 
     def expect(self, folder: bytes) -> None:
-        """The same for a folder that may be missing now: then it must be there when something in it is not found.
+        """The same for a folder that may be missing now: then it must exist once something in it is not found.
 
-        A path that can be no folder's (too long, through a file) is passed over: the fault is that of who named it.
+        A path that cannot be a folder (too long, through a file) is ignored: whoever named it is at fault.
         """
         try:
             self.note(folder)
@@ -74,21 +74,21 @@ class Anchors:
             self.note(folder)
 
     def require_same(self, path: bytes) -> None:
-        """Raise `SourceUnavailable` when a remembered folder above `path` (or itself) is gone, another one, or empty.
+        """Raise `SourceUnavailable` when a remembered folder above `path` (or itself) is gone, replaced or empty.
 
-        Empty is what a mount point is before its disk is mounted.
+        A mount point is empty before its disk is mounted.
         """
         for folder in (path, *_above(path)):
             if folder not in self._seen:
                 continue
             before, now = self._seen[folder], _identity(folder)
             if before not in (None, now):
-                raise SourceUnavailable(f"{printable(folder)} is another folder than before; {GO_ON}")
+                raise SourceUnavailable(f"{printable(folder)} is not the same folder as before; {GO_ON}")
             if not _has_entries(folder):
                 raise SourceUnavailable(f"{printable(folder)} is empty: is its disk mounted? {GO_ON}")
 
     def blame(self, error: OSError, path: bytes) -> UnreadableImage:
-        """The error as a fault of the file itself. Raises `SourceUnavailable` where it is not."""
+        """The error as the file's own fault. Raises `SourceUnavailable` when it is not."""
         if error.errno not in ITS_OWN:
             raise unavailable(path, error) from error
         self.require_same(path)
@@ -96,7 +96,7 @@ class Anchors:
 
 
 def unavailable(path: str | bytes | os.PathLike[str], error: OSError) -> SourceUnavailable:
-    """The error as one of the surroundings of `path`."""
+    """The error as a fault of what surrounds `path`."""
     return SourceUnavailable(f"{printable(path)} cannot be read: {reason_of(error)}; {GO_ON}")
 
 
@@ -131,7 +131,7 @@ def _has_entries(folder: bytes) -> bool:
     try:
         with os.scandir(folder) as entries:
             return next(entries, None) is not None
-    except PermissionError:  # it may be entered and not listed; then it is no empty mount point that anybody sees
+    except PermissionError:  # it may be entered but not listed: nobody can tell that it is empty
         return True
     except OSError as error:
         raise unavailable(folder, error) from error

@@ -1,4 +1,4 @@
-"""The walk of a local folder: its images, or shards, as paths, in the order of their bytes. Torch-free."""
+"""Walks a local folder: the paths of its images, or shards, sorted by their bytes. Torch-free."""
 
 from __future__ import annotations
 
@@ -17,13 +17,11 @@ from byol.run import OWN_VIEWS, VIEWS, is_run_folder
 from byol.text import printable, reason_of
 
 JPEG = {".jpg", ".jpeg", ".jpe", ".jfif"}
-
-
 SUFFIXES = frozenset({*JPEG, ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm"})
 
 ENDINGS = tuple(os.fsencode(suffix) for suffix in SUFFIXES)
 NOT_READ = (b".heic", b".heif", b".avif", b".jp2", b".jxl", b".svg", b".raw", b".cr2", b".nef", b".dng")
-NOT_READ_REASON = "images of this format are not read; convert it to PNG or JPEG"
+NOT_READ_REASON = "this format is not supported; convert the image to PNG or JPEG"
 CHUNK = 65_536  # names of a folder held as Python objects at a time
 OWN = os.fsencode(VIEWS)
 TWICE = "symbolic link to a folder that is already listed"
@@ -38,7 +36,7 @@ def is_image(name: bytes) -> bool:
 
 
 def judge_image(name: bytes) -> str | None:
-    """Whether a file's name is that of an image that counts, or why it is left out."""
+    """Whether this is the name of an image that counts, or why it is left out."""
     if name.lower().endswith(NOT_READ):
         return NOT_READ_REASON
     return "" if is_image(name) else None
@@ -50,10 +48,10 @@ def merged(images: Iterable[bytes], folders: Iterable[bytes]) -> Iterator[bytes]
 
 
 class Walk:
-    """The files below a folder that count as paths relative to it, sorted by their bytes; images, if nothing is said.
+    """The files below a folder that `judge` accepts (by default images), as relative paths, sorted by their bytes.
 
-    A link to a folder is followed where it leads out of everything that is walked; a folder reached twice counts once.
-    Hidden files and folders do not count. A folder that cannot be listed ends the walk: nobody knows what it holds.
+    A link to a folder is followed if it leads out of everything walked; a folder reached twice counts once. Hidden
+    files and folders do not count. A folder that cannot be listed ends the walk: nobody knows what it holds.
     """
 
     def __init__(self, root: bytes, anchors: Anchors, skip: Skip, judge: Judge = judge_image) -> None:
@@ -75,7 +73,7 @@ class Walk:
                 open_folders.pop()
 
     def _contents(self, folder: bytes) -> Iterator[bytes]:
-        """What is right in a folder, sorted, folders with a slash behind them. Names what it leaves out."""
+        """The entries of a folder, sorted, folders with a trailing slash. Reports what it leaves out."""
         path = os.path.join(self._root, folder) if folder else self._root
         try:
             if (folder and os.path.islink(path) and self._is_listed(path)) or not self._enter(path, folder):
@@ -94,7 +92,7 @@ class Walk:
                 yield prefix + name
 
     def _enter(self, path: bytes, folder: bytes) -> bool:
-        """Note a folder; False when it was met before."""
+        """Record a folder; False if it was met before."""
         status = os.stat(path)
         if (status.st_dev, status.st_ino) in self._seen:
             return False
@@ -167,7 +165,7 @@ def _entries(path: bytes, judge: Judge) -> tuple[Iterator[bytes], dict[bytes, st
 
 
 def _is_folder(entry: os.DirEntry[bytes]) -> bool:
-    """Also what may not be asked: entering it will tell. Raises `OSError` for what is not the entry's own fault."""
+    """True also if the system refuses to say: entering it will tell. Raises `OSError` for faults not its own."""
     try:
         return entry.is_dir()
     except PermissionError:
@@ -179,7 +177,7 @@ def _is_folder(entry: os.DirEntry[bytes]) -> bool:
 
 
 def _is_something_else(entry: os.DirEntry[bytes]) -> bool:
-    """Whether there is something that is no regular file. Raises `OSError` as `_is_folder` does."""
+    """Whether this exists and is not a regular file. Raises `OSError` as `_is_folder` does."""
     try:
         return not entry.is_file() and os.path.exists(entry.path)
     except OSError as error:
@@ -189,11 +187,11 @@ def _is_something_else(entry: os.DirEntry[bytes]) -> bool:
 
 
 def _lost(entry: os.DirEntry[bytes]) -> str | None:
-    """Why nobody knows what a link leads to, where that may be a folder of images."""
+    """Why a link that may lead to a folder of images cannot be followed."""
     try:
         os.stat(entry.path)
     except FileNotFoundError:
-        return None if b"." in entry.name else "a symbolic link that leads nowhere"
+        return None if b"." in entry.name else "a broken symbolic link"
     except OSError as error:
         return reason_of(error)
     return None

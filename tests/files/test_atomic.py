@@ -104,7 +104,7 @@ def test_places_where_no_folder_can_be_are_refused_before_the_work(tmp_path):
     (tmp_path / "file").touch()
     for path, message in {
         tmp_path / "file": "is a file",
-        tmp_path / "file" / "x": "file is no folder that can be written to",
+        tmp_path / "file" / "x": "file is not a writable folder",
     }.items():
         with pytest.raises(ValueError, match=message):
             require_folder_place(path)

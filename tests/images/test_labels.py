@@ -195,7 +195,7 @@ def test_images_in_folders_of_a_partition_have_its_label(tmp_path: Path) -> None
 # ------------------------------------------------------------------------------------------------ classifiers
 
 X = np.eye(4, 3)
-MISSING = "which is no label; leave such rows out"
+MISSING = "which is not a label; drop such rows"
 
 
 @pytest.mark.parametrize(

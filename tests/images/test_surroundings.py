@@ -118,7 +118,7 @@ def test_a_root_that_goes_stops_the_work_which_goes_on_when_it_is_back(
         stopped = extract(bundle, source, tmp_path / "out")
     assert stopped.code == 1
     assert str(images) in stopped.err
-    assert "give the same command again" in stopped.err
+    assert "run the same command again" in stopped.err
     assert "Traceback" not in stopped.err
     assert not is_complete(tmp_path / "out")
     assert not (tmp_path / "out" / "errors.parquet").exists()
@@ -165,7 +165,7 @@ def test_no_memory_is_no_image_s_fault(bundle: Path, images: Path, tmp_path: Pat
         patch.setattr(decoding, "_decoded", decoded)
         stopped = extract(bundle, images, tmp_path / "out")
     assert stopped.code == 1
-    assert "no memory is left" in stopped.err
+    assert "not enough memory" in stopped.err
     assert extract(bundle, images, tmp_path / "out").code == 0
 
 
@@ -325,7 +325,7 @@ def test_links_that_may_have_been_folders_are_named(images: Path) -> None:
     (images / "owl").symlink_to(images.parent / "unmounted" / "owl")
     (images / "notes.txt").symlink_to("nowhere.txt")
     source = open_source(images)
-    assert [(item.path, item.reason) for item in source.skipped] == [("owl", "a symbolic link that leads nowhere")]
+    assert [(item.path, item.reason) for item in source.skipped] == [("owl", "a broken symbolic link")]
 
 
 def test_folders_deeper_than_python_calls(tmp_path: Path) -> None:
@@ -370,7 +370,7 @@ def test_a_failing_disk_makes_no_npz_a_damaged_one(tmp_path: Path, monkeypatch: 
     monkeypatch.setattr(
         f"byol.images.{'open.open_arrays' if code == errno.EIO else 'shards.listing.open_file'}", fails(code)
     )
-    with pytest.raises(SourceUnavailable, match=rf"n.npz cannot be read: {os.strerror(code)}; put that right"):
+    with pytest.raises(SourceUnavailable, match=rf"n.npz cannot be read: {os.strerror(code)}; finished work is kept"):
         open_source(tmp_path / "n.npz")
 
 

@@ -185,9 +185,9 @@ def test_the_folder_that_a_command_runs_in_is_filled(tmp_path: Path, monkeypatch
 
 def test_places_that_take_nothing_are_refused(given: Path) -> None:
     for out in (given.parent, given.parent / "new"):
-        with pytest.raises(ValueError, match=r"cannot be (written to|made: .*above is no folder that can be)"):
+        with pytest.raises(ValueError, match=r"(is not writable|cannot be created: .*above is not a writable folder)"):
             require_output_folder(out)
-    with pytest.raises(ValueError, match=r"cannot be made: .*above is no folder that can be"):
+    with pytest.raises(ValueError, match=r"cannot be created: .*above is not a writable folder"):
         require_output(given.parent / "f.parquet", outputs.FEATURES)
     require_output(given / "f.parquet", outputs.FEATURES)
     require_output_folder(given)
@@ -206,7 +206,7 @@ def test_mount_points_of_files_and_of_the_same_disk_are_known(tmp_path: Path) ->
         try:
             assert is_mount(tmp_path / target)
             if target.endswith("t"):
-                with pytest.raises(ValueError, match="is a mount point, which no new file can replace"):
+                with pytest.raises(ValueError, match="is a mount point and cannot be replaced"):
                     require_output(tmp_path / target, outputs.FEATURES)
         finally:
             subprocess.run(["umount", tmp_path / target], check=True)
@@ -279,7 +279,7 @@ def test_features_among_the_shards_that_they_are_made_from_are_no_shards(place: 
     after = open_source(shards)
     assert after.stamp is not None
     assert (list(after.ids), list(after.skipped), after.stamp()) == (list(before.ids), [], stamp)
-    with pytest.raises(ValueError, match="holds results of byol, and no images"):
+    with pytest.raises(ValueError, match="holds byol results, not images"):
         open_source(shards / "features")
 
 
@@ -291,7 +291,7 @@ def test_a_grid_in_a_folder_that_it_shows_is_refused(place: Path, tmp_path: Path
     given: object = f"file://{bank}" if spelling == "url" else bank
     words = ("--bank", given, "--query", place / "test", "--grid", grid, *CPU)
     done = byol("neighbors", place / "bundle", *words)
-    assert (done.code, "would count as an image of" in done.err) == (2, True), done.err
+    assert (done.code, "would become an image of" in done.err) == (2, True), done.err
     assert not grid.exists()
     outside = ("--bank", bank, "--query", place / "test", "--grid", place / "grid.png", *CPU)
     assert byol("neighbors", place / "bundle", *outside).code == 0

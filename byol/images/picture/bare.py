@@ -1,7 +1,7 @@
-"""A picture's file without what stands beside its pixels, which no decoder ever sees. Torch-free.
+"""Strips a picture's file to its pixels; no decoder sees anything else. Torch-free.
 
 Photographs carry resolutions, profiles, texts, thumbnails and further pictures. Pillow reads all of that when it opens
-a file, and a fault in it, or its size, would cost the picture; here only how the picture is turned is read of it.
+a file, and a fault in it, or its size, would cost the picture. Here only the orientation is read of it.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ WEBP_FLAGS = 0x12  # of the first chunk: transparency and frames, without a prof
 
 @dataclass(frozen=True)
 class Bare:
-    """The file with its pixels alone, and of what was beside them the EXIF block and the XMP, each as it came."""
+    """The file with its pixels only, and its EXIF block and XMP, unchanged."""
 
     content: bytes
     exif: bytes = b""
@@ -57,7 +57,7 @@ class Bare:
 
 
 def bare(kind: str, content: bytes) -> Bare:
-    """An encoded picture of Pillow's format `kind`, bare; one that is damaged stays as it is, for the decoder to tell.
+    """An encoded picture of Pillow's format `kind`, bare; a damaged one stays as it is, for the decoder to judge.
 
     Raises `UnreadableImage` for one in more than `MOST_SEGMENTS` pieces.
     """
@@ -93,7 +93,7 @@ def _is_of_the_pixels(marker: int, data: bytes) -> bool:
 
 
 def _bare_png(content: bytes) -> Bare:
-    """Its critical chunks: even transparency is dropped by what decodes them."""
+    """Its critical chunks only: the result has no transparency anyway."""
     kept, start, found = bytearray(), 0, dict[bytes, tuple[bytes, bytes]]()
     for name, place, end in _counted(_chunks(content)):
         if name[0] & 32:  # written small: ancillary
@@ -115,7 +115,7 @@ def _chunks(content: bytes) -> Iterator[tuple[bytes, int, int]]:
 
 
 def _turning(name: bytes, content: bytes, start: int, end: int) -> dict[bytes, tuple[bytes, bytes]]:
-    """A chunk's name and content under what it is called, if it may turn the picture; texts without their title."""
+    """Key, name and content of a chunk that may hold the orientation; texts without their title."""
     if name == b"eXIf":
         return {name: (name, content[start:end])}
     for title in (EXIF_TEXT, XMP_TEXT) if name in (b"tEXt", b"zTXt", b"iTXt") else ():
@@ -125,7 +125,7 @@ def _turning(name: bytes, content: bytes, start: int, end: int) -> dict[bytes, t
 
 
 def _text(name: bytes, data: bytes) -> bytes:
-    """What a chunk holds behind its title, unpacked; empty where it cannot be."""
+    """A chunk's content after its title, unpacked; empty if that fails."""
     packed = name == b"zTXt" or (name == b"iTXt" and data[:1] == b"\1")
     if name == b"iTXt":
         data = data[2:].split(b"\0", 2)[-1]  # behind the language and the title's translation
@@ -138,7 +138,7 @@ def _text(name: bytes, data: bytes) -> bytes:
 
 
 def _unhexed(text: bytes) -> bytes:
-    """An EXIF block as older programs wrote it: three lines of what it is, then digits."""
+    """An EXIF block as older programs wrote it: three header lines, then hexadecimal digits."""
     try:
         return bytes.fromhex("".join(text.decode("latin-1").split("\n")[3:]))
     except ValueError:
@@ -187,7 +187,7 @@ def _webp_chunks(content: bytes, end: int) -> Iterator[tuple[bytes, int, int]]:
 
 
 def _bare_gif(content: bytes) -> Bare:
-    """Without comments and programs' own blocks before its first frame; no other one is read."""
+    """Without comments and application blocks before its first frame; later ones are never read."""
     start, end = gif_screen_end(content), 0
     kept = bytearray(content[:start])
     for label, place, end in _counted(gif_blocks(content, start)):

@@ -13,7 +13,7 @@ from byol.limits import limit
 
 
 class PixelBudget:
-    """Taken within `with` blocks. First come, first served: small pictures do not keep a large one waiting for ever.
+    """Taken within `with` blocks. First come, first served: small pictures cannot starve a large one.
 
     A picture larger than the whole budget waits until it is alone.
     """
@@ -34,9 +34,9 @@ class PixelBudget:
             self._give_back()
 
     def take(self, pixels: int) -> None:
-        """Wait until so many pixels are free; only within a block. A thread that has some never waits for more.
+        """Wait until so many pixels are free; only within a block. A thread that holds some never waits for more.
 
-        It could wait for itself, or for a thread that waits for it.
+        It might wait for itself, or for a thread that waits for it.
         """
         held, most = getattr(self._mine, "pixels", 0), limit("BYOL_DECODE_PIXELS")
         with self._changed:
@@ -55,7 +55,7 @@ class PixelBudget:
             self._changed.wait_for(lambda: self._line[0] is ticket and self._has_room(pixels, most))
         finally:
             self._line.remove(ticket)
-            self._changed.notify_all()  # whoever is next in the line may have room as well
+            self._changed.notify_all()  # the next in line may have room as well
 
     def _give_back(self) -> None:
         pixels, self._mine.pixels = getattr(self._mine, "pixels", 0), 0

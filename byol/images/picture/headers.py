@@ -1,6 +1,6 @@
-"""What an encoded picture says of itself, read before a decoder believes it: sizes, scans, tags. Torch-free.
+"""Checks an encoded picture's header before a decoder trusts it: sizes, scans, tags. Torch-free.
 
-Some decoders take memory or time for what a few bytes claim. What is refused here raises `UnreadableImage`.
+Some decoders spend memory or time on what a few bytes claim. Refusals raise `UnreadableImage`.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ _TYPE_BYTES = {1: 1, 2: 1, 3: 2, 4: 4, 5: 8, 6: 1, 7: 1, 8: 2, 9: 4, 10: 8, 11: 
 _NUMBERS = frozenset(_TYPE_BYTES) - {1, 2, 6, 7}
 _TILE_WIDTH, _TILE_LENGTH = 322, 323
 ORIENTATION = 274
-NOT_THERE = (StructError, OverflowError)  # what reading at a place raises that is outside of the bytes
+NOT_THERE = (StructError, OverflowError)  # raised by reading outside the bytes
 _EXIF = re.compile(rb"(?:Exif\0\0){1,2}")  # some programs write it twice
 _XMP_ORIENTATION = re.compile(rb"""tiff:Orientation(?:="|>)([0-9])""")
 
@@ -41,8 +41,8 @@ def require_size(width: int, height: int, most: int) -> None:
     """Raise `UnreadableImage` for more than `most` pixels."""
     if width * height > most:
         raise UnreadableImage(
-            f"{width} x {height} pixels are more than {most:,}, as in a decompression bomb (BYOL_MAX_PIXELS says how "
-            "many may be)"
+            f"{width} x {height} pixels are more than {most:,}, as in a decompression bomb; if you trust it, raise "
+            "BYOL_MAX_PIXELS"
         )
 
 
@@ -79,13 +79,13 @@ def _gif_size(content: bytes) -> Size:
 
 
 def gif_screen_end(content: bytes) -> int:
-    """Where the screen and its colours end, and what a GIF holds begins."""
+    """Where a GIF's screen descriptor and colours end and its content begins."""
     flags = content[10] if len(content) > 10 else 0
     return 13 + (3 << (flags & 7) + 1 if flags & 128 else 0)
 
 
 def gif_blocks(content: bytes, place: int) -> Iterator[tuple[int, int, int]]:
-    """Yield (label, place, end) of the pieces of the extensions that lie from `place` on, without a gap.
+    """Yield (label, place, end) of the pieces of the extensions that start at `place`, without a gap.
 
     A piece is the label, or a block with its length before it: an empty one is an extension's last.
     """
@@ -116,7 +116,7 @@ def require_modest(kind: str, content: bytes) -> None:
     if kind == "TIFF":
         require_honest_tags(content)
     elif len(content) > SMALL and kind == "PPM" and len(_COMMENT.sub(b"", content[:SMALL]).split(None, 4)) < 4:
-        raise UnreadableImage("its comments are longer than pictures have them")
+        raise UnreadableImage("its comments are too long")
 
 
 # ------------------------------------------------------------------------------------------------------- JPEG
@@ -172,7 +172,7 @@ class Tag(NamedTuple):
 def orientation(exif: bytes, xmp: bytes) -> int:
     """How a picture must be turned (1, not at all, to 8), by that one tag of its EXIF block, else by its XMP.
 
-    No other tag is looked at: a photograph is not left out for what an odd camera wrote about its resolution.
+    No other tag is read: an odd resolution, say, costs no photograph.
     """
     beginning = _EXIF.match(exif)
     try:
@@ -180,7 +180,7 @@ def orientation(exif: bytes, xmp: bytes) -> int:
             if tag.number == ORIENTATION and tag.kind in _NUMBERS | {1, 6} and tag.values == 1:
                 return tag.value
     except NOT_THERE:
-        pass  # it ends within its tags
+        pass  # cut off within its tags
     found = _XMP_ORIENTATION.search(xmp)
     return int(found[1]) if found else 1
 
@@ -196,7 +196,7 @@ def require_honest_tags(content: bytes) -> None:
             if tag.kind in _NUMBERS and tag.values > MOST_VALUES:
                 raise UnreadableImage(f"tag {tag.number} has {tag.values} values, more than {MOST_VALUES}")
     except NOT_THERE:
-        return  # ends within its tags, which takes no memory; the decoder says what it makes of that
+        return  # cut off within its tags, which takes no memory; the decoder judges it
 
 
 def tags(content: bytes, start: int = 0) -> Iterator[Tag]:
@@ -215,9 +215,9 @@ def tags(content: bytes, start: int = 0) -> Iterator[Tag]:
 
 
 def only_with(content: bytes, wanted: Container[int]) -> bytes:
-    """A TIFF whose first directory is its only one, and has only some tags; all else stays where it is.
+    """A TIFF whose first directory is its only one, and has only the wanted tags; all else stays in place.
 
-    Of a tag that stands there twice the last one is kept: Pillow believes it, libtiff the first.
+    Of duplicate tags the last is kept: Pillow believes the last one, libtiff the first.
 
     Raises `NOT_THERE` where its directory is cut off.
     """

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import functools
 import io
 import logging
 import os
@@ -45,7 +46,7 @@ from byol.text import reason_of
 # Only these decoders run, whatever a file is called: Pillow's list also holds formats that start other programs.
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM")
 
-# What EXIF's numbers 2 to 8 ask for.
+# EXIF orientations.
 TURNS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -56,18 +57,8 @@ TURNS = {
     8: Image.Transpose.ROTATE_90,
 }
 
-# What a decoder holds beside the picture, in pictures: WebP's two canvases and a frame, the coefficients of a JPEG in
-# several scans.
+# A decoder's memory in units of the picture: WebP has two canvases and a frame, a JPEG in several scans coefficients.
 WEBP_PICTURES, SCANS_PICTURES = 4, 3
-
-# Pillow's warnings do not say which image they are about, and none of them is about the pixels. Set once, as
-# `catch_warnings` is not safe in threads; appended, so that a program's own filter counts, and its log's handlers do.
-warnings.filterwarnings("ignore", module=r"PIL\.", append=True)
-logging.getLogger("PIL").addHandler(logging.NullHandler())
-with contextlib.suppress(OSError, AttributeError):  # a Pillow that holds libtiff itself, or none
-    libtiff = ctypes.CDLL(_imaging.__file__)  # among the libraries that this one needs
-    libtiff.TIFFSetErrorHandler(None)
-    libtiff.TIFFSetWarningHandler(None)
 
 BITS_PER_SAMPLE = 258  # a tag of TIFF
 STRIP = 1 << 20  # pixels that are scaled at a time
@@ -76,8 +67,8 @@ STRIP = 1 << 20  # pixels that are scaled at a time
 def read_image(path: str | bytes | os.PathLike[str] | IO[bytes], anchors: Anchors | None = None) -> Image.Image:
     """Decode one file to an upright RGB image (8 bits a channel).
 
-    EXIF orientation is applied; alpha is dropped; 16-bit grey is scaled to 8 bits. `anchors` tell whether a file that
-    is not there is at fault itself. Raises `UnreadableImage`, and `SourceUnavailable`.
+    EXIF orientation is applied; alpha is dropped; 16-bit grey is scaled to 8 bits. `anchors` tell whether a missing
+    file is itself at fault. Raises `UnreadableImage`, and `SourceUnavailable`.
     """
     if isinstance(path, str | bytes | os.PathLike):
         return decode_image(read_encoded(path, anchors or Anchors()))
@@ -85,7 +76,7 @@ def read_image(path: str | bytes | os.PathLike[str] | IO[bytes], anchors: Anchor
 
 
 def decode_image(content: bytes) -> Image.Image:
-    """The same for an encoded picture in memory: whatever is raised but for want of memory is the picture's own."""
+    """The same for an encoded picture in memory: any failure but a lack of memory is the picture's own."""
     try:
         with PIXELS:
             return _decoded(content)
@@ -93,14 +84,30 @@ def decode_image(content: bytes) -> Image.Image:
         raise
     except MemoryError as error:
         raise SourceUnavailable(
-            "no memory is left to decode a picture; take fewer --decode-threads or processes, or lower "
-            "BYOL_DECODE_PIXELS, and give the same command again"
+            "not enough memory to decode a picture; use fewer --decode-threads or processes, or lower "
+            "BYOL_DECODE_PIXELS, and run the same command again"
         ) from error
     except Exception as error:  # Pillow's decoders raise many kinds, SyntaxError and struct.error among them
         raise UnreadableImage(reason_of(error)) from error
 
 
+@functools.cache
+def _quiet_decoders() -> None:
+    """Silence Pillow and libtiff: their warnings name no image, and none is about the pixels.
+
+    With the first picture, not at import. For the whole process, as `catch_warnings` is not safe in threads; appended,
+    so that a program's own filters and log handlers come first.
+    """
+    warnings.filterwarnings("ignore", module=r"PIL\.", append=True)
+    logging.getLogger("PIL").addHandler(logging.NullHandler())
+    with contextlib.suppress(OSError, AttributeError):  # a Pillow with libtiff linked in, or without it
+        libtiff = ctypes.CDLL(_imaging.__file__)  # finds libtiff among its dependencies
+        libtiff.TIFFSetErrorHandler(None)
+        libtiff.TIFFSetWarningHandler(None)
+
+
 def _decoded(content: bytes) -> Image.Image:
+    _quiet_decoders()
     kind = _format_of(content)
     found = bare(kind, content)
     require_modest(kind, found.content)
@@ -116,7 +123,7 @@ def _decoded(content: bytes) -> Image.Image:
 
 
 def _format_of(content: bytes) -> str:
-    """The one format whose decoder may have a file, so that it is the one whose header was checked."""
+    """The format by signature: only its decoder runs, so only its header needs to be checked."""
     for name in FORMATS:
         accepts = Image.OPEN[name][1]
         if accepts and accepts(content[:16]) is True:
@@ -125,7 +132,7 @@ def _format_of(content: bytes) -> str:
 
 
 def _take_early(kind: str, content: bytes, most: int) -> int:
-    """Wait for the pixels that opening alone takes; how many."""
+    """Wait for the pixels that opening alone takes; returns their number."""
     early = size_before_opening(kind, content)
     if early is None:
         return 0
@@ -137,13 +144,13 @@ def _take_early(kind: str, content: bytes, most: int) -> int:
 
 
 def _take(image: Any, content: bytes, taken: int, most: int) -> None:
-    """Wait for the pixels of an opened image beyond those that are `taken`. Raises `UnreadableImage` for too many."""
+    """Wait for the pixels of an opened image beyond those already `taken`. Raises `UnreadableImage` for too many."""
     width, height = image.size
     require_size(width, height, most)
     require_decodable(content, {tile[0] for tile in image.tile}, width, height, most)
     covered = sum((x1 - x0) * (y1 - y0) for _, (x0, y0, x1, y1), *_ in image.tile)
     if covered > 4 * width * height:  # a plane each for four channels
-        raise UnreadableImage("its strips or tiles cover the picture again and again")
+        raise UnreadableImage("its strips or tiles cover the picture many times over")
     pixels = width * height
     if isinstance(image, JpegImagePlugin.JpegImageFile) and not _has_one_scan(image, content):
         require_few_scans(content, width, height, most)
@@ -153,21 +160,21 @@ def _take(image: Any, content: bytes, taken: int, most: int) -> None:
 
 
 def _has_one_scan(image: JpegImagePlugin.JpegImageFile, content: bytes) -> bool:
-    """Whether the decoder stops behind the first scan: it holds all components, and nothing is refined later."""
+    """Whether the decoder stops after the first scan: that holds all components, and none is refined later."""
     length = 6 + 2 * image.layers
     header = b"\xff\xda" + length.to_bytes(2, "big") + bytes([image.layers])
-    end = image.fp.tell() if image.fp else 0  # where Pillow stopped to read: behind the header of the first scan
+    end = image.fp.tell() if image.fp else 0  # where Pillow stopped reading: after the header of the first scan
     return content.startswith(header, max(0, end - length - 2)) and "progressive" not in image.info
 
 
 def _raise_pillows_limit(most: int) -> None:
-    """Where the user allows more pixels than Pillow does: it would refuse them itself."""
+    """Raise Pillow's own limit where the user allows more pixels."""
     if Image.MAX_IMAGE_PIXELS and most > 2 * Image.MAX_IMAGE_PIXELS:
         Image.MAX_IMAGE_PIXELS = -(-most // 2)
 
 
 def _is_sixteen(image: Any) -> bool:
-    """Whether the file of an image says that its integers have 16 bits; Pillow opens some of these as "I", of 32."""
+    """Whether an image's file says that its integers have 16 bits; Pillow opens some of them as mode "I", of 32."""
     has_them = image.format in ("PNG", "PPM")
     return has_them or (image.format == "TIFF" and image.tag_v2.get(BITS_PER_SAMPLE) != (32,))
 
@@ -175,19 +182,20 @@ def _is_sixteen(image: Any) -> bool:
 def to_rgb(image: Image.Image) -> Image.Image:
     """Any Pillow image as upright RGB, 8 bits a channel.
 
-    Raises `UnreadableImage` for pixels without a defined range: floating-point, or integers that 16 bits do not hold.
+    Raises `UnreadableImage` for pixels without a defined range: floating-point, or integers beyond 16 bits.
     """
+    _quiet_decoders()
     try:
         turn = int(image.getexif().get(ORIENTATION, 1))
-    except Exception:  # of tags that say nothing about the pixels
+    except Exception:  # broken tags say nothing about the pixels
         turn = 1
     return _as_rgb(image, turn, sixteen=_is_sixteen(image))
 
 
 def _as_rgb(image: Image.Image, turn: int, sixteen: bool, in_place: bool = False) -> Image.Image:
-    """The same, turned as EXIF's `turn` says; `sixteen`: 32-bit integers hold 16 bits, however dark they are.
+    """The same, turned by EXIF's `turn`; `sixteen`: 32-bit integers hold 16-bit values, however dark they are.
 
-    `in_place` uses the image up, which saves a copy.
+    `in_place` closes the image it was given, which saves a copy.
     """
     if turn in TURNS:
         turned = image.transpose(TURNS[turn])
@@ -205,7 +213,7 @@ def _as_rgb(image: Image.Image, turn: int, sixteen: bool, in_place: bool = False
 
 
 def _eight_bits(image: Image.Image, sixteen: bool, in_place: bool) -> Image.Image:
-    """Grey of more bits as 8 (Pillow's own conversion clips), in strips: a copy of a large image is large."""
+    """Deeper grey as 8 bits (Pillow's conversion clips), in strips, to keep copies small."""
     low, high = (0, 65_535) if image.mode != "I" else cast(tuple[int, int], image.getextrema())
     if low < 0 or high > 65_535:
         raise UnreadableImage("32-bit pixels outside 0 to 65535 have no defined range; convert them to 8 bits")

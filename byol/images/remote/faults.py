@@ -1,7 +1,7 @@
-"""Whose fault it is when a request fails: the file's own, or that of what surrounds it. Torch-free.
+"""Why a request failed: the file's own fault, or a fault of its surroundings. Torch-free.
 
-No package of a protocol is imported here: their exceptions are told by what they carry. What is not known is never the
-file's fault: the work stops, and no image is left out for it.
+No protocol's package is imported here: exceptions are recognised by their attributes. Anything unknown is never the
+file's fault: the work stops, and no image is left out.
 """
 
 from __future__ import annotations
@@ -21,10 +21,10 @@ T = TypeVar("T")
 PAUSES = (1.0, 4.0, 15.0)  # seconds before the second, third and fourth try
 MOST_WORDS = 300  # characters of a reason: a server may write what it likes
 MOST_PAUSE = 60.0  # seconds, whatever a server asks for
-NO_BYTES = "it is empty, or shorter than it was"
-AGAIN = "give the same command again later"
+NO_BYTES = "it is empty, or shorter than before"
+AGAIN = "run the same command again later"
 
-# S3's and Azure's words for what is wrong with the one who asks: every further image would be refused, too.
+# Error codes of S3 and Azure that blame the client: every further image would be refused, too.
 WRONG_ASKER = {
     *("ExpiredToken", "InvalidToken", "TokenRefreshRequired", "RequestExpired", "RequestTimeTooSkewed"),
     *("InvalidAccessKeyId", "InvalidClientTokenId", "SignatureDoesNotMatch", "AuthorizationHeaderMalformed"),
@@ -38,13 +38,13 @@ class Fault(Enum):
     """Whose fault a failure is, and so what follows."""
 
     ITS_OWN = "this file is left out"
-    DENIED = "this file is left out, if its folder can still be asked"
+    DENIED = "this file is left out, if its folder is still readable"
     FINAL = "the work stops"
-    PASSING = "it is tried again, then the work stops"
+    PASSING = "it is retried, then the work stops"
 
 
 class Refusal(OSError):
-    """A server's answer instead of a file, in words without the URL. `after` seconds it asks to be left alone."""
+    """A server's refusal, in words without the URL. `after`: seconds that it asks us to wait."""
 
     def __init__(self, reason: str, fault: Fault = Fault.ITS_OWN, after: float = 0.0):
         self.reason, self.fault, self.after = reason[:MOST_WORDS], fault, after
@@ -52,9 +52,9 @@ class Refusal(OSError):
 
 
 def patiently(place: str, call: Callable[[], T], advice: str = AGAIN) -> T:
-    """What `call` gives, tried again after pauses while its failure may pass.
+    """The result of `call`, retried after pauses while the failure may be temporary.
 
-    Raises `Refusal` when the file itself is at fault, `SourceUnavailable` naming `place` for all else.
+    Raises `Refusal` when the file itself is at fault, else `SourceUnavailable` naming `place`.
     """
     pauses = iter(PAUSES)
     while True:
@@ -148,7 +148,7 @@ def _code(error: BaseException) -> str:
 
 def _status(error: BaseException) -> int | None:
     """The HTTP status in an exception of aiohttp, gcsfs, Azure or botocore."""
-    if type(error).__module__ == "aiohttp.http_exceptions":  # calls a body that ends early 400
+    if type(error).__module__ == "aiohttp.http_exceptions":  # reports a truncated body as status 400
         return None
     response = getattr(error, "response", None)
     facts = response.get("ResponseMetadata") if isinstance(response, dict) else None
@@ -158,7 +158,7 @@ def _status(error: BaseException) -> int | None:
 
 
 def _asked_pause(error: BaseException) -> float:
-    """The seconds that a server asks to be left alone (`Retry-After`), 0 when it says nothing."""
+    """The seconds that a server asks us to wait (`Retry-After`), 0 if it does not."""
     for link in _chain(error):
         if isinstance(link, Refusal):
             return link.after

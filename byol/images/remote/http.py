@@ -1,8 +1,7 @@
-"""http:// and https://: fsspec's file system with the requests made here. Needs the extra `remote`.
+"""http:// and https://: fsspec's file system with our own requests. Needs the extra `remote`.
 
-Servers are strangers. Nothing is unpacked on the way, a body has a largest size, silence ends a request, and what a
-server answers instead of a file becomes a `Refusal`, in our words: a stranger's list may lead to servers inside, whose
-own words are nobody's. Torch-free.
+Servers are strangers. Nothing is unpacked, bodies are limited in size, silence ends a request, and an error becomes a
+`Refusal` in our words: a stranger's list may lead to internal servers, whose words must not leak. Torch-free.
 """
 
 from __future__ import annotations
@@ -24,7 +23,7 @@ from byol.images.remote.faults import NO_BYTES, WRONG_ASKER, Fault, Refusal, fau
 from byol.text import reason_of
 
 MOST_PAGE = 64 << 20  # bytes of a page that lists a folder
-NOT_PUBLIC = "its address is not public, and BYOL_LIST_ADDRESSES=public lets lists lead to no other"
+NOT_PUBLIC = "its address is not public, and BYOL_LIST_ADDRESSES=public allows no other in lists"
 _LINK = re.compile(r"""href\s*=\s*(?:"([^"<>]*)"|'([^'<>]*)')""", re.IGNORECASE)
 _CODE = re.compile(rb"<Code>([A-Za-z]+)</Code>")
 _NAT64 = ipaddress.ip_network("64:ff9b::/96")
@@ -61,8 +60,8 @@ class HttpFiles(HTTPFileSystem):  # type: ignore[misc]  # fsspec has no annotati
             if version != _version(answer):
                 raise Refusal("it has changed since it was opened", Fault.FINAL)
             if answer.status != 206 or not answer.headers.get("Content-Range", "").startswith(f"bytes {start}-"):
-                raise Refusal("its server gives whole files only; download it first", Fault.FINAL)
-            return await _body(answer, end - start, Refusal("its server sends more than was asked for", Fault.FINAL))
+                raise Refusal("its server sends whole files only; download it first", Fault.FINAL)
+            return await _body(answer, end - start, Refusal("its server sends more than requested", Fault.FINAL))
 
     async def _info(self, url: str, **_: Any) -> dict[str, Any]:
         """Size, type and version, by the request of one byte: not all servers, and not all signatures, allow HEAD."""
@@ -98,7 +97,7 @@ class HttpFiles(HTTPFileSystem):  # type: ignore[misc]  # fsspec has no annotati
             async for entry in super()._walk(path, maxdepth, on_error="raise", **options):
                 yield entry
         except RecursionError:
-            raise Refusal("its folders lie hundreds deep in one another; name one further down", Fault.FINAL) from None
+            raise Refusal("its folders are nested hundreds deep; name one further down", Fault.FINAL) from None
 
     async def _ls_real(self, url: str, detail: bool = True, **_: Any) -> list[Any]:
         """What a page links to right below itself."""
@@ -125,11 +124,11 @@ class HttpFiles(HTTPFileSystem):  # type: ignore[misc]  # fsspec has no annotati
                 await _require_good(answer)
                 yield answer
         except aiohttp.TooManyRedirects:
-            raise Refusal("it is redirected without end") from None
+            raise Refusal("it redirects endlessly") from None
         except (ValueError, aiohttp.RedirectClientError, aiohttp.NonHttpUrlClientError):
-            raise Refusal("it leads to no URL of the web") from None
+            raise Refusal("it redirects to something other than a web URL") from None
         except aiohttp.ClientPayloadError as error:  # what it says, as the next one, quotes the answer
-            raise Refusal("its server's answer ends too early, or is damaged", Fault.PASSING) from error
+            raise Refusal("its server's answer is cut off or damaged", Fault.PASSING) from error
         except aiohttp.ClientResponseError as error:
             raise Refusal("its server's answer is not HTTP", Fault.PASSING) from error
         except aiohttp.ClientError as error:
@@ -175,7 +174,7 @@ async def _require_good(answer: Any) -> None:
     if answer.ok:
         encoding = answer.headers.get("Content-Encoding", "identity").strip().lower()
         if encoding not in ("", "identity"):
-            raise Refusal("its server sends it packed (Content-Encoding), which is not unpacked")
+            raise Refusal("its server sends it compressed (Content-Encoding), which byol does not unpack")
         return
     if status == 416:
         raise Refusal(NO_BYTES)
@@ -186,7 +185,7 @@ async def _require_good(answer: Any) -> None:
         if found and (found[1].decode() in WRONG_ASKER or b"Request has expired" in said):
             raise Refusal(f"HTTP {status} ({found[1].decode()})", Fault.FINAL)
     if fault is Fault.FINAL and status not in (401, 407):
-        fault = Fault.ITS_OWN  # the server understood, and does not give this file
+        fault = Fault.ITS_OWN  # the server understood, and refuses this file
     raise Refusal(phrase(status), fault, after)
 
 

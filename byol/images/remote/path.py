@@ -1,6 +1,6 @@
-"""A file or folder behind a URL, with the methods of `pathlib.Path` that others read by. Torch-free.
+"""A file or folder behind a URL, with the methods of `pathlib.Path` needed for reading. Torch-free.
 
-Every request goes through `faults.patiently`: it is tried again while its failure may pass, and then the work stops.
+Every request goes through `faults.patiently`: it is retried while its failure may be temporary; then the work stops.
 """
 
 from __future__ import annotations
@@ -34,8 +34,8 @@ OF_A_LIST = f"{AGAIN}, or take it out of the list"
 class RemotePath:
     """A file or folder of a server, with methods of `pathlib.Path`.
 
-    They raise `Refusal`, an `OSError`, when the server answers that it does not give this one, and `SourceUnavailable`
-    when nothing can be had of it. `advice` says in the latter what to do.
+    They raise `Refusal`, an `OSError`, when the server refuses this file, and `SourceUnavailable` when it cannot be
+    reached; `advice` tells what to do then.
     """
 
     url: str
@@ -116,11 +116,11 @@ class RemotePath:
         versions = {"version": self.facts["version"]} if getattr(self.fs, "knows_versions", False) else {}
         try:
             content = self._asked(lambda: self._fetch(offset, end, **versions))
-        except Refusal as refusal:  # it was there a moment ago: none of the images in it is at fault
-            text = f"{printable(self.url)} cannot be read any more: {refusal.reason}; {self.advice}"
+        except Refusal as refusal:  # it was there a moment ago: no image in it is at fault
+            text = f"{printable(self.url)} is no longer readable: {refusal.reason}; {self.advice}"
             raise SourceUnavailable(text) from refusal
         if len(content) != end - offset:
-            raise SourceUnavailable(f"{printable(self.url)} has changed while it was read; {self.advice}")
+            raise SourceUnavailable(f"{printable(self.url)} changed while it was read; {self.advice}")
         return content
 
     def files_below(self, suffixes: Container[str]) -> list[RemotePath]:
@@ -208,7 +208,7 @@ def remote_path(url: str, in_list: bool = False) -> RemotePath:
     try:
         path, named = kind._strip_protocol(url), kind._get_kwargs_from_urls(url)
     except Exception as error:
-        raise NotAllowed(f"it is no URL of {protocol}: {reason_of(error)}") from error
+        raise NotAllowed(f"it is not a {protocol} URL: {reason_of(error)}") from error
     if in_list and "/" not in path.strip("/"):
         raise NotAllowed("it names no file")
     advice = OF_A_LIST if in_list else AGAIN

@@ -43,7 +43,7 @@ def asked(url: str, call: Callable[[], T]) -> T:
 
 
 class RemoteTree:
-    """A folder behind a URL, as `byol.images.folder.Tree`. Its listing is held one sub-folder at a time."""
+    """A folder behind a URL, as `byol.images.folder.Tree`. Its listing is read one sub-folder at a time."""
 
     def __init__(self, root: RemotePath) -> None:
         self.name, self._root = printable(root.url), root
@@ -81,7 +81,7 @@ class RemoteTree:
             elif prefix.count(b"/") < DEEPEST:
                 yield from self._walk(prefix + name[:-1], skip)
             else:
-                skip(prefix + name[:-1], f"it lies deeper than {DEEPEST} folders")
+                skip(prefix + name[:-1], f"it is more than {DEEPEST} folders deep")
 
     def _sorted_out(self, folder: bytes, entries: list[dict[str, Any]]) -> tuple[dict[bytes, str], list[bytes]]:
         """The images in a listing, each with why it is left out, if it is, and the names of the folders."""
@@ -97,7 +97,7 @@ class RemoteTree:
         return verdicts, folders
 
     def _is_run(self, folder: bytes, entries: list[dict[str, Any]]) -> bool:
-        """Whether a run of byol's was copied to a folder."""
+        """Whether a byol run was copied to this folder."""
         path = os.path.join(folder, os.fsencode(CONFIG))
         if self._below(path) not in {entry["name"].rstrip("/") for entry in entries}:
             return False
@@ -124,7 +124,7 @@ class RemoteTree:
         try:
             patiently(self._root.url, lambda: self._root.fs.info(self._root.path))
         except Refusal as lost:
-            raise SourceUnavailable(f"{self.name} cannot be reached any more ({error.reason}); {AGAIN}") from lost
+            raise SourceUnavailable(f"{self.name} cannot be reached any longer ({error.reason}); {AGAIN}") from lost
 
     def _at(self, path: bytes) -> RemotePath:
         return RemotePath(self._url(path), self._root.fs, self._place(path))

@@ -1,4 +1,4 @@
-"""Which files of a folder are shards, and each of them while it is read: the same file as was listed. Torch-free."""
+"""The shards of a folder; each must stay the file that was listed. Torch-free."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from typing import BinaryIO
 from byol.files.atomic import SourceUnavailable, open_regular
 from byol.images.remote.path import RemotePath
 from byol.images.source import Skipped
-from byol.images.surroundings import Anchors
+from byol.images.surroundings import GO_ON, Anchors
 from byol.images.walk import Walk
 from byol.text import path_text, printable, reason_of
 
 AnyPath = Path | RemotePath
 PACKED = (b".tar.gz", b".tgz", b".tar.bz2", b".tbz2", b".tar.xz", b".txz", b".tar.zst", b".tar.lz4")
-PACKED_REASON = "a compressed archive cannot be read at random; unpack it to .tar"
+PACKED_REASON = "a compressed archive has no random access; unpack it to .tar"
 # Why a shard may be left out of a listing; whatever else stops its opening is no fault of the file.
 _ITS_OWN = {errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.EACCES, errno.EPERM, errno.ELOOP, errno.EINVAL}
 
@@ -63,7 +63,7 @@ class Shard:
     def listing(self) -> Iterator[BinaryIO]:
         """The open file, whose identity is kept.
 
-        Raises `OSError` for what is no file that may be read, `SourceUnavailable` when the system fails.
+        Raises `OSError` if it is not a readable file, `SourceUnavailable` when the system fails.
         """
         try:
             stream = open_file(self.path)
@@ -102,7 +102,7 @@ class Shard:
 
     @contextmanager
     def _guarded(self, stream: BinaryIO) -> Iterator[None]:
-        """Damage in a file that has changed is no damage of an image, nor is an error that the system numbers."""
+        """Blame the shard, not an image, when the file has changed or the system reports an error."""
         if self.is_remote:
             yield
             return
@@ -123,13 +123,11 @@ class Shard:
         except OSError as error:
             raise self._lost(error) from error
         if now != self._listed:
-            raise self._lost("it is not the file that was listed, or has changed")
+            raise self._lost("it was replaced or changed since it was listed")
 
     def _lost(self, reason: Exception | str) -> SourceUnavailable:
         text = reason if isinstance(reason, str) else reason_of(reason)
-        return SourceUnavailable(
-            f"{printable(str(self.path))} cannot be read: {text}; put that right, and the same command goes on"
-        )
+        return SourceUnavailable(f"{printable(str(self.path))} cannot be read: {text}; {GO_ON}")
 
 
 def _identity(stream: BinaryIO) -> tuple[int, ...]:

@@ -36,7 +36,6 @@ MOST_WALKED = 64  # row groups whose runs are remembered; streamed training is i
 MOST_NAMES = 4 << 20  # bytes of Hugging Face's metadata: the names of 100,000 classes
 MOST_LISTED = 20  # columns that a message names
 
-
 # The columns of features, of lists of errors, and of classes: no images, and more of them with every command.
 RESULTS = {
     ("id", "label", "features"),
@@ -46,7 +45,7 @@ RESULTS = {
 
 
 class Unusable(ValueError):
-    """A file that holds no images that can be read. The message is a reason without its name."""
+    """A file without readable images. The message is a reason without the file's name."""
 
 
 @dataclass(frozen=True)
@@ -72,7 +71,7 @@ class _Table:
 def table_source(name: str, files: Sequence[Path], file_names: Sequence[str]) -> ImageSource:
     """The images of some Parquet files, in the order of the files and of their rows; an id is `file name/row`.
 
-    What is no Parquet file, or has no image column, is `skipped`. Raises `ValueError` when all are.
+    Files that are not Parquet, or have no image column, are `skipped`. Raises `ValueError` when all are.
     """
     tables: list[_Table] = []
     skipped: list[Skipped] = []
@@ -83,7 +82,7 @@ def table_source(name: str, files: Sequence[Path], file_names: Sequence[str]) ->
         except Unusable as error:
             skipped.append(Skipped(path_text(file_name), str(error)))
     if not tables:
-        reason = skipped[0].reason if skipped else "holds results of byol, and no images"
+        reason = skipped[0].reason if skipped else "holds byol results, not images"
         raise ValueError(f"{printable(files[0])} {reason}")
     used = [cast(Path, table.shard.path) for table in tables]  # or a `RemotePath`
     groups = [(table, group) for table in tables for group in range(len(table.rows))]
@@ -132,7 +131,7 @@ def _listed(file: Path, name: str) -> _Table | None:
             [leaf] = table.leaves_below(_image_path(schema))
             column = table.file.metadata.schema.column(leaf)
             if column.physical_type != "BYTE_ARRAY" or column.max_repetition_level:
-                raise Unusable(f"holds no bytes in its column {column.path:.80}")
+                raise Unusable(f"has no bytes in its column {column.path:.80}")
             for group in range(len(table.rows)):
                 require_small_claim(table, group, leaf)
             chunks = np.array([astuple(group[leaf]) for group in table.groups], np.int64).reshape(-1, 5)

@@ -84,7 +84,7 @@ class Runs:
             if page.is_dictionary and not found and not last and not self._dictionary:
                 self._dictionary = page
             elif page.is_dictionary:
-                raise ValueError("a dictionary stands behind values")
+                raise ValueError("a dictionary comes after values")
             elif found and (page.refers != found[0].refers or page.unpacked > self._least):
                 break  # it is a run of its own, or begins one
             else:

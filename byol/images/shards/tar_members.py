@@ -30,7 +30,7 @@ class Damaged(ValueError):
 
 @dataclass(frozen=True)
 class Member:
-    """A member: its path, the place and size of its content, and why it is no regular file, if so."""
+    """A member: its path, the place and size of its content, and why it is not a regular file, if so."""
 
     name: bytes
     offset: int
@@ -39,7 +39,7 @@ class Member:
 
 
 def members(stream: BinaryIO) -> Iterator[Member]:
-    """Yield the members that are no folders, of all archives that are joined in a file. Raises `Damaged`, `OSError`."""
+    """Yield the members, without folders, of all archives joined in a file. Raises `Damaged`, `OSError`."""
     size = stream.seek(0, os.SEEK_END)
     if size == 0:
         raise Damaged("an empty file")
@@ -107,7 +107,7 @@ def _length(header: tarfile.TarInfo, extended: dict[bytes, bytes]) -> int:
     if said is None or header.type not in REGULAR:
         return header.size
     if not said.isdigit() or len(said) > 20:
-        raise Damaged(f"a pax header says a size of {said[:40]!r}")
+        raise Damaged(f"a pax header claims a size of {said[:40]!r}")
     return int(said)
 
 
@@ -152,5 +152,5 @@ def _behind_zeros(stream: BinaryIO, place: int, size: int) -> int:
         if rest:
             return (start + len(found) - len(rest)) // BLOCK * BLOCK
     if size - place > MOST_ZEROS:
-        raise Damaged(f"what is behind {MOST_ZEROS >> 20} MB of zeros at byte {place:,} is not read")
+        raise Damaged(f"more than {MOST_ZEROS >> 20} MB of zeros at byte {place:,}; the rest is not read")
     return size

@@ -82,8 +82,8 @@ def test_a_server_that_goes_stops_the_work_and_the_same_command_goes_on(
     done = extract(place, images, tmp_path / "out", "--decode-threads", 2)
     assert done.code == 1
     assert f"{web.url}/" in done.err
-    assert "cannot be re" in done.err  # read now, or reached any more
-    assert "give the same command again" in done.err
+    assert "cannot be re" in done.err  # read now, or reached any longer
+    assert "run the same command again" in done.err
     assert not json.loads((tmp_path / "out" / "_manifest.json").read_text())["complete"]
     parts = [path.name for path in (tmp_path / "out").glob("part-*")]
     assert 0 < len(parts) < len(list((tmp_path / "whole").glob("part-*")))
@@ -117,7 +117,7 @@ def test_a_port_where_nothing_listens_and_a_name_that_nobody_has(tmp_path: Path,
         open_source(listed(tmp_path, url)).open(0)
     with pytest.raises(SourceUnavailable, match="cannot be read now"):
         open_source(listed(tmp_path, "http://no-such-host.invalid/a.png")).open(0)
-    with pytest.raises(SourceUnavailable, match="give the same command again"):
+    with pytest.raises(SourceUnavailable, match="run the same command again"):
         open_source(url)
 
 
@@ -285,7 +285,7 @@ def test_nothing_is_unpacked_and_nothing_larger_than_the_limit_is_read(
     web.odd["/endless.png"] = endless
     source = open_source(listed(tmp_path, *(f"{web.url}/{name}.png" for name in ("gzip", "told", "endless"))))
     monkeypatch.setenv("BYOL_MAX_PICTURE_MB", "2")
-    assert reason(source, 0) == "its server sends it packed (Content-Encoding), which is not unpacked"
+    assert reason(source, 0) == "its server sends it compressed (Content-Encoding), which byol does not unpack"
     assert reason(source, 1) == "it is larger than 2 MB (BYOL_MAX_PICTURE_MB)"
     assert reason(source, 2) == "it is larger than 2 MB (BYOL_MAX_PICTURE_MB)"
     assert sum(sent) < 30 << 20  # what its socket and ours hold, and no more
@@ -300,8 +300,8 @@ def test_redirects_end(web: Web, png: bytes, tmp_path: Path) -> None:
     web.odd["/file.png"] = always(302, headers={"Location": "file:///etc/passwd"})
     source = open_source(listed(tmp_path, *(f"{web.url}/{name}.png" for name in ("a", "loop", "file"))))
     assert source.open(0).size == (20, 24)
-    assert reason(source, 1) == "it is redirected without end"
-    assert reason(source, 2) == "it leads to no URL of the web"
+    assert reason(source, 1) == "it redirects endlessly"
+    assert reason(source, 2) == "it redirects to something other than a web URL"
     assert len(web.asked) < 20
 
 
@@ -324,7 +324,7 @@ def test_a_server_without_ranges(place: Path, web: Web, tmp_path: Path) -> None:
     pattern = write_shards(place, web, "tar", tmp_path)
     web.ranges = False
     source = open_source(pattern.replace("{0..3}", "1"))
-    with pytest.raises(SourceUnavailable, match="gives whole files only; download it"):
+    with pytest.raises(SourceUnavailable, match="sends whole files only; download it"):
         source.open(0)
 
 
@@ -349,7 +349,7 @@ class _ListsItself(dict[str, Answer]):
 @pytest.mark.parametrize("location", ["x/", "x/**/*.tar"])
 def test_shards_of_a_server_that_lists_itself_without_end(web: Web, location: str) -> None:
     web.odd = _ListsItself()
-    with pytest.raises(SourceUnavailable, match="its folders lie hundreds deep in one another"):
+    with pytest.raises(SourceUnavailable, match="its folders are nested hundreds deep"):
         open_source(f"{web.url}/{location}")
     assert len(web.asked) < 1000  # and is not asked again
 

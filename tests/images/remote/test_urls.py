@@ -96,7 +96,7 @@ def test_what_a_list_may_not_open_is_named(place: Path, web: Web, tmp_path: Path
     ]
     done = byol("extract", place / "bundle", listed(tmp_path, *lines), "--out", tmp_path / "out.parquet", *CPU)
     assert done.code == 0, done.err
-    assert "ref.json: chains of protocols (`::`) are not read" in done.err
+    assert "ref.json: chains of protocols (`::`) are not allowed" in done.err
     assert "a.png: the protocol file is never read from a list" in done.err
     assert pq.read_table(tmp_path / "out.parquet.errors.parquet")["path"].to_pylist() == lines[1:]
 

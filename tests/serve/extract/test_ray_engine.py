@@ -200,7 +200,7 @@ def test_a_server_that_goes_stops_the_work_and_the_same_command_goes_on(place: P
         done = subprocess.run(words, capture_output=True, text=True)
         assert done.returncode == 1
         assert "Traceback" not in done.stderr
-        said = f"Error: {web.url}/images/dog/150.png cannot be read now: HTTP 401 (Unauthorized); give the same command"
+        said = f"Error: {web.url}/images/dog/150.png cannot be read now: HTTP 401 (Unauthorized); run the same command"
         assert said in done.stderr
         web.odd.clear()
         done = subprocess.run(words, capture_output=True, text=True)

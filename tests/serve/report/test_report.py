@@ -202,7 +202,7 @@ def test_a_file_where_the_pages_folder_would_be_is_refused_before_any_work(site,
     monkeypatch.setattr("byol.serve.report.page.render", lambda _: pytest.fail("renders"))
     for out in (tmp_path / "notes" / "r.html", tmp_path / "notes" / "deep" / "r.html"):
         done = byol("report", site / "run", "--out", out)
-        assert (done.code, "notes is no folder that can be written to" in done.err) == (2, True)
+        assert (done.code, "notes is not a writable folder" in done.err) == (2, True)
 
 
 def test_a_damaged_config_is_named(tmp_path):
