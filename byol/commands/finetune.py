@@ -12,7 +12,7 @@ import numpy as np
 
 from byol.console import at_work, note, note_skipped, progress, show_json, show_table, warnings_as_notes
 from byol.files.atomic import atomic_file
-from byol.finetuning.protocol import Sets, Sweep, choose_images, is_whole, read_sets
+from byol.finetuning.protocol import Sets, Sweep, choose_images, read_sets
 from byol.finetuning.tuner import FinetuneConfig, Tuner
 from byol.images.location import Location
 from byol.images.splits import describe, deviation
@@ -22,6 +22,7 @@ from byol.run import FINETUNE, RESULT
 from byol.signals import Stopped
 from byol.text import printable
 from byol.training.begun import Begun, Computed, difference, keeping_threads
+from byol.training.config import DEVICES, PRECISIONS
 from byol.training.device import resolve_device, resolve_precision
 from byol.training.exportable import require_exportable
 from byol.training.run_folder import RunFolder, versions
@@ -49,10 +50,10 @@ SCORES = ("top1", "top5", "mean_per_class")
 )
 @click.option("--flip/--no-flip", default=True, show_default=True, help="Flip training images left to right at random.")
 @click.option("--from-scratch", is_flag=True, help="The baseline: random weights instead of the encoder's.")
-@click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", show_default=True, help="Where.")
+@click.option("--device", type=click.Choice(DEVICES), default="auto", show_default=True, help="Where.")
 @click.option(
     "--precision",
-    type=click.Choice(["auto", "fp32", "bf16"]),
+    type=click.Choice(PRECISIONS),
     default="auto",
     show_default=True,
     help="Of training; auto: bf16 where it is fast. Accuracies are measured in fp32.",
@@ -143,7 +144,8 @@ def run_finetuning(
     note_skipped(sets.skipped)
     if continuing:
         run.remove_leftovers()
-        run.mend_metrics()
+        if ignored := run.mend_metrics(FINETUNE).ignored:
+            note(ignored)
     else:
         run.start(content, source.arch)
     note(f"{source.arch} at {source.image_size} px, {_headline(config, sets)}, {device.type}, {precision}")
@@ -151,7 +153,7 @@ def run_finetuning(
     with at_work(lambda: "fine-tune"):
         finals = Sweep(tuner, source, sets, run, lambda record: note(_line(record, config.draws))).fit()
     values = {**_summary(config, sets, finals), "device": device.type, "out": printable(out)}
-    values["seconds"] = round(sum(record["seconds"] for record in run.metrics() if is_whole(record)), 3)
+    values["seconds"] = round(sum(record["seconds"] for record in run.metrics(FINETUNE)), 3)
     with atomic_file(out / RESULT) as temporary:
         temporary.write_text(json.dumps(values, indent=2) + "\n")
     return values

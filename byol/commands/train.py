@@ -14,7 +14,8 @@ from byol.encoders import ARCHITECTURES, TIMM
 from byol.images.location import Location
 from byol.options import LOCATION, Output, export_check_option
 from byol.text import printable
-from byol.training.config import OPTIMIZERS, STEMS, TrainConfig, ViewConfig
+from byol.training.config import DEVICES, OPTIMIZERS, PRECISIONS, STEMS, TrainConfig
+from byol.training.data.view_config import ViewConfig
 from byol.training.presets import PRESETS
 
 
@@ -40,8 +41,8 @@ from byol.training.presets import PRESETS
 @click.option("--lr", type=float, help="Base learning rate per 256 images.")
 @click.option("--tau", type=float, help="Target network's momentum at the start.")
 @click.option("--seed", type=int, help="Seed of weights, order and augmentation.")
-@click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), help="Where to train.")
-@click.option("--precision", type=click.Choice(["auto", "fp32", "bf16"]), help="auto: bf16 where it is fast.")
+@click.option("--device", type=click.Choice(DEVICES), help="Where to train.")
+@click.option("--precision", type=click.Choice(PRECISIONS), help="auto: bf16 where it is fast.")
 @click.option("--recompute", is_flag=True, default=None, help="Less memory for more time: activations are not kept.")
 @click.option("--compile/--no-compile", default=None, help="torch.compile for all or nothing; unset: what pays.")
 @click.option(

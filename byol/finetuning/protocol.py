@@ -28,6 +28,7 @@ from byol.images.location import Location
 from byol.images.open import open_source
 from byol.images.source import ImageSource, Skipped
 from byol.images.splits import draw, holdout
+from byol.run import FINETUNE
 from byol.training.begun import identity
 from byol.training.data.decoded import Advance, canvas_side, load_canvases, load_preprocessed
 from byol.training.data.intake import ImageTensor
@@ -131,7 +132,7 @@ class Sweep:
         self.tuner, self.source, self.sets, self.run, self.report = tuner, source, sets, run, report
         self.config = tuner.config
         self.trials = [Trial(*pair) for pair in product(sorted(self.config.lr), sorted(self.config.epochs))]
-        self._records = {_key(record): record for record in run.metrics() if is_whole(record)}
+        self._records = {_key(record): record for record in run.metrics(FINETUNE)}
 
     def fit(self) -> list[dict[str, Any]]:
         """The final line of every draw; the classifier of the first draw is saved as `last.safetensors`."""
@@ -202,14 +203,6 @@ class Sweep:
             head |= {"test": test["name"], "n_test": len(self.sets.test[1]), "top1": scores.top1}
         source = replace(self.source, training=None, origin=None) if scratch else self.source
         save_finetuned(self.run.last, model, replace(source, finetuning={**tuning, "from_scratch": scratch}), head)
-
-
-def is_whole(record: dict[str, Any]) -> bool:
-    """Whether a line is one of a fine-tuning's, with numbers where numbers belong."""
-    numbers = [record.get(name) for name in ("draw", "lr", "epochs", "images", "seconds", "scored")]
-    numbers += [record.get(name) for name in ("top1", "top5", "mean_per_class")] if record.get("scored") else []
-    known = record.get("part") in ("trial", "final") and "loss" in record
-    return known and all(type(number) in (int, float) for number in numbers)
 
 
 def _key(record: dict[str, Any]) -> tuple[int, str, Trial]:

@@ -237,5 +237,6 @@ def _continue(trainer: Trainer, run: RunFolder, checkpoint: Checkpoint | None) -
     start = checkpoint.step if checkpoint else 0
     if trainer.world.first:
         run.remove_leftovers()
-        run.drop_metrics_after(start)
+        if ignored := run.drop_metrics_after(start).ignored:
+            note(ignored)
     return start

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 
-from byol.training.config import TrainConfig, ViewConfig
+from byol.training.config import TrainConfig
+from byol.training.data.view_config import ViewConfig
 
 CIFAR10_MEAN = (0.4914, 0.4822, 0.4465)
 CIFAR10_STD = (0.2470, 0.2435, 0.2616)

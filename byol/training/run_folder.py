@@ -20,12 +20,25 @@ from torch import Tensor
 
 from byol import __version__
 from byol.encoders import TIMM
-from byol.files.atomic import atomic_file, contents, made_folder, read_regular
+from byol.files.atomic import atomic_file, contents, made_folder
 from byol.files.locks import only_writer_in
 from byol.files.names import leftovers_in
 from byol.images.source import Skipped
 from byol.outputs import require_output_folder
-from byol.run import CONFIG, LAST, METRICS, MOST_CONFIG, MOST_SKIPPED, RESULT, SKIPPED, TRAIN, VIEWS, read_metrics
+from byol.run import (
+    CONFIG,
+    LAST,
+    METRICS,
+    MOST_SKIPPED,
+    RESULT,
+    SKIPPED,
+    TRAIN,
+    VIEWS,
+    Metrics,
+    read_facts,
+    read_lines,
+    read_metrics,
+)
 from byol.strict_json import read_object
 from byol.text import printable, reason_of
 from byol.training.begun import Begun
@@ -104,14 +117,8 @@ class RunFolder:
 
     def content(self, task: str) -> dict[str, Any]:
         """What `config.json` holds. Raises `ValueError` when it cannot be read, or belongs to another task."""
-        try:
-            content = read_object(read_regular(self._config, MOST_CONFIG, follow=False))
-            found = content.get("task", TRAIN)
-            for part in ("config", "data"):
-                if not isinstance(content.get(part, {}), dict):
-                    raise ValueError(f"{part} is {content[part]!r:.40}; expected an object")
-        except (OSError, ValueError) as error:
-            raise ValueError(f"{printable(self._config)} cannot be read: {reason_of(error)}") from error
+        content = read_facts(self.path)
+        found = content.get("task", TRAIN)
         if found != task:
             raise ValueError(f"{printable(self.path)} was written by `byol {found}`; choose another --out")
         return content
@@ -138,7 +145,7 @@ class RunFolder:
         if type(count) is not int or not isinstance(listed, list) or count == len(listed):
             return {}
         try:
-            found = [read_object(line) for line in read_metrics(self.path / SKIPPED).splitlines()]
+            found = [read_object(line) for line in read_lines(self.path / SKIPPED).splitlines()]
         except OSError as error:
             raise ValueError(f"{SKIPPED} beside it: {reason_of(error)} (BYOL_METRICS_MB)") from error
         if len(found) != count:
@@ -160,23 +167,21 @@ class RunFolder:
         with self._metrics.open("a") as file:
             file.write(json.dumps(record) + "\n")
 
-    def metrics(self) -> list[dict[str, Any]]:
-        """All complete lines of `metrics.jsonl`. Raises `OSError` when it is no regular file, or too large."""
-        records = []
-        for line in read_metrics(self._metrics).splitlines():
-            try:
-                records.append(read_object(line))
-            except ValueError:  # the half-written line of a killed process, or nothing of ours
-                continue
-        return records
+    def metrics(self, task: str = TRAIN) -> list[dict[str, Any]]:
+        """The records of `metrics.jsonl`. Raises `OSError` when it is not a regular file, or too large."""
+        return read_metrics(self.path, task).records
 
-    def drop_metrics_after(self, step: int) -> None:
-        """Remove the lines past a step, the steps a resumed run does again, and lines that are none of a run's."""
-        self._keep([r for r in self.metrics() if type(r.get("step")) in (int, float) and r["step"] <= step])
+    def drop_metrics_after(self, step: int) -> Metrics:
+        """Remove the lines past a step, which a resumed run does again, and damaged ones; what was there before."""
+        found = read_metrics(self.path)
+        self._keep([record for record in found.records if record["step"] <= step])
+        return found
 
-    def mend_metrics(self) -> None:
-        """Remove the half-written line of a killed process, so that the next one stands on a line of its own."""
-        self._keep(self.metrics())
+    def mend_metrics(self, task: str) -> Metrics:
+        """Remove half-written and damaged lines, so that the next one starts a line; what was there before."""
+        found = read_metrics(self.path, task)
+        self._keep(found.records)
+        return found
 
     def _keep(self, records: list[dict[str, Any]]) -> None:
         if self._metrics.exists():

@@ -21,10 +21,11 @@ from byol.encoders.build import load_strict
 from byol.encoders.strides import step_by_one
 from byol.training.begun import Computed
 from byol.training.checkpoint import Checkpoint
-from byol.training.config import TrainConfig, ViewConfig
+from byol.training.config import TrainConfig
 from byol.training.data.augment import draw, render
 from byol.training.data.batches import Batch, Feed, Order, open_feed, seeded, share
 from byol.training.data.intake import ImageTensor, StreamedImages
+from byol.training.data.view_config import ViewConfig
 from byol.training.device import (
     compiled_or_eager,
     resolve_compile,

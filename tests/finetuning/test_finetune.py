@@ -306,6 +306,29 @@ def test_an_interrupted_sweep_goes_on_and_ends_the_same(quick, result, tmp_path,
 
 
 @pytest.mark.parametrize(
+    "change",
+    [
+        {"device": "tpu"},
+        {"precision": "fp8"},
+        {"flip": "no"},
+        {"batch_size": 64.0},
+        {"lr": 0.1},
+        {"lr": ("0.1",)},
+        {"lr": (float("nan"),)},
+        {"epochs": (1.5,)},
+        {"epochs": ()},
+        {"labels": True},
+        {"crop_area": None},
+    ],
+    ids=str,
+)
+def test_illegal_settings_are_refused_with_the_legal_ones(change):
+    (name,) = change
+    with pytest.raises(ValueError, match=f"^{name} is .*; legal: "):
+        FinetuneConfig(**change)
+
+
+@pytest.mark.parametrize(
     ("words", "code", "message"),
     [
         (("--label-fraction", 0.5, "--labels-per-class", 2), 2, "exclude each other"),

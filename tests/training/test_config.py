@@ -3,7 +3,8 @@
 import pytest
 
 from byol.commands.train import chosen_config
-from byol.training.config import TrainConfig, ViewConfig
+from byol.training.config import TrainConfig
+from byol.training.data.view_config import ViewConfig
 from byol.training.presets import PRESETS
 
 
@@ -41,6 +42,7 @@ def test_paper_presets_hold_the_papers_numbers():
         ({"lr": 0.0}, "lr is 0"),
         ({"lr": -1.0}, "lr is -1"),
         ({"image_size": 4}, "image_size is 4; legal: 8 or more"),
+        ({"image_size": 32, "start_size": 33}, "start_size is 33; legal: at most image_size, 32"),
         ({"optimizer": "adamw", "lr": 0.3}, "looks like a rate for LARS"),
         ({"optimizer": "sgd", "lr": 3.0}, "looks like a rate for LARS"),
         ({"std": (0.2, 0.0, 0.2)}, "std is"),

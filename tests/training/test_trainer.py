@@ -169,9 +169,9 @@ def test_resume_continues_exactly(images, tmp_path, changes):
     run.create(settings, {"data": facts})
     for step in range(2):
         t.step(step)
-        run.log({"step": step + 1})
+        run.log({"step": step + 1, "epoch": 0})
     save_checkpoint(run.last, t.state(2, facts))
-    run.log({"step": 3})  # a step after the checkpoint, and the half-written line of a killed process
+    run.log({"step": 3, "epoch": 0})  # a step after the checkpoint, and the half-written line of a killed process
     with (tmp_path / "broken" / "metrics.jsonl").open("a") as file:
         file.write('{"step": 4, "lo')
     run_training(settings, images, tmp_path / "broken", None, resume=True)

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from byol.training.config import ViewConfig
+from byol.training.data.view_config import ViewConfig
 
 CROP_TRIES = 10
 LUMA = (0.2989, 0.587, 0.114)  # ITU-R 601, as torchvision and the paper's released code

@@ -47,11 +47,19 @@ class ResidentFeed:
 class FetchedFeed:
     """Batches read ahead by a thread and copied to the device without waiting for it.
 
-    `read` maps rows (B,) to a batch on the host; `last` is the number of steps of the run. `waited` counts the seconds
-    that had to be waited for data.
+    `read` maps rows (B,) to a batch on the host; `last` is the number of steps of the run; `waited` counts the seconds
+    spent waiting for data; `source_close` is called by `close`.
     """
 
-    def __init__(self, read: Callable[[Tensor], Batch], rows: Rows, device: torch.device, last: int):
+    def __init__(
+        self,
+        read: Callable[[Tensor], Batch],
+        rows: Rows,
+        device: torch.device,
+        last: int,
+        source_close: Callable[[], None] = lambda: None,
+    ):
+        self._source_close = source_close
         self._read, self._rows, self._device, self._last = read, rows, device, last
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="fetch")
         self._pending: dict[int, Future[Batch]] = {}
@@ -77,8 +85,9 @@ class FetchedFeed:
         return (pixels.pin_memory(), aspect.pin_memory()) if self._device.type == "cuda" else (pixels, aspect)
 
     def close(self) -> None:
-        """Stop the thread; what it has begun it finishes."""
+        """Stop the thread, which finishes what it has begun, and then the source of its images."""
         self._thread.shutdown(wait=True, cancel_futures=True)
+        self._source_close()
 
 
 Feed = ResidentFeed | FetchedFeed
@@ -87,7 +96,7 @@ Feed = ResidentFeed | FetchedFeed
 def open_feed(images: ImageTensor | StreamedImages, rows: Rows, device: torch.device, last: int) -> Feed:
     """Resident where the images fit on the device (on a CPU they are mapped as they are), else fetched."""
     if isinstance(images, StreamedImages):
-        return FetchedFeed(images.read, rows, device, last)
+        return FetchedFeed(images.read, rows, device, last, images.close)
     rows = _picked(images.rows, rows)
     if device.type == "cpu" or images.pixels.nbytes <= RESIDENT_SHARE * torch.cuda.mem_get_info(device)[0]:
         return ResidentFeed(images, rows, device)

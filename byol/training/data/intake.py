@@ -88,7 +88,7 @@ class ImageTensor:
 class StreamedImages:
     """Images decoded each time they are needed, for sources larger than memory and cache.
 
-    A row is the image's place in its source. `skipped` lists the unreadable ones met so far.
+    A row is the image's place in its source. `skipped` lists the unreadable ones met so far. `close` stops its threads.
     """
 
     def __init__(self, source: ImageSource, canvas: int):
@@ -104,6 +104,10 @@ class StreamedImages:
         """What was unreadable so far, the listing's own first."""
         met = [Skipped(self.source.ids[row], reason) for row, reason in sorted(self._unreadable.items())]
         return [*self.source.skipped, *met]
+
+    def close(self) -> None:
+        """Stop the threads; what they have begun they finish."""
+        self._pool.shutdown(wait=True, cancel_futures=True)
 
     def read(self, rows: Tensor) -> tuple[Tensor, Tensor]:
         """Canvases uint8 (B, M, M, 3) and aspects (B,) of some rows.

@@ -332,8 +332,10 @@ def test_a_streamed_run_learns_the_same_as_a_resident_one(images: Path):
     source = open_source(images)
     weights = []
     for opened in (load_canvases(source, 16), StreamedImages(source, 16)):
-        trainer = Trainer(config(), opened)
-        for step in range(2):
-            trainer.step(step)
+        with Trainer(config(), opened) as trainer:
+            for step in range(2):
+                trainer.step(step)
         weights.append(torch.cat([p.flatten() for p in trainer.parameters.values()]))
     assert torch.equal(*weights)
+    with pytest.raises(RuntimeError, match="after shutdown"):  # the trainer has stopped the threads of the stream
+        opened.read(torch.arange(1))

@@ -18,10 +18,10 @@ from torch import nn
 
 from byol.children import RANKS
 from byol.images.open import open_source
-from byol.training.config import ViewConfig
 from byol.training.data.augment import draw
 from byol.training.data.batches import share
 from byol.training.data.decoded import load_canvases
+from byol.training.data.view_config import ViewConfig
 from byol.training.device import resolve_sync_norm
 from byol.training.parallel.processes import World, launched_as
 from byol.training.trainer import Trainer
