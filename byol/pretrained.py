@@ -1,4 +1,4 @@
-"""A trained encoder back in torch: from a run, a checkpoint or a bundle, with what it needs and where it comes from."""
+"""Load a trained encoder into torch from a run, a checkpoint or a bundle, with its input settings and origin."""
 
 from __future__ import annotations
 
@@ -40,12 +40,12 @@ def read_pretrained(path: Path) -> Pretrained:
 
 
 def is_bundle(path: Path) -> bool:
-    """Whether a path is a bundle's, and not a run's or a checkpoint's."""
+    """Whether a path is a bundle, not a run or a checkpoint."""
     return (path / "manifest.json").is_file()
 
 
 def training_facts(checkpoint: Checkpoint) -> dict[str, Any]:
-    """What a manifest says of the training: data, images, steps, epochs, and the digest of the settings."""
+    """The `training` object of a manifest: data, images, steps, epochs, and the digest of the settings."""
     images: int = checkpoint.data["images"]
     return {
         "data": on_one_line(checkpoint.data["name"]),  # a manifest takes no control characters
@@ -57,7 +57,7 @@ def training_facts(checkpoint: Checkpoint) -> dict[str, Any]:
 
 
 def _of_bundle(path: Path) -> Pretrained:
-    """Read as serving reads it: what is damaged, edited or of a newer schema is refused."""
+    """Read as in serving: damaged or edited bundles and newer schemas are refused."""
     bundle = Bundle.open(path)
     architecture, preprocess = bundle.manifest.architecture, bundle.manifest.preprocess
     arch = (TIMM if architecture.library == "timm" else "") + architecture.name
@@ -79,7 +79,7 @@ def _three(values: tuple[float, ...]) -> tuple[float, float, float]:
 
 
 def weights_digest(tensors: dict[str, Tensor]) -> str:
-    """A digest of an encoder's weights: tells whether a resumed fine-tuning starts from the same ones."""
+    """A digest of an encoder's weights, to check that a resumed fine-tuning starts from the same ones."""
     digest = hashlib.sha256()
     for name in sorted(tensors):
         digest.update(name.encode() + tensors[name].detach().cpu().contiguous().numpy().tobytes())

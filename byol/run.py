@@ -21,7 +21,7 @@ RESULT = "result.json"  # of a fine-tuning
 TRAIN, FINETUNE = "train", "finetune"  # the commands that write one: `task` in config.json and in checkpoints
 VAL_DATA = "val_data"  # in config.json: what kNN was measured on
 
-KNN_K, KNN_TEMPERATURE = 20, 0.07  # of kNN accuracy wherever it is not said: the field's usual numbers
+KNN_K, KNN_TEMPERATURE = 20, 0.07  # of kNN accuracy by default: the field's usual numbers
 
 # Below the first and the third of these training is collapsing; a healthy std_ratio is between the second and 1.
 COLLAPSED_STD_RATIO, HEALTHY_STD_RATIO, COLLAPSED_RANK = 0.1, 0.5, 1.5
@@ -29,11 +29,11 @@ COLLAPSED_STD_RATIO, HEALTHY_STD_RATIO, COLLAPSED_RANK = 0.1, 0.5, 1.5
 
 LARGEST_NUMBER = 1e15  # of a number in a run's files: beyond it drawing overflows, and nothing counts so far
 
-OWN_VIEWS = "the views of a training run, which byol wrote; they are no image"
+OWN_VIEWS = "the views of a training run, written by byol, not an image"
 
 
 def is_run(content: bytes) -> bool:
-    """Whether this is what the `config.json` of a run holds: it says which byol wrote it."""
+    """Whether this is the content of a run's `config.json`, which says which byol wrote it."""
     try:
         versions = read_object(content).get("versions")
     except ValueError:
@@ -50,7 +50,7 @@ def is_run_folder(folder: str | bytes) -> bool:
 
 
 def settings_digest(settings: dict[str, Any]) -> str:
-    """What a manifest calls the settings of a run by: SHA-256, hexadecimal."""
+    """The hexadecimal SHA-256 by which a manifest names the settings of a run."""
     return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
 
 

@@ -1,6 +1,6 @@
 """The semi-supervised protocol (paper section 4): draw labels, choose settings on a part of them, fit again, score.
 
-Nothing is chosen on the test set. What is finished stands in `metrics.jsonl`, so an interrupted sweep goes on.
+Nothing is chosen on the test set. Finished fits are in `metrics.jsonl`, so an interrupted sweep can be resumed.
 Shapes: N images, S the encoder's image size.
 """
 
@@ -39,7 +39,7 @@ Report = Callable[[dict[str, Any]], None]
 
 @dataclass(frozen=True)
 class Sets:
-    """What a fine-tuning works on: the images of all draws, the rows (int64) of each draw, and the test set.
+    """The data of a fine-tuning: the images of all draws, the rows (int64) of each draw, and the test set.
 
     `names` are the classes in the order of the logits; `facts` name the sets.
     """
@@ -63,7 +63,7 @@ class Chosen:
 
 
 def choose_images(config: FinetuneConfig, data: Location, test: Location | None) -> Chosen:
-    """Draw the labelled images. What can be refused is refused here, before the work.
+    """Draw the labelled images and refuse what can be refused before the work.
 
     Raises `ValueError` for images without labels, too few of a class, and test classes that `data` lacks.
     """
@@ -87,7 +87,7 @@ def read_sets(chosen: Chosen, image_size: int, advance: Advance | None = None) -
     canvases = load_canvases(part, canvas_side(part, image_size), advance, DecodedCache())
     preprocessed = load_preprocessed(part, preprocess, DecodedCache(), advance)
     if not np.array_equal(canvases.indices, preprocessed.indices):
-        raise ValueError(f"{source.name} changed while it was read; start again")
+        raise ValueError(f"{source.name} changed while being read; run the command again")
     readable = rows[canvases.indices]
     for drawn in draws:
         _require_every_class(names, labels[np.intersect1d(drawn, readable)], source.name, canvases.skipped)
@@ -141,8 +141,8 @@ class Sweep:
     def _chosen(self, number: int, rows: np.ndarray) -> Trial:
         """The settings for a draw: those of the best accuracy on a stratified fifth of its labelled images.
 
-        Of equals the lowest rate, then the fewest epochs: what changes the encoder least. The same is taken where no
-        class has two labelled images, so that nothing can be held out.
+        Ties go to the lowest rate, then the fewest epochs, which change the encoder least. The first settings are also
+        taken if no class has two labelled images, as nothing can be held out then.
         """
         held = holdout(self.sets.labelled.classes.numpy()[rows], seed=number)
         if len(self.trials) == 1 or not held.any():

@@ -36,12 +36,12 @@ SCORED = 256  # images at a time
 
 @dataclass(frozen=True)
 class FinetuneConfig:
-    """Every setting of a fine-tuning. Raises `ValueError` for one that makes no sense."""
+    """Every setting of a fine-tuning. Raises `ValueError` for illegal values."""
 
     labels: int | float = 1.0
     """Labelled images of each class: an int is their number, a float their share."""
     draws: int = 1
-    """How often they are drawn; draw i is that of `byol linear`."""
+    """How often they are drawn; draw i is the same as in `byol linear`."""
     lr: tuple[float, ...] = (0.005, 0.01, 0.02, 0.05, 0.1)
     """Learning rates to try, each the peak rate itself (the paper's sweep)."""
     epochs: tuple[int, ...] = (30, 50)
@@ -121,7 +121,7 @@ class Classifier(nn.Module):
 
 @dataclass(frozen=True)
 class LabelledImages:
-    """Images twice: as `canvases` for random crops, and `preprocessed` as serving does; `classes` int64 (N,)."""
+    """Images in two forms: `canvases` for random crops, `preprocessed` as in serving; `classes` int64 (N,)."""
 
     canvases: ImageTensor
     preprocessed: ImageTensor
@@ -156,7 +156,7 @@ class Tuner:
             step_by_one(model.encoder)
         optimizer = SGD(model.parameters(), trial.lr, momentum=MOMENTUM, nesterov=True)
         classes = images.classes.to(self.device)
-        torch.manual_seed(seed)  # for whatever an encoder draws itself
+        torch.manual_seed(seed)  # for the encoder's own random numbers
         loss = torch.zeros((), device=self.device)
         with closing(open_feed(images.canvases, lambda step: places[order.rows(step)], self.device, total)) as feed:
             for step in range(total):

@@ -66,7 +66,7 @@ class TrainConfig:
     start_size: int = 0
     """Side of the views in the first `start_share` of the steps: a cheap start at low resolution; 0: image_size."""
     start_share: float = 0.5
-    """Share of the steps, 0 to 1, that views of start_size are for."""
+    """Share of the steps, 0 to 1, with views of start_size."""
     canvas_size: int = 0
     """Side in pixels at which decoded images are held for cropping; 0 takes what the images and image_size need."""
     mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
@@ -113,12 +113,12 @@ class TrainConfig:
     precision: str = "auto"
     """auto, fp32 or bf16."""
     compile: str = "auto"
-    """What torch.compile is for: all, augmentation, none, or auto (all on CUDA; on a CPU the augmentation of a run of
-    200,000 images or more where a C++ compiler is found)."""
+    """What torch.compile compiles: all, augmentation, none, or auto (all on CUDA; on a CPU the augmentation in runs
+    that see 200,000 images or more, where a C++ compiler is found)."""
     sync_norm: str = "auto"
     """Batch-norm statistics over all processes: on, off, or auto (on below 128 images per process and forward)."""
     recompute: bool = False
-    """Compute activations again in the backward pass instead of keeping them: less memory, more time, not compiled."""
+    """Recompute activations in the backward pass instead of keeping them: less memory, more time, not compiled."""
     channels_last: bool = True
     """Keep activations in NHWC order."""
 
@@ -180,7 +180,7 @@ class TrainConfig:
         require_legal(self.knn_temperature > 0, "knn_temperature", self.knn_temperature, "above 0")
         require_legal(all(value >= 1e-6 for value in self.std), "std", self.std, "1e-6 or more")
         if self.recompute and self.compile == "all":
-            raise ValueError("recompute and compile all do not go together; use --set compile=augmentation")
+            raise ValueError("recompute excludes compile=all; use --set compile=augmentation")
         self._check_lr()
 
     def _check_choices(self) -> None:
@@ -198,7 +198,7 @@ class TrainConfig:
         require_legal(known, "arch", self.arch, f"{', '.join(ARCHITECTURES)}, {TIMM}NAME")
         if self.timm_name and self.stem == "cifar":
             raise ValueError(
-                f"stem cifar is for torchvision's ResNets; {self.arch} has first layers of its own: use --stem auto"
+                f"stem cifar is for torchvision's ResNets; {self.arch} keeps its own first layers: use --stem auto"
             )
 
     def _check_lr(self) -> None:
@@ -206,11 +206,9 @@ class TrainConfig:
         if not 0 < self.lr <= highest:
             hint = ""
             if self.optimizer != "lars" and self.lr > highest:
-                hint = (
-                    f"; {self.lr:g} looks like a rate for LARS (add --optimizer lars) and would make training collapse"
-                )
+                hint = f"; {self.lr:g} looks like a rate for LARS: add --optimizer lars, or lower --lr"
             raise ValueError(
-                f"lr is {self.lr:g}, but with optimizer {self.optimizer} it must be above 0, at most {highest:g}{hint}"
+                f"lr is {self.lr:g}; legal with optimizer {self.optimizer}: above 0, at most {highest:g}{hint}"
             )
 
     @property
@@ -248,16 +246,16 @@ class TrainConfig:
 
     @classmethod
     def from_dict(cls, values: object) -> TrainConfig:
-        """The inverse of `to_dict`, of what JSON may hold. Raises `ValueError` for anything that is no configuration.
+        """The inverse of `to_dict`. Raises `ValueError` for anything that is not a configuration.
 
-        A setting that is missing is newer than the values and takes its default, which means what was done before it.
+        A missing setting is newer than the values and takes its default, which keeps the earlier behaviour.
         """
         if not isinstance(values, dict):
             raise ValueError("the configuration is not an object")
         names = {f.name for f in dataclasses.fields(cls)}
         unknown = sorted(set(values) - names)
         if unknown:
-            raise ValueError(f"the configuration does not fit this version: unknown {', '.join(unknown[:5])}")
+            raise ValueError(f"this version does not know the settings {', '.join(unknown[:5])}")
         plain: dict[str, Any] = _tuples(values)
         for view in {"view1", "view2"} & set(values):
             try:

@@ -64,9 +64,9 @@ class RunFolder:
 
     @contextmanager
     def alone(self) -> Iterator[None]:
-        """Keep other processes out of the run. A folder made for it goes again when it fails before anything is there.
+        """Keep other processes out of the run. A folder made for it is removed if the run fails before writing.
 
-        Raises `BlockingIOError` while another process is at work in it, and `ValueError` where no folder can be.
+        Raises `BlockingIOError` while another process works in it, and `ValueError` where no folder can be made.
         """
         require_output_folder(self.path)
         with made_folder(self.path), only_writer_in(self.path.resolve()):
@@ -79,11 +79,11 @@ class RunFolder:
     def require_new(self) -> None:
         """Raises `ValueError` when the folder holds other files."""
         if self.path.exists() and (not self.path.is_dir() or any(_visible(self.path))):
-            remedy = "add --resume to continue it" if self.exists() else "it holds no run"
-            raise ValueError(f"{printable(self.path)} is not empty ({remedy}); choose another --out")
+            remedy = "add --resume to continue its run, or " if self.exists() else ""
+            raise ValueError(f"{printable(self.path)} is not empty; {remedy}choose another --out")
 
     def create(self, config: TrainConfig, facts: dict[str, Any], skipped: Sequence[Skipped] = ()) -> None:
-        """Start a run: the folder and `config.json`; of images left out the first, and in a file of their own all.
+        """Start a run: the folder and `config.json`. Beyond `MOST_SKIPPED`, skipped images get their own file.
 
         Raises `ValueError` when the folder holds other files.
         """
@@ -97,16 +97,16 @@ class RunFolder:
         self._begin({"config": config.to_dict(), **facts}, config.arch)
 
     def start(self, content: dict[str, Any], arch: str) -> None:
-        """The same with the content of `config.json`, to which versions and commit are added."""
+        """Start a run with this content of `config.json`; versions and commit are added."""
         self.require_new()
         self._begin(content, arch)
 
     def _begin(self, content: dict[str, Any], arch: str) -> None:
-        self.path.resolve().mkdir(parents=True, exist_ok=True)  # a link may lead to a folder that is yet to be
+        self.path.resolve().mkdir(parents=True, exist_ok=True)  # a link may point to a folder that does not exist yet
         self._write({**content, "versions": versions(arch), "git_commit": _git_commit()})
 
     def remember(self, name: str, value: dict[str, Any]) -> None:
-        """Add to `config.json` of a training what was not known when it began."""
+        """Add to a training run's `config.json` what was not known when it began."""
         content = self.content(TRAIN)
         if content.get(name) != value:
             self._write({**content, name: value})
@@ -132,7 +132,7 @@ class RunFolder:
             raise ValueError(f"{printable(self._config)} cannot be read: {error}") from error
 
     def begun(self, task: str = TRAIN) -> Begun:
-        """How it began. Raises `ValueError` when that cannot be read."""
+        """How the run began. Raises `ValueError` when that cannot be read."""
         content = self.content(task)
         try:
             return Begun.of({**content, **self._skipped(content)})
@@ -140,7 +140,7 @@ class RunFolder:
             raise ValueError(f"{printable(self._config)} cannot be read: {error}") from error
 
     def _skipped(self, content: dict[str, Any]) -> dict[str, Any]:
-        """All images left out where `config.json` holds only the first; earlier versions kept all in it."""
+        """All skipped images if `config.json` holds only the first; earlier versions kept all of them in it."""
         count, listed = content.get("skipped_in_all"), content.get("skipped")
         if type(count) is not int or not isinstance(listed, list) or count == len(listed):
             return {}
@@ -149,7 +149,7 @@ class RunFolder:
         except OSError as error:
             raise ValueError(f"{SKIPPED} beside it: {reason_of(error)} (BYOL_METRICS_MB)") from error
         if len(found) != count:
-            raise ValueError(f"{SKIPPED} beside it names {len(found):,} images of {count:,} that were left out")
+            raise ValueError(f"{SKIPPED} beside it lists {len(found):,} of {count:,} skipped images")
         return {"skipped": found}
 
     def checkpoint(self) -> Checkpoint | None:
@@ -195,7 +195,7 @@ def _visible(folder: Path) -> list[Path]:
 
 
 def versions(arch: str) -> dict[str, str]:
-    """The versions of what computes a run of an architecture, by package."""
+    """The versions of the packages that compute a run of an architecture."""
     found = {
         "byol": __version__,
         "python": platform.python_version(),

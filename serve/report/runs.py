@@ -1,4 +1,4 @@
-"""What a report is about: run folders and bundles, and which of them belong together."""
+"""The run folders and bundles of a report, and which of them belong together."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ class Run:
 
     @property
     def planned(self) -> int | None:
-        """The optimizer steps that the settings ask for, None where they cannot be told."""
+        """The optimizer steps that the settings ask for, None if unknown."""
         config, images = self.config, self.facts.get("data", {}).get("images")
         if config.get("max_steps"):
             return int(config["max_steps"])
@@ -56,7 +56,7 @@ class Run:
 
     @property
     def unfinished(self) -> bool:
-        """Whether the run was stopped early, or still goes on."""
+        """Whether the run was stopped early or is still running."""
         return self.planned is not None and self.records[-1]["step"] < self.planned
 
     @property
@@ -71,9 +71,9 @@ class Run:
         return path if path.is_file() and not path.is_symlink() else None
 
     def trained(self, bundle: Bundle) -> bool:
-        """Whether the bundle holds what this run ended with: settings, data, number of images and of steps agree.
+        """Whether the bundle holds the final encoder of this run: settings, data, images and steps agree.
 
-        A fine-tuned bundle holds something else.
+        A fine-tuned bundle never does.
         """
         training, data = bundle.manifest.training, self.facts.get("data", {})
         if training is None or bundle.manifest.finetuning:
@@ -94,7 +94,7 @@ class Entry:
 def open_entries(paths: Sequence[Path]) -> list[Entry]:
     """Runs and bundles in the order given; a bundle of a run's last step is joined to it.
 
-    Raises `ValueError` for a path that is neither, or is given twice, and for what cannot be read.
+    Raises `ValueError` for a path that is neither or is given twice, and for unreadable files.
     """
     folders = [path.resolve() for path in paths]
     for folder, path in zip(folders, paths, strict=True):
@@ -115,7 +115,7 @@ def _exported(run: Entry, other: Entry) -> bool:
 
 
 def _names(folders: Sequence[Path]) -> list[str]:
-    """The last parts of each path, as many as tell them apart."""
+    """The last parts of each path, as many as needed to tell them apart."""
     most = max(len(folder.parts) for folder in folders)
     for count in range(1, most + 1):
         names = ["/".join(printable(part) for part in folder.parts[-count:]) for folder in folders]
@@ -134,7 +134,7 @@ def _open(path: Path, name: str) -> Entry:
         for folder in sorted(path.iterdir())
         if folder.is_dir() and (_is_run(folder) or (folder / MANIFEST).is_file())
     ]
-    hint = f"; it contains {', '.join(inside)}: give those" if inside else ""
+    hint = f"; give what it contains: {', '.join(inside)}" if inside else ""
     raise ValueError(f"{printable(path)} is neither a run ({CONFIG}) nor a bundle ({MANIFEST}){hint}")
 
 
@@ -164,7 +164,7 @@ def read_run(path: Path) -> Run:
 
 
 def _require_kinds(facts: dict[str, Any], file: str) -> None:
-    """Raise `ValueError` unless what a page shows of a run is of the kind that `byol train` writes."""
+    """Raise `ValueError` unless what a page shows of a run has the types that `byol train` writes."""
     if not isinstance(facts.get("versions", {}), dict):
         raise ValueError(f"{file}: versions is {facts['versions']!r:.40}; expected an object")
     data = facts.get("data", {})

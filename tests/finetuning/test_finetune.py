@@ -252,7 +252,7 @@ def test_the_bundle_classifies_as_was_reported(quick, result, tmp_path):
     encoder, stored = load_encoder(tmp_path / "bundle"), load_file(out / "last.safetensors")
     assert all(torch.equal(value, stored[f"encoder.{name}"]) for name, value in encoder.state_dict().items())
     again = byol("finetune", tmp_path / "bundle", quick / "train", "--out", tmp_path / "again", *QUICK)
-    assert (again.code, "was fine-tuned already" in again.err) == (1, True)
+    assert (again.code, "is already fine-tuned" in again.err) == (1, True)
 
 
 def test_from_a_bundle_without_a_test_set(quick, tmp_path):
@@ -359,7 +359,7 @@ def test_what_cannot_be_is_refused_before_anything_is_written(quick, tmp_path, m
 def test_a_run_and_a_fine_tuning_are_told_apart(quick, result, tmp_path):
     out, _ = result
     done = byol("finetune", out, quick / "train", "--out", tmp_path / "out", *QUICK)
-    assert (done.code, "was written by `byol finetune`; one of `byol train` is needed" in done.err) == (1, True)
+    assert (done.code, "was written by `byol finetune`; give one written by `byol train`" in done.err) == (1, True)
     done = byol("train", quick / "train", "--out", out, "--resume", "--device", "cpu")
     assert (done.code, "was written by `byol finetune`; choose another --out" in done.err) == (1, True)
     done = byol("finetune", quick / "run", tmp_path, "--out", out, *QUICK)

@@ -80,7 +80,7 @@ def test_a_stored_configuration_of_an_older_version_takes_defaults_and_of_a_newe
     del values["start_size"], values["start_share"]
     assert TrainConfig.from_dict(values) == config
     values["colour"] = 3
-    with pytest.raises(ValueError, match="does not fit this version: unknown colour"):
+    with pytest.raises(ValueError, match="does not know the settings colour"):
         TrainConfig.from_dict(values)
 
 

@@ -318,9 +318,7 @@ def test_resume_refuses_other_data(images, tmp_path):
         file.write('{"step": 99}\n')
     before = metrics.read_bytes()
     for found, count in ((other, 18), (few, 2)):
-        message = (
-            rf"was trained on 24 images of train .*now are {count} images of .*; give the images that it began with"
-        )
+        message = rf"was trained on 24 images of train .*now are {count} images of .*; give the images it began with"
         with pytest.raises(ValueError, match=message):
             run_training(config(epochs=1), found, tmp_path / "run", None, resume=True)
     assert metrics.read_bytes() == before

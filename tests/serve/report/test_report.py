@@ -202,7 +202,7 @@ def test_wrong_paths_and_options_take_one_line(site, tmp_path):
     out = ("--out", tmp_path / "r.html")
     both = ("--train", site / "train", "--test", site / "test")
     cases = [
-        (1, "neither a run (config.json) nor a bundle (manifest.json); it contains", site),
+        (1, "neither a run (config.json) nor a bundle (manifest.json); give what it contains", site),
         (1, "neither a run", site / "train" / "cat"),
         (1, "is given twice", site / "run", site / "run"),
         (2, "does not exist", site / "nothing"),
