@@ -129,7 +129,7 @@ def test_options_override_the_preset_and_set_reaches_everything():
         ("lars_clip=1", "lars_clip is 1; legal: true or false"),
         ("arch=3", "arch is 3; legal: text"),
         ("preset=blabla", "use --preset NAME"),
-        ("view1=3", r"needs a field of the view, as --set view1\.flip=0\.5"),
+        ("view1=3", r"needs a field of the view, such as --set view1\.flip=0\.5"),
         ("view1.flip=2", r"view1\.flip is 2; legal: a probability"),
         ("view1.flip=abc", r"view1\.flip is 'abc'; legal: a finite number"),
         ("view1.hue=null", r"view1\.hue is None; legal: a finite number"),
