@@ -1,4 +1,4 @@
-"""A trained encoder back in torch: from a run, a checkpoint or a bundle, with its settings and its origin."""
+"""Load a trained encoder into torch from a run, a checkpoint or a bundle, with its input settings and origin."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def is_bundle(path: Path) -> bool:
 
 
 def training_facts(checkpoint: Checkpoint) -> dict[str, Any]:
-    """The manifest's facts about the training: data, images, steps, epochs, and a digest of the settings."""
+    """The `training` object of a manifest: data, images, steps, epochs, and the digest of the settings."""
     images: int = checkpoint.data["images"]
     return {
         "data": on_one_line(checkpoint.data["name"]),  # a manifest allows no control characters
@@ -57,7 +57,7 @@ def training_facts(checkpoint: Checkpoint) -> dict[str, Any]:
 
 
 def _of_bundle(path: Path) -> Pretrained:
-    """Read as serving does: a damaged or edited bundle, or one of a newer schema, is refused."""
+    """Read as in serving: damaged or edited bundles and newer schemas are refused."""
     bundle = Bundle.open(path)
     architecture, preprocess = bundle.manifest.architecture, bundle.manifest.preprocess
     arch = (TIMM if architecture.library == "timm" else "") + architecture.name
@@ -79,7 +79,7 @@ def _three(values: tuple[float, ...]) -> tuple[float, float, float]:
 
 
 def weights_digest(tensors: dict[str, Tensor]) -> str:
-    """A digest of an encoder's weights: a resumed fine-tuning must start from the same ones."""
+    """A digest of an encoder's weights, to check that a resumed fine-tuning starts from the same ones."""
     digest = hashlib.sha256()
     for name in sorted(tensors):
         digest.update(name.encode() + tensors[name].detach().cpu().contiguous().numpy().tobytes())

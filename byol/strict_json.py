@@ -55,15 +55,28 @@ def _finite(text: str) -> float:
 def check_fields(settings: Any) -> None:
     """Raise `ValueError` naming the first field whose value has a wrong type or length, or exceeds float32.
 
-    Fields may be bool, int, float, str, fixed-length tuples of float, and dataclasses.
+    For fields of bool, int, float, str, unions of these, tuples of float or `tuple[..., ...]`, and dataclasses.
     """
     for field in dataclasses.fields(settings):
         value, kind = getattr(settings, field.name), str(field.type)
-        if not _fits(value, kind):
-            raise ValueError(f"{field.name} is {value!r:.100}; legal: {_legal(kind)}")
+        require_legal(_fits(value, kind), field.name, value, _legal(kind))
+
+
+def require_legal(condition: bool, name: str, value: object, legal: str) -> None:
+    """Raises `ValueError` that names a setting, its value and the legal ones unless the condition holds."""
+    if not condition:
+        raise ValueError(f"{name} is {value!r:.100}; legal: {legal}")
+
+
+_ANY_LENGTH = ", ...]"
 
 
 def _fits(value: object, kind: str) -> bool:
+    if " | " in kind:
+        return any(_fits(value, one) for one in kind.split(" | "))
+    if kind.endswith(_ANY_LENGTH):
+        one = kind.removeprefix("tuple[").removesuffix(_ANY_LENGTH)
+        return isinstance(value, list | tuple) and all(_fits(part, one) for part in value)
     numbers = _numbers(kind)
     if numbers:
         return isinstance(value, list | tuple) and len(value) == numbers and all(_fits(part, "float") for part in value)
@@ -77,6 +90,8 @@ def _fits(value: object, kind: str) -> bool:
 
 
 def _legal(kind: str) -> str:
+    if kind.endswith(_ANY_LENGTH):
+        return "whole numbers of at most 64 bits" if "int" in kind else "finite numbers, at most 3e38"
     numbers = _numbers(kind)
     if numbers:
         return f"{_COUNTS[numbers]} finite numbers, at most 3e38"
@@ -85,6 +100,7 @@ def _legal(kind: str) -> str:
         "int": "a whole number of at most 64 bits",
         "float": "a finite number, at most 3e38",
         "str": "text",
+        "int | float": "a finite number, at most 3e38",
     }
     return words.get(kind, f"a {kind}")
 

@@ -1,4 +1,4 @@
-"""`byol cache`: the decoded images that are kept between runs."""
+"""`byol cache`: the decoded images kept between runs."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from byol.images.cache import DecodedCache
 def cache(context: click.Context, as_json: bool) -> None:
     """Show the decoded images kept for later runs; `byol cache clear` removes them.
 
-    They lie in $BYOL_HOME (else ~/.cache/byol); $BYOL_CACHE_GB limits them, 0 keeps none.
+    They are in $BYOL_HOME (default ~/.cache/byol); $BYOL_CACHE_GB limits their size, 0 keeps none.
     """
     if context.invoked_subcommand:
         return

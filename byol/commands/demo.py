@@ -10,7 +10,7 @@ from typing import Any
 
 import click
 import numpy as np
-import sklearn.datasets  # the `demo` extra; its absence is told by byol.cli
+import sklearn.datasets  # the `demo` extra; byol.cli reports its absence
 import torch  # noqa: F401 - the `train` extra, likewise
 from PIL import Image
 

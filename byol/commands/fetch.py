@@ -20,11 +20,13 @@ from byol.text import missing
 
 @click.command()
 @click.argument("name", type=click.Choice(list(SPLITS)))
-@click.option("--root", type=click.Path(exists=True, file_okay=False, path_type=Path), help="Files already unpacked.")
+@click.option(
+    "--root", type=click.Path(exists=True, file_okay=False, path_type=Path), help="Folder of files already unpacked."
+)
 def fetch(name: str, root: Path | None) -> None:
     """Download a named data set through torchvision, for `byol train cifar10` and `--test cifar10:test`.
 
-    With --root nothing is downloaded: the files lie there as torchvision unpacks them (cifar-10-batches-py, say).
+    With --root nothing is downloaded: the folder holds the files as torchvision unpacks them (cifar-10-batches-py).
     """
     for path in fetch_named(name, root):
         show_line(str(path))
@@ -33,9 +35,8 @@ def fetch(name: str, root: Path | None) -> None:
 def fetch_named(name: str, root: Path | None = None) -> list[Path]:
     """Write every split of a data set as `.npz`; the files written.
 
-    torchvision downloads and verifies it, or reads the files that lie under `root` in torchvision's layout.
-    Raises `ValueError` without torchvision, when the download fails, when `root` lacks the files, and when something
-    else stands in the place of what is written.
+    torchvision downloads and verifies it, or reads the files under `root` in its own layout. Raises `ValueError`
+    without torchvision, when the download fails, when `root` lacks the files, and when another file is in the way.
     """
     try:
         from torchvision import datasets
@@ -52,7 +53,7 @@ def fetch_named(name: str, root: Path | None = None) -> list[Path]:
             where = f"{root} does not hold it" if root else "it cannot be downloaded"
             reason = " ".join(str(error).split())
             raise ValueError(
-                f"{name}: {where} ({reason}); check the network, or unpack its archive as torchvision has it and "
+                f"{name}: {where} ({reason}); check the network, or unpack its archive in torchvision's layout and "
                 f"run `byol fetch {name} --root FOLDER`"
             ) from error
         path = split_file(name, split)

@@ -12,7 +12,7 @@ import numpy as np
 
 from byol.console import at_work, note, note_skipped, progress, show_json, show_table, warnings_as_notes
 from byol.files.atomic import atomic_file
-from byol.finetuning.protocol import Sets, Sweep, choose_images, is_whole, read_sets
+from byol.finetuning.protocol import Sets, Sweep, choose_images, read_sets
 from byol.finetuning.tuner import FinetuneConfig, Tuner
 from byol.images.location import Location
 from byol.images.splits import describe, deviation
@@ -22,6 +22,7 @@ from byol.run import FINETUNE, RESULT
 from byol.signals import Stopped
 from byol.text import printable
 from byol.training.begun import Begun, Computed, difference, keeping_threads
+from byol.training.config import DEVICES, PRECISIONS
 from byol.training.device import resolve_device, resolve_precision
 from byol.training.exportable import require_exportable
 from byol.training.run_folder import RunFolder, versions
@@ -49,15 +50,15 @@ SCORES = ("top1", "top5", "mean_per_class")
 )
 @click.option("--flip/--no-flip", default=True, show_default=True, help="Flip training images left to right at random.")
 @click.option("--from-scratch", is_flag=True, help="The baseline: random weights instead of the encoder's.")
-@click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", show_default=True, help="Where.")
+@click.option("--device", type=click.Choice(DEVICES), default="auto", show_default=True, help="Where.")
 @click.option(
     "--precision",
-    type=click.Choice(["auto", "fp32", "bf16"]),
+    type=click.Choice(PRECISIONS),
     default="auto",
     show_default=True,
     help="Of training; auto: bf16 where it is fast. Accuracies are measured in fp32.",
 )
-@click.option("--resume", is_flag=True, help="Go on with the sweep in --out; start it when there is none.")
+@click.option("--resume", is_flag=True, help="Continue the sweep in --out; start one if there is none.")
 @export_check_option
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object on stdout, nothing else.")
 def finetune(
@@ -78,7 +79,7 @@ def finetune(
     the classifier of the first draw a bundle.
     """
     if label_fraction and labels_per_class:
-        raise click.UsageError("--label-fraction and --labels-per-class exclude each other; give one of them")
+        raise click.UsageError("--label-fraction and --labels-per-class exclude each other; give only one")
     swept = {name: value for name in ("lr", "epochs") if (value := options.pop(name))}
     try:
         config = FinetuneConfig(labels=labels_per_class or label_fraction or 1.0, **swept, **options)
@@ -107,10 +108,10 @@ def run_finetuning(
     resume: bool = False,
     export_check: bool = False,
 ) -> dict[str, Any]:
-    """The whole protocol into the folder `out`; what its `result.json` holds. Raises `ValueError` or `OSError`.
+    """The whole protocol into the folder `out`; what its `result.json` holds. Raises `ValueError` or `OSError`,
+    and `click.UsageError` when a resumed one has other settings, encoder or images.
 
-    `export_check`: a run's encoder that could not be exported is refused before a new fine-tuning begins.
-    `click.UsageError` when a resumed one has other settings, encoder or images.
+    `export_check`: refuse a run's encoder that cannot be exported before a new fine-tuning begins.
     """
     run = RunFolder(out)
     continuing = resume and run.exists()
@@ -123,7 +124,7 @@ def run_finetuning(
     computed = Computed.here(device, precision, "none", 1)
     source = read_pretrained(encoder)
     if source.finetuning:
-        raise ValueError(f"{printable(encoder)} was fine-tuned already; give the run or bundle that it was made from")
+        raise ValueError(f"{printable(encoder)} is already fine-tuned; give the run or bundle it was made from")
     chosen = choose_images(config, data, test)
     content = {
         "task": FINETUNE,
@@ -143,7 +144,8 @@ def run_finetuning(
     note_skipped(sets.skipped)
     if continuing:
         run.remove_leftovers()
-        run.mend_metrics()
+        if ignored := run.mend_metrics(FINETUNE).ignored:
+            note(ignored)
     else:
         run.start(content, source.arch)
     note(f"{source.arch} at {source.image_size} px, {_headline(config, sets)}, {device.type}, {precision}")
@@ -151,7 +153,7 @@ def run_finetuning(
     with at_work(lambda: "fine-tune"):
         finals = Sweep(tuner, source, sets, run, lambda record: note(_line(record, config.draws))).fit()
     values = {**_summary(config, sets, finals), "device": device.type, "out": printable(out)}
-    values["seconds"] = round(sum(record["seconds"] for record in run.metrics() if is_whole(record)), 3)
+    values["seconds"] = round(sum(record["seconds"] for record in run.metrics(FINETUNE)), 3)
     with atomic_file(out / RESULT) as temporary:
         temporary.write_text(json.dumps(values, indent=2) + "\n")
     return values
@@ -174,7 +176,7 @@ def _require_same(stored: dict[str, Any], content: dict[str, Any]) -> None:
 
 
 def _differ(old: object, new: object) -> bool:
-    """Of images, earlier versions told less."""
+    """Earlier versions recorded less of the images."""
     return difference(old, new) is not None if isinstance(old, dict) and isinstance(new, dict) else old != new
 
 
@@ -191,7 +193,7 @@ def _line(record: dict[str, Any], draws: int) -> str:
 
 
 def _summary(config: FinetuneConfig, sets: Sets, finals: list[dict[str, Any]]) -> dict[str, Any]:
-    """The result: means over the draws where there is a test set, and what each draw gave."""
+    """The result: means over the draws if there is a test set, and the values of each draw."""
     values: dict[str, Any] = {}
     if sets.test:
         values = {name: float(np.mean([record[name] for record in finals])) for name in SCORES}

@@ -14,7 +14,8 @@ from byol.encoders import ARCHITECTURES, TIMM
 from byol.images.location import Location
 from byol.options import LOCATION, Output, export_check_option
 from byol.text import printable
-from byol.training.config import OPTIMIZERS, STEMS, TrainConfig, ViewConfig
+from byol.training.config import DEVICES, OPTIMIZERS, PRECISIONS, STEMS, TrainConfig
+from byol.training.data.view_config import ViewConfig
 from byol.training.presets import PRESETS
 
 
@@ -34,14 +35,14 @@ from byol.training.presets import PRESETS
     "--stem", type=click.Choice(STEMS), help="First layers of a ResNet; auto: cifar up to 64 px, imagenet above."
 )
 @click.option("--image-size", type=int, help="Side of a view and of the exported input, in pixels.")
-@click.option("--max-steps", type=int, help="End after so many optimizer steps, schedules included.")
-@click.option("--accumulate", type=int, help="Split each batch into so many micro-batches.")
+@click.option("--max-steps", type=int, help="End after this many optimizer steps, schedules included.")
+@click.option("--accumulate", type=int, help="Split each batch into this many micro-batches.")
 @click.option("--optimizer", type=click.Choice(OPTIMIZERS), help="Optimizer.")
 @click.option("--lr", type=float, help="Base learning rate per 256 images.")
 @click.option("--tau", type=float, help="Target network's momentum at the start.")
 @click.option("--seed", type=int, help="Seed of weights, order and augmentation.")
-@click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), help="Where to train.")
-@click.option("--precision", type=click.Choice(["auto", "fp32", "bf16"]), help="auto: bf16 where it is fast.")
+@click.option("--device", type=click.Choice(DEVICES), help="Where to train.")
+@click.option("--precision", type=click.Choice(PRECISIONS), help="auto: bf16 where it is fast.")
 @click.option("--recompute", is_flag=True, default=None, help="Less memory for more time: activations are not kept.")
 @click.option("--compile/--no-compile", default=None, help="torch.compile for all or nothing; unset: what pays.")
 @click.option(
@@ -49,11 +50,11 @@ from byol.training.presets import PRESETS
     "settings",
     multiple=True,
     metavar="NAME=VALUE",
-    help="Any other setting of docs/recipe.md, as --set knn_every=5 or --set view1.crop_area=[0.2,1].",
+    help="Any other setting of docs/recipe.md, such as --set knn_every=5 or --set view1.crop_area=[0.2,1].",
 )
 @click.option("--tensorboard", is_flag=True, help="Also write TensorBoard event files (needs the `tensorboard` extra).")
 @click.option("--nproc", type=click.IntRange(1, 256), default=1, show_default=True, help="Processes, one per GPU.")
-@click.option("--resume", is_flag=True, help="Continue the run in --out; start it when there is none.")
+@click.option("--resume", is_flag=True, help="Continue the run in --out; start one if there is none.")
 @export_check_option
 def train(
     data: Location,
@@ -89,12 +90,12 @@ def train(
             if config.start_size:
                 require_any_size(config.timm_name)
         if val_data and not config.knn_every:
-            raise ValueError("--val-data is for kNN every knn_every epochs, and knn_every is 0; leave one of them out")
+            raise ValueError("--val-data measures kNN, but knn_every is 0; leave one of them out")
     except ValueError as error:
         raise click.UsageError(str(error)) from error
     if own:
         resolve_device(config.device, nproc - 1)
-        micro_batch(config, nproc)  # both would be told by each of the processes
+        micro_batch(config, nproc)  # else every process would report it
         if not launch(nproc, sys.argv[1:], listed):
             raise click.exceptions.Exit(1)
         return
@@ -104,23 +105,25 @@ def train(
 
 
 def _starts_processes(nproc: int, launched: int, list_comes: bool) -> bool:
-    """Whether this process is to start others; `launched`: how many a launcher has started. Raises `UsageError`."""
+    """Whether this process must start others; `launched`: how many a launcher started. Raises `UsageError`."""
     from byol.training.parallel.processes import is_own
 
     if launched > 1 and not is_own():
         if nproc > 1:
             raise click.UsageError(
-                f"--nproc {nproc} starts processes, and a launcher has started {launched} (WORLD_SIZE); leave one out"
+                f"a launcher has already started {launched} processes (WORLD_SIZE); leave out --nproc {nproc}"
             )
         if list_comes:
-            raise click.UsageError("several processes cannot read one list; write it to a file, as list.txt")
+            raise click.UsageError(
+                "several processes cannot read one list from standard input; write it to a file, such as list.txt"
+            )
     return nproc > 1 and not is_own()
 
 
 def chosen_config(stored: TrainConfig | None, options: dict[str, Any]) -> TrainConfig:
     """The configuration of a command: the stored run's or the preset's, overridden by the options given.
 
-    Raises `ValueError` for an illegal value, or one that a resumed run was not started with.
+    Raises `ValueError` for an illegal value, or one that differs from those of a resumed run.
     """
     preset = options.pop("preset")
     base = stored or (PRESETS[preset]() if preset else TrainConfig())
@@ -130,7 +133,7 @@ def chosen_config(stored: TrainConfig | None, options: dict[str, Any]) -> TrainC
     for text in options["settings"]:
         _apply_setting(base, given, text)
     if stored is not None and given.get("canvas_size") == 0:
-        del given["canvas_size"]  # the run decided when it began what its images need
+        del given["canvas_size"]  # the run decided that when it began
     config = base.replace(**given)
     if stored is not None:
         changed = [name for name in given if getattr(config, name) != getattr(stored, name) and name != "device"]
@@ -156,9 +159,9 @@ def _apply_setting(base: TrainConfig, given: dict[str, Any], text: str) -> None:
     parsed = tuple(parsed) if isinstance(parsed, list) else parsed
     outer, dot, inner = name.partition(".")
     if name == "preset":
-        raise ValueError("--set preset names settings and does not take them; use --preset NAME")
+        raise ValueError("preset cannot be given by --set; use --preset NAME")
     if outer in ("view1", "view2") and not dot:
-        raise ValueError(f"--set {name} needs a field of the view, as --set {name}.flip=0.5")
+        raise ValueError(f"--set {name} needs a field of the view, such as --set {name}.flip=0.5")
     if not dot:
         given[name] = parsed
         return

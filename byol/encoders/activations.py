@@ -1,4 +1,4 @@
-"""The order of activations in memory: channels last, but for a ResNet's last maps on a CPU."""
+"""Activations: their memory order (channels last, except a ResNet's last maps on a CPU) and recomputing them."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ SMALL_MAP = 16  # positions; from 2x2 up to here oneDNN's convolutions are up to
 
 
 def encoder_channels_last(encoder: nn.Module, image_size: int) -> None:
-    """The same for one encoder."""
+    """Keep an encoder's activations in NHWC order, the small last maps of a ResNet on a CPU in NCHW order."""
     encoder.to(memory_format=torch.channels_last)
     stage = getattr(encoder, "layer4", None)  # ResNets of torchvision and timm
     on_cpu = next(encoder.parameters()).device.type == "cpu"
@@ -43,15 +43,15 @@ def _positions(encoder: nn.Module, stage: nn.Module, image_size: int) -> int:
 
 
 def recompute_blocks(encoder: nn.Module) -> int:
-    """Make every residual or transformer block of an encoder recompute its activations; how many blocks there are.
+    """Make every residual or transformer block of an encoder recompute its activations; the number of blocks.
 
-    Same outputs and gradients, and the same running statistics: the second forward does not count in them.
-    Parameters keep their names. Raises `ValueError` for an encoder without such blocks.
+    Outputs, gradients and running statistics stay the same: the second forward does not count. Parameters keep their
+    names. Raises `ValueError` for an encoder without such blocks.
     """
     stages = [child for child in encoder.modules() if isinstance(child, nn.Sequential | nn.ModuleList)]
     blocks = [block for stage in stages for block in stage if _is_block(block)]
     if not blocks:
-        raise ValueError(f"recompute: {type(encoder).__name__} has no blocks to recompute; leave it out")
+        raise ValueError(f"recompute: {type(encoder).__name__} has no blocks to recompute; leave out --recompute")
     for block in blocks:
         block.forward = _recomputing(block, block.forward)
     return len(blocks)

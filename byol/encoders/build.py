@@ -32,8 +32,8 @@ def build_encoder(arch: str, stem: str, image_size: int = 224) -> nn.Module:
     Its parameters keep the names of torchvision (a ResNet, without `fc`) or timm (`timm:NAME`, without classifier).
     Stem `cifar` replaces a ResNet's 7x7 stride-2 convolution and max-pool by one 3x3 stride-1 convolution, for small
     images. Two more are for weights trained elsewhere: `cifar-no-relu` also lacks the ReLU after it, `imagenet-same`
-    pads as TensorFlow does. `image_size` S matters to that one (a multiple of 32) and to timm's models, of which some
-    are built for one size. Raises `ValueError` for an unknown name, a size that does not do, and when timm is missing.
+    pads as TensorFlow does. `image_size` S matters to the latter (a multiple of 32) and to timm's models, some of
+    which have one size. Raises `ValueError` for an unknown name, an unsuitable size, and when timm is missing.
     """
     if arch.startswith(TIMM):
         return _build_timm_encoder(arch.removeprefix(TIMM), stem, image_size)
@@ -69,7 +69,7 @@ def _build_timm_encoder(name: str, stem: str, image_size: int) -> nn.Module:
 
 
 def feature_dim(encoder: nn.Module) -> int:
-    """D, the length of the encoder's feature vector: what timm says of its model, or the width of the last norm."""
+    """D, the length of the encoder's feature vector: as timm says, or the width of the last norm."""
     if not isinstance(encoder, torchvision.models.ResNet):
         return int(encoder.head_hidden_size)  # type: ignore[arg-type]  # checked by a forward when it was built
     return [m.num_features for m in encoder.modules() if isinstance(m, nn.BatchNorm2d)][-1]
@@ -104,9 +104,9 @@ def load_strict(module: nn.Module, tensors: Mapping[str, Tensor], what: str) -> 
 
 
 def require_fit(expected: Mapping[str, Tensor], tensors: Mapping[str, Tensor], what: str) -> None:
-    """Raise `ValueError`, listing what is missing, unexpected, or of another shape or type, sorted, unless all agree.
+    """Raise `ValueError` with a sorted list of what is missing, unexpected, or of another shape or type.
 
-    Floating point may be of another precision, a counter any real number, and nothing else.
+    Floats may have another precision and counters any real type; nothing else may differ.
     """
     problems = [f"missing: {name}" for name in sorted(expected.keys() - tensors.keys())]
     problems += [f"unexpected: {name}" for name in sorted(tensors.keys() - expected.keys())]
@@ -123,10 +123,10 @@ def require_fit(expected: Mapping[str, Tensor], tensors: Mapping[str, Tensor], w
 
 @dataclass(frozen=True)
 class Pretrained:
-    """An encoder in eval mode, how to rebuild and feed it, and what its training was.
+    """An encoder in eval mode, how to rebuild and feed it, and how it was trained.
 
     `encoder` maps normalised float images (B, 3, S, S) to features (B, D). `training`, `origin` and `finetuning` hold
-    the fields of a manifest's objects of these names (docs/bundle.md), None where there is nothing to say.
+    the fields of the manifest's objects of these names (docs/bundle.md), or None.
     """
 
     encoder: nn.Module

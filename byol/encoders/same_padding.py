@@ -1,6 +1,6 @@
 """ResNets as TensorFlow and Haiku build them: strided layers padded at the end ("SAME"), not on both sides.
 
-Weights trained so give other features in torchvision's own model. Names and shapes of the parameters are torchvision's.
+Weights trained this way give other features in torchvision's own model. Parameters have torchvision's names and shapes.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""Around an error of torch's on CPUs: strided convolutions of a single position, in bfloat16.
+"""A workaround for a torch bug on CPUs: strided convolutions of a 1x1 map, in bfloat16.
 
-In torch 2.14 and 2.15 the gradient of their weights is whatever lay in memory (seen with oneDNN on an AMD CPU). An
-encoder for large pictures that is trained on small ones has such maps: a ResNet with the ImageNet stem at 16 px.
+In torch 2.14 and 2.15 the gradient of their weights is uninitialised memory (seen with oneDNN on an AMD CPU). Encoders
+for large pictures have such maps when trained on small ones: a ResNet with the ImageNet stem at 16 px.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 
 def step_by_one(encoder: nn.Module) -> None:
-    """Have convolutions of odd kernels, padded by half of them, step by 1 where their map is 1x1: the same output."""
+    """Let centred convolutions with odd kernels step by 1 where their map is 1x1, which gives the same output."""
     for module in encoder.modules():
         if isinstance(module, nn.Conv2d) and module.stride != (1, 1) and _is_centred(module):
             height, width = module.stride

@@ -20,7 +20,7 @@ def check_name(name: str) -> None:
     architecture, _, tag = name.partition(".")
     if not timm.is_model(architecture):
         near = difflib.get_close_matches(architecture, timm.list_models(), n=3)
-        hint = f"did you mean {' or '.join(near)}?" if near else "timm.list_models() names them all"
+        hint = f"did you mean {' or '.join(near)}?" if near else "timm.list_models() lists all"
         raise ValueError(f"timm {timm.__version__} has no model {name!r}; {hint}")
     if name != architecture:
         raise ValueError(
@@ -38,8 +38,8 @@ def size_argument(name: str, image_size: int) -> dict[str, Any]:
 def input_config(name: str) -> tuple[str, dict[str, Any]]:
     """A model's name with its tag, and how its pretrained weights were fed, as timm itself resolves it.
 
-    Keys: `input_size` (3, S, S), `crop_pct`, `crop_mode`, `interpolation`, `mean`, `std`. Without a tag it is timm's
-    default one. Raises `ValueError` for a tag that timm does not have.
+    Keys: `input_size` (3, S, S), `crop_pct`, `crop_mode`, `interpolation`, `mean`, `std`. Without a tag, timm's default
+    applies. Raises `ValueError` for a tag that timm does not have.
     """
     architecture, _, tag = name.partition(".")
     check_name(architecture)
@@ -54,7 +54,7 @@ def input_config(name: str) -> tuple[str, dict[str, Any]]:
 
 
 def classifier_tensors(name: str) -> set[str]:
-    """The names of a model's tensors that it has only with its classifier, which an encoder lacks."""
+    """The names of the tensors that a model has only with its classifier."""
     check_name(name)
     with torch.device("meta"):
         whole, bare = timm.create_model(name), timm.create_model(name, num_classes=0)
@@ -65,7 +65,7 @@ def require_any_size(name: str) -> None:
     """Raise `ValueError` for a model that is built for one image size: its views cannot start smaller."""
     check_name(name)
     if size_argument(name, 0):
-        raise ValueError(f"timm:{name} is built for one image size, but start_size asks for two; set start_size=0")
+        raise ValueError(f"timm:{name} takes one image size only; add --set start_size=0")
 
 
 def build_timm_encoder(name: str, image_size: int) -> nn.Module:

@@ -39,7 +39,7 @@ class FineTuned:
 
 @dataclass(frozen=True)
 class _Rebuilt:
-    """How to rebuild and feed an encoder, as a file says it. Raises `ValueError` for what is of another type."""
+    """How to rebuild and feed an encoder, as stored in a file. Raises `ValueError` for values of other types."""
 
     arch: str
     stem: str
@@ -67,17 +67,17 @@ def _classes(head: dict[str, Any]) -> list[str]:
 
 
 def save_finetuned(path: Path, model: Classifier, source: Pretrained, head: dict[str, Any]) -> None:
-    """Write a classifier whose encoder was `source`'s. Raises `ValueError` when a weight is not finite."""
+    """Write a classifier made from `source`. Raises `ValueError` when a weight is not finite."""
     tensors = model.state_dict()
     if not finite(tensors):
-        raise ValueError("the fine-tuned weights are not all finite; leave out the highest --lr")
+        raise ValueError("some fine-tuned weights are not finite; leave out the highest --lr")
     facts = {field.name: getattr(source, field.name) for field in fields(source) if field.name != "encoder"}
     texts = {"source": json.dumps(facts, sort_keys=True), "head": json.dumps(head, sort_keys=True)}
     write_tensors(path, tensors, {"task": FINETUNE, **texts})
 
 
 def read_finetuned(path: Path) -> FineTuned:
-    """The inverse. Raises `ValueError` when the file is missing, damaged, or of another task."""
+    """The inverse of `save_finetuned`. Raises `ValueError` when the file is missing, damaged, or of another task."""
     path = checkpoint_file(path)
     tensors, metadata = read_tensors(path, FINETUNE)
     with damaged_metadata(path):

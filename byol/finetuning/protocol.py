@@ -1,6 +1,6 @@
 """The semi-supervised protocol (paper section 4): draw labels, choose settings on a part of them, fit again, score.
 
-Nothing is chosen on the test set. What is finished stands in `metrics.jsonl`, so an interrupted sweep goes on.
+Nothing is chosen on the test set. Finished fits are in `metrics.jsonl`, so an interrupted sweep can be resumed.
 Shapes: N images, S the encoder's image size.
 """
 
@@ -28,6 +28,7 @@ from byol.images.location import Location
 from byol.images.open import open_source
 from byol.images.source import ImageSource, Skipped
 from byol.images.splits import draw, holdout
+from byol.run import FINETUNE
 from byol.training.begun import identity
 from byol.training.data.decoded import Advance, canvas_side, load_canvases, load_preprocessed
 from byol.training.data.intake import ImageTensor
@@ -38,7 +39,7 @@ Report = Callable[[dict[str, Any]], None]
 
 @dataclass(frozen=True)
 class Sets:
-    """What a fine-tuning works on: the images of all draws, the rows (int64) of each draw, and the test set.
+    """The data of a fine-tuning: the images of all draws, the rows (int64) of each draw, and the test set.
 
     `names` are the classes in the order of the logits; `facts` name the sets.
     """
@@ -62,7 +63,7 @@ class Chosen:
 
 
 def choose_images(config: FinetuneConfig, data: Location, test: Location | None) -> Chosen:
-    """Draw the labelled images. What can be refused is refused here, before the work.
+    """Draw the labelled images and refuse what can be refused before the work.
 
     Raises `ValueError` for images without labels, too few of a class, and test classes that `data` lacks.
     """
@@ -86,7 +87,7 @@ def read_sets(chosen: Chosen, image_size: int, advance: Advance | None = None) -
     canvases = load_canvases(part, canvas_side(part, image_size), advance, DecodedCache())
     preprocessed = load_preprocessed(part, preprocess, DecodedCache(), advance)
     if not np.array_equal(canvases.indices, preprocessed.indices):
-        raise ValueError(f"{source.name} changed while it was read; start again")
+        raise ValueError(f"{source.name} changed while being read; run the command again")
     readable = rows[canvases.indices]
     for drawn in draws:
         _require_every_class(names, labels[np.intersect1d(drawn, readable)], source.name, canvases.skipped)
@@ -131,7 +132,7 @@ class Sweep:
         self.tuner, self.source, self.sets, self.run, self.report = tuner, source, sets, run, report
         self.config = tuner.config
         self.trials = [Trial(*pair) for pair in product(sorted(self.config.lr), sorted(self.config.epochs))]
-        self._records = {_key(record): record for record in run.metrics() if is_whole(record)}
+        self._records = {_key(record): record for record in run.metrics(FINETUNE)}
 
     def fit(self) -> list[dict[str, Any]]:
         """The final line of every draw; the classifier of the first draw is saved as `last.safetensors`."""
@@ -140,8 +141,8 @@ class Sweep:
     def _chosen(self, number: int, rows: np.ndarray) -> Trial:
         """The settings for a draw: those of the best accuracy on a stratified fifth of its labelled images.
 
-        Of equals the lowest rate, then the fewest epochs: what changes the encoder least. The same is taken where no
-        class has two labelled images, so that nothing can be held out.
+        Ties go to the lowest rate, then the fewest epochs, which change the encoder least. The first settings are also
+        taken if no class has two labelled images, as nothing can be held out then.
         """
         held = holdout(self.sets.labelled.classes.numpy()[rows], seed=number)
         if len(self.trials) == 1 or not held.any():
@@ -202,14 +203,6 @@ class Sweep:
             head |= {"test": test["name"], "n_test": len(self.sets.test[1]), "top1": scores.top1}
         source = replace(self.source, training=None, origin=None) if scratch else self.source
         save_finetuned(self.run.last, model, replace(source, finetuning={**tuning, "from_scratch": scratch}), head)
-
-
-def is_whole(record: dict[str, Any]) -> bool:
-    """Whether a line is one of a fine-tuning's, with numbers where numbers belong."""
-    numbers = [record.get(name) for name in ("draw", "lr", "epochs", "images", "seconds", "scored")]
-    numbers += [record.get(name) for name in ("top1", "top5", "mean_per_class")] if record.get("scored") else []
-    known = record.get("part") in ("trial", "final") and "loss" in record
-    return known and all(type(number) in (int, float) for number in numbers)
 
 
 def _key(record: dict[str, Any]) -> tuple[int, str, Trial]:

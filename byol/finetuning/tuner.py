@@ -21,11 +21,12 @@ from torch.optim import SGD
 from byol.encoders.activations import encoder_channels_last
 from byol.encoders.build import feature_dim
 from byol.encoders.strides import step_by_one
-from byol.strict_json import LARGEST_FLOAT
-from byol.training.config import ViewConfig
+from byol.strict_json import check_fields, require_legal
+from byol.training.config import DEVICES, PRECISIONS
 from byol.training.data.augment import draw, render
 from byol.training.data.batches import Batch, Order, open_feed, seeded
 from byol.training.data.intake import ImageTensor
+from byol.training.data.view_config import ViewConfig
 from byol.training.optim import learning_rate, set_learning_rate
 
 MOMENTUM = 0.9
@@ -35,12 +36,12 @@ SCORED = 256  # images at a time
 
 @dataclass(frozen=True)
 class FinetuneConfig:
-    """Every setting of a fine-tuning. Raises `ValueError` for one that makes no sense."""
+    """Every setting of a fine-tuning. Raises `ValueError` for illegal values."""
 
     labels: int | float = 1.0
     """Labelled images of each class: an int is their number, a float their share."""
     draws: int = 1
-    """How often they are drawn; draw i is that of `byol linear`."""
+    """How often they are drawn; draw i is the same as in `byol linear`."""
     lr: tuple[float, ...] = (0.005, 0.01, 0.02, 0.05, 0.1)
     """Learning rates to try, each the peak rate itself (the paper's sweep)."""
     epochs: tuple[int, ...] = (30, 50)
@@ -59,23 +60,21 @@ class FinetuneConfig:
     """Of training: auto, fp32 or bf16. Accuracies are always measured in fp32."""
 
     def __post_init__(self) -> None:
+        check_fields(self)
         share = isinstance(self.labels, float)
-        if not self.labels > 0 or self.labels > (1 if share else MOST):
-            raise ValueError(f"labels is {self.labels!r:.60}; legal: a number of images, or a share above 0, up to 1")
-        if not 1 <= self.draws <= MOST or (self.draws > 1 and share and self.labels == 1):
-            raise ValueError(
-                f"draws is {self.draws!r:.60}; legal: 1 or more of some labels, 1 where all of them are used"
-            )
-        if not self.lr or not all(0 < rate <= LARGEST_FLOAT for rate in self.lr):
-            raise ValueError(f"lr is {self.lr!r:.60}; legal: one or more numbers above 0, at most {LARGEST_FLOAT:g}")
-        if not self.epochs or not 1 <= min(self.epochs) <= max(self.epochs) <= MOST:
-            raise ValueError(f"epochs is {self.epochs!r:.60}; legal: one or more numbers, 1 to {MOST:,}")
-        if not 2 <= self.batch_size <= MOST:
-            raise ValueError(
-                f"batch_size is {self.batch_size!r:.60}; legal: 2 to {MOST:,}, batch-norm needs two images"
-            )
-        if not 0 < self.crop_area <= 1:
-            raise ValueError(f"crop_area is {self.crop_area}; legal: above 0, up to 1")
+        enough = 0 < self.labels <= (1 if share else MOST)
+        require_legal(enough, "labels", self.labels, "a number of images, or a share above 0, up to 1")
+        drawn = 1 <= self.draws <= MOST and (self.draws == 1 or not share or self.labels < 1)
+        require_legal(drawn, "draws", self.draws, "1 or more of some labels, 1 where all of them are used")
+        rates = bool(self.lr) and all(rate > 0 for rate in self.lr)
+        require_legal(rates, "lr", self.lr, "one or more numbers above 0")
+        counts = bool(self.epochs) and all(1 <= count <= MOST for count in self.epochs)
+        require_legal(counts, "epochs", self.epochs, f"one or more whole numbers, 1 to {MOST:,}")
+        several = 2 <= self.batch_size <= MOST
+        require_legal(several, "batch_size", self.batch_size, f"2 to {MOST:,}; batch-norm needs two images")
+        require_legal(0 < self.crop_area <= 1, "crop_area", self.crop_area, "above 0, up to 1")
+        for name, legal in {"device": DEVICES, "precision": PRECISIONS}.items():
+            require_legal(getattr(self, name) in legal, name, getattr(self, name), ", ".join(legal))
 
     @property
     def view(self) -> ViewConfig:
@@ -122,7 +121,7 @@ class Classifier(nn.Module):
 
 @dataclass(frozen=True)
 class LabelledImages:
-    """Images twice: as `canvases` for random crops, and `preprocessed` as serving does; `classes` int64 (N,)."""
+    """Images in two forms: `canvases` for random crops, `preprocessed` as in serving; `classes` int64 (N,)."""
 
     canvases: ImageTensor
     preprocessed: ImageTensor
@@ -157,7 +156,7 @@ class Tuner:
             step_by_one(model.encoder)
         optimizer = SGD(model.parameters(), trial.lr, momentum=MOMENTUM, nesterov=True)
         classes = images.classes.to(self.device)
-        torch.manual_seed(seed)  # for whatever an encoder draws itself
+        torch.manual_seed(seed)  # for the encoder's own random numbers
         loss = torch.zeros((), device=self.device)
         with closing(open_feed(images.canvases, lambda step: places[order.rows(step)], self.device, total)) as feed:
             for step in range(total):

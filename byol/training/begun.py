@@ -1,6 +1,6 @@
-"""What a run keeps of how it began, besides its settings, so that it goes on with the same bytes: in its `config.json`.
+"""How a run began, kept in its `config.json` beside the settings so that it resumes to the same bytes.
 
-Its images (`data`, `skipped`), how it gets them (`feed`), and what the machine decided (`computed`).
+That is its images (`data`, `skipped`), how it reads them (`feed`), and what the machine decided (`computed`).
 """
 
 from __future__ import annotations
@@ -24,20 +24,20 @@ DECISIVE = ("torch", "torchvision", "timm", "pillow")  # packages whose versions
 
 
 def identity(location: Location, source: ImageSource) -> dict[str, Any]:
-    """What a run says of its images besides their number: name, and digests of the listing and of the content."""
+    """What a run records of its images besides their number: name, digests of the listing and of the content."""
     facts = {"name": last_part(location), "digest": source_digest(source)}
     return {**facts, "content": source.content()} if source.content else facts
 
 
 def difference(stored: dict[str, Any], now: dict[str, Any]) -> str | None:
-    """How a run's images differ from those that it began with; None when they do not. Earlier versions told less."""
-    told = {name: value for name, value in now.items() if name in stored}
-    if told == stored:
+    """How the images differ from those the run began with; None when they do not. Earlier versions recorded less."""
+    known = {name: value for name, value in now.items() if name in stored}
+    if known == stored:
         return None
     before, after = described(stored), described(now)
     if before != after:
         return f"{before}, but the images now are {after}"
-    return f"{before}, of which some are others now, under the same names"
+    return f"{before}, and some of them have changed since, under the same names"
 
 
 def described(facts: dict[str, Any]) -> str:
@@ -47,7 +47,7 @@ def described(facts: dict[str, Any]) -> str:
 
 @contextmanager
 def keeping_threads() -> Iterator[None]:
-    """Afterwards torch takes as many threads as before, whatever a run that goes on had it take."""
+    """Restore torch's number of threads afterwards: a resumed run may change it."""
     before = torch.get_num_threads()
     try:
         yield
@@ -57,31 +57,31 @@ def keeping_threads() -> Iterator[None]:
 
 @dataclass(frozen=True)
 class Begun:
-    """How a run began to get and to compute; None for what an earlier version did not write down."""
+    """How a run began to read and compute; None for what an earlier version did not record."""
 
     intake: Intake | None = None
     computed: Computed | None = None
     versions: dict[str, str] = field(default_factory=dict)
 
     def changes(self, computed: Computed, versions: dict[str, str]) -> str:
-        """A sentence on what is another now; empty when nothing is."""
+        """A sentence on what has changed; empty when nothing has."""
         then, now = asdict(self.computed) if self.computed else {}, {**asdict(computed), **versions}
         then |= {name: version for name, version in self.versions.items() if name in DECISIVE}
         changed = [f"{name} {now.get(name)} (was {was})" for name, was in then.items() if now.get(name) != was]
         if not changed:
             return ""
-        return f"not bit for bit what it would be without the stop, since this has changed: {', '.join(changed)}"
+        return f"the result will not be bit for bit that of an uninterrupted run; changed: {', '.join(changed)}"
 
     @classmethod
     def of(cls, content: dict[str, Any]) -> Begun:
-        """That of a run by what its `config.json` holds. Raises `ValueError` for what no run writes."""
+        """Read from the content of `config.json`. Raises `ValueError` for what no run writes."""
         versions = content.get("versions")
         known = versions if isinstance(versions, dict) else {}
         return cls(_intake(content), Computed.stored(content), known)
 
 
 def contents(intake: Intake, computed: Computed) -> dict[str, Any]:
-    """What `Begun.of` reads again. Which images are left out `RunFolder.create` keeps."""
+    """What `Begun.of` reads back. `RunFolder.create` records which images were skipped."""
     return {"feed": STREAMED if intake.streamed else DECODED, "computed": asdict(computed)}
 
 
@@ -92,16 +92,16 @@ def _intake(content: dict[str, Any]) -> Intake | None:
     if feed not in (STREAMED, DECODED) or not isinstance(skipped, list):
         raise ValueError(f"feed is {feed!r:.40}; expected {STREAMED} or {DECODED}, with `skipped` beside it")
     if not all(isinstance(item, dict) and isinstance(item.get("path"), str) for item in skipped):
-        raise ValueError("skipped is no list of paths and reasons")
+        raise ValueError("skipped is not a list of paths and reasons")
     return Intake(feed == STREAMED, frozenset(item["path"] for item in skipped))
 
 
 @dataclass(frozen=True)
 class Computed:
-    """What decides the last bits of a run besides its settings and the versions: found out when it begins.
+    """What decides the last bits of a run besides settings and versions, found out when it begins.
 
-    `device` cpu or cuda; `processor` the kind of it; `precision` and `compile` where the settings say auto; `threads`
-    of torch in each of `processes` on a CPU, 0 on a GPU.
+    `device`: cpu or cuda; `processor`: its model or instruction set; `precision`, `compile`: as `auto` was decided;
+    `threads`: torch's in each of the `processes` on a CPU, 0 on a GPU.
     """
 
     device: str
@@ -121,7 +121,7 @@ class Computed:
 
     @classmethod
     def stored(cls, content: dict[str, Any]) -> Computed | None:
-        """Those of a run; None of one by an earlier version. Raises `ValueError` for anything else."""
+        """Read from the content of `config.json`; None in a run of an earlier version. Raises `ValueError`."""
         values = content.get("computed")
         if values is None:
             return None
@@ -131,11 +131,11 @@ class Computed:
         return cls(**values)
 
     def settings(self, config: TrainConfig, device: str) -> TrainConfig:
-        """A run's settings with `auto` decided as when it began: here one might compile where nothing was, say."""
+        """The settings with `auto` decided as when the run began, whatever this machine would choose."""
         eager = device == self.device and self.compile == "none"
         return config.replace(precision=self.precision, **({"compile": "none"} if eager else {}))
 
     def take_threads(self, device: str, processes: int) -> None:
-        """Have torch take as many threads as when the run began, where that can be: the order of sums depends on it."""
+        """Give torch as many threads as when the run began, where possible: the order of sums depends on it."""
         if device == self.device == "cpu" and processes == self.processes and 0 < self.threads <= usable_cores():
             torch.set_num_threads(self.threads)

@@ -62,7 +62,7 @@ def _strip(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
 
 
 def save_checkpoint(path: Path, checkpoint: Checkpoint) -> None:
-    """Write a checkpoint: temporary name, sync, rename. Raises `OSError` when the disk is full, say."""
+    """Write a checkpoint: temporary name, sync, rename. Raises `OSError`, for instance when the disk is full."""
     metadata = {
         "step": str(checkpoint.step),
         "epoch": str(checkpoint.epoch),
@@ -73,7 +73,7 @@ def save_checkpoint(path: Path, checkpoint: Checkpoint) -> None:
 
 
 def write_tensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str]) -> None:
-    """Write tensors and metadata, the format version added, whole or not at all. Raises `OSError`."""
+    """Write tensors, metadata and the format version, whole or not at all. Raises `OSError`."""
     plain = {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
     with atomic_file(path) as temporary:
         try:
@@ -94,7 +94,7 @@ def read_checkpoint(path: Path) -> Checkpoint:
 
 @contextmanager
 def damaged_metadata(path: Path) -> Iterator[None]:
-    """Say of a file that its metadata is not what we write. Raises `ValueError`."""
+    """Turn errors inside into a `ValueError` that says the file's metadata is damaged."""
     try:
         yield
     except KeyError as error:
@@ -125,7 +125,7 @@ def read_tensors(path: Path, task: str) -> tuple[dict[str, Tensor], dict[str, st
         metadata = _metadata(path, file)
         if _task(metadata) != task:
             raise ValueError(
-                f"{printable(path)} was written by `byol {_task(metadata)}`; one of `byol {task}` is needed here"
+                f"{printable(path)} was written by `byol {_task(metadata)}`; give one written by `byol {task}`"
             )
         return {name: file.get_tensor(name) for name in file.keys()}, metadata  # noqa: SIM118
 
@@ -137,7 +137,7 @@ def task_of(path: Path) -> str:
 
 
 def checkpoint_file(path: Path) -> Path:
-    """The checkpoint that a path names: itself, or the newest of a run folder, where a link is not followed.
+    """The checkpoint at a path: the file itself, or the newest in a run folder, where links are not followed.
 
     Raises `ValueError`.
     """
@@ -145,7 +145,7 @@ def checkpoint_file(path: Path) -> Path:
     try:
         open_regular(file, follow=file is path).close()  # a pipe would be waited for
     except FileNotFoundError:
-        raise ValueError(f"{printable(file)} does not exist; a run writes it at its first checkpoint") from None
+        raise ValueError(f"{printable(file)} does not exist; a run writes it with its first checkpoint") from None
     except OSError as error:
         raise ValueError(f"{printable(file)}: {reason_of(error)}") from error
     return file
@@ -170,7 +170,7 @@ def _metadata(path: Path, file: Any) -> dict[str, str]:
 
 
 def _task(metadata: dict[str, str]) -> str:
-    return metadata.get("task", TRAIN)  # `byol train` was there first and names none
+    return metadata.get("task", TRAIN)  # `byol train` is older than the entry and does not write it
 
 
 def finite(tensors: dict[str, Tensor]) -> bool:

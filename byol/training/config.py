@@ -13,11 +13,14 @@ from typing import Any
 
 from byol.encoders import ARCHITECTURES, TIMM
 from byol.run import KNN_K, KNN_TEMPERATURE
-from byol.strict_json import check_fields
+from byol.strict_json import check_fields, require_legal
+from byol.training.data.view_config import ViewConfig
 
 STEMS = ("auto", "imagenet", "cifar")
 OPTIMIZERS = ("lars", "sgd", "adamw")
 COMPILE = ("auto", "all", "augmentation", "none")
+DEVICES = ("auto", "cpu", "cuda")
+PRECISIONS = ("auto", "fp32", "bf16")
 
 # What no run needs more of; beyond it arithmetic on sizes overflows, and a slip of the keyboard takes all memory.
 LARGEST = {
@@ -30,57 +33,6 @@ LARGEST = {
 
 # A base rate above this is one meant for LARS: with another optimizer it diverges or collapses within a few steps.
 HIGHEST_LR = {"lars": 20.0, "sgd": 1.0, "adamw": 0.02}
-
-
-@dataclass(frozen=True)
-class ViewConfig:
-    """One random view, in the order of application: crop, flip, jitter, grey, blur, solarize.
-
-    Defaults: view 1 of the paper (appendix B, table 6).
-    """
-
-    crop_area: tuple[float, float] = (0.08, 1.0)
-    """Smallest and largest share of the image's area that a crop covers."""
-    crop_aspect: tuple[float, float] = (3 / 4, 4 / 3)
-    """Smallest and largest width/height of a crop, drawn log-uniformly."""
-    flip: float = 0.5
-    """Probability of a left-right flip."""
-    jitter: float = 0.8
-    """Probability that the four colour changes are applied, in random order."""
-    brightness: float = 0.4
-    """Strength of the brightness change."""
-    contrast: float = 0.4
-    """Strength of the contrast change: a factor within 1 +- strength."""
-    saturation: float = 0.2
-    """Strength of the saturation change: a factor within 1 +- strength."""
-    hue: float = 0.1
-    """Strength of the hue change, as a share of the colour circle (at most 0.5)."""
-    additive_brightness: bool = True
-    """Add a number within +- brightness (the paper's released code); else multiply by 1 +- it (torchvision)."""
-    grey: float = 0.2
-    """Probability of conversion to greyscale."""
-    blur: float = 1.0
-    """Probability of a Gaussian blur, kernel a tenth of the view's side."""
-    blur_sigma: tuple[float, float] = (0.1, 2.0)
-    """Smallest and largest standard deviation of the blur, in pixels, drawn uniformly."""
-    solarize: float = 0.0
-    """Probability of inverting the values of 0.5 and above."""
-    vertical_flip: float = 0.0
-    """Probability of an upside-down flip, for images without an up, as from above or through a microscope."""
-
-    def __post_init__(self) -> None:
-        check_fields(self)
-        for name in ("flip", "jitter", "grey", "blur", "solarize", "vertical_flip"):
-            _require(0 <= getattr(self, name) <= 1, name, getattr(self, name), "a probability, 0 to 1")
-        for name in ("brightness", "contrast", "saturation"):
-            _require(0 <= getattr(self, name) <= 1, name, getattr(self, name), "0 to 1")
-        _require(0 <= self.hue <= 0.5, "hue", self.hue, "0 to 0.5")
-        low, high = self.crop_area
-        _require(0 < low <= high <= 1, "crop_area", self.crop_area, "two numbers, 0 < smallest <= largest <= 1")
-        low, high = self.crop_aspect
-        _require(0 < low <= high, "crop_aspect", self.crop_aspect, "two numbers, 0 < smallest <= largest")
-        low, high = self.blur_sigma
-        _require(0 < low <= high, "blur_sigma", self.blur_sigma, "two numbers, 0 < smallest <= largest")
 
 
 @dataclass(frozen=True)
@@ -114,7 +66,7 @@ class TrainConfig:
     start_size: int = 0
     """Side of the views in the first `start_share` of the steps: a cheap start at low resolution; 0: image_size."""
     start_share: float = 0.5
-    """Share of the steps, 0 to 1, that views of start_size are for."""
+    """Share of the steps, 0 to 1, with views of start_size."""
     canvas_size: int = 0
     """Side in pixels at which decoded images are held for cropping; 0 takes what the images and image_size need."""
     mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
@@ -161,12 +113,12 @@ class TrainConfig:
     precision: str = "auto"
     """auto, fp32 or bf16."""
     compile: str = "auto"
-    """What torch.compile is for: all, augmentation, none, or auto (all on CUDA; on a CPU the augmentation of a run of
-    200,000 images or more where a C++ compiler is found)."""
+    """What torch.compile compiles: all, augmentation, none, or auto (all on CUDA; on a CPU the augmentation in runs
+    that see 200,000 images or more, where a C++ compiler is found)."""
     sync_norm: str = "auto"
     """Batch-norm statistics over all processes: on, off, or auto (on below 128 images per process and forward)."""
     recompute: bool = False
-    """Compute activations again in the backward pass instead of keeping them: less memory, more time, not compiled."""
+    """Recompute activations in the backward pass instead of keeping them: less memory, more time, not compiled."""
     channels_last: bool = True
     """Keep activations in NHWC order."""
 
@@ -191,7 +143,7 @@ class TrainConfig:
         check_fields(self)
         self._check_choices()
         for name in ("projector_hidden", "projector_out", "image_size", "epochs", "accumulate"):
-            _require(getattr(self, name) >= 1, name, getattr(self, name), "1 or more")
+            require_legal(getattr(self, name) >= 1, name, getattr(self, name), "1 or more")
         for name in (
             "predictor_hidden",
             "max_steps",
@@ -201,50 +153,52 @@ class TrainConfig:
             "start_size",
             "canvas_size",
         ):
-            _require(getattr(self, name) >= 0, name, getattr(self, name), "0 or more")
+            require_legal(getattr(self, name) >= 0, name, getattr(self, name), "0 or more")
         for name in ("knn_k", "knn_bank", "knn_queries", "log_every"):
-            _require(getattr(self, name) >= 1, name, getattr(self, name), "1 or more")
+            require_legal(getattr(self, name) >= 1, name, getattr(self, name), "1 or more")
         for name, most in LARGEST.items():
-            _require(getattr(self, name) <= most, name, getattr(self, name), f"at most {most:,}")
-        _require(self.image_size >= 8, "image_size", self.image_size, "8 or more")
-        _require(not 0 < self.start_size < 8, "start_size", self.start_size, "0, or 8 or more")
-        _require(0 <= self.start_share <= 1, "start_share", self.start_share, "0 to 1")
-        _require(self.batch_size >= 2, "batch_size", self.batch_size, "2 or more, batch-norm needs two images")
+            require_legal(getattr(self, name) <= most, name, getattr(self, name), f"at most {most:,}")
+        require_legal(self.image_size >= 8, "image_size", self.image_size, "8 or more")
+        require_legal(not 0 < self.start_size < 8, "start_size", self.start_size, "0, or 8 or more")
+        at_most = f"at most image_size, {self.image_size}"
+        require_legal(self.start_size <= self.image_size, "start_size", self.start_size, at_most)
+        require_legal(0 <= self.start_share <= 1, "start_share", self.start_share, "0 to 1")
+        require_legal(self.batch_size >= 2, "batch_size", self.batch_size, "2 or more, batch-norm needs two images")
         micro, rest = divmod(self.batch_size, self.accumulate)
-        _require(
+        require_legal(
             rest == 0 and micro >= 2,
             "accumulate",
             self.accumulate,
             f"a divisor of batch_size {self.batch_size} that leaves 2 or more images",
         )
-        _require(0 <= self.tau <= 1, "tau", self.tau, "0 to 1")
-        _require(0 <= self.momentum < 1, "momentum", self.momentum, "0 to below 1")
-        _require(self.lars_eta > 0, "lars_eta", self.lars_eta, "above 0")
-        _require(-(2**63) <= self.seed < 2**64, "seed", self.seed, "a number of at most 64 bits")
-        _require(self.weight_decay >= 0, "weight_decay", self.weight_decay, "0 or more")
-        _require(self.warmup_epochs >= 0, "warmup_epochs", self.warmup_epochs, "0 or more")
-        _require(self.knn_temperature > 0, "knn_temperature", self.knn_temperature, "above 0")
-        _require(all(value >= 1e-6 for value in self.std), "std", self.std, "1e-6 or more")
+        require_legal(0 <= self.tau <= 1, "tau", self.tau, "0 to 1")
+        require_legal(0 <= self.momentum < 1, "momentum", self.momentum, "0 to below 1")
+        require_legal(self.lars_eta > 0, "lars_eta", self.lars_eta, "above 0")
+        require_legal(-(2**63) <= self.seed < 2**64, "seed", self.seed, "a number of at most 64 bits")
+        require_legal(self.weight_decay >= 0, "weight_decay", self.weight_decay, "0 or more")
+        require_legal(self.warmup_epochs >= 0, "warmup_epochs", self.warmup_epochs, "0 or more")
+        require_legal(self.knn_temperature > 0, "knn_temperature", self.knn_temperature, "above 0")
+        require_legal(all(value >= 1e-6 for value in self.std), "std", self.std, "1e-6 or more")
         if self.recompute and self.compile == "all":
-            raise ValueError("recompute and compile all do not go together; use --set compile=augmentation")
+            raise ValueError("recompute excludes compile=all; use --set compile=augmentation")
         self._check_lr()
 
     def _check_choices(self) -> None:
         choices = {
             "stem": STEMS,
             "optimizer": OPTIMIZERS,
-            "device": ("auto", "cpu", "cuda"),
-            "precision": ("auto", "fp32", "bf16"),
+            "device": DEVICES,
+            "precision": PRECISIONS,
             "compile": COMPILE,
             "sync_norm": ("auto", "on", "off"),
         }
         for name, legal in choices.items():
-            _require(getattr(self, name) in legal, name, getattr(self, name), ", ".join(legal))
+            require_legal(getattr(self, name) in legal, name, getattr(self, name), ", ".join(legal))
         known = self.arch in ARCHITECTURES or bool(self.timm_name)
-        _require(known, "arch", self.arch, f"{', '.join(ARCHITECTURES)}, {TIMM}NAME")
+        require_legal(known, "arch", self.arch, f"{', '.join(ARCHITECTURES)}, {TIMM}NAME")
         if self.timm_name and self.stem == "cifar":
             raise ValueError(
-                f"stem cifar is for torchvision's ResNets; {self.arch} has first layers of its own: use --stem auto"
+                f"stem cifar is for torchvision's ResNets; {self.arch} keeps its own first layers: use --stem auto"
             )
 
     def _check_lr(self) -> None:
@@ -252,11 +206,9 @@ class TrainConfig:
         if not 0 < self.lr <= highest:
             hint = ""
             if self.optimizer != "lars" and self.lr > highest:
-                hint = (
-                    f"; {self.lr:g} looks like a rate for LARS (add --optimizer lars) and would make training collapse"
-                )
+                hint = f"; {self.lr:g} looks like a rate for LARS: add --optimizer lars, or lower --lr"
             raise ValueError(
-                f"lr is {self.lr:g}, but with optimizer {self.optimizer} it must be above 0, at most {highest:g}{hint}"
+                f"lr is {self.lr:g}; legal with optimizer {self.optimizer}: above 0, at most {highest:g}{hint}"
             )
 
     @property
@@ -294,16 +246,16 @@ class TrainConfig:
 
     @classmethod
     def from_dict(cls, values: object) -> TrainConfig:
-        """The inverse of `to_dict`, of what JSON may hold. Raises `ValueError` for anything that is no configuration.
+        """The inverse of `to_dict`. Raises `ValueError` for anything that is not a configuration.
 
-        A setting that is missing is newer than the values and takes its default, which means what was done before it.
+        A missing setting is newer than the values and takes its default, which keeps the earlier behaviour.
         """
         if not isinstance(values, dict):
             raise ValueError("the configuration is not an object")
         names = {f.name for f in dataclasses.fields(cls)}
         unknown = sorted(set(values) - names)
         if unknown:
-            raise ValueError(f"the configuration does not fit this version: unknown {', '.join(unknown[:5])}")
+            raise ValueError(f"this version does not know the settings {', '.join(unknown[:5])}")
         plain: dict[str, Any] = _tuples(values)
         for view in {"view1", "view2"} & set(values):
             try:
@@ -316,8 +268,3 @@ class TrainConfig:
 def _tuples(values: dict[str, Any]) -> dict[str, Any]:
     """JSON has lists where a configuration has tuples."""
     return {key: tuple(value) if isinstance(value, list) else value for key, value in values.items()}
-
-
-def _require(condition: bool, name: str, value: object, legal: str) -> None:
-    if not condition:
-        raise ValueError(f"{name} is {value!r:.100}; legal: {legal}")

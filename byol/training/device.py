@@ -16,9 +16,9 @@ WORTH_COMPILING = 200_000  # images of a run on a CPU
 
 
 def resolve_device(name: str, local_rank: int = 0) -> torch.device:
-    """auto, cpu or cuda as a device; each process of a machine takes the GPU of its number.
+    """The device for auto, cpu or cuda; each process on a machine takes the GPU of its own number.
 
-    Raises `ValueError` when CUDA is asked for and torch cannot use it, or has fewer GPUs than processes.
+    Raises `ValueError` when torch cannot use CUDA or finds fewer GPUs than processes.
     """
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
@@ -33,7 +33,7 @@ def resolve_device(name: str, local_rank: int = 0) -> torch.device:
             count = torch.cuda.device_count()
             raise ValueError(
                 f"process {local_rank + 1} on this machine finds {count} GPUs; use --nproc {count} or fewer, or "
-                "LOCAL_RANK=0 where a launcher gives each process a GPU of its own"
+                "LOCAL_RANK=0 if a launcher gives each process its own GPU"
             )
         return torch.device("cuda", local_rank)
     return torch.device(name)
@@ -55,15 +55,17 @@ def _has_fast_bf16(device: torch.device) -> bool:
 
 
 def resolve_compile(choice: str, device: torch.device, images: int) -> str:
-    """`auto` for a run that sees so many images: what is worth the time that compiling takes.
+    """What to compile; `auto` weighs the time it takes against the number of images the run sees.
 
     On a CPU the networks gain nothing (benchmarks/README.md); the augmentation takes some 20 s to compile. Raises
-    `ValueError` when a CPU is to compile and has no compiler.
+    `ValueError` when the CPU needs a compiler and there is none.
     """
     name = os.environ.get("CXX", "clang++" if sys.platform == "darwin" else "g++")
     compiler = device.type == "cuda" or shutil.which(name)
     if choice in ("all", "augmentation") and not compiler:
-        raise ValueError(f"compile is {choice}, but the C++ compiler {name} is not found; install it, or --no-compile")
+        raise ValueError(
+            f"compile is {choice}, but the C++ compiler {name} is not found; install it, or add --no-compile"
+        )
     if choice != "auto":
         return choice
     if device.type == "cuda":
@@ -72,7 +74,7 @@ def resolve_compile(choice: str, device: torch.device, images: int) -> str:
 
 
 def compiled_or_eager(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
-    """The function compiled; as it is, and one warning, where this machine cannot compile (no Python headers, say)."""
+    """The compiled function; where this machine cannot compile (no Python headers), a warning and the plain one."""
     call = torch.compile(function, dynamic=False)
 
     def guarded(*arguments: Any) -> Tensor:
@@ -90,7 +92,7 @@ def compiled_or_eager(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
 
 
 def resolve_sync_norm(choice: str, micro_batch: int, world: int) -> bool:
-    """auto: on where a process sees fewer than 128 images per forward, too few for statistics of its own."""
+    """auto: on where a process sees fewer than 128 images per forward, too few for its own statistics."""
     if world == 1 or choice == "off":
         return False
     return choice == "on" or micro_batch < 128

@@ -1,4 +1,4 @@
-"""The door from training to export: whether an encoder can be exported, asked before it is trained."""
+"""Ask export, before training, whether an encoder can be exported."""
 
 from __future__ import annotations
 
@@ -13,22 +13,21 @@ TESTED_SIZE = 512  # pixels up to which torchvision's ResNets need no asking: th
 def require_exportable(source: Pretrained) -> None:
     """Raise `ValueError` when `byol export` would refuse an encoder of this architecture at its size.
 
-    Takes seconds, which ResNets of a usual size are spared. Where export is not installed, a note says that nothing was
-    checked.
+    Takes seconds; ResNets of usual sizes are not checked. Where export is not installed, a note says so.
     """
     if not source.arch.startswith(TIMM) and source.image_size <= TESTED_SIZE:
         return
     try:
         from byol.export.exporter import try_export
     except ModuleNotFoundError as error:
-        note(f"not checked whether {source.arch} can be exported: {missing(str(error.name), 'train', 'the check')}")
+        note(f"did not check whether {source.arch} can be exported: {missing(str(error.name), 'train', 'the check')}")
         return
     try:
         try_export(source)
     except (OSError, MemoryError):
         raise
-    except Exception as error:  # whatever the exporter raises of some model
+    except Exception as error:  # the exporter may raise anything
         raise ValueError(
-            f"{source.arch} at {source.image_size} px could be trained, but not exported: {first_line(error)}; "
-            "--no-export-check trains it nevertheless"
+            f"{source.arch} at {source.image_size} px can be trained but not exported: {first_line(error)}; "
+            "add --no-export-check to train it anyway"
         ) from error

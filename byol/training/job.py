@@ -40,12 +40,12 @@ def train(
 ) -> Path:
     """Train an encoder from the images at `images` (a folder, `.npz`, shards, a URL, `cifar10`) into the folder `out`.
 
-    `config`: the settings, by default those of the paper at 224 px; `val_data`: labelled images for kNN accuracy while
-    training; `resume`: continue the run in `out`, or start it where there is none. Progress goes to stderr. The run's
-    folder is returned: `byol.export.export_bundle` makes a bundle of it.
+    `config`: the settings, by default the paper's at 224 px; `val_data`: labelled images for kNN accuracy during
+    training; `resume`: continue the run in `out`, or start one if there is none. Progress goes to stderr. Returns the
+    run folder, which `byol.export.export_bundle` turns into a bundle.
 
-    Raises `ValueError` or `OSError` for whatever a user can cause, `byol.signals.Ended` when the work ended early: by a
-    signal, for want of memory.
+    Raises `ValueError` or `OSError` for whatever a user can cause, and `byol.signals.Ended` when stopped by a signal or
+    out of memory.
     """
     run_training(config or TrainConfig(), location_of(str(images)), Path(out), val_data, resume)
     return Path(out)
@@ -62,7 +62,7 @@ def run_training(
 ) -> None:
     """Train from images to a finished run folder, with progress on stderr.
 
-    `export_check`: an encoder that could not be exported is refused before a new run begins.
+    `export_check`: refuse an encoder that cannot be exported before a new run begins.
 
     Raises `ValueError` or `OSError` for whatever a user can cause, `Ended` when stopped by a signal or out of memory.
     """
@@ -80,7 +80,7 @@ def run_training(
 
 
 def _is_out_of_memory(error: BaseException) -> bool:
-    """Also a CPU's: torch has no type of its own for it."""
+    """On a CPU as well, where torch raises a plain RuntimeError."""
     return isinstance(error, torch.OutOfMemoryError | MemoryError) or "DefaultCPUAllocator" in str(error)
 
 
@@ -155,7 +155,7 @@ def _canvas_side(world: World, source: ImageSource, config: TrainConfig) -> int:
 def _opened(
     world: World, source: ImageSource, side: int, begun: Intake | None
 ) -> tuple[ImageTensor | StreamedImages, Intake]:
-    """The images in every process, and how they are got: the first one decides, decodes them, and the others follow."""
+    """The images in every process, and how they are read: the first process decides and decodes, the others follow."""
     images: ImageTensor | StreamedImages | None = None
     with warnings_as_notes():
         if world.first:
@@ -165,7 +165,7 @@ def _opened(
         told = Intake.from_text(world.tell(begun.to_text() if begun else ""))
         if images is None:
             images = open_images(source, side, begun=told)
-    world.wait()  # one that finds nothing in the cache decodes for itself
+    world.wait()  # a process that finds nothing in the cache decodes for itself
     return images, told
 
 
@@ -177,7 +177,7 @@ def _monitor(world: World, config: TrainConfig, sets: KNNSets) -> KNNMonitor:
 def _require_possible(
     config: TrainConfig, source: ImageSource, world: World, checkpoint: Checkpoint | None, run: RunFolder, begun: Begun
 ) -> None:
-    """Raise `ValueError` for what cannot work, before an image is decoded, or memory taken for what a file claims."""
+    """Raise `ValueError` for what cannot work, before decoding images or taking the memory that a file claims."""
     Setup.of(config, len(source), world, begun.computed)
     with torch.device("meta"):
         shapes = BYOL(config).state_dict()
@@ -192,17 +192,15 @@ def _require_exportable(config: TrainConfig) -> None:
 
 
 def _require_same_validation(run: RunFolder, found: dict[str, Any] | None, world: World) -> None:
-    """Raise `ValueError` when a run's kNN was measured on other images; without any it ends, which is said."""
+    """Raise `ValueError` when a run's kNN was measured on other images; warn when there are none now."""
     stored = run.content(TRAIN).get(VAL_DATA)
     if not isinstance(stored, dict):
         return
     if found is None:
         if world.first:
-            note(f"warning: no kNN from here on; the run measured it on {described(stored)}: give --val-data again")
+            note(f"warning: no kNN from here on; to continue it, give --val-data ({described(stored)})")
     elif changed := difference(stored, found):
-        raise ValueError(
-            f"{printable(run.path)} measures kNN on {changed}; give the validation images that it began with"
-        )
+        raise ValueError(f"{printable(run.path)} measures kNN on {changed}; give the validation images it began with")
 
 
 def _headline(trainer: Trainer, images: ImageTensor | StreamedImages, start: int) -> str:
@@ -221,21 +219,22 @@ def _headline(trainer: Trainer, images: ImageTensor | StreamedImages, start: int
 
 
 def _require_same_images(run: RunFolder, checkpoint: Checkpoint | None, facts: dict[str, Any]) -> None:
-    """Raise `ValueError` when a run began with other images; nothing is changed before this is known."""
+    """Raise `ValueError` when a run began with other images, before anything is changed."""
     stored = checkpoint.data if checkpoint else run.content(TRAIN).get("data", facts)
     if found := difference(stored, facts):
         raise ValueError(
-            f"{printable(run.path)} was trained on {found}; give the images that it began with, or start a new run "
+            f"{printable(run.path)} was trained on {found}; give the images it began with, or start a new run "
             "with another --out"
         )
 
 
 def _continue(trainer: Trainer, run: RunFolder, checkpoint: Checkpoint | None) -> int:
-    """Load the newest checkpoint; the number of finished steps, behind which metrics are dropped."""
+    """Load the newest checkpoint and drop later metrics; the number of finished steps."""
     if checkpoint:
         trainer.load(checkpoint)
     start = checkpoint.step if checkpoint else 0
     if trainer.world.first:
         run.remove_leftovers()
-        run.drop_metrics_after(start)
+        if ignored := run.drop_metrics_after(start).ignored:
+            note(ignored)
     return start

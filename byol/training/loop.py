@@ -29,7 +29,7 @@ class Interrupted(Ended):
 
 
 class Unheard(Exception):
-    """Nobody can read any more what is reported: a reason to end as after a signal."""
+    """Nobody can read the reports any more: end as after a signal."""
 
 
 def fit(
@@ -45,9 +45,9 @@ def fit(
     """Train from step `start` to the end of the plan, writing metrics and checkpoints into the run folder.
 
     `report` gets each line of metrics (and may raise `Unheard`), `warn` plain sentences, `advance` the number of
-    finished steps after each. Every process of a job runs this; the first one writes and reports, and the others wait
-    for it. Raises `ValueError` when the loss is not finite, `SourceUnavailable` when the images are gone and
-    `Interrupted` after SIGINT, SIGTERM or SIGHUP, both once the last step is saved.
+    finished steps after each. Every process of a job runs this; the first writes and reports while the others wait.
+    Raises `ValueError` when the loss is not finite, `SourceUnavailable` when the images are gone and `Interrupted`
+    after SIGINT, SIGTERM or SIGHUP, the latter two after saving the last step.
     """
     config, plan, world = trainer.config, trainer.plan, trainer.world
     _begin(trainer, run, data, start)
@@ -79,7 +79,7 @@ def fit(
             lost = None if last else _lost_before(trainer, done)
             if lost:
                 stop.request("missing images")
-            stopping = world.any(bool(stop.requested))  # here all wait for the process whose next batch takes long
+            stopping = world.any(bool(stop.requested))  # waits for the process with the slowest batch
             kept = bool(config.keep_every) and done % (config.keep_every * plan.steps_per_epoch) == 0
             if done % save_every == 0 or kept or last or stopping:
                 with meter.paused():
@@ -93,7 +93,7 @@ def fit(
 
 
 def _begin(trainer: Trainer, run: RunFolder, data: dict[str, Any], start: int) -> None:
-    """Write what stands before the first step; wait until all processes can begin."""
+    """Write what comes before the first step; wait until all processes can begin."""
     if start == 0 and trainer.world.first:
         save_views(run.views, *trainer.first_views())
         if trainer.config.keep_every:
@@ -119,7 +119,7 @@ def _save(trainer: Trainer, run: RunFolder, data: dict[str, Any], done: int, kep
 
 
 def _lost_before(trainer: Trainer, step: int) -> SourceUnavailable | None:
-    """Wait for the batch of a step; why there is none. Nothing has changed yet, so what is done can be saved."""
+    """Wait for the batch of a step; the error if there is none, while finished steps can still be saved."""
     try:
         trainer.feed.wait(step)
     except SourceUnavailable as error:
@@ -150,7 +150,7 @@ def _record(trainer: Trainer, step: int, meter: Meter, seen: Observation) -> dic
 
 
 class Meter:
-    """Mean loss and speed since it was made; reads the device only when asked for the result."""
+    """Mean loss and speed since its creation; reads from the device only for the result."""
 
     def __init__(self, trainer: Trainer):
         self.trainer, self.steps, self.pauses = trainer, 0, 0.0
@@ -165,7 +165,7 @@ class Meter:
 
     @contextmanager
     def paused(self) -> Iterator[None]:
-        """Do not count this time (saving, say)."""
+        """Leave this time out, such as the time for saving."""
         started = time.perf_counter()
         yield
         self.pauses += time.perf_counter() - started
@@ -186,8 +186,8 @@ class Meter:
 class StopSignals:
     """While active, SIGINT, SIGTERM and SIGHUP only set `requested`; a second one interrupts at once.
 
-    Unless `patient`: a launcher passes on to its processes what the terminal has sent them already. A hang-up never
-    does: it comes from the terminal and from the shell, and behind SIGTERM.
+    Not when `patient`: a launcher passes on signals that its processes already got from the terminal. A second hang-up
+    never interrupts: it comes from both terminal and shell, and after SIGTERM.
     """
 
     def __init__(self, patient: bool = False) -> None:
@@ -207,5 +207,5 @@ class StopSignals:
         self.request(signal.Signals(number).name)
 
     def request(self, reason: str) -> None:
-        """Ask the run to end behind its step; the first reason is told."""
+        """Ask the run to end after its current step; the first reason counts."""
         self.requested = self.requested or reason

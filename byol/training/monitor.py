@@ -1,4 +1,4 @@
-"""What is watched while training: kNN accuracy on labelled images, and the signs of collapse.
+"""What is watched during training: kNN accuracy on labelled images, and the signs of collapse.
 
 Legend: N bank, Q queries, B batch, D feature, P projection, C classes, K neighbours.
 """
@@ -50,7 +50,7 @@ def weighted_knn(
 
 @dataclass(frozen=True)
 class KNNSets:
-    """What kNN is to be measured on, not decoded yet: a labelled bank and queries; `described` says which they are."""
+    """Labelled bank and queries for kNN, not decoded yet; `described` says which images they are."""
 
     bank: ImageSource
     queries: ImageSource
@@ -76,10 +76,10 @@ class KNNSets:
     def _halves(cls, config: TrainConfig, validation: ImageSource, labels: list[str], why: str) -> KNNSets:
         first, second = split_halves(labels)
         if not second:
-            raise ValueError(f"{validation.name}: one image per class is too few for validation, give two or more")
+            raise ValueError(f"{validation.name}: one image per class is too few for validation; give two or more")
         bank, queries = validation.subset(first), _queries(config, validation.subset(second))
-        told = f"{_part(queries, validation)} validation images, bank: {len(bank):,} others of them, as {why}"
-        return cls(bank, queries, told)
+        described = f"{_part(queries, validation)} validation images, bank: {len(bank):,} of the others, as {why}"
+        return cls(bank, queries, described)
 
 
 def _why_halves(training: ImageSource, lacking: list[str]) -> str:
@@ -115,7 +115,7 @@ def _drawn(config: TrainConfig, source: ImageSource, purpose: str, most: int) ->
 
 
 class KNNMonitor:
-    """kNN top-1 of the encoder on labelled images, decoded when this is made; `skipped` are the unreadable ones."""
+    """kNN top-1 of the encoder on labelled images, decoded on creation; `skipped` are the unreadable ones."""
 
     def __init__(self, config: TrainConfig, sets: KNNSets, advance: Callable[[int], None] | None = None):
         self.config = config
@@ -175,7 +175,7 @@ def collapse_statistics(seen: Observation) -> dict[str, float]:
 
 
 def collapse_warning(statistics: dict[str, float], images: int) -> str | None:
-    """One plain sentence when the statistics of a batch of `images` say that training is collapsing, else None."""
+    """One plain sentence when the statistics of a batch of `images` show collapse, else None."""
     if statistics["std_ratio"] < COLLAPSED_STD_RATIO:
         ratio = statistics["std_ratio"]
         finding = f"all images get nearly the same projection (std_ratio {ratio:.3f}, healthy is 0.5 to 1)"

@@ -81,10 +81,9 @@ class LARS(Optimizer):
 
 
 def build_optimizer(config: TrainConfig, parameters: dict[str, nn.Parameter]) -> Optimizer:
-    """The configured optimizer over two groups: weights, and what decay and LARS leave alone.
+    """The configured optimizer over two groups: weights, and parameters without decay and LARS scaling.
 
-    The second group is every parameter with fewer than two dimensions: all biases and norm parameters, whatever
-    their names are.
+    The second group is every parameter with fewer than two dimensions, so all biases and norm parameters.
     """
     weights = [p for p in parameters.values() if p.ndim > 1]
     excluded = [p for p in parameters.values() if p.ndim <= 1]
@@ -118,7 +117,7 @@ def load_optimizer_tensors(
 ) -> None:
     """The inverse of `optimizer_tensors`: of all parameters, or of none.
 
-    Raises `ValueError` for what is missing, unexpected, or of another shape or type (see `require_fit`).
+    Raises `ValueError` for missing or unexpected tensors and for other shapes or types (see `require_fit`).
     """
     if not tensors:
         return

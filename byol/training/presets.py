@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 
-from byol.training.config import TrainConfig, ViewConfig
+from byol.training.config import TrainConfig
+from byol.training.data.view_config import ViewConfig
 
 CIFAR10_MEAN = (0.4914, 0.4822, 0.4465)
 CIFAR10_STD = (0.2470, 0.2435, 0.2616)
@@ -44,10 +45,10 @@ def small_128() -> TrainConfig:
 
 
 def greyscale() -> TrainConfig:
-    """Pictures without colour (X-rays, scans, microscopy in one channel): `small-128` without changes of colour.
+    """Pictures without colour (X-rays, scans, microscopy in one channel): `small-128` without colour changes.
 
-    Brightness and contrast stay, saturation, hue and conversion to grey would change nothing; crops keep a fifth of the
-    image or more, as what matters may be small. Our own, measured nowhere; see docs/augmentations.md.
+    Brightness and contrast stay; saturation, hue and conversion to grey would change nothing. Crops keep a fifth of the
+    image or more, as what matters may be small. Our own, not measured; see docs/augmentations.md.
     """
     view = ViewConfig(crop_area=(0.2, 1.0), saturation=0.0, hue=0.0, grey=0.0, blur=0.5)
     mean, std = (0.5, 0.5, 0.5), (0.25, 0.25, 0.25)
@@ -55,10 +56,10 @@ def greyscale() -> TrainConfig:
 
 
 def keep_colour() -> TrainConfig:
-    """Pictures whose colour is the signal (stained tissue, fruit, satellite bands): `small-128` that leaves it alone.
+    """Pictures whose colour is the signal (stained tissue, fruit, satellite bands): `small-128` without colour changes.
 
-    No jitter, grey or solarize, so that crops alone must make the task hard: they reach down to a twelfth of the image,
-    as in the paper. Either flip, as such pictures mostly have no up. Our own, measured nowhere; see
+    No jitter, grey or solarize, so crops alone must make the task hard: they go down to a twelfth of the image, as in
+    the paper. Flips in both directions, as such pictures mostly have no up. Our own, not measured; see
     docs/augmentations.md.
     """
     view = ViewConfig(jitter=0.0, grey=0.0, solarize=0.0, blur=0.5, vertical_flip=0.5)
@@ -119,7 +120,7 @@ def cifar10_lightly() -> TrainConfig:
 
 
 def cifar10_fast() -> TrainConfig:
-    """CIFAR-10, ResNet-18, CIFAR stem, for the most accuracy per minute of one GPU; not measured on a GPU yet.
+    """CIFAR-10, ResNet-18, CIFAR stem, for most accuracy per GPU minute; not measured on a GPU yet.
 
     Our own: lightly's heads and SGD at twice its rate, solo-learn's asymmetric views with W-MSE's smallest crop
     (arXiv 2007.06346), the paper's tau for short runs, and views of 24 px in the first half, which cost 56 % of the

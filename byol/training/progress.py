@@ -1,4 +1,4 @@
-"""How far a run is, for people: a bar or lines on stderr, and TensorBoard's event files beside `metrics.jsonl`."""
+"""Progress of a run for people: a bar or lines on stderr, and TensorBoard's event files."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ def require_tensorboard() -> None:
 class EventLog:
     """Writes each line of metrics as scalars into `RUN/tensorboard/`.
 
-    Steps after `start`, which a resumed run does again, are purged from what TensorBoard shows. Raises `ValueError`
-    when tensorboard is not installed.
+    TensorBoard no longer shows steps after `start`, which a resumed run repeats. Raises `ValueError` when tensorboard
+    is not installed.
     """
 
     def __init__(self, run: Path, start: int):
@@ -49,9 +49,9 @@ class EventLog:
 
 
 class Reporter:
-    """Metrics for people: a bar on a terminal, else a line each time; and TensorBoard's files where wanted.
+    """Metrics for people: a bar on a terminal, else lines; TensorBoard's files on request.
 
-    Between two lines that are far apart, it is said which step is done.
+    When two lines are far apart, the steps done are shown in between.
     """
 
     def __init__(self, total: int, start: int, events: EventLog | None = None, shown: bool = True):
@@ -73,11 +73,11 @@ class Reporter:
         self._open.close()
 
     def advance(self, done: int) -> None:
-        """So many steps are done."""
+        """Record the number of finished steps."""
         self.done = done
 
     def report(self, record: dict[str, Any]) -> None:
-        """Show one line of metrics. Raises `Unheard` when nobody can read it, and the run is not to outlive that."""
+        """Show one line of metrics. Raises `Unheard` when nobody can read it and hang-ups are not ignored."""
         if self.events:
             self.events.log(record)
         if "knn_top1" in record:

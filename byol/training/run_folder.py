@@ -20,12 +20,25 @@ from torch import Tensor
 
 from byol import __version__
 from byol.encoders import TIMM
-from byol.files.atomic import atomic_file, contents, made_folder, read_regular
+from byol.files.atomic import atomic_file, contents, made_folder
 from byol.files.locks import only_writer_in
 from byol.files.names import leftovers_in
 from byol.images.source import Skipped
 from byol.outputs import require_output_folder
-from byol.run import CONFIG, LAST, METRICS, MOST_CONFIG, MOST_SKIPPED, RESULT, SKIPPED, TRAIN, VIEWS, read_metrics
+from byol.run import (
+    CONFIG,
+    LAST,
+    METRICS,
+    MOST_SKIPPED,
+    RESULT,
+    SKIPPED,
+    TRAIN,
+    VIEWS,
+    Metrics,
+    read_facts,
+    read_lines,
+    read_metrics,
+)
 from byol.strict_json import read_object
 from byol.text import printable, reason_of
 from byol.training.begun import Begun
@@ -51,9 +64,9 @@ class RunFolder:
 
     @contextmanager
     def alone(self) -> Iterator[None]:
-        """Keep other processes out of the run. A folder made for it goes again when it fails before anything is there.
+        """Keep other processes out of the run. A folder made for it is removed if the run fails before writing.
 
-        Raises `BlockingIOError` while another process is at work in it, and `ValueError` where no folder can be.
+        Raises `BlockingIOError` while another process works in it, and `ValueError` where no folder can be made.
         """
         require_output_folder(self.path)
         with made_folder(self.path), only_writer_in(self.path.resolve()):
@@ -66,11 +79,11 @@ class RunFolder:
     def require_new(self) -> None:
         """Raises `ValueError` when the folder holds other files."""
         if self.path.exists() and (not self.path.is_dir() or any(_visible(self.path))):
-            remedy = "add --resume to continue it" if self.exists() else "it holds no run"
-            raise ValueError(f"{printable(self.path)} is not empty ({remedy}); choose another --out")
+            remedy = "add --resume to continue its run, or " if self.exists() else ""
+            raise ValueError(f"{printable(self.path)} is not empty; {remedy}choose another --out")
 
     def create(self, config: TrainConfig, facts: dict[str, Any], skipped: Sequence[Skipped] = ()) -> None:
-        """Start a run: the folder and `config.json`; of images left out the first, and in a file of their own all.
+        """Start a run: the folder and `config.json`. Beyond `MOST_SKIPPED`, skipped images get their own file.
 
         Raises `ValueError` when the folder holds other files.
         """
@@ -84,16 +97,16 @@ class RunFolder:
         self._begin({"config": config.to_dict(), **facts}, config.arch)
 
     def start(self, content: dict[str, Any], arch: str) -> None:
-        """The same with the content of `config.json`, to which versions and commit are added."""
+        """Start a run with this content of `config.json`; versions and commit are added."""
         self.require_new()
         self._begin(content, arch)
 
     def _begin(self, content: dict[str, Any], arch: str) -> None:
-        self.path.resolve().mkdir(parents=True, exist_ok=True)  # a link may lead to a folder that is yet to be
+        self.path.resolve().mkdir(parents=True, exist_ok=True)  # a link may point to a folder that does not exist yet
         self._write({**content, "versions": versions(arch), "git_commit": _git_commit()})
 
     def remember(self, name: str, value: dict[str, Any]) -> None:
-        """Add to `config.json` of a training what was not known when it began."""
+        """Add to a training run's `config.json` what was not known when it began."""
         content = self.content(TRAIN)
         if content.get(name) != value:
             self._write({**content, name: value})
@@ -104,14 +117,8 @@ class RunFolder:
 
     def content(self, task: str) -> dict[str, Any]:
         """What `config.json` holds. Raises `ValueError` when it cannot be read, or belongs to another task."""
-        try:
-            content = read_object(read_regular(self._config, MOST_CONFIG, follow=False))
-            found = content.get("task", TRAIN)
-            for part in ("config", "data"):
-                if not isinstance(content.get(part, {}), dict):
-                    raise ValueError(f"{part} is {content[part]!r:.40}; expected an object")
-        except (OSError, ValueError) as error:
-            raise ValueError(f"{printable(self._config)} cannot be read: {reason_of(error)}") from error
+        content = read_facts(self.path)
+        found = content.get("task", TRAIN)
         if found != task:
             raise ValueError(f"{printable(self.path)} was written by `byol {found}`; choose another --out")
         return content
@@ -125,7 +132,7 @@ class RunFolder:
             raise ValueError(f"{printable(self._config)} cannot be read: {error}") from error
 
     def begun(self, task: str = TRAIN) -> Begun:
-        """How it began. Raises `ValueError` when that cannot be read."""
+        """How the run began. Raises `ValueError` when that cannot be read."""
         content = self.content(task)
         try:
             return Begun.of({**content, **self._skipped(content)})
@@ -133,16 +140,16 @@ class RunFolder:
             raise ValueError(f"{printable(self._config)} cannot be read: {error}") from error
 
     def _skipped(self, content: dict[str, Any]) -> dict[str, Any]:
-        """All images left out where `config.json` holds only the first; earlier versions kept all in it."""
+        """All skipped images if `config.json` holds only the first; earlier versions kept all of them in it."""
         count, listed = content.get("skipped_in_all"), content.get("skipped")
         if type(count) is not int or not isinstance(listed, list) or count == len(listed):
             return {}
         try:
-            found = [read_object(line) for line in read_metrics(self.path / SKIPPED).splitlines()]
+            found = [read_object(line) for line in read_lines(self.path / SKIPPED).splitlines()]
         except OSError as error:
             raise ValueError(f"{SKIPPED} beside it: {reason_of(error)} (BYOL_METRICS_MB)") from error
         if len(found) != count:
-            raise ValueError(f"{SKIPPED} beside it names {len(found):,} images of {count:,} that were left out")
+            raise ValueError(f"{SKIPPED} beside it lists {len(found):,} of {count:,} skipped images")
         return {"skipped": found}
 
     def checkpoint(self) -> Checkpoint | None:
@@ -160,23 +167,21 @@ class RunFolder:
         with self._metrics.open("a") as file:
             file.write(json.dumps(record) + "\n")
 
-    def metrics(self) -> list[dict[str, Any]]:
-        """All complete lines of `metrics.jsonl`. Raises `OSError` when it is no regular file, or too large."""
-        records = []
-        for line in read_metrics(self._metrics).splitlines():
-            try:
-                records.append(read_object(line))
-            except ValueError:  # the half-written line of a killed process, or nothing of ours
-                continue
-        return records
+    def metrics(self, task: str = TRAIN) -> list[dict[str, Any]]:
+        """The records of `metrics.jsonl`. Raises `OSError` when it is not a regular file, or too large."""
+        return read_metrics(self.path, task).records
 
-    def drop_metrics_after(self, step: int) -> None:
-        """Remove the lines past a step, the steps a resumed run does again, and lines that are none of a run's."""
-        self._keep([r for r in self.metrics() if type(r.get("step")) in (int, float) and r["step"] <= step])
+    def drop_metrics_after(self, step: int) -> Metrics:
+        """Remove the lines past a step, which a resumed run does again, and damaged ones; what was there before."""
+        found = read_metrics(self.path)
+        self._keep([record for record in found.records if record["step"] <= step])
+        return found
 
-    def mend_metrics(self) -> None:
-        """Remove the half-written line of a killed process, so that the next one stands on a line of its own."""
-        self._keep(self.metrics())
+    def mend_metrics(self, task: str) -> Metrics:
+        """Remove half-written and damaged lines, so that the next one starts a line; what was there before."""
+        found = read_metrics(self.path, task)
+        self._keep(found.records)
+        return found
 
     def _keep(self, records: list[dict[str, Any]]) -> None:
         if self._metrics.exists():
@@ -190,7 +195,7 @@ def _visible(folder: Path) -> list[Path]:
 
 
 def versions(arch: str) -> dict[str, str]:
-    """The versions of what computes a run of an architecture, by package."""
+    """The versions of the packages that compute a run of an architecture."""
     found = {
         "byol": __version__,
         "python": platform.python_version(),

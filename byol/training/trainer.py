@@ -21,10 +21,11 @@ from byol.encoders.build import load_strict
 from byol.encoders.strides import step_by_one
 from byol.training.begun import Computed
 from byol.training.checkpoint import Checkpoint
-from byol.training.config import TrainConfig, ViewConfig
+from byol.training.config import TrainConfig
 from byol.training.data.augment import draw, render
 from byol.training.data.batches import Batch, Feed, Order, open_feed, seeded, share
 from byol.training.data.intake import ImageTensor, StreamedImages
+from byol.training.data.view_config import ViewConfig
 from byol.training.device import (
     compiled_or_eager,
     resolve_compile,
@@ -57,7 +58,7 @@ class Plan:
     def of(cls, config: TrainConfig, images: int) -> Plan:
         """The plan for so many images. Raises `ValueError` when they do not fill one batch."""
         if images < 2:
-            raise ValueError(f"{images} readable image is too few; batch-norm needs two, give a folder of two or more")
+            raise ValueError(f"{images} readable image is too few; batch-norm needs two or more")
         if images < config.batch_size:
             raise ValueError(
                 f"batch_size {config.batch_size} is more than the {images} images; use --batch-size {images} or fewer"
@@ -80,7 +81,7 @@ def micro_batch(config: TrainConfig, processes: int) -> int:
 
 @dataclass(frozen=True)
 class Setup:
-    """What a configuration means for so many images, here: known before an image is decoded."""
+    """What a configuration means here for a number of images, known before any is decoded."""
 
     plan: Plan
     device: torch.device
@@ -90,9 +91,9 @@ class Setup:
 
     @classmethod
     def of(cls, config: TrainConfig, images: int, world: World, begun: Computed | None = None) -> Setup:
-        """With a run that goes on, decided as when that had `begun`.
+        """For a resumed run, decided as when it had `begun`.
 
-        Raises `ValueError` when it cannot work: too few images, a device that is not there, ...
+        Raises `ValueError` when it cannot work: too few images, a missing device, ...
         """
         plan = Plan.of(config, images)
         device = resolve_device(config.device, world.local_rank)
@@ -105,11 +106,10 @@ class Setup:
 
 
 class Trainer:
-    """Networks, optimizer and images of one run, and the optimizer step that ties them together.
+    """Networks, optimizer and images of one run, and its optimizer step.
 
-    With several processes each one sees its part of every batch, and all hold the same weights after every step. What
-    the settings leave open is decided as `begun` was, by the run that goes on.
-    Raises `ValueError`: see `Setup`.
+    With several processes, each sees its part of every batch, and all hold the same weights after every step. A
+    resumed run passes `begun`, which decides what the settings leave open. Raises `ValueError`: see `Setup`.
     """
 
     def __init__(
@@ -151,7 +151,7 @@ class Trainer:
 
     @property
     def computed(self) -> Computed:
-        """What decides the last bits here besides the settings."""
+        """What decides the last bits of this run besides the settings."""
         return Computed.here(self.device, self.precision, self.compiled, self.world.size)
 
     def _open_feed(self, images: ImageTensor | StreamedImages) -> Feed:
@@ -185,7 +185,7 @@ class Trainer:
         config, plan = self.config, self.plan
         pixels, aspect = self.feed.batch(step)
         generator = seeded(self.device, config.seed, "views", step)
-        torch.manual_seed(generator.initial_seed())  # for whatever an encoder draws itself
+        torch.manual_seed(generator.initial_seed())  # for the encoder's own random numbers
         set_learning_rate(self.optimizer, learning_rate(step, plan.total, plan.warmup, config.peak_lr))
         self.optimizer.zero_grad(set_to_none=True)
         total, observed = torch.zeros((), device=self.device), []
@@ -233,7 +233,7 @@ class Trainer:
         return view(self.config.view1), view(self.config.view2)
 
     def first_views(self, most: int = 16) -> list[Tensor]:
-        """The two views of the first images of the first step, (B, 3, S, S) in 0..1, to look at."""
+        """The two views of the first images of the first step, (B, 3, S, S) in 0..1, for people to look at."""
         pixels, aspect = self.feed.batch(0)
         generator = seeded(self.device, self.config.seed, "views", 0)
         views = self.views((pixels[:most], aspect[:most]), generator, self.view_size(0), render)  # not compiled for it

@@ -46,8 +46,10 @@ def report(paths: tuple[Path, ...], train: Location | None, test: Location | Non
         require_output(out, outputs.PAGE, [train, test, *paths])
     entries = open_entries(paths)
     for entry in entries:
-        if entry.run and entry.run.cut_off:
-            note(f"{entry.name}: the last line of its metrics is half written; left out")
+        if entry.run and entry.run.metrics.cut_off:
+            note(f"{entry.name}: ignored the half-written last line of its metrics")
+        if entry.run and entry.run.metrics.ignored:
+            note(f"{entry.name}: {entry.run.metrics.ignored}")
     filled = _evaluated(entries, train, test, device) if train and test else Report(entries)
     page = render(filled)
     behind_links(out).parent.mkdir(parents=True, exist_ok=True)

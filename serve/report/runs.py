@@ -1,4 +1,4 @@
-"""What a report is about: run folders and bundles, and which of them belong together."""
+"""The run folders and bundles of a report, and which of them belong together."""
 
 from __future__ import annotations
 
@@ -9,23 +9,34 @@ from typing import Any
 
 from byol.bundle.folder import Bundle
 from byol.bundle.manifest import MANIFEST
-from byol.files.atomic import read_regular
-from byol.run import CONFIG, FINETUNE, METRICS, MOST_CONFIG, VIEWS, read_metrics, settings_digest
-from byol.strict_json import read_object
-from byol.text import on_one_line, printable, reason_of
+from byol.run import (
+    CONFIG,
+    FINETUNE,
+    LARGEST_NUMBER,
+    METRICS,
+    VIEWS,
+    Metrics,
+    read_facts,
+    read_metrics,
+    settings_digest,
+)
+from byol.text import printable, reason_of
 
 Record = dict[str, float]
-LARGEST = 1e15  # of a number in a run's files: beyond it drawing overflows, and nothing counts so far
 
 
 @dataclass(frozen=True)
 class Run:
-    """A run folder as `byol train` writes it. `cut_off`: the last line of the metrics was half written."""
+    """A run folder as `byol train` writes it."""
 
     folder: Path
     facts: dict[str, Any]
-    records: list[Record]
-    cut_off: bool
+    metrics: Metrics
+
+    @property
+    def records(self) -> list[Record]:
+        """The lines of `metrics.jsonl`, one at least."""
+        return self.metrics.records
 
     @property
     def config(self) -> dict[str, Any]:
@@ -35,7 +46,7 @@ class Run:
 
     @property
     def planned(self) -> int | None:
-        """The optimizer steps that the settings ask for, None where they cannot be told."""
+        """The optimizer steps that the settings ask for, None if unknown."""
         config, images = self.config, self.facts.get("data", {}).get("images")
         if config.get("max_steps"):
             return int(config["max_steps"])
@@ -45,7 +56,7 @@ class Run:
 
     @property
     def unfinished(self) -> bool:
-        """Whether the run was stopped early, or still goes on."""
+        """Whether the run was stopped early or is still running."""
         return self.planned is not None and self.records[-1]["step"] < self.planned
 
     @property
@@ -60,9 +71,9 @@ class Run:
         return path if path.is_file() and not path.is_symlink() else None
 
     def trained(self, bundle: Bundle) -> bool:
-        """Whether the bundle holds what this run ended with: settings, data, number of images and of steps agree.
+        """Whether the bundle holds the final encoder of this run: settings, data, images and steps agree.
 
-        A fine-tuned bundle holds something else.
+        A fine-tuned bundle never does.
         """
         training, data = bundle.manifest.training, self.facts.get("data", {})
         if training is None or bundle.manifest.finetuning:
@@ -83,7 +94,7 @@ class Entry:
 def open_entries(paths: Sequence[Path]) -> list[Entry]:
     """Runs and bundles in the order given; a bundle of a run's last step is joined to it.
 
-    Raises `ValueError` for a path that is neither, or is given twice, and for what cannot be read.
+    Raises `ValueError` for a path that is neither or is given twice, and for unreadable files.
     """
     folders = [path.resolve() for path in paths]
     for folder, path in zip(folders, paths, strict=True):
@@ -104,7 +115,7 @@ def _exported(run: Entry, other: Entry) -> bool:
 
 
 def _names(folders: Sequence[Path]) -> list[str]:
-    """The last parts of each path, as many as tell them apart."""
+    """The last parts of each path, as many as needed to tell them apart."""
     most = max(len(folder.parts) for folder in folders)
     for count in range(1, most + 1):
         names = ["/".join(printable(part) for part in folder.parts[-count:]) for folder in folders]
@@ -123,7 +134,7 @@ def _open(path: Path, name: str) -> Entry:
         for folder in sorted(path.iterdir())
         if folder.is_dir() and (_is_run(folder) or (folder / MANIFEST).is_file())
     ]
-    hint = f"; it contains {', '.join(inside)}: give those" if inside else ""
+    hint = f"; give what it contains: {', '.join(inside)}" if inside else ""
     raise ValueError(f"{printable(path)} is neither a run ({CONFIG}) nor a bundle ({MANIFEST}){hint}")
 
 
@@ -133,33 +144,29 @@ def _is_run(path: Path) -> bool:
 
 def read_run(path: Path) -> Run:
     """Read settings and metrics of a run folder. Raises `ValueError`: damaged files, no metrics yet."""
-    name = printable(path / CONFIG)
-    try:
-        facts = read_object(read_regular(path / CONFIG, MOST_CONFIG, follow=False))
-    except (OSError, ValueError) as error:
-        raise ValueError(f"{name} cannot be read: {reason_of(error)}") from error
+    name, facts = printable(path / CONFIG), read_facts(path)
     if facts.get("task") == FINETUNE:
         raise ValueError(
             f"{printable(path)} was written by `byol finetune`; export it and give the bundle: "
             f"byol export {printable(path)} --out BUNDLE"
         )
-    if not isinstance(facts.get("config"), dict):
+    if "config" not in facts:
         raise ValueError(f"{name} holds no `config`; expected what `byol train` writes")
     _require_kinds(facts, name)
-    records, cut_off = _read_metrics(path / METRICS)
-    if not records:
+    metrics = _read_metrics(path)
+    if not metrics.records:
+        reason = "all of its lines are damaged" if metrics.damaged else "it is missing or empty"
         raise ValueError(
-            f"{printable(path)} has no metrics yet: {METRICS} is missing or empty; "
-            "a run logs its first line after an epoch at the latest"
+            f"{printable(path / METRICS)} holds no metrics: {reason}; a run logs its first line after an epoch at the "
+            "latest"
         )
-    return Run(path, facts, records, cut_off)
+    return Run(path, facts, metrics)
 
 
 def _require_kinds(facts: dict[str, Any], file: str) -> None:
-    """Raise `ValueError` unless what a page shows of a run is of the kind that `byol train` writes."""
-    for part in ("data", "versions"):
-        if not isinstance(facts.get(part, {}), dict):
-            raise ValueError(f"{file}: {part} is {facts[part]!r:.40}; expected an object")
+    """Raise `ValueError` unless what a page shows of a run has the types that `byol train` writes."""
+    if not isinstance(facts.get("versions", {}), dict):
+        raise ValueError(f"{file}: versions is {facts['versions']!r:.40}; expected an object")
     data = facts.get("data", {})
     if data and not {"name", "images", "digest"} <= data.keys():
         raise ValueError(f"{file}: data lacks one of name, images and digest")
@@ -170,29 +177,12 @@ def _require_kinds(facts: dict[str, Any], file: str) -> None:
 
 def _require_count(values: dict[str, Any], name: str, least: int, file: str) -> None:
     value = values.get(name, least)
-    if type(value) is not int or not least <= value < LARGEST:
+    if type(value) is not int or not least <= value < LARGEST_NUMBER:
         raise ValueError(f"{file}: {name} is {value!r:.40}; expected a whole number, {least} or more")
 
 
-def _read_metrics(path: Path) -> tuple[list[Record], bool]:
-    """The lines, and whether the last one was cut off: a run that goes on, or was killed, may leave it half written."""
+def _read_metrics(path: Path) -> Metrics:
     try:
-        lines = read_metrics(path).splitlines(keepends=True)
+        return read_metrics(path)
     except OSError as error:
-        raise ValueError(f"{printable(path)} cannot be read: {reason_of(error)}") from error
-    cut_off = bool(lines) and not lines[-1].endswith(b"\n")
-    whole = lines[:-1] if cut_off else lines
-    return [_record(line, f"{printable(path)}, line {i}") for i, line in enumerate(whole, 1)], cut_off
-
-
-def _record(line: bytes, place: str) -> Record:
-    try:
-        record = read_object(line)
-    except ValueError as error:
-        raise ValueError(f"{place}: {error}") from error
-    if not {"step", "epoch"} <= record.keys():
-        raise ValueError(f"{place}: expected an object with `step` and `epoch`")
-    wrong = [key for key, value in record.items() if type(value) not in (int, float) or not abs(value) < LARGEST]
-    if wrong:
-        raise ValueError(f"{place}: {on_one_line(wrong[0])} is not a number, or too large for one")
-    return record
+        raise ValueError(f"{printable(path / METRICS)} cannot be read: {reason_of(error)}") from error

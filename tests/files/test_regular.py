@@ -207,7 +207,7 @@ def test_settings_and_metrics_are_read_up_to_a_limit(run: Path, monkeypatch: pyt
 def test_json_that_nests_without_end_is_one_line(run: Path) -> None:
     (run / "metrics.jsonl").write_text("[" * 100_000 + "\n")
     assert RunFolder(run).metrics() == []
-    with pytest.raises(ValueError, match=r"metrics\.jsonl, line 1: not valid JSON"):
+    with pytest.raises(ValueError, match=r"metrics\.jsonl holds no metrics"):
         read_report_run(run)
     (run / "config.json").write_text("[" * 100_000)
     with pytest.raises(ValueError, match=r"config\.json cannot be read"):

@@ -252,7 +252,7 @@ def test_the_bundle_classifies_as_was_reported(quick, result, tmp_path):
     encoder, stored = load_encoder(tmp_path / "bundle"), load_file(out / "last.safetensors")
     assert all(torch.equal(value, stored[f"encoder.{name}"]) for name, value in encoder.state_dict().items())
     again = byol("finetune", tmp_path / "bundle", quick / "train", "--out", tmp_path / "again", *QUICK)
-    assert (again.code, "was fine-tuned already" in again.err) == (1, True)
+    assert (again.code, "is already fine-tuned" in again.err) == (1, True)
 
 
 def test_from_a_bundle_without_a_test_set(quick, tmp_path):
@@ -306,6 +306,29 @@ def test_an_interrupted_sweep_goes_on_and_ends_the_same(quick, result, tmp_path,
 
 
 @pytest.mark.parametrize(
+    "change",
+    [
+        {"device": "tpu"},
+        {"precision": "fp8"},
+        {"flip": "no"},
+        {"batch_size": 64.0},
+        {"lr": 0.1},
+        {"lr": ("0.1",)},
+        {"lr": (float("nan"),)},
+        {"epochs": (1.5,)},
+        {"epochs": ()},
+        {"labels": True},
+        {"crop_area": None},
+    ],
+    ids=str,
+)
+def test_illegal_settings_are_refused_with_the_legal_ones(change):
+    (name,) = change
+    with pytest.raises(ValueError, match=f"^{name} is .*; legal: "):
+        FinetuneConfig(**change)
+
+
+@pytest.mark.parametrize(
     ("words", "code", "message"),
     [
         (("--label-fraction", 0.5, "--labels-per-class", 2), 2, "exclude each other"),
@@ -336,7 +359,7 @@ def test_what_cannot_be_is_refused_before_anything_is_written(quick, tmp_path, m
 def test_a_run_and_a_fine_tuning_are_told_apart(quick, result, tmp_path):
     out, _ = result
     done = byol("finetune", out, quick / "train", "--out", tmp_path / "out", *QUICK)
-    assert (done.code, "was written by `byol finetune`; one of `byol train` is needed" in done.err) == (1, True)
+    assert (done.code, "was written by `byol finetune`; give one written by `byol train`" in done.err) == (1, True)
     done = byol("train", quick / "train", "--out", out, "--resume", "--device", "cpu")
     assert (done.code, "was written by `byol finetune`; choose another --out" in done.err) == (1, True)
     done = byol("finetune", quick / "run", tmp_path, "--out", out, *QUICK)

@@ -86,9 +86,9 @@ def test_a_full_disk_costs_the_cache_alone(images: Path, disk: Path, monkeypatch
     fill(disk)
     monkeypatch.setattr(DecodedCache, "has_room", lambda *_: True)
     cache = DecodedCache(disk / "cache", 10**9)
-    with pytest.warns(UserWarning, match="No space left on device; images are decoded for each batch"):
+    with pytest.warns(UserWarning, match="No space left on device; decoding images anew for each batch"):
         assert isinstance(open_images(open_source(images), 64, cache=cache), StreamedImages)
-    with pytest.warns(UserWarning, match="No space left on device; the images are decoded for this run alone"):
+    with pytest.warns(UserWarning, match="No space left on device; decoding images for this run only"):
         got = load_canvases(open_source(images), 64, cache=cache)
     assert torch.equal(got.pixels, expected(images).pixels)
     assert not (disk / "cache").exists() or os.listdir(disk / "cache") == []

@@ -29,7 +29,8 @@ from byol.cli import COMMANDS
 from byol.cli import byol as group
 from byol.commands.train import chosen_config
 from byol.serve import Encoder, verify
-from byol.training.config import TrainConfig, ViewConfig
+from byol.training.config import TrainConfig
+from byol.training.data.view_config import ViewConfig
 from tests.support.documents import DOCS, PAGES, blocks, code, inline_code
 from tests.support.small import REPOSITORY, folder
 

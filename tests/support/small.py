@@ -5,7 +5,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from byol.training.config import TrainConfig, ViewConfig
+from byol.training.config import TrainConfig
+from byol.training.data.view_config import ViewConfig
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 

@@ -140,7 +140,7 @@ def test_an_image_that_cannot_be_read_any_more_is_named(tmp_path: Path) -> None:
     source = open_source(images(tmp_path, "folder"))
     begun = Intake(False, frozenset({"cat/003.png"}))
     with pytest.raises(
-        ValueError, match=r"1 images that the run began with .*first: dog/007.png: not an image.*restore"
+        ValueError, match=r"1 images of the run can no longer be read .*first: dog/007.png: not an image.*restore"
     ):
         open_images(source, 16, cache=DecodedCache(limit=10**9), begun=begun)
 
@@ -196,7 +196,7 @@ def test_what_cannot_stay_is_said(tmp_path: Path, capfd: pytest.CaptureFixture[s
     train(found, tmp_path / "run", resume=True)
     here = torch.backends.cpu.get_cpu_capability()
     changed = f"processor {here} (was another), threads 1 (was 4000), torch {torch.__version__} (was 1.0)"
-    assert f"not bit for bit what it would be without the stop, since this has changed: {changed}" in (
+    assert f"the result will not be bit for bit that of an uninterrupted run; changed: {changed}" in (
         capfd.readouterr().err
     )
 
@@ -245,7 +245,7 @@ def test_a_run_remembers_more_unreadable_images_than_its_settings_have_room_for(
     assert is_run_folder(str(tmp_path / "run"))  # so its views.png counts as no image
     listed = tmp_path / "run" / "skipped.jsonl"
     listed.write_bytes(listed.read_bytes().partition(b"\n")[2])
-    with pytest.raises(ValueError, match=r"skipped.jsonl beside it names 299,999 images of 300,000"):
+    with pytest.raises(ValueError, match=r"skipped.jsonl beside it lists 299,999 of 300,000 skipped images"):
         run.begun()
 
 
@@ -277,7 +277,7 @@ def test_other_images_under_the_same_names_are_refused_and_copies_are_not(tmp_pa
     if kind == "parquet":
         files = sorted((tmp_path / "images").rglob("*.png"))
         pq.write_table(pa.table({"image": [file.read_bytes() for file in files]}), found, row_group_size=1)
-    with pytest.raises(ValueError, match=r"of which some are others now, under the same names; give the images"):
+    with pytest.raises(ValueError, match=r"and some of them have changed since, under the same names; give the images"):
         train(found, tmp_path / "run", resume=True)
     changed.write_bytes(kept)
     train(found, tmp_path / "run", resume=True)

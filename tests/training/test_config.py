@@ -3,7 +3,8 @@
 import pytest
 
 from byol.commands.train import chosen_config
-from byol.training.config import TrainConfig, ViewConfig
+from byol.training.config import TrainConfig
+from byol.training.data.view_config import ViewConfig
 from byol.training.presets import PRESETS
 
 
@@ -41,6 +42,7 @@ def test_paper_presets_hold_the_papers_numbers():
         ({"lr": 0.0}, "lr is 0"),
         ({"lr": -1.0}, "lr is -1"),
         ({"image_size": 4}, "image_size is 4; legal: 8 or more"),
+        ({"image_size": 32, "start_size": 33}, "start_size is 33; legal: at most image_size, 32"),
         ({"optimizer": "adamw", "lr": 0.3}, "looks like a rate for LARS"),
         ({"optimizer": "sgd", "lr": 3.0}, "looks like a rate for LARS"),
         ({"std": (0.2, 0.0, 0.2)}, "std is"),
@@ -78,7 +80,7 @@ def test_a_stored_configuration_of_an_older_version_takes_defaults_and_of_a_newe
     del values["start_size"], values["start_share"]
     assert TrainConfig.from_dict(values) == config
     values["colour"] = 3
-    with pytest.raises(ValueError, match="does not fit this version: unknown colour"):
+    with pytest.raises(ValueError, match="does not know the settings colour"):
         TrainConfig.from_dict(values)
 
 
@@ -127,7 +129,7 @@ def test_options_override_the_preset_and_set_reaches_everything():
         ("lars_clip=1", "lars_clip is 1; legal: true or false"),
         ("arch=3", "arch is 3; legal: text"),
         ("preset=blabla", "use --preset NAME"),
-        ("view1=3", r"needs a field of the view, as --set view1\.flip=0\.5"),
+        ("view1=3", r"needs a field of the view, such as --set view1\.flip=0\.5"),
         ("view1.flip=2", r"view1\.flip is 2; legal: a probability"),
         ("view1.flip=abc", r"view1\.flip is 'abc'; legal: a finite number"),
         ("view1.hue=null", r"view1\.hue is None; legal: a finite number"),

@@ -87,7 +87,7 @@ def test_validation_images_are_remembered(images, tmp_path, capfd):
 
     run_training(settings, images, run, resume=True)
     said = capfd.readouterr().err
-    assert "warning: no kNN from here on; the run measured it on 8 images of val (digest " in said
+    assert "warning: no kNN from here on; to continue it, give --val-data (8 images of val (digest " in said
     with pytest.raises(ValueError, match=r"measures kNN on 8 images of val .*, but the images now are 16 images"):
         run_training(settings, images, run, images, resume=True)
 
@@ -162,7 +162,7 @@ def refused(monkeypatch):
 def test_it_is_found_out_before_training(images, tmp_path, refused, no_decoding):
     done = byol("train", images, "--out", tmp_path / "run", *SMALL, *CPU)
     assert done.code == 1
-    assert "resnet18 at 16 px could be trained, but not exported: the exported graph is not clean" in done.err
+    assert "resnet18 at 16 px can be trained but not exported: the exported graph is not clean" in done.err
     assert refused == [16]
     assert not (tmp_path / "run").exists()
 
@@ -187,7 +187,7 @@ def test_without_the_exporter_a_note_says_that_nothing_was_checked(images, tmp_p
     monkeypatch.setitem(sys.modules, "onnxscript", None)
     run_training(config(epochs=1), images, tmp_path / "run", export_check=True)
     assert (
-        "not checked whether timm:test_resnet can be exported: the check needs onnxscript, which is not installed"
+        "did not check whether timm:test_resnet can be exported: the check needs onnxscript, which is not installed"
         in capfd.readouterr().err
     )
     assert np.isfinite(json.loads((tmp_path / "run" / "metrics.jsonl").read_text().splitlines()[0])["loss"])

@@ -9,8 +9,9 @@ import pytest
 import torch
 from torch import nn
 
-from byol.training.config import TrainConfig, ViewConfig
+from byol.training.config import TrainConfig
 from byol.training.data.augment import draw, render
+from byol.training.data.view_config import ViewConfig
 from byol.training.optim import (
     LARS,
     build_optimizer,

@@ -16,6 +16,7 @@ from safetensors.torch import save_file
 from byol import load_encoder
 from byol.strict_json import read_object
 from byol.training.checkpoint import read_checkpoint
+from byol.training.job import train
 from byol.training.run_folder import RunFolder
 from tests.support.command_line import Outcome, byol
 from tests.support.small import config
@@ -231,9 +232,24 @@ LINES = {
 def test_lines_of_metrics(run: Path, quick: Path, tmp_path: Path, line: bytes) -> None:
     bad = shutil.copytree(run, tmp_path / "bad")
     (bad / "metrics.jsonl").write_bytes(line + b"\n")
-    one_line(byol("report", bad, "--out", tmp_path / "page.html"), "bad/metrics.jsonl")
-    RunFolder(bad).drop_metrics_after(20)
-    assert RunFolder(bad).metrics() == ([{"epoch": 1e308, "step": 1}] if b"1e308" in line else [])
+    one_line(byol("report", bad, "--out", tmp_path / "page.html"), "bad/metrics.jsonl", "damaged")
+    assert RunFolder(bad).drop_metrics_after(20).ignored == "ignored 1 damaged line of metrics.jsonl"
+    assert RunFolder(bad).metrics() == []
+
+
+def test_report_and_resume_ignore_the_same_lines(quick: Path, tmp_path: Path) -> None:
+    odd, words = (
+        train(quick / "train", tmp_path / "odd", config(max_steps=1)),
+        "ignored 4 damaged lines of metrics.jsonl",
+    )
+    whole = (odd / "metrics.jsonl").read_bytes()
+    (odd / "metrics.jsonl").write_bytes(b'{\n{"epoch": 1}\n{"epoch": 1, "step": null}\n{"step": "1"}\n' + whole)
+    for done in (
+        byol("report", odd, "--out", tmp_path / "page.html"),
+        byol("train", quick / "train", "--out", odd, "--resume"),
+    ):
+        assert (done.code, done.err.count(words)) == (0, 1), done.err
+    assert (odd / "metrics.jsonl").read_bytes() == whole
 
 
 # ------------------------------------------------------------------------------------------------ fine-tunings

@@ -191,9 +191,9 @@ def test_resume_continues_exactly(images, tmp_path, changes):
     run.create(settings, {"data": facts})
     for step in range(2):
         t.step(step)
-        run.log({"step": step + 1})
+        run.log({"step": step + 1, "epoch": 0})
     save_checkpoint(run.last, t.state(2, facts))
-    run.log({"step": 3})  # a step after the checkpoint, and the half-written line of a killed process
+    run.log({"step": 3, "epoch": 0})  # a step after the checkpoint, and the half-written line of a killed process
     with (tmp_path / "broken" / "metrics.jsonl").open("a") as file:
         file.write('{"step": 4, "lo')
     run_training(settings, images, tmp_path / "broken", None, resume=True)
@@ -340,9 +340,7 @@ def test_resume_refuses_other_data(images, tmp_path):
         file.write('{"step": 99}\n')
     before = metrics.read_bytes()
     for found, count in ((other, 18), (few, 2)):
-        message = (
-            rf"was trained on 24 images of train .*now are {count} images of .*; give the images that it began with"
-        )
+        message = rf"was trained on 24 images of train .*now are {count} images of .*; give the images it began with"
         with pytest.raises(ValueError, match=message):
             run_training(config(epochs=1), found, tmp_path / "run", None, resume=True)
     assert metrics.read_bytes() == before

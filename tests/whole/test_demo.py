@@ -46,3 +46,5 @@ def test_an_output_folder_in_use_is_refused(tmp_path):
     result = CliRunner().invoke(demo, ["--out", str(tmp_path)])
     assert result.exit_code == 2
     assert "is not empty" in result.output
+    result = CliRunner().invoke(demo, ["--out", str(tmp_path / "thesis.txt")])
+    assert (result.exit_code, "is not a folder" in result.output) == (2, True)

@@ -1,4 +1,4 @@
-"""The two views of BYOL as batched tensor code: every image has random parameters of its own, none has a branch.
+"""The two views of BYOL as batched tensor code: random parameters for every image, branches for none.
 
 `draw` makes all random numbers of a batch; `render` turns uint8 images and those numbers into a view. `render` is a
 pure function of tensors, so it compiles, and tests can give it chosen parameters.
@@ -18,7 +18,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from byol.training.config import ViewConfig
+from byol.training.data.view_config import ViewConfig
 
 CROP_TRIES = 10
 LUMA = (0.2989, 0.587, 0.114)  # ITU-R 601, as torchvision and the paper's released code
@@ -48,8 +48,8 @@ class ViewParams:
 def draw(config: ViewConfig, aspect: Tensor, generator: torch.Generator, rank: int = 0, world: int = 1) -> ViewParams:
     """Random parameters for B images of the given aspect (B,), width / height, on the generator's device.
 
-    With `world` processes, the numbers of all their images are drawn and those of process `rank` are kept: together
-    they are what one process would have drawn.
+    With `world` processes, the numbers of all their images are drawn and those of process `rank` kept, so together they
+    are what one process would draw.
     """
     count, device = len(aspect), generator.device
 

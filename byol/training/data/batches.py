@@ -1,4 +1,4 @@
-"""Batches for the training device: from images that lie there, or fetched ahead by a thread.
+"""Batches for the training device: from images held there, or fetched ahead by a thread.
 
 Legend: B batch, M canvas pixels.
 """
@@ -24,7 +24,7 @@ Rows = Callable[[int], Tensor]  # step to the rows (B,) int64 of its images
 
 
 class ResidentFeed:
-    """All images lie on the device; a batch is one indexing there."""
+    """All images are on the device; a batch is one indexing operation there."""
 
     waited = 0.0
 
@@ -33,7 +33,7 @@ class ResidentFeed:
         self._rows, self._device = rows, device
 
     def wait(self, step: int) -> None:
-        """Every batch is there."""
+        """Every batch is ready."""
 
     def batch(self, step: int) -> Batch:
         """Pixels and aspects of a step."""
@@ -47,18 +47,26 @@ class ResidentFeed:
 class FetchedFeed:
     """Batches read ahead by a thread and copied to the device without waiting for it.
 
-    `read` maps rows (B,) to a batch on the host; `last` is the number of steps of the run. `waited` counts the seconds
-    that had to be waited for data.
+    `read` maps rows (B,) to a batch on the host; `last` is the number of steps of the run; `waited` counts the seconds
+    spent waiting for data; `source_close` is called by `close`.
     """
 
-    def __init__(self, read: Callable[[Tensor], Batch], rows: Rows, device: torch.device, last: int):
+    def __init__(
+        self,
+        read: Callable[[Tensor], Batch],
+        rows: Rows,
+        device: torch.device,
+        last: int,
+        source_close: Callable[[], None] = lambda: None,
+    ):
+        self._source_close = source_close
         self._read, self._rows, self._device, self._last = read, rows, device, last
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="fetch")
         self._pending: dict[int, Future[Batch]] = {}
         self.waited = 0.0
 
     def wait(self, step: int) -> None:
-        """Wait until a step's batch is there. Raises what `read` raised."""
+        """Wait until a step's batch is ready. Raises what `read` raised."""
         for ahead in range(step, max(step + 1, min(step + 1 + AHEAD, self._last))):
             if ahead not in self._pending:
                 self._pending[ahead] = self._thread.submit(self._fetch, self._rows(ahead))
@@ -77,17 +85,18 @@ class FetchedFeed:
         return (pixels.pin_memory(), aspect.pin_memory()) if self._device.type == "cuda" else (pixels, aspect)
 
     def close(self) -> None:
-        """Stop the thread; what it has begun it finishes."""
+        """Stop the thread, which finishes what it has begun, and then the source of its images."""
         self._thread.shutdown(wait=True, cancel_futures=True)
+        self._source_close()
 
 
 Feed = ResidentFeed | FetchedFeed
 
 
 def open_feed(images: ImageTensor | StreamedImages, rows: Rows, device: torch.device, last: int) -> Feed:
-    """Resident where the images fit on the device (on a CPU they are mapped as they are), else fetched."""
+    """Resident if the images fit on the device (on a CPU they always do, mapped), else fetched."""
     if isinstance(images, StreamedImages):
-        return FetchedFeed(images.read, rows, device, last)
+        return FetchedFeed(images.read, rows, device, last, images.close)
     rows = _picked(images.rows, rows)
     if device.type == "cpu" or images.pixels.nbytes <= RESIDENT_SHARE * torch.cuda.mem_get_info(device)[0]:
         return ResidentFeed(images, rows, device)
@@ -108,7 +117,7 @@ WINDOW = 16  # blocks whose rows are shuffled together when a source is read blo
 
 
 def seeded(device: torch.device | str, *key: object) -> torch.Generator:
-    """A generator that is a function of its key: the same numbers whenever and wherever a step is computed."""
+    """A generator seeded by its key alone: the same numbers whenever and wherever a step is computed."""
     digest = hashlib.sha256("/".join(map(str, key)).encode()).digest()
     generator = torch.Generator(device=device)
     generator.manual_seed(int.from_bytes(digest[:8], "little", signed=True))
@@ -116,10 +125,10 @@ def seeded(device: torch.device | str, *key: object) -> torch.Generator:
 
 
 class Order:
-    """The rows of every step: each epoch is a shuffle of its own, its rest dropped.
+    """The rows of every step: each epoch is shuffled anew, and its incomplete last batch dropped.
 
-    With `blocks` (int64, the first row of each block), blocks are shuffled, and the rows of 16 blocks at a time: for
-    streams in which a row costs the reading of its block.
+    With `blocks` (int64, the first row of each block), blocks are shuffled, then the rows of 16 blocks at a time: for
+    streams in which reading a row means reading its block.
     """
 
     def __init__(self, seed: int, images: int, batch_size: int, blocks: np.ndarray | None = None):

@@ -41,10 +41,10 @@ def open_images(
     cache: DecodedCache | None = None,
     begun: Intake | None = None,
 ) -> ImageTensor | StreamedImages:
-    """The images of a source for training: decoded, where they fit into the cache, else streamed.
+    """The images of a source for training: decoded if they fit into the cache, else streamed.
 
-    `begun`: of a run that goes on. It gets the same images in the same order, whether there is room now or not. Raises
-    `ValueError` when one of them can no longer be read.
+    `begun`: how a resumed run began. It gets the same images in the same order, whether there is room now or not.
+    Raises `ValueError` when one of them can no longer be read.
     """
     cache = cache or DecodedCache()
     size = len(source) * canvas * canvas * 3
@@ -53,12 +53,12 @@ def open_images(
             images = _load(source, canvas, f"canvas {canvas}", squeeze(canvas), advance, cache)
             return _those_of(images, source, begun) if begun else images
     except CacheError as error:
-        warnings.warn(f"{error}; images are decoded for each batch", stacklevel=2)
+        warnings.warn(f"{error}; decoding images anew for each batch", stacklevel=2)
     return StreamedImages(_in_any_order(source, begun) if begun and not begun.streamed else source, canvas)
 
 
 def _those_of(images: ImageTensor, source: ImageSource, begun: Intake) -> ImageTensor:
-    """The images that a run began with. Raises `ValueError` when one of them was not decoded."""
+    """The images a run began with. Raises `ValueError` when one of them could not be decoded."""
     wanted = begun.rows(source)
     if np.array_equal(wanted, images.indices):
         return images
@@ -67,19 +67,19 @@ def _those_of(images: ImageTensor, source: ImageSource, begun: Intake) -> ImageT
         first = source.ids[int(lost[0])]
         reason = next((item.reason for item in images.skipped if item.path == first), "it is gone")
         raise ValueError(
-            f"{source.name}: {len(lost)} images that the run began with cannot be read any more (first: {first}: "
-            f"{reason}); restore them, or start a new run with another --out"
+            f"{source.name}: {len(lost)} images of the run can no longer be read (first: {first}: {reason}); "
+            "restore them, or start a new run with another --out"
         )
-    rows = np.flatnonzero(np.isin(images.indices, wanted))  # others can be read now, and could not
+    rows = np.flatnonzero(np.isin(images.indices, wanted))  # others may have become readable
     return replace(images, indices=images.indices[rows], rows=torch.from_numpy(rows))
 
 
 def _in_any_order(source: ImageSource, begun: Intake) -> ImageSource:
-    """The images that a run began with, to be streamed as they were drawn when there was room to keep them."""
+    """The images a run began with, to be streamed in the order they had when there was room to keep them."""
     if source.blocks is not None:
         warnings.warn(
-            f"{source.name} was decoded when the run began, and there is no room to keep that now: its row groups are "
-            "read in any order, which is slow; make room where `byol cache` says that it is kept",
+            f"no room to keep {source.name} decoded, as when the run began: its row groups are now read in any order, "
+            "which is slow; make room in the folder that `byol cache` names",
             stacklevel=3,
         )
     return source.subset(begun.rows(source)) if begun.left_out else replace(source, blocks=None)
@@ -108,11 +108,11 @@ def _load_anyhow(
     advance: Advance | None,
     cache: DecodedCache | None,
 ) -> ImageTensor:
-    """`_load`, without the cache where that cannot be used."""
+    """`_load`, without the cache if it cannot be used."""
     try:
         return _load(source, side, what, transform, advance, cache)
     except CacheError as error:
-        warnings.warn(f"{error}; the images are decoded for this run alone", stacklevel=2)
+        warnings.warn(f"{error}; decoding images for this run only", stacklevel=2)
         return _load(source, side, what, transform, advance, None)
 
 
@@ -124,7 +124,7 @@ def _load(
     advance: Advance | None,
     cache: DecodedCache | None,
 ) -> ImageTensor:
-    """Decode a source, through the cache where one is given and the source can tell whether it changed.
+    """Decode a source, through the cache if one is given and the source can tell whether it changed.
 
     Raises `CacheError`.
     """
@@ -144,7 +144,7 @@ def _load_kept(
     advance: Advance | None,
     cache: DecodedCache,
 ) -> ImageTensor:
-    """The entry of the cache, made where there is none. Raises `CacheError` when that cannot be done."""
+    """The cache entry, made if there is none. Raises `CacheError` when that fails."""
     assert source.stamp is not None  # else there is no key
     words = (CACHE_FORMAT, PIL.__version__, what, source_digest(source), source.stamp())
     key = hashlib.sha256("\n".join(words).encode()).hexdigest()[:32]
@@ -157,7 +157,7 @@ def _load_kept(
         entry = cache.find(key)
         found = _read_entry(entry, shape) if entry else None
     if found is None:
-        raise CacheError(f"{printable(cache.root / key)} cannot be read back; clear it by `byol cache clear`")
+        raise CacheError(f"{printable(cache.root / key)} cannot be read back; run `byol cache clear`")
     return found
 
 
@@ -187,7 +187,7 @@ def _decode_into(
 
 
 def _counting(transform: Transform, advance: Advance | None) -> Transform:
-    """The same, counted where it is done: results come in chunks, which may take long."""
+    """The same, counted as each image is done: results come in chunks, which may take long."""
     if advance is None:
         return transform
 
@@ -235,7 +235,7 @@ def _write_entry(
 
 
 def _read_entry(entry: Entry, shape: tuple[int, ...]) -> ImageTensor | None:
-    """An entry's images, mapped; None when its files are damaged, or say something else than they should."""
+    """An entry's images, mapped; None when its files are damaged or do not agree."""
     images, meta = entry.meta["images"], entry.meta
     kinds, sizes = (np.uint8, np.float32, np.int64), (shape, (images,), (images,))
     arrays = []
@@ -255,7 +255,7 @@ def _read_entry(entry: Entry, shape: tuple[int, ...]) -> ImageTensor | None:
 
 
 def _readable_now(source: ImageSource, skipped: list[Skipped]) -> list[bool]:
-    """Whether images that were unreadable can be read now (a file's permissions leave no trace in its stamp)."""
+    """Whether formerly unreadable images can be read now (a file's stamp does not cover its permissions)."""
     paths = {item.path for item in skipped}
     if not paths:
         return []
@@ -275,9 +275,9 @@ def _readable_now(source: ImageSource, skipped: list[Skipped]) -> list[bool]:
 
 
 def canvas_side(source: ImageSource, image_size: int) -> int:
-    """A canvas that keeps the detail a view can show: 8/7 of the view, but no more than the images have.
+    """A canvas that keeps all detail a view can show: 8/7 of the view, at most the size of the images.
 
-    Looks at some images spread over the source.
+    Probes some images spread over the source.
     """
     wanted = math.ceil(image_size * MARGIN / 8) * 8
     probes = source.subset(spread(len(source), LOOKED_INTO))

@@ -1,4 +1,4 @@
-"""What a run sees: images that are decoded, or are as they are needed, and in which order it may see them.
+"""A run's images, decoded before it begins or as they are needed, and the order in which it sees them.
 
 Legend: N images, B batch, M canvas pixels, S view pixels.
 """
@@ -26,10 +26,10 @@ Transform = Callable[[Image.Image], tuple[np.ndarray, float]]
 
 @dataclass(frozen=True)
 class Intake:
-    """How a run gets its images, which decides in which order it sees them.
+    """How a run reads its images, which decides their order.
 
-    `streamed` in blocks, and an unreadable one replaced in its batch; or all decoded before the first step, in any
-    order, without the unreadable ones, whose ids are `left_out`.
+    `streamed`: in blocks, unreadable images replaced in their batch. Otherwise all are decoded before the first step,
+    in any order, without the unreadable ones, whose ids are `left_out`.
     """
 
     streamed: bool
@@ -37,13 +37,13 @@ class Intake:
 
     @classmethod
     def of(cls, images: ImageTensor | StreamedImages) -> Intake:
-        """That of a run that begins with these images."""
+        """For a run that begins with these images."""
         if isinstance(images, StreamedImages):
             return cls(True)
         return cls(False, frozenset(item.path for item in images.skipped))
 
     def count(self, source: ImageSource) -> int:
-        """How many images the run has of a source."""
+        """How many images of a source the run uses."""
         return len(source) if self.streamed else len(self.rows(source))
 
     @classmethod
@@ -53,7 +53,7 @@ class Intake:
         return cls(streamed, frozenset(left_out))
 
     def to_text(self) -> str:
-        """For another process."""
+        """Text for another process."""
         return json.dumps([self.streamed, sorted(self.left_out)])
 
     def rows(self, source: ImageSource) -> np.ndarray:
@@ -88,7 +88,7 @@ class ImageTensor:
 class StreamedImages:
     """Images decoded each time they are needed, for sources larger than memory and cache.
 
-    A row is the image's place in its source. `skipped` lists the unreadable ones met so far.
+    A row is the image's place in its source. `skipped` lists the unreadable ones met so far. `close` stops its threads.
     """
 
     def __init__(self, source: ImageSource, canvas: int):
@@ -101,15 +101,19 @@ class StreamedImages:
 
     @property
     def skipped(self) -> list[Skipped]:
-        """What was unreadable so far, the listing's own first."""
+        """The images unreadable so far, those of the listing first."""
         met = [Skipped(self.source.ids[row], reason) for row, reason in sorted(self._unreadable.items())]
         return [*self.source.skipped, *met]
+
+    def close(self) -> None:
+        """Stop the threads; what they have begun they finish."""
+        self._pool.shutdown(wait=True, cancel_futures=True)
 
     def read(self, rows: Tensor) -> tuple[Tensor, Tensor]:
         """Canvases uint8 (B, M, M, 3) and aspects (B,) of some rows.
 
-        In the place of an unreadable image stands the next readable one of the batch, so that every batch is full.
-        Raises `ValueError` when there is none, and `SourceUnavailable`.
+        An unreadable image is replaced by the next readable one of its batch, so every batch is full. Raises
+        `ValueError` when there is none, and `SourceUnavailable`.
         """
         pixels = np.empty((len(rows), self.canvas, self.canvas, 3), np.uint8)
         aspect = np.empty(len(rows), np.float32)
@@ -135,7 +139,7 @@ class StreamedImages:
 
 
 def squeeze(canvas: int) -> Transform:
-    """What makes of an image its canvas (M, M, 3), and width / height of the original."""
+    """A function of an image to its canvas (M, M, 3) and the width / height of the original."""
     size = (canvas, canvas)
 
     def squeeze(image: Image.Image) -> tuple[np.ndarray, float]:
@@ -146,6 +150,6 @@ def squeeze(canvas: int) -> Transform:
 
 
 def none_readable(source: ImageSource, count: int, skipped: list[Skipped]) -> str:
-    """What to say when nothing of a source can be read."""
+    """The message when no image of a source can be read."""
     reasons = "; ".join(f"{printable(item.path)}: {item.reason}" for item in skipped[:5])
     return f"{source.name}: none of {count} images can be read ({reasons})"

@@ -41,10 +41,10 @@ class LostProcess(Ended):
 
 @dataclass(frozen=True)
 class World:
-    """This process among `size` others. Alone, every method is the identity.
+    """This process, one of `size`. With one process, every method is the identity.
 
-    `any`, `wait`, `tell` and `first_then_others` wait for a process as long as it lives, whatever it is doing. The
-    other methods are collectives that end a job after minutes: nobody may be kept busy by work of its own before them.
+    `any`, `wait`, `tell` and `first_then_others` wait for a process as long as it lives. The other methods are
+    collectives that time out after minutes: no process may do long work of its own before them.
     """
 
     rank: int = 0
@@ -91,7 +91,7 @@ class World:
         self.any(False)
 
     def tell(self, text: str) -> str:
-        """What the first process says, in every one."""
+        """The text of the first process, in every process."""
         if self.size == 1:
             return text
         content = torch.from_numpy(np.frombuffer(text.encode(), np.uint8).copy())
@@ -102,7 +102,7 @@ class World:
         return content.numpy().tobytes().decode()
 
     def first_then_others(self, work: Callable[[], T]) -> T:
-        """Do the same in every process, in the first one before the others: they find what it left in the cache."""
+        """Do the same in every process, the first before the others, which find its results in the cache."""
         if self.size == 1:
             return work()
         result = work() if self.first else None
@@ -117,15 +117,17 @@ class World:
         if self.size > 1:
             found = self.gather(torch.tensor([value])).tolist()
             if len(set(found)) > 1:
-                raise ValueError(f"the processes of this job differ in their {what}: {found}; do they share one disk?")
+                raise ValueError(
+                    f"the processes of this job differ in their {what}: {found}; give them one shared disk"
+                )
 
 
 @contextmanager
 def joined() -> Iterator[World]:
-    """The world that a launcher started this process in: alone without one.
+    """The world a launcher started this process in; without a launcher, this process alone.
 
-    Raises `ValueError` for an environment that is no launcher's, and `LostProcess` in place of the errors that follow
-    when another process is gone.
+    Raises `ValueError` for an environment no launcher sets, and `LostProcess` instead of the errors that follow the
+    loss of another process.
     """
     rank, size = launched_as()
     if size == 1:
@@ -156,8 +158,8 @@ def _is_lost(error: RuntimeError) -> bool:
 def launched_as() -> tuple[int, int]:
     """This process's number and the number of processes that a launcher started: (0, 1) without one.
 
-    A job is what `WORLD_SIZE` says. Slurm and MPI number the processes under names of their own. Raises `ValueError`
-    for what is no such number.
+    `WORLD_SIZE` decides. Slurm and MPI have their own names for the number of a process. Raises `ValueError` for an
+    invalid number.
     """
     size = _number("WORLD_SIZE", 1, 1 << 20) if os.environ.get("WORLD_SIZE") else 1
     if size == 1:
@@ -166,7 +168,7 @@ def launched_as() -> tuple[int, int]:
         if os.environ.get(name):
             return _number(name, 0, size - 1), size
     raise ValueError(
-        f"WORLD_SIZE is {size}, but which of the {size} processes this one is stands nowhere; set RANK, 0 to {size - 1}"
+        f"WORLD_SIZE is {size}, but RANK is not set; set it to the number of this process, 0 to {size - 1}"
     )
 
 
@@ -178,27 +180,25 @@ def is_own() -> bool:
 def _number(name: str, least: int, most: int) -> int:
     text = os.environ[name].strip()
     if not (text.isascii() and text.isdigit() and len(text) < 10 and least <= int(text) <= most):
-        raise ValueError(
-            f"{name} is {text!r:.40} in the environment; a launcher sets a whole number, {least} to {most}"
-        )
+        raise ValueError(f"environment variable {name} is {text!r:.40}; set a whole number, {least} to {most}")
     return int(text)
 
 
 def _connect(rank: int, size: int) -> None:
-    """Connect the processes of a job. Raises `ValueError` when they do not find each other."""
+    """Connect the processes of a job. Raises `ValueError` when they cannot."""
     # CPU tensors travel by gloo also where GPUs use NCCL: small agreements need not wait for a GPU.
     backend, place = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo", os.environ.get(MEETING)
     address = [os.environ.get(name, "") for name in ("MASTER_ADDR", "MASTER_PORT")]
     if not place and not all(address):
         raise ValueError(
-            f"WORLD_SIZE is {size}, but MASTER_ADDR and MASTER_PORT, where the processes of the job meet, are not both "
-            "set; set them, or unset WORLD_SIZE"
+            f"WORLD_SIZE is {size}, but MASTER_ADDR and MASTER_PORT are not both set; set them to where the processes "
+            "meet, or unset WORLD_SIZE"
         )
     try:
         with handled((signal.SIGTERM, signal.SIGINT, HANG_UP), signal.SIG_DFL):  # torch waits without listening
             dist.init_process_group(backend, place or "env://", rank=rank, world_size=size)
     except (dist.DistError, ValueError) as error:
-        raise ValueError(f"the processes of this job do not meet at {':'.join(address)}: {reason_of(error)}") from error
+        raise ValueError(f"the processes cannot connect at {':'.join(address)}: {reason_of(error)}") from error
 
 
 def _local_rank(world: World) -> int:
@@ -210,15 +210,15 @@ def _local_rank(world: World) -> int:
 
 
 def _passed_on() -> list[str]:
-    """The signals that end the launcher and its processes: not those that the parent had ignored, as `nohup` does."""
+    """The signals that end the launcher and its processes, except those the parent ignores, as `nohup` does."""
     names = ("SIGTERM", "SIGINT", "SIGHUP", "SIGQUIT")
     return [n for n in names if hasattr(signal, n) and signal.getsignal(getattr(signal, n)) is not signal.SIG_IGN]
 
 
 def launch(processes: int, arguments: Sequence[str], list_comes: bool = False) -> bool:
-    """Run `byol ARGUMENTS` in so many processes on this machine, until all have ended; whether all succeeded.
+    """Run `byol ARGUMENTS` in several processes on this machine until all end; whether all succeeded.
 
-    `list_comes`: on standard input, to be read by all of them.
+    `list_comes`: standard input holds a list that all of them read.
     """
     from torch.distributed.elastic.multiprocessing.api import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
@@ -253,13 +253,13 @@ def launch(processes: int, arguments: Sequence[str], list_comes: bool = False) -
 
 
 def _is_news(record: logging.LogRecord) -> bool:
-    """Whether torch's launcher tells of a process that could not say itself why it ended, as a killed one."""
+    """Whether torch's launcher reports a process that could not report its own end, such as a killed one."""
     message = record.getMessage()
     return "(exitcode: 1)" not in message and "closing signal" not in message
 
 
 def _stay_on_this_machine(folder: Path) -> None:
-    """Have the processes find each other by files and talk over the loopback interface; torch listens on all."""
+    """Connect the processes by files and the loopback interface; by default torch listens on all interfaces."""
     os.environ["TORCH_DISABLE_SHARE_RDZV_TCP_STORE"] = "1"
     os.environ[MEETING] = f"file://{folder}/processes"
     for library in ("GLOO", "NCCL"):

@@ -16,7 +16,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 class _Gather(torch.autograd.Function):
     """All processes' tensors, (R, *shape); the gradient of a part is the sum of all processes' gradients of it.
 
-    By an all-reduce of parts that are zero elsewhere: the one collective that every backend and version has alike.
+    An all-reduce of parts that are zero elsewhere: the collective that all backends and versions share.
     """
 
     @staticmethod
@@ -38,7 +38,7 @@ def _sum(tensor: Tensor, group: str) -> Tensor:
 
 
 class SyncBatchNorm(_BatchNorm):
-    """A batch-norm layer whose training statistics cover all processes; every process brings as many images.
+    """A batch-norm layer whose training statistics cover all processes; each must bring the same number of images.
 
     It takes over the parameters and buffers of `norm`, and what that layer does after normalising (timm's layers
     include the activation). In eval mode it is `norm`.
@@ -91,7 +91,7 @@ class SyncBatchNorm(_BatchNorm):
 
 
 def synchronise_norms(module: nn.Module, rank: int, world: int, group: str) -> nn.Module:
-    """Replace every batch-norm layer inside by one that covers all processes; parameters stay the same objects."""
+    """Replace every batch-norm layer by one that covers all processes; parameters stay the same objects."""
     for name, child in module.named_children():
         if isinstance(child, _BatchNorm):
             setattr(module, name, SyncBatchNorm(child, rank, world, group))

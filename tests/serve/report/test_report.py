@@ -144,23 +144,23 @@ def test_a_line_that_is_still_written_is_left_out(tmp_path):
     run = write_run(tmp_path / "run")
     with open(run / "metrics.jsonl", "a") as stream:
         stream.write('{"step": 21, "ep')
-    assert (len(read_run(run).records), read_run(run).cut_off) == (20, True)
+    assert (len(read_run(run).records), read_run(run).metrics.cut_off) == (20, True)
     done = byol("report", run, "--out", tmp_path / "r.html")
     assert done.code == 0
-    assert "half written" in done.err
+    assert "half-written last line" in done.err
 
 
 @pytest.mark.parametrize(
     ("content", "words"),
     [
-        ("", "has no metrics yet"),
-        ('{"step": 1, "epo', "has no metrics yet"),
-        ("nonsense\n", "line 1: not valid JSON"),
-        ('{"step": 1, "epoch": 1}\n[1]\n', "line 2: not a JSON object"),
-        ('{"step": 1, "epoch": 1, "loss": "low"}\n', "line 1: loss is not a number"),
+        ("", "it is missing or empty"),
+        ('{"step": 1, "epo', "it is missing or empty"),
+        ("nonsense\n", "all of its lines are damaged"),
+        ("[1]\n", "all of its lines are damaged"),
+        ('{"step": 1, "epoch": 1, "loss": "low"}\n', "all of its lines are damaged"),
     ],
 )
-def test_damaged_metrics_are_named(tmp_path, content, words):
+def test_metrics_without_a_record_are_refused(tmp_path, content, words):
     run = write_run(tmp_path / "run")
     (run / "metrics.jsonl").write_text(content)
     done = byol("report", run, "--out", tmp_path / "r.html")
@@ -173,7 +173,7 @@ def test_wrong_paths_and_options_take_one_line(site, tmp_path):
     out = ("--out", tmp_path / "r.html")
     both = ("--train", site / "train", "--test", site / "test")
     cases = [
-        (1, "neither a run (config.json) nor a bundle (manifest.json); it contains", site),
+        (1, "neither a run (config.json) nor a bundle (manifest.json); give what it contains", site),
         (1, "neither a run", site / "train" / "cat"),
         (1, "is given twice", site / "run", site / "run"),
         (2, "does not exist", site / "nothing"),

@@ -8,7 +8,6 @@ import torch
 import torchvision.transforms.functional as tvf
 from PIL import Image
 
-from byol.training.config import ViewConfig
 from byol.training.data.augment import (
     BRIGHTNESS,
     CONTRAST,
@@ -23,6 +22,7 @@ from byol.training.data.augment import (
     resize_matrix,
     shift_hue,
 )
+from byol.training.data.view_config import ViewConfig
 
 
 def pictures(count, size, seed=0):

@@ -331,9 +331,12 @@ def test_sources_larger_than_the_cache_are_streamed(images: Path, tmp_path: Path
 def test_a_streamed_run_learns_the_same_as_a_resident_one(images: Path):
     source = open_source(images)
     weights = []
-    for opened in (load_canvases(source, 16), StreamedImages(source, 16)):
-        trainer = Trainer(config(), opened)
-        for step in range(2):
-            trainer.step(step)
+    stream = StreamedImages(source, 16)
+    for opened in (load_canvases(source, 16), stream):
+        with Trainer(config(), opened) as trainer:
+            for step in range(2):
+                trainer.step(step)
         weights.append(torch.cat([p.flatten() for p in trainer.parameters.values()]))
     assert torch.equal(*weights)
+    with pytest.raises(RuntimeError, match="after shutdown"):  # the trainer has stopped the threads of the stream
+        stream.read(torch.arange(1))

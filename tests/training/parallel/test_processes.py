@@ -18,10 +18,10 @@ from torch import nn
 
 from byol.children import RANKS
 from byol.images.open import open_source
-from byol.training.config import ViewConfig
 from byol.training.data.augment import draw
 from byol.training.data.batches import share
 from byol.training.data.decoded import load_canvases
+from byol.training.data.view_config import ViewConfig
 from byol.training.device import resolve_sync_norm
 from byol.training.parallel.processes import World, launched_as
 from byol.training.trainer import Trainer
@@ -139,10 +139,10 @@ def test_processes_share_a_list_on_standard_input_and_nothing_of_the_folder_they
     [
         ({"WORLD_SIZE": "4", "RANK": "1"}, ("--nproc", "2"), "a launcher has started 4 (WORLD_SIZE); leave one out"),
         ({"WORLD_SIZE": "4", "RANK": "1"}, (), "MASTER_ADDR and MASTER_PORT, where the processes of the job meet"),
-        ({"WORLD_SIZE": "4"}, (), "WORLD_SIZE is 4, but which of the 4 processes this one is stands nowhere"),
-        ({"WORLD_SIZE": "four"}, (), "WORLD_SIZE is 'four' in the environment"),
-        ({"WORLD_SIZE": "4", "RANK": "4"}, (), "RANK is '4' in the environment; a launcher sets a whole number"),
-        ({"WORLD_SIZE": "2", "RANK": "0", "MASTER_ADDR": "::", "MASTER_PORT": "x"}, (), "do not meet at :::x"),
+        ({"WORLD_SIZE": "4"}, (), "WORLD_SIZE is 4, but RANK is not set"),
+        ({"WORLD_SIZE": "four"}, (), "environment variable WORLD_SIZE is 'four'"),
+        ({"WORLD_SIZE": "4", "RANK": "4"}, (), "environment variable RANK is '4'; set a whole number"),
+        ({"WORLD_SIZE": "2", "RANK": "0", "MASTER_ADDR": "::", "MASTER_PORT": "x"}, (), "cannot connect at :::x"),
     ],
 )
 def test_a_launcher_s_environment_is_taken_at_its_word(
