@@ -151,7 +151,7 @@ def test_rows_of_a_run_are_streamed_or_decoded_in_the_same_order(tmp_path: Path)
     assert isinstance(decoded, ImageTensor)
     begun = Intake.from_text(Intake.of(decoded).to_text())
     assert begun.count(source) == 18
-    with pytest.warns(UserWarning, match="row groups are read in any order"):
+    with pytest.warns(UserWarning, match="its row groups are now read in any order"):
         streamed = open_images(source, 16, cache=DecodedCache(limit=0), begun=begun)
     assert isinstance(streamed, StreamedImages)
     assert streamed.source.blocks is None

@@ -136,10 +136,10 @@ def test_without_training_labels_half_of_the_validation_images_are_the_bank(tmp_
     assert 0 <= monitor.measure(colour_features) <= 1
     told = KNNSets.choose(config(), training, validation).described
     assert told == (
-        "6 of 12 validation images, bank: 6 others of them, as the training images have none of class cat and 1 more"
+        "6 of 12 validation images, bank: 6 of the others, as the training images have none of class cat and 1 more"
     )
     assert KNNSets.choose(config(), open_source(tmp_path / "train" / "photos"), validation).described == (
-        "6 of 12 validation images, bank: 6 others of them, as the training images have no labels"
+        "6 of 12 validation images, bank: 6 of the others, as the training images have no labels"
     )
 
 

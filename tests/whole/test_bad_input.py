@@ -131,7 +131,8 @@ def test_evaluation_skips_and_says_so(bundle: Path, mixed: Path, tmp_path: Path)
         assert done.code == 0, done.err
         values = json.loads(done.out)
         assert (values["n_train"], values["n_test"]) == (60, 10)
-        assert f"skipped {len(expected_skips(mixed)) + 1}:" in done.err
+        assert f"skipped {len(expected_skips(mixed))} of --train:" in done.err
+        assert "skipped 1 of --test:" in done.err
 
 
 def test_evaluation_with_no_readable_image_fails(bundle: Path, tmp_path: Path) -> None:
