@@ -143,7 +143,7 @@ def test_checkpoint_bombs(tmp_path: Path) -> None:
         (bombs.tensor(2, [1], [1], offset=10**12), "reaches beyond its storage"),
         (bombs.tensor(2, [1], [1], offset=-1), "shape is not made of numbers"),
         (bombs.tensor(2, [-1], [1]), "shape is not made of numbers"),
-        (bombs.tensor(2, [10**6, 10**6], [0, 0]), "more elements than a file of its size may hold"),
+        (bombs.tensor(2, [10**6, 10**6], [0, 0]), "more elements than a file of this size can hold"),
         (bombs.tensor(2, [2], [1]), "1$"),
     ]
     storages = {"0": bytes(8)}

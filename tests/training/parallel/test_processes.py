@@ -137,8 +137,8 @@ def test_processes_share_a_list_on_standard_input_and_nothing_of_the_folder_they
 @pytest.mark.parametrize(
     ("variables", "words", "message"),
     [
-        ({"WORLD_SIZE": "4", "RANK": "1"}, ("--nproc", "2"), "a launcher has already started 4 processes (WORLD_SIZE); leave out --nproc 2"),
-        ({"WORLD_SIZE": "4", "RANK": "1"}, (), "MASTER_ADDR and MASTER_PORT are not both set; set them to where the processes meet"),
+        ({"WORLD_SIZE": "4", "RANK": "1"}, ("--nproc", "2"), "4 processes (WORLD_SIZE); leave out --nproc 2"),
+        ({"WORLD_SIZE": "4", "RANK": "1"}, (), "MASTER_PORT are not both set; set them to where"),
         ({"WORLD_SIZE": "4"}, (), "WORLD_SIZE is 4, but RANK is not set"),
         ({"WORLD_SIZE": "four"}, (), "environment variable WORLD_SIZE is 'four'"),
         ({"WORLD_SIZE": "4", "RANK": "4"}, (), "environment variable RANK is '4'; set a whole number"),
