@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 
 import pytest
 
@@ -9,6 +10,9 @@ from byol import telemetry  # noqa: F401 - before any test imports onnxruntime, 
 
 if "PYTEST_XDIST_WORKER" in os.environ:  # a process for each core: more threads would wait for one another
     os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+if hasattr(signal, "SIGHUP"):  # what the tests start obeys it, also where they themselves run under `nohup`
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 # The files that take longest, first: what is left at the end is short.
 LONG = [
