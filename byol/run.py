@@ -26,7 +26,6 @@ KNN_K, KNN_TEMPERATURE = 20, 0.07  # of kNN accuracy by default: the field's usu
 # Below the first and the third of these training is collapsing; a healthy std_ratio is between the second and 1.
 COLLAPSED_STD_RATIO, HEALTHY_STD_RATIO, COLLAPSED_RANK = 0.1, 0.5, 1.5
 
-
 LARGEST_NUMBER = 1e15  # of a number in a run's files: beyond it drawing overflows, and nothing counts so far
 
 OWN_VIEWS = "the views of a training run, written by byol, not an image"

@@ -10,6 +10,7 @@ from typing import Any
 
 LARGEST_FLOAT = 3e38  # about float32's largest: everything is computed in float32
 _COUNTS = {2: "two", 3: "three"}
+_ANY_LENGTH = ", ...]"  # how the annotation of such a tuple ends
 
 
 def read_object(text: str | bytes) -> dict[str, Any]:
@@ -66,9 +67,6 @@ def require_legal(condition: bool, name: str, value: object, legal: str) -> None
     """Raises `ValueError` that names a setting, its value and the legal ones unless the condition holds."""
     if not condition:
         raise ValueError(f"{name} is {value!r:.100}; legal: {legal}")
-
-
-_ANY_LENGTH = ", ...]"
 
 
 def _fits(value: object, kind: str) -> bool:

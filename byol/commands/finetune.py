@@ -16,13 +16,14 @@ from byol.finetuning.protocol import Sets, Sweep, choose_images, read_sets
 from byol.finetuning.tuner import FinetuneConfig, Tuner
 from byol.images.location import Location
 from byol.images.splits import describe, deviation
+from byol.machine import DEVICES
 from byol.options import LOCATION, FiniteRange, Output, export_check_option
 from byol.pretrained import is_bundle, read_pretrained, weights_digest
 from byol.run import FINETUNE, RESULT
 from byol.signals import Stopped
 from byol.text import printable
 from byol.training.begun import Begun, Computed, difference, keeping_threads
-from byol.training.config import DEVICES, PRECISIONS
+from byol.training.config import PRECISIONS
 from byol.training.device import resolve_device, resolve_precision
 from byol.training.exportable import require_exportable
 from byol.training.run_folder import RunFolder, versions

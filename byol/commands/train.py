@@ -12,9 +12,10 @@ import click
 from byol.console import note
 from byol.encoders import ARCHITECTURES, TIMM
 from byol.images.location import Location
+from byol.machine import DEVICES
 from byol.options import LOCATION, Output, export_check_option
 from byol.text import printable
-from byol.training.config import DEVICES, OPTIMIZERS, PRECISIONS, STEMS, TrainConfig
+from byol.training.config import OPTIMIZERS, PRECISIONS, STEMS, TrainConfig
 from byol.training.data.view_config import ViewConfig
 from byol.training.presets import PRESETS
 

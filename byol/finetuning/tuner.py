@@ -21,8 +21,9 @@ from torch.optim import SGD
 from byol.encoders.activations import encoder_channels_last
 from byol.encoders.build import feature_dim
 from byol.encoders.strides import step_by_one
+from byol.machine import DEVICES
 from byol.strict_json import check_fields, require_legal
-from byol.training.config import DEVICES, PRECISIONS
+from byol.training.config import PRECISIONS
 from byol.training.data.augment import draw, render
 from byol.training.data.batches import Batch, Order, open_feed, seeded
 from byol.training.data.intake import ImageTensor

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from byol.encoders import ARCHITECTURES, TIMM
+from byol.machine import DEVICES
 from byol.run import KNN_K, KNN_TEMPERATURE
 from byol.strict_json import check_fields, require_legal
 from byol.training.data.view_config import ViewConfig
@@ -19,7 +20,6 @@ from byol.training.data.view_config import ViewConfig
 STEMS = ("auto", "imagenet", "cifar")
 OPTIMIZERS = ("lars", "sgd", "adamw")
 COMPILE = ("auto", "all", "augmentation", "none")
-DEVICES = ("auto", "cpu", "cuda")
 PRECISIONS = ("auto", "fp32", "bf16")
 
 # What no run needs more of; beyond it arithmetic on sizes overflows, and a slip of the keyboard takes all memory.
