@@ -19,7 +19,7 @@ import click
 from benchmarks.growth import subset
 from benchmarks.headline import score, train, training_seconds
 from benchmarks.train import command_line, machine
-from byol.training.presets import PRESETS
+from byol.training.recipes.presets import PRESETS
 
 
 def pixels_per_image(preset: str, image_size: int) -> tuple[float, int]:

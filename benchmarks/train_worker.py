@@ -26,9 +26,10 @@ from byol.machine import keep_freed_memory
 from byol.training.config import TrainConfig
 from byol.training.data.decoded import canvas_side, open_images
 from byol.training.data.intake import ImageTensor, StreamedImages
-from byol.training.monitor import KNNMonitor, KNNSets, collapse_statistics
-from byol.training.presets import PRESETS
+from byol.training.recipes.presets import PRESETS
 from byol.training.trainer import Trainer
+from byol.training.watch.collapse import collapse_statistics
+from byol.training.watch.knn import KNNMonitor, KNNSets
 
 
 def timed(step: Callable[[int], object], seconds: float, device: torch.device, images: int) -> float:

@@ -178,6 +178,23 @@ def progress_bar(title: str, total: int | None, start: int = 0, transient: bool 
     return bar
 
 
+def training_bar(total: int, start: int) -> Progress:
+    """A bar of training steps on stderr, not yet started; the field `left` says how long it takes. Fits 80 columns."""
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+    columns = (
+        TextColumn("{task.description}", markup=False),
+        BarColumn(bar_width=None),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TextColumn("{task.fields[left]}", markup=False),
+    )
+    bar = Progress(*columns, console=Console(stderr=True, highlight=False), expand=True)
+    bar.add_task("train", total=total, completed=start, left="")
+    return bar
+
+
 def prepare() -> None:
     """Make the standard streams of this process safe; for commands, before they open a file.
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -72,6 +73,24 @@ export_check_option = click.option(
     show_default=True,
     help="First check that the encoder can be exported: takes seconds, for ResNets of usual sizes no time.",
 )
+
+
+class Duration(click.ParamType[float]):
+    """A length of time such as 45m, 2h, 1h30m or 90s; in seconds."""
+
+    name = "duration"
+    _PARTS = re.compile(r"(?:(\d{1,6}(?:\.\d+)?)d)?(?:(\d{1,6}(?:\.\d+)?)h)?(?:(\d{1,6})m)?(?:(\d{1,6})s)?", re.ASCII)
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        """The seconds; anything else ends the command."""
+        if isinstance(value, int | float):
+            return float(value)
+        found = self._PARTS.fullmatch(value.strip().lower())
+        units = (86400, 3600, 60, 1)
+        seconds = sum(float(part or 0) * unit for part, unit in zip(found.groups(), units, strict=True)) if found else 0
+        if seconds <= 0:
+            self.fail(f"{value!r:.40} is not a length of time; write one such as 45m, 2h or 1h30m.", param, ctx)
+        return float(seconds)
 
 
 class LocationType(click.ParamType[Location]):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +20,7 @@ MOST_CONFIG = 16 << 20  # bytes: far more than any run writes
 SKIPPED, MOST_SKIPPED = "skipped.jsonl", 200  # the images left out, if there are more than config.json holds
 RESULT = "result.json"  # of a fine-tuning
 TRAIN, FINETUNE = "train", "finetune"  # the commands that write one: `task` in config.json and in checkpoints
+INPUTS = "inputs"  # in config.json: where the images are
 VAL_DATA = "val_data"  # in config.json: what kNN was measured on
 
 KNN_K, KNN_TEMPERATURE = 20, 0.07  # of kNN accuracy by default: the field's usual numbers
@@ -26,9 +28,16 @@ KNN_K, KNN_TEMPERATURE = 20, 0.07  # of kNN accuracy by default: the field's usu
 # Below the first and the third of these training is collapsing; a healthy std_ratio is between the second and 1.
 COLLAPSED_STD_RATIO, HEALTHY_STD_RATIO, COLLAPSED_RANK = 0.1, 0.5, 1.5
 
+KNN = ("knn_top1", "knn_bank", "knn_queries", "knn_classes")  # in a line of metrics: accuracy, and what it rests on
+
 LARGEST_NUMBER = 1e15  # of a number in a run's files: beyond it drawing overflows, and nothing counts so far
 
 OWN_VIEWS = "the views of a training run, written by byol, not an image"
+
+
+def standard_error(accuracy: float, count: int) -> float:
+    """The standard error of an accuracy (0 to 1) measured on `count` images: sqrt(p (1 - p) / n)."""
+    return math.sqrt(max(0.0, accuracy * (1 - accuracy)) / count)
 
 
 def is_run(content: bytes) -> bool:

@@ -34,6 +34,20 @@ def missing(package: str, extra: str, wanted_by: str) -> str:
     return f"{wanted_by} needs {package}, which is not installed; run: pip install 'byol[{extra}]'"
 
 
+def duration(seconds: float) -> str:
+    """A length of time in words, rounded to what matters: "40 s", "12 min", "3 h 20 min", "2 d 5 h"."""
+    minutes = round(seconds / 60)
+    if seconds < 100:
+        return f"{max(0, round(seconds))} s"
+    if minutes < 100:
+        return f"{minutes} min"
+    if minutes < 48 * 60:
+        hours, minutes = divmod(minutes, 60)
+        return f"{hours} h {minutes} min" if minutes else f"{hours} h"
+    days, hours = divmod(round(minutes / 60), 24)
+    return f"{days} d {hours} h" if hours else f"{days} d"
+
+
 def path_text(path: str | bytes | os.PathLike[str]) -> str:
     r"""A path as text for data: bytes that are not UTF-8 become `\xNN`; the rest is unchanged."""
     if isinstance(path, bytes):

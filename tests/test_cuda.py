@@ -14,9 +14,8 @@ from byol.serve.pipeline import open_graph
 from byol.training.checkpoint import read_checkpoint
 from byol.training.data.batches import FetchedFeed, Order, ResidentFeed, open_feed
 from byol.training.data.decoded import load_canvases
-from byol.training.job import run_training
 from byol.training.trainer import Trainer
-from tests.support.small import config, folder
+from tests.support.small import config, folder, run_training
 
 pytestmark = [
     pytest.mark.cuda,

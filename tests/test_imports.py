@@ -31,8 +31,8 @@ LAYERS = (
 )
 TORCH_FREE = 7  # layers
 NEVER = {"byol.training": "byol.serve", "byol.finetuning": "byol.serve", "byol.encoders": "byol.serve"}
-# Inside functions only: the commands, the demo of the whole path, and what asks export before training.
-UPWARDS = {"byol.cli", "byol.commands.demo", "byol.training.exportable"}
+# Inside functions only: the commands, the demo of the whole path, and what training asks of export and of bundles.
+UPWARDS = {"byol.cli", "byol.commands.demo", "byol.training.exportable", "byol.training.recipes.initial"}
 DOORS = ("byol", "byol.serve", "byol.export", "byol.images", "byol.bundle")
 
 SERVING = {"numpy", "PIL", "onnx", "onnxruntime", "safetensors", "click", "rich", "pyarrow", "scipy", "threadpoolctl"}

@@ -19,7 +19,7 @@ from byol.options import Output, of_option
 from byol.outputs import require_output_folder
 from byol.text import printable
 from byol.training.config import TrainConfig
-from byol.training.presets import PRESETS
+from byol.training.recipes.presets import PRESETS
 
 TRAIN_IMAGES = 1297  # the other 500 are the test set: digits of other writers
 FEW_LABELS, DRAWS = (1, 5), 10  # labels per class, and how often they are drawn
@@ -41,13 +41,14 @@ def run_demo(config: TrainConfig, out: Path) -> None:
     """The demo with the given settings; prints its table and leaves everything in `out`."""
     from byol.export.exporter import export_bundle
     from byol.training.job import run_training
+    from byol.training.recipes.settings import Job
     from byol.training.run_folder import RunFolder
 
     started = time.perf_counter()
     _say("1/4 Writing 1,797 scanned digits (scikit-learn's copy of the UCI set) as PNG folders")
     write_digits(out / "images")
     _say("2/4 Training a ResNet-18 by BYOL; the labels are not used")
-    run_training(config, out / "images" / "train", out / "run", out / "images" / "test")
+    run_training(Job(out / "images" / "train", out / "run", out / "images" / "test"), config)
     _say("3/4 Exporting the trained and, for comparison, the untrained encoder to ONNX, each verified against torch")
     export_bundle(out / "run", out / "bundle")
     export_bundle(RunFolder(out / "run").numbered(0), out / "untrained-bundle")

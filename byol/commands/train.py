@@ -4,26 +4,53 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from byol.console import note
+from byol.console import note, show_json, show_table
 from byol.encoders import ARCHITECTURES, TIMM
 from byol.images.location import Location
 from byol.machine import DEVICES
-from byol.options import LOCATION, Output, export_check_option
+from byol.options import LOCATION, Duration, Output, export_check_option
 from byol.text import printable
 from byol.training.config import OPTIMIZERS, PRECISIONS, STEMS, TrainConfig
 from byol.training.data.view_config import ViewConfig
-from byol.training.presets import PRESETS
+from byol.training.recipes.presets import PRESETS
+
+if TYPE_CHECKING:
+    from byol.training.recipes.settings import Job
 
 
-@click.command()
-@click.argument("data", type=LOCATION)
+def _one_line_each() -> str:
+    """The presets with the first sentence of their descriptions."""
+    lines = [f"  {name}: {(preset.__doc__ or '').strip().splitlines()[0]}" for name, preset in PRESETS.items()]
+    return "\b\nPresets:\n" + "\n".join(lines)
+
+
+@click.command(epilog=_one_line_each())
+@click.argument("data", type=LOCATION, required=False)
 @click.option("--out", type=Output(), required=True, help="Folder of the run.")
-@click.option("--preset", type=click.Choice(list(PRESETS)), help="Settings to start from; the options below override.")
+@click.option(
+    "--preset",
+    type=click.Choice(list(PRESETS)),
+    metavar="NAME",
+    help="Settings to start from, listed below; the options below override. Unset: a recipe that fits DATA.",
+)
+@click.option(
+    "--time", "seconds", type=Duration(), metavar="TIME", help="As many steps as fit into 45m, 2h, 1h30m, kNN included."
+)
+@click.option(
+    "--init",
+    type=click.Path(exists=True, path_type=Path),
+    metavar="RUN|BUNDLE|CHECKPOINT",
+    help="Start from its weights, with a schedule of its own.",
+)
+@click.option("--dry-run", is_flag=True, help="Say what would be done, and measure how long it takes; write nothing.")
+@click.option("--json", "as_json", is_flag=True, help="With --dry-run: one JSON object on stdout.")
 @click.option("--val-data", type=LOCATION, help="Labelled images for kNN accuracy while training.")
 @click.option("--epochs", type=int, help="Passes over the images.")
 @click.option("--batch-size", type=int, help="Images per optimizer step.")
@@ -58,51 +85,108 @@ from byol.training.presets import PRESETS
 @click.option("--resume", is_flag=True, help="Continue the run in --out; start one if there is none.")
 @export_check_option
 def train(
-    data: Location,
+    data: Location | None,
     out: Path,
     val_data: Location | None,
     tensorboard: bool,
     nproc: int,
     resume: bool,
     export_check: bool,
+    init: Path | None,
+    seconds: float | None,
+    dry_run: bool,
+    as_json: bool,
     **options: Any,
 ) -> None:
     """Learn an encoder from the unlabelled images in DATA: a folder, an .npz file, shards (.tar, .parquet) or cifar10.
 
-    Without --preset: ResNet-50 at 224 px with the paper's 100-epoch settings, batch 256.
+    Without --preset, a recipe is chosen by the number of images, their size and the device; --dry-run shows it. A run
+    that is resumed knows its DATA.
     """
-    from byol.training.device import resolve_device
     from byol.training.job import run_training
     from byol.training.parallel.processes import launch, launched_as
+    from byol.training.recipes.settings import Job
     from byol.training.run_folder import RunFolder
-    from byol.training.trainer import micro_batch
 
     rank, processes = launched_as()
     listed = "-" in (str(data), str(val_data))
     own = _starts_processes(nproc, processes, listed)
     run = RunFolder(out)
     stored = run.config() if resume and run.exists() else None
+    job = Job(data, out, val_data, resume, tensorboard, export_check, init, seconds)
+    _require_consistent(job, stored, dry_run, as_json, options)
     try:
-        config = chosen_config(stored, options)
-        if config.timm_name:
-            from byol.encoders.timm_models import check_name, require_any_size  # without timm `main` names the extra
-
-            check_name(config.timm_name)
-            if config.start_size:
-                require_any_size(config.timm_name)
-        if val_data and not config.knn_every:
-            raise ValueError("--val-data measures kNN, but knn_every is 0; leave one of them out")
+        preset = PRESETS[options["preset"]]() if options["preset"] else None
+        base, change = (resumed(stored, options), _as_it_is) if stored else (preset, partial(changed, options=options))
+        # A recipe comes with the images: without them, what is given is checked on other settings.
+        _require_possible(change(base or TrainConfig(batch_size=MANY)), val_data, nproc if own else 1)
     except ValueError as error:
         raise click.UsageError(str(error)) from error
+    if dry_run:
+        _show_forecast(base, job, change, as_json)
+        return
     if own:
-        resolve_device(config.device, nproc - 1)
-        micro_batch(config, nproc)  # else every process would report it
         if not launch(nproc, sys.argv[1:], listed):
             raise click.exceptions.Exit(1)
         return
-    run_training(config, data, out, val_data, resume, tensorboard, export_check)
+    run_training(job, base, change)
     if rank == 0:
         note(f"Done. Next: byol export {printable(out)} --out BUNDLE")
+
+
+MANY = 720_720  # images: a batch that any usual number of processes and micro-batches divides
+
+
+def _require_consistent(
+    job: Job, stored: TrainConfig | None, dry_run: bool, as_json: bool, options: dict[str, Any]
+) -> None:
+    """Raise `UsageError` for options that exclude each other."""
+    if job.data is None and stored is None:
+        raise click.UsageError(
+            "Missing argument 'DATA': the images to train on. Only a run that is resumed knows its own."
+        )
+    if as_json and not dry_run:
+        raise click.UsageError("--json belongs to --dry-run")
+    if job.seconds and any(options[name] is not None for name in ("epochs", "max_steps")):
+        raise click.UsageError("--time decides how many steps are taken; leave out --epochs and --max-steps")
+    if stored is None:
+        return
+    if dry_run:
+        raise click.UsageError("--dry-run is for a new run; leave out --resume")
+    if job.init is not None:
+        raise click.UsageError(
+            "a resumed run continues with its own weights; leave out --init, or choose another --out"
+        )
+
+
+def _require_possible(config: TrainConfig, val_data: Location | None, processes: int) -> None:
+    """Raise `ValueError` for settings that cannot work, before anything is started."""
+    from byol.training.device import resolve_device
+    from byol.training.setup import micro_batch
+
+    if config.timm_name:
+        from byol.encoders.timm_models import check_name, require_any_size  # without timm `main` names the extra
+
+        check_name(config.timm_name)
+        if config.start_size:
+            require_any_size(config.timm_name)
+    if val_data and not config.knn_every:
+        raise ValueError("--val-data measures kNN, but knn_every is 0; leave one of them out")
+    if processes > 1:
+        resolve_device(config.device, processes - 1)
+        micro_batch(config, processes)  # else every process would report it
+
+
+def _show_forecast(
+    base: TrainConfig | None, job: Job, change: Callable[[TrainConfig], TrainConfig], as_json: bool
+) -> None:
+    from byol.training.recipes.dry_run import dry_run
+
+    forecast = dry_run(base, job, change)
+    if as_json:
+        show_json(forecast.values())
+    else:
+        show_table(forecast.rows())
 
 
 def _starts_processes(nproc: int, launched: int, list_comes: bool) -> bool:
@@ -121,31 +205,41 @@ def _starts_processes(nproc: int, launched: int, list_comes: bool) -> bool:
     return nproc > 1 and not is_own()
 
 
-def chosen_config(stored: TrainConfig | None, options: dict[str, Any]) -> TrainConfig:
-    """The configuration of a command: the stored run's or the preset's, overridden by the options given.
+def _as_it_is(config: TrainConfig) -> TrainConfig:
+    return config
 
-    Raises `ValueError` for an illegal value, or one that differs from those of a resumed run.
-    """
-    preset = options.pop("preset")
-    base = stored or (PRESETS[preset]() if preset else TrainConfig())
-    given = {name: value for name, value in options.items() if value is not None and name != "settings"}
+
+def resumed(stored: TrainConfig, options: dict[str, Any]) -> TrainConfig:
+    """The settings of a resumed run. Raises `ValueError` when an option is illegal, or differs from them."""
+    given = _given(stored, options)
+    if given.get("canvas_size") == 0:
+        del given["canvas_size"]  # the run decided that when it began
+    config = stored.replace(**given)
+    differing = [name for name in given if getattr(config, name) != getattr(stored, name) and name != "device"]
+    if options["preset"] not in (None, stored.preset):
+        differing.append("preset")
+    if differing:
+        raise ValueError(
+            f"a resumed run keeps its settings, but these differ: {', '.join(sorted(differing))}; leave the options "
+            "out. To train on with others, start a new run from its weights: another --out with --init RUN"
+        )
+    return config
+
+
+def changed(base: TrainConfig, options: dict[str, Any]) -> TrainConfig:
+    """Settings overridden by the options given. Raises `ValueError` for an unknown or illegal value."""
+    return base.replace(**_given(base, options))
+
+
+def _given(base: TrainConfig, options: dict[str, Any]) -> dict[str, Any]:
+    """The settings that the options name. Raises `ValueError`."""
+    apart = ("settings", "preset")
+    given = {name: value for name, value in options.items() if value is not None and name not in apart}
     if "compile" in given:
         given["compile"] = "all" if given["compile"] else "none"
     for text in options["settings"]:
         _apply_setting(base, given, text)
-    if stored is not None and given.get("canvas_size") == 0:
-        del given["canvas_size"]  # the run decided that when it began
-    config = base.replace(**given)
-    if stored is not None:
-        changed = [name for name in given if getattr(config, name) != getattr(stored, name) and name != "device"]
-        if preset and preset != stored.preset:
-            changed.append("preset")
-        if changed:
-            raise ValueError(
-                f"a resumed run keeps its settings, but these differ: {', '.join(sorted(changed))}; "
-                "leave the options out, or start a new run with another --out"
-            )
-    return config
+    return given
 
 
 def _apply_setting(base: TrainConfig, given: dict[str, Any], text: str) -> None:
@@ -159,8 +253,8 @@ def _apply_setting(base: TrainConfig, given: dict[str, Any], text: str) -> None:
         parsed = value  # a plain word
     parsed = tuple(parsed) if isinstance(parsed, list) else parsed
     outer, dot, inner = name.partition(".")
-    if name == "preset":
-        raise ValueError("preset cannot be given by --set; use --preset NAME")
+    if name in ("preset", "init"):
+        raise ValueError(f"{name} cannot be given by --set; use --{name}")
     if outer in ("view1", "view2") and not dot:
         raise ValueError(f"--set {name} needs a field of the view, such as --set {name}.flip=0.5")
     if not dot:

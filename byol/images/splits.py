@@ -49,13 +49,3 @@ def describe(amount: int | float) -> str:
 def deviation(values: Sequence[float]) -> float:
     """Standard deviation over draws (n - 1); 0 for a single draw."""
     return float(np.std(values, ddof=1)) if len(values) > 1 else 0.0
-
-
-def split_halves(labels: Sequence[str]) -> tuple[list[int], list[int]]:
-    """Two halves with the same class proportions: the images of each class alternate between them."""
-    counts: dict[str, int] = {}
-    halves: tuple[list[int], list[int]] = ([], [])
-    for index, label in enumerate(labels):
-        counts[label] = counts.get(label, -1) + 1
-        halves[counts[label] % 2].append(index)
-    return halves

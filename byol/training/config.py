@@ -1,6 +1,6 @@
 """`TrainConfig`: every setting of a training run, validated when it is built. Standard library only.
 
-Presets are in `byol.training.presets`.
+Presets are in `byol.training.recipes.presets`.
 """
 
 from __future__ import annotations
@@ -106,6 +106,8 @@ class TrainConfig:
     tau_cosine: bool = True
     """Raise tau to 1 along a cosine; else keep it constant."""
 
+    init: str = ""
+    """Name and digest of the weights the run started from (`--init`); empty: random ones."""
     seed: int = 0
     """Seed of weights, order and augmentation."""
     device: str = "auto"

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
-from contextlib import nullcontext
+import json
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,22 +17,27 @@ from byol.encoders.build import Pretrained, build_encoder, require_fit
 from byol.images.location import Location, location_of
 from byol.images.open import open_source
 from byol.images.source import ImageSource
-from byol.run import TRAIN, VAL_DATA
+from byol.run import INPUTS, TRAIN, VAL_DATA
 from byol.signals import Ended
-from byol.text import printable
+from byol.strict_json import read_object
+from byol.text import duration, printable
 from byol.training.begun import Begun, contents, described, difference, identity, keeping_threads
 from byol.training.checkpoint import Checkpoint
 from byol.training.config import TrainConfig
-from byol.training.data.decoded import canvas_side, open_images
-from byol.training.data.intake import ImageTensor, Intake, StreamedImages
+from byol.training.data.intake import ImageTensor, StreamedImages
+from byol.training.data.shared import canvas_side_of, opened
 from byol.training.exportable import require_exportable
 from byol.training.loop import fit
 from byol.training.model import BYOL
-from byol.training.monitor import KNNMonitor, KNNSets
 from byol.training.parallel.processes import World, joined
-from byol.training.progress import EventLog, Reporter, require_tensorboard
+from byol.training.recipes.forecast import planned
+from byol.training.recipes.initial import Initial, read_initial
+from byol.training.recipes.settings import Job, settings_for
 from byol.training.run_folder import RunFolder, versions
-from byol.training.trainer import Setup, Trainer
+from byol.training.setup import Plan, Setup
+from byol.training.trainer import Trainer
+from byol.training.watch.knn import KNNMonitor, KNNSets
+from byol.training.watch.progress import EventLog, Reporter, require_tensorboard
 
 
 def train(
@@ -37,39 +46,103 @@ def train(
     config: TrainConfig | None = None,
     val_data: Location | None = None,
     resume: bool = False,
+    init: str | Path | None = None,
+    seconds: float | None = None,
 ) -> Path:
     """Train an encoder from the images at `images` (a folder, `.npz`, shards, a URL, `cifar10`) into the folder `out`.
 
-    `config`: the settings, by default the paper's at 224 px; `val_data`: labelled images for kNN accuracy during
-    training; `resume`: continue the run in `out`, or start one if there is none. Progress goes to stderr. Returns the
-    run folder, which `byol.export.export_bundle` turns into a bundle.
+    `config`: the settings, by default a recipe that fits the images and the machine; `val_data`: labelled images for
+    kNN accuracy during training; `resume`: continue the run in `out`, or start one if there is none; `init`: a run,
+    checkpoint or bundle whose weights it starts from; `seconds`: the time in which it should end. Progress goes to
+    stderr. Returns the run folder, which `byol.export.export_bundle` turns into a bundle.
 
     Raises `ValueError` or `OSError` for whatever a user can cause, and `byol.signals.Ended` when stopped by a signal or
     out of memory.
     """
-    run_training(config or TrainConfig(), location_of(str(images)), Path(out), val_data, resume)
+    started = Path(init) if init else None
+    run_training(Job(location_of(str(images)), Path(out), val_data, resume, init=started, seconds=seconds), config)
     return Path(out)
 
 
 def run_training(
-    config: TrainConfig,
-    data: Location,
-    out: Path,
-    val_data: Location | None = None,
-    resume: bool = False,
-    tensorboard: bool = False,
-    export_check: bool = False,
+    job: Job, config: TrainConfig | None, change: Callable[[TrainConfig], TrainConfig] = lambda config: config
 ) -> None:
     """Train from images to a finished run folder, with progress on stderr.
 
-    `export_check`: refuse an encoder that cannot be exported before a new run begins.
+    `config`: the settings, for a resumed run its own; None: the recipe for these images. `change` is applied to the
+    settings of a new run.
 
     Raises `ValueError` or `OSError` for whatever a user can cause, `Ended` when stopped by a signal or out of memory.
     """
+    began, run = time.monotonic(), RunFolder(job.out)
+    with keeping_threads(), joined() as world, run.alone() if world.first else nullcontext():
+        continuing = job.resume and run.exists()
+        if continuing:
+            job = job.continued(run.inputs())
+        elif world.first:
+            run.require_new()
+        if job.tensorboard:
+            require_tensorboard()
+        source = open_source(job.images)
+        if continuing:
+            config = config or run.config()
+            checkpoint, initial = run.checkpoint(), None
+            if checkpoint is None and config.init:
+                initial = _again(job, config)
+        else:
+            checkpoint, initial = None, read_initial(job.init) if job.init else None
+            config = _chosen(world, job, source, config, change, initial)
+        with _enough_memory(config):
+            start = _Start(world, job, run, continuing, checkpoint, initial, began)
+            _train(start, config, source)
+
+
+@dataclass(frozen=True)
+class _Start:
+    """Where a training starts: `continuing` a run, from `checkpoint` if it has one, from `initial` weights or anew."""
+
+    world: World
+    job: Job
+    run: RunFolder
+    continuing: bool
+    checkpoint: Checkpoint | None
+    initial: Initial | None
+    began: float
+
+    def seconds_left(self) -> float:
+        """Of the time that the run was given."""
+        return (self.job.seconds or 0.0) - (time.monotonic() - self.began)
+
+
+def _again(job: Job, config: TrainConfig) -> Initial:
+    """The weights that a run without a checkpoint was to start from. Raises `ValueError` when they are others now."""
+    found = read_initial(job.init) if job.init else None
+    if found is None or found.name != config.init:
+        raise ValueError(
+            f"{printable(job.out)} was to start from the weights {config.init} and has no checkpoint yet; "
+            "give --init with the same ones"
+        )
+    return found
+
+
+def _chosen(
+    world: World,
+    job: Job,
+    source: ImageSource,
+    config: TrainConfig | None,
+    change: Callable[[TrainConfig], TrainConfig],
+    initial: Initial | None,
+) -> TrainConfig:
+    """The settings of a new run, which the first process chooses."""
+    chosen = json.dumps(settings_for(job, source, config, change, initial).to_dict()) if world.first else ""
+    return TrainConfig.from_dict(read_object(world.tell(chosen)))
+
+
+@contextmanager
+def _enough_memory(config: TrainConfig) -> Iterator[None]:
+    """Turn a lack of memory into an `Ended` that says what to do."""
     try:
-        run = RunFolder(out)
-        with keeping_threads(), joined() as world, run.alone() if world.first else nullcontext():
-            _train_in(world, config, data, run, val_data, resume, tensorboard, export_check)
+        yield
     except (RuntimeError, MemoryError) as error:
         if not _is_out_of_memory(error):
             raise
@@ -84,93 +157,81 @@ def _is_out_of_memory(error: BaseException) -> bool:
     return isinstance(error, torch.OutOfMemoryError | MemoryError) or "DefaultCPUAllocator" in str(error)
 
 
-def _train_in(
-    world: World,
-    config: TrainConfig,
-    data: Location,
-    run: RunFolder,
-    val_data: Location | None,
-    resume: bool,
-    tensorboard: bool,
-    export_check: bool,
-) -> None:
-    continuing = resume and run.exists()
-    if world.first and not continuing:
-        run.require_new()
-    if tensorboard:
-        require_tensorboard()
-    source, validation = open_source(data), open_source(val_data) if val_data else None
-    sets = KNNSets.choose(config, source, validation) if validation else None
-    facts = identity(data, source)
-    compared = {**identity(val_data, validation), "images": len(validation)} if val_data and validation else None
-    checkpoint, begun = (run.checkpoint(), run.begun()) if continuing else (None, Begun())
+def _train(start: _Start, config: TrainConfig, source: ImageSource) -> None:
+    """Check, decode, plan, then train to the end."""
+    world, job, run, continuing, checkpoint = start.world, start.job, start.run, start.continuing, start.checkpoint
+    validation = open_source(job.val_data) if job.val_data else None
+    sets = KNNSets.choose(config, source, validation) if validation and config.knn_every else None
+    facts = identity(job.images, source)
+    compared = (
+        {**identity(job.val_data, validation), "images": len(validation)} if job.val_data and validation else None
+    )
+    begun = run.begun() if continuing else Begun()
     if continuing:
         if begun.intake:
             _require_same_images(run, checkpoint, {**facts, "images": begun.intake.count(source)})
         _require_same_validation(run, compared, world)
     _require_possible(config, source, world, checkpoint, run, begun)
-    if not continuing and export_check and world.first:
+    if not continuing and job.export_check and world.first:
         _require_exportable(config)
     if not config.canvas_size:
-        side = run.config().canvas_size if continuing else _canvas_side(world, source, config)
+        side = run.config().canvas_size if continuing else canvas_side_of(world, source, config.image_size)
         config = config.replace(canvas_size=side)
-    images, intake = _opened(world, source, config.canvas_size, begun.intake)
+    images, intake = opened(world, source, config.canvas_size, begun.intake)
     facts["images"] = len(images)  # that can be read
     if continuing:
         _require_same_images(run, checkpoint, facts)
-    trainer = Trainer(config, images, world, begun.computed)
     with warnings_as_notes():
         knn = world.first_then_others(lambda: _monitor(world, config, sets)) if sets else None
-    start = _continue(trainer, run, checkpoint) if continuing else 0
-    world.require_same(start, "number of finished steps")
+    plan: dict[str, Any] = {}
+    if job.seconds and not continuing:
+        config, plan = _planned(start, config, images, knn)
+    loaded = ""
+    trainer = Trainer(config, images, world, begun.computed)
+    if start.initial:
+        loaded = start.initial.load_into(trainer.model)
+    done = _continue(trainer, run, checkpoint) if continuing else 0
+    world.require_same(done, "number of finished steps")
     if world.first:
         note_skipped(images.skipped)
         if not continuing:
-            run.create(config, {"data": facts, **contents(intake, trainer.computed)}, images.skipped)
-        note(_headline(trainer, images, start))
+            run.create(config, {"data": facts, **plan, **contents(intake, trainer.computed)}, images.skipped)
+        run.remember(INPUTS, job.inputs())
+        note(_headline(trainer, images, done))
+        if start.initial:
+            note(f"starting from {start.initial.name}: {loaded}")
         if changed := begun.changes(trainer.computed, versions(config.arch)):
             note(changed)
         if knn and sets and compared:
             run.remember(VAL_DATA, compared)
             told = set(images.skipped)
             note_skipped([item for item in knn.skipped if item not in told], of="the images for kNN")
-            note(f"kNN: {sets.described}")
+            note(f"kNN: {sets.described}; chance is {100 / len(knn.classes):.3g} %")
     listed = len(images.skipped)
-    events = EventLog(run.path, start) if tensorboard and world.first else None
-    with trainer, Reporter(trainer.plan.total, start, events, shown=world.first) as reporter:
-        fit(trainer, run, facts, start, knn, reporter.report, reporter.warn, reporter.advance)
+    events = EventLog(run.path, done) if job.tensorboard and world.first else None
+    with trainer, Reporter(trainer.plan.total, done, events, world.first, run.untrained()) as reporter:
+        fit(trainer, run, facts, done, knn, reporter)
     if world.first:
         note_skipped(images.skipped[listed:])  # what a stream met on its way
 
 
-def _canvas_side(world: World, source: ImageSource, config: TrainConfig) -> int:
-    """What the first process finds, in all of them."""
-    side = 0
-    if world.first:
-        with progress(f"look at {source.name}", None):
-            side = canvas_side(source, config.image_size)
-    return int(world.tell(str(side)))
-
-
-def _opened(
-    world: World, source: ImageSource, side: int, begun: Intake | None
-) -> tuple[ImageTensor | StreamedImages, Intake]:
-    """The images in every process, and how they are read: the first process decides and decodes, the others follow."""
-    images: ImageTensor | StreamedImages | None = None
-    with warnings_as_notes():
-        if world.first:
-            with progress(f"decode {source.name}", len(source)) as advance:
-                images = open_images(source, side, advance, begun=begun)
-            begun = begun or Intake.of(images)
-        told = Intake.from_text(world.tell(begun.to_text() if begun else ""))
-        if images is None:
-            images = open_images(source, side, begun=told)
-    world.wait()  # a process that finds nothing in the cache decodes for itself
-    return images, told
+def _planned(
+    start: _Start, config: TrainConfig, images: ImageTensor | StreamedImages, knn: KNNMonitor | None
+) -> tuple[TrainConfig, dict[str, Any]]:
+    """The settings of a run that ends in time, and what `config.json` keeps of the plan."""
+    with progress("measure some steps", None) if start.world.first else nullcontext():
+        config, pace = planned(config, images, start.world, knn, start.seconds_left)
+    plan = Plan.of(config, len(images))
+    if start.world.first:
+        note(
+            f"{config.batch_size / pace.step(config):.0f} images/s: {plan.total:,} steps, "
+            f"{plan.total / plan.steps_per_epoch:.1f} epochs, fit into {duration(start.seconds_left())}"
+        )
+    return config, {"plan": {"seconds": start.job.seconds, **asdict(pace)}}
 
 
 def _monitor(world: World, config: TrainConfig, sets: KNNSets) -> KNNMonitor:
-    with progress(f"decode {sets.queries.name} for kNN", None) if world.first else nullcontext() as advance:
+    with progress(f"decode {sets.name} for kNN", None) if world.first else nullcontext() as advance:
         return KNNMonitor(config, sets, advance)
 
 
@@ -203,7 +264,7 @@ def _require_same_validation(run: RunFolder, found: dict[str, Any] | None, world
         raise ValueError(f"{printable(run.path)} measures kNN on {changed}; give the validation images it began with")
 
 
-def _headline(trainer: Trainer, images: ImageTensor | StreamedImages, start: int) -> str:
+def _headline(trainer: Trainer, images: ImageTensor | StreamedImages, done: int) -> str:
     """What is trained, on what, and how."""
     config, world = trainer.config, trainer.world
     norms = f", batch-norm {'over all' if trainer.sync_norm else 'in each'}" if world.size > 1 else ""
@@ -214,7 +275,7 @@ def _headline(trainer: Trainer, images: ImageTensor | StreamedImages, start: int
         + {"all": ", compiled", "augmentation": ", augmentation compiled", "none": ""}[trainer.compiled]
         + (", streamed" if isinstance(images, StreamedImages) else "")
         + (f", {world.size} processes{norms}" if world.size > 1 else "")
-        + (f"; continuing after step {start}" if start else "")
+        + (f"; continuing after step {done}" if done else "")
     )
 
 
@@ -232,9 +293,9 @@ def _continue(trainer: Trainer, run: RunFolder, checkpoint: Checkpoint | None) -
     """Load the newest checkpoint and drop later metrics; the number of finished steps."""
     if checkpoint:
         trainer.load(checkpoint)
-    start = checkpoint.step if checkpoint else 0
+    done = checkpoint.step if checkpoint else 0
     if trainer.world.first:
         run.remove_leftovers()
-        if ignored := run.drop_metrics_after(start).ignored:
+        if ignored := run.drop_metrics_after(done or -1).ignored:  # kNN before the first step is measured again
             note(ignored)
-    return start
+    return done

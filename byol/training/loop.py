@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import math
-import signal
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -13,23 +12,17 @@ import torch
 from torch import Tensor
 
 from byol.files.atomic import SourceUnavailable
-from byol.signals import HANG_UP, Ended, handled
 from byol.training.checkpoint import finite, save_checkpoint
 from byol.training.config import TrainConfig
 from byol.training.device import peak_memory
 from byol.training.model import Observation
-from byol.training.monitor import KNNMonitor, collapse_statistics, collapse_warning
 from byol.training.optim import learning_rate
 from byol.training.run_folder import RunFolder, save_views
-from byol.training.trainer import Trainer
-
-
-class Interrupted(Ended):
-    """The run was stopped by a signal, after its state was saved."""
-
-
-class Unheard(Exception):
-    """Nobody can read the reports any more: end as after a signal."""
+from byol.training.stop import Interrupted, StopSignals, Unheard
+from byol.training.trainer import GivenUp, Trainer
+from byol.training.watch.collapse import collapse_statistics, collapse_warning
+from byol.training.watch.knn import KNNMonitor
+from byol.training.watch.progress import Reporter
 
 
 def fit(
@@ -38,48 +31,51 @@ def fit(
     data: dict[str, Any],
     start: int = 0,
     knn: KNNMonitor | None = None,
-    report: Callable[[dict[str, Any]], None] = lambda _: None,
-    warn: Callable[[str], None] = lambda _: None,
-    advance: Callable[[int], None] = lambda _: None,
+    reporter: Reporter | None = None,
 ) -> None:
     """Train from step `start` to the end of the plan, writing metrics and checkpoints into the run folder.
 
-    `report` gets each line of metrics (and may raise `Unheard`), `warn` plain sentences, `advance` the number of
-    finished steps after each. Every process of a job runs this; the first writes and reports while the others wait.
-    Raises `ValueError` when the loss is not finite, `SourceUnavailable` when the images are gone and `Interrupted`
-    after SIGINT, SIGTERM or SIGHUP, the latter two after saving the last step.
+    Every process of a job runs this; the first writes and reports while the others wait. Raises `ValueError` when the
+    loss is not finite, `SourceUnavailable` when the images are gone and `Interrupted` after SIGINT, SIGTERM or SIGHUP,
+    the latter two after saving the last step.
     """
     config, plan, world = trainer.config, trainer.plan, trainer.world
-    _begin(trainer, run, data, start)
+    reporter = reporter or Reporter(plan.total, start, shown=False)
     save_every = config.checkpoint_every or plan.steps_per_epoch
-    meter = Meter(trainer)
     warned = False
-    with StopSignals(patient=world.size > 1) as stop:
+    _begin(trainer, run, data, start, knn, reporter)
+    with StopSignals(reporter.say, patient=world.size > 1) as stop:
+        give_up = stop.asked if world.size == 1 else _never  # several would have to agree on it
+        meter = Meter(trainer)
         for step in range(start, plan.total):
-            loss, seen = trainer.step(step)
+            try:
+                loss, seen = trainer.step(step, give_up)
+            except GivenUp:
+                _save(trainer, run, data, step, kept=False)
+                raise _interrupted(stop.requested, step) from None
             meter.add(loss)
             done, last = step + 1, step + 1 == plan.total
-            advance(done)
+            reporter.advance(done)
             epoch_end = done % plan.steps_per_epoch == 0 or last
             if done % config.log_every == 0 or epoch_end:
                 record = _record(trainer, step, meter, seen)
                 if knn is not None and epoch_end and _knn_due(config, done // plan.steps_per_epoch, last):
-                    record["knn_top1"] = round(knn.measure(trainer.features), 5)
+                    record |= knn.measure(trainer.features)
                 if world.first:
                     run.log(record)
                     try:
-                        report(record)
+                        reporter.report(record)
                     except Unheard as error:
                         stop.request(str(error))
                     warning = collapse_warning(record, config.batch_size) if done > plan.warmup // 2 else None
                     if warning and not warned:
-                        warn(f"step {done}: {warning}")
+                        reporter.warn(f"step {done}: {warning}")
                     warned = warning is not None
                 meter = Meter(trainer)
             lost = None if last else _lost_before(trainer, done)
             if lost:
                 stop.request("missing images")
-            stopping = world.any(bool(stop.requested))  # waits for the process with the slowest batch
+            stopping = world.any(stop.asked())  # waits for the process with the slowest batch
             kept = bool(config.keep_every) and done % (config.keep_every * plan.steps_per_epoch) == 0
             if done % save_every == 0 or kept or last or stopping:
                 with meter.paused():
@@ -87,17 +83,34 @@ def fit(
             if lost:
                 raise SourceUnavailable(f"{lost}, with --resume: step {done} is saved") from lost
             if stopping and not last:
-                raise Interrupted(
-                    f"stopped by {stop.requested or 'a signal'} after step {done}; continue with --resume"
-                )
+                raise _interrupted(stop.requested, done)
 
 
-def _begin(trainer: Trainer, run: RunFolder, data: dict[str, Any], start: int) -> None:
-    """Write what comes before the first step; wait until all processes can begin."""
-    if start == 0 and trainer.world.first:
-        save_views(run.views, *trainer.first_views())
-        if trainer.config.keep_every:
-            save_checkpoint(run.numbered(0), trainer.state(0, data))
+def _never() -> bool:
+    return False
+
+
+def _interrupted(by: str, done: int) -> Interrupted:
+    return Interrupted(f"stopped by {by or 'a signal'} after step {done}; continue with --resume")
+
+
+def _begin(
+    trainer: Trainer, run: RunFolder, data: dict[str, Any], start: int, knn: KNNMonitor | None, reporter: Reporter
+) -> None:
+    """Write what comes before the first step, kNN of the untrained encoder included; wait until all can begin."""
+    if start == 0:
+        if trainer.world.first:
+            save_views(run.views, *trainer.first_views())
+            if trainer.config.keep_every:
+                save_checkpoint(run.numbered(0), trainer.state(0, data))
+        if knn is not None:
+            record = {"step": 0, "epoch": 0.0, **knn.measure(trainer.features)}
+            if trainer.world.first:
+                run.log(record)
+                try:
+                    reporter.report(record)
+                except Unheard as error:
+                    raise _interrupted(str(error), 0) from None
     if start < trainer.plan.total:
         trainer.feed.wait(start)
     trainer.world.wait()
@@ -181,31 +194,3 @@ class Meter:
             "data_wait_percent": round(100 * (trainer.feed.waited - self.waited) / seconds, 2),
             "peak_memory_gb": round(peak_memory(trainer.device) / 1e9, 3),
         }
-
-
-class StopSignals:
-    """While active, SIGINT, SIGTERM and SIGHUP only set `requested`; a second one interrupts at once.
-
-    Not when `patient`: a launcher passes on signals that its processes already got from the terminal. A second hang-up
-    never interrupts: it comes from both terminal and shell, and after SIGTERM.
-    """
-
-    def __init__(self, patient: bool = False) -> None:
-        self.requested, self.patient = "", patient
-
-    def __enter__(self) -> StopSignals:
-        self._handled = handled((signal.SIGINT, signal.SIGTERM, HANG_UP), self._note)
-        self._handled.__enter__()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._handled.__exit__(None, None, None)
-
-    def _note(self, number: int, _frame: object) -> None:
-        if self.requested and not self.patient and number != HANG_UP:
-            raise KeyboardInterrupt
-        self.request(signal.Signals(number).name)
-
-    def request(self, reason: str) -> None:
-        """Ask the run to end after its current step; the first reason counts."""
-        self.requested = self.requested or reason

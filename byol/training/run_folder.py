@@ -27,6 +27,7 @@ from byol.images.source import Skipped
 from byol.outputs import require_output_folder
 from byol.run import (
     CONFIG,
+    INPUTS,
     LAST,
     METRICS,
     MOST_SKIPPED,
@@ -122,6 +123,16 @@ class RunFolder:
         if found != task:
             raise ValueError(f"{printable(self.path)} was written by `byol {found}`; choose another --out")
         return content
+
+    def inputs(self) -> dict[str, Any]:
+        """Where the run's images are; empty in runs of earlier versions."""
+        found = self.content(TRAIN).get(INPUTS)
+        return found if isinstance(found, dict) else {}
+
+    def untrained(self) -> float | None:
+        """kNN accuracy before the first step, where it was measured."""
+        first = next((record for record in self.metrics() if record["step"] == 0), {})
+        return first.get("knn_top1")
 
     def config(self) -> TrainConfig:
         """The configuration the run was started with. Raises `ValueError` when it cannot be read."""

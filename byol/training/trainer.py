@@ -9,7 +9,6 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -26,13 +25,7 @@ from byol.training.data.augment import draw, render
 from byol.training.data.batches import Batch, Feed, Order, open_feed, seeded, share
 from byol.training.data.intake import ImageTensor, StreamedImages
 from byol.training.data.view_config import ViewConfig
-from byol.training.device import (
-    compiled_or_eager,
-    resolve_compile,
-    resolve_device,
-    resolve_precision,
-    resolve_sync_norm,
-)
+from byol.training.device import compiled_or_eager
 from byol.training.model import BYOL, Observation, use_channels_last
 from byol.training.optim import (
     build_optimizer,
@@ -44,65 +37,11 @@ from byol.training.optim import (
 )
 from byol.training.parallel.processes import World
 from byol.training.parallel.sync_norm import synchronise_norms
+from byol.training.setup import Setup
 
 
-@dataclass(frozen=True)
-class Plan:
-    """How long a run is, in optimizer steps."""
-
-    steps_per_epoch: int
-    total: int
-    warmup: int
-
-    @classmethod
-    def of(cls, config: TrainConfig, images: int) -> Plan:
-        """The plan for so many images. Raises `ValueError` when they do not fill one batch."""
-        if images < 2:
-            raise ValueError(f"{images} readable image is too few; batch-norm needs two or more")
-        if images < config.batch_size:
-            raise ValueError(
-                f"batch_size {config.batch_size} is more than the {images} images; use --batch-size {images} or fewer"
-            )
-        per_epoch = images // config.batch_size
-        total = config.max_steps or config.epochs * per_epoch
-        return cls(per_epoch, total, min(round(config.warmup_epochs * per_epoch), total // 2))
-
-
-def micro_batch(config: TrainConfig, processes: int) -> int:
-    """Images per process and forward. Raises `ValueError` when the batch cannot be divided."""
-    parts = config.accumulate * processes
-    if config.batch_size % parts or config.batch_size < 2 * parts:
-        raise ValueError(
-            f"batch_size {config.batch_size} cannot be split into {config.accumulate} micro-batches for "
-            f"{processes} processes of 2 or more images; use a multiple of {parts}, at least {2 * parts}"
-        )
-    return config.batch_size // parts
-
-
-@dataclass(frozen=True)
-class Setup:
-    """What a configuration means here for a number of images, known before any is decoded."""
-
-    plan: Plan
-    device: torch.device
-    precision: str
-    compiled: str
-    sync_norm: bool
-
-    @classmethod
-    def of(cls, config: TrainConfig, images: int, world: World, begun: Computed | None = None) -> Setup:
-        """For a resumed run, decided as when it had `begun`.
-
-        Raises `ValueError` when it cannot work: too few images, a missing device, ...
-        """
-        plan = Plan.of(config, images)
-        device = resolve_device(config.device, world.local_rank)
-        decided = begun.settings(config, device.type) if begun else config
-        compiled = resolve_compile(decided.compile, device, plan.total * config.batch_size)
-        if compiled == "all" and config.recompute:  # which breaks the networks' graph
-            compiled = "augmentation"
-        sync_norm = resolve_sync_norm(config.sync_norm, micro_batch(config, world.size), world.size)
-        return cls(plan, device, resolve_precision(decided.precision, device), compiled, sync_norm)
+class GivenUp(Exception):
+    """A step was given up between its micro-batches; the networks are as before it."""
 
 
 class Trainer:
@@ -177,10 +116,11 @@ class Trainer:
                 self.model, device_ids=devices, broadcast_buffers=False, gradient_as_bucket_view=True
             )
 
-    def step(self, step: int) -> tuple[Tensor, Observation]:
+    def step(self, step: int, give_up: Callable[[], bool] = lambda: False) -> tuple[Tensor, Observation]:
         """Optimizer step number `step` (from 0): gradients of all micro-batches, update, then the target follows.
 
         Returns this process's mean loss, a scalar tensor on the device, and the observation of its part of the batch.
+        Raises `GivenUp`, with nothing changed, when `give_up` says so between two micro-batches.
         """
         config, plan = self.config, self.plan
         pixels, aspect = self.feed.batch(step)
@@ -189,8 +129,13 @@ class Trainer:
         set_learning_rate(self.optimizer, learning_rate(step, plan.total, plan.warmup, config.peak_lr))
         self.optimizer.zero_grad(set_to_none=True)
         total, observed = torch.zeros((), device=self.device), []
+        before = [buffer.clone() for buffer in self.model.buffers()] if config.accumulate > 1 else []  # batch-norm's
         micro_batches = zip(pixels.chunk(config.accumulate), aspect.chunk(config.accumulate), strict=True)
         for number, micro in enumerate(micro_batches, 1):
+            if number > 1 and give_up():
+                for buffer, value in zip(self.model.buffers(), before, strict=True):
+                    buffer.copy_(value)
+                raise GivenUp
             view1, view2 = self.views(micro, generator, self.view_size(step))
             with self._exchange(last=number == config.accumulate):
                 with self._autocast():

@@ -11,7 +11,7 @@ import tempfile
 import venv
 from pathlib import Path
 
-from tests.support.small import REPOSITORY, RESNET18, config, folder
+from tests.support.small import REPOSITORY, RESNET18, config, folder, run_training
 
 # Every module but those that need torch, or a package of an extra.
 IMPORT_ALL = """
@@ -39,7 +39,6 @@ def run(*command: object, cwd: Path) -> str:
 def main() -> None:
     """Exit status 0 when everything worked."""
     from byol.export.exporter import export_bundle
-    from byol.training.job import run_training
 
     with tempfile.TemporaryDirectory() as name:
         work = Path(name)

@@ -9,9 +9,8 @@ from torch import nn
 from byol.encoders.activations import recompute_blocks
 from byol.images.open import open_source
 from byol.training.data.decoded import load_canvases
-from byol.training.job import run_training
 from byol.training.trainer import Trainer
-from tests.support.small import config, folder
+from tests.support.small import config, folder, run_training
 
 
 @pytest.fixture(scope="module")

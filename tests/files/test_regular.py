@@ -28,10 +28,9 @@ from byol.serve.proof import verify
 from byol.serve.report.runs import read_run as read_report_run
 from byol.training.checkpoint import Checkpoint, read_checkpoint, save_checkpoint, write_tensors
 from byol.training.data.decoded import source_digest
-from byol.training.job import run_training
 from byol.training.run_folder import RunFolder
 from tests.support.command_line import byol
-from tests.support.small import config
+from tests.support.small import config, run_training
 from tests.support.small import folder as small_folder
 from tests.support.tiny import write_tiny_bundle
 

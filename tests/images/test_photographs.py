@@ -11,8 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from byol.export.exporter import export_bundle
-from byol.training.job import run_training
-from tests.support.small import REPOSITORY, config
+from tests.support.small import REPOSITORY, config, run_training
 
 ARCHIVE = REPOSITORY.parent / "shared" / "data" / "photos.tar.gz"
 pytestmark = pytest.mark.skipif(not ARCHIVE.exists(), reason="the photographs are not here")

@@ -9,6 +9,7 @@ import json
 import re
 import shlex
 from collections.abc import Iterator
+from inspect import signature
 from pathlib import Path
 from typing import Any
 
@@ -27,10 +28,11 @@ import byol.serve
 from byol.bundle.parity import compare_features
 from byol.cli import COMMANDS
 from byol.cli import byol as group
-from byol.commands.train import chosen_config
+from byol.commands.train import changed, train
 from byol.serve import Encoder, verify
 from byol.training.config import TrainConfig
 from byol.training.data.view_config import ViewConfig
+from byol.training.recipes.presets import PRESETS
 from tests.support.documents import DOCS, PAGES, blocks, code, inline_code
 from tests.support.small import REPOSITORY, folder
 
@@ -157,18 +159,10 @@ def check(words: list[str]) -> None:
     """Raises what click says of unknown options, illegal choices, too many or missing arguments."""
     command, rest = resolve(words)
     options = command.make_context("byol", rest).params
-    if command.name == "train":
-        for name in (
-            "data",
-            "out",
-            "val_data",
-            "tensorboard",
-            "nproc",
-            "resume",
-            "export_check",
-        ):  # the others are settings
-            del options[name]
-        chosen_config(None, options)
+    if command.name == "train":  # the parameters it does not name are settings
+        known = set(signature(train.callback).parameters)
+        settings = {name: value for name, value in options.items() if name not in known}
+        changed(PRESETS[settings["preset"]]() if settings["preset"] else TrainConfig(), settings)
 
 
 LINES = [(page, words) for page in PAGES for words in command_lines(page)]

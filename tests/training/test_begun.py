@@ -26,9 +26,8 @@ from byol.training.begun import Begun, difference
 from byol.training.data import decoded
 from byol.training.data.decoded import open_images
 from byol.training.data.intake import ImageTensor, Intake, StreamedImages
-from byol.training.job import run_training
 from byol.training.run_folder import RunFolder
-from tests.support.small import config, folder
+from tests.support.small import config, folder, run_training
 
 STEPS = 6
 

@@ -2,10 +2,10 @@
 
 import pytest
 
-from byol.commands.train import chosen_config
+from byol.commands.train import changed, resumed
 from byol.training.config import TrainConfig
 from byol.training.data.view_config import ViewConfig
-from byol.training.presets import PRESETS
+from byol.training.recipes.presets import PRESETS
 
 
 def options(**given):
@@ -102,11 +102,9 @@ def test_a_model_of_timms_keeps_its_first_layers():
 
 
 def test_options_override_the_preset_and_set_reaches_everything():
-    config = chosen_config(
-        None,
-        options(
-            preset="cifar10", epochs=5, lr=None, settings=("knn_every=3", "view1.crop_area=[0.2,1]", "tau_cosine=false")
-        ),
+    config = changed(
+        PRESETS["cifar10"](),
+        options(epochs=5, lr=None, settings=("knn_every=3", "view1.crop_area=[0.2,1]", "tau_cosine=false")),
     )
     assert (config.epochs, config.lr, config.knn_every, config.tau_cosine) == (5, 1.0, 3, False)
     assert config.view1 == PRESETS["cifar10"]().view1.__class__(**{**vars(config.view1), "crop_area": (0.2, 1)})
@@ -128,7 +126,7 @@ def test_options_override_the_preset_and_set_reaches_everything():
         ("mean=0.5", "mean is 0.5; legal: three finite numbers"),
         ("lars_clip=1", "lars_clip is 1; legal: true or false"),
         ("arch=3", "arch is 3; legal: text"),
-        ("preset=blabla", "use --preset NAME"),
+        ("preset=blabla", "use --preset"),
         ("view1=3", r"needs a field of the view, such as --set view1\.flip=0\.5"),
         ("view1.flip=2", r"view1\.flip is 2; legal: a probability"),
         ("view1.flip=abc", r"view1\.flip is 'abc'; legal: a finite number"),
@@ -143,14 +141,14 @@ def test_options_override_the_preset_and_set_reaches_everything():
 )
 def test_set_refuses_what_is_not_a_setting(setting, message):
     with pytest.raises(ValueError, match=message):
-        chosen_config(None, options(settings=(setting,)))
+        changed(TrainConfig(), options(settings=(setting,)))
 
 
 def test_a_resumed_run_keeps_its_settings():
     stored = PRESETS["cifar10"]()
-    assert chosen_config(stored, options()) == stored
-    assert chosen_config(stored, options(preset="cifar10", epochs=stored.epochs)) == stored
+    assert resumed(stored, options()) == stored
+    assert resumed(stored, options(preset="cifar10", epochs=stored.epochs)) == stored
     decided = stored.replace(canvas_size=37)
-    assert chosen_config(decided, options(settings=("canvas_size=0",))) == decided
+    assert resumed(decided, options(settings=("canvas_size=0",))) == decided
     with pytest.raises(ValueError, match="these differ: batch_size, preset"):
-        chosen_config(stored, options(preset="tutorial", batch_size=64))
+        resumed(stored, options(preset="tutorial", batch_size=64))

@@ -10,10 +10,10 @@ from torch import nn
 
 from byol.encoders.build import Pretrained, build_encoder
 from byol.export.exporter import try_export
-from byol.training import exportable, job
-from byol.training.job import run_training
+from byol.training import exportable
+from byol.training.data import shared
 from tests.support.command_line import byol
-from tests.support.small import config, folder
+from tests.support.small import config, folder, run_training
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 SMALL = ("--arch", "resnet18", "--stem", "imagenet", "--image-size", 16, "--batch-size", 8, "--max-steps", 1)
@@ -31,8 +31,8 @@ def no_decoding(monkeypatch):
     def fail(*_arguments):
         pytest.fail("an image was decoded")
 
-    monkeypatch.setattr(job, "open_images", fail)
-    monkeypatch.setattr(job, "canvas_side", fail)
+    monkeypatch.setattr(shared, "open_images", fail)
+    monkeypatch.setattr(shared, "canvas_side", fail)
 
 
 @pytest.mark.parametrize(
@@ -67,12 +67,18 @@ def test_settings_that_cannot_work_are_refused_before_an_image_is_decoded(
 def test_what_cannot_be_resumed_is_refused_before_an_image_is_decoded(images, tmp_path, monkeypatch):
     run_training(config(epochs=1), images, tmp_path / "run")
     other = folder(tmp_path / "other", per_class=9)
-    monkeypatch.setattr(job, "open_images", lambda *_: pytest.fail("an image was decoded"))
+    monkeypatch.setattr(shared, "open_images", lambda *_: pytest.fail("an image was decoded"))
     with pytest.raises(ValueError, match=r"was trained on 16 images of train .* now are 18 images of other"):
         run_training(config(epochs=1), other, tmp_path / "run", resume=True)
 
 
 # ------------------------------------------------------------------------------------------------ validation images
+
+
+def forget(run, name):
+    stored = json.loads((run / "config.json").read_text())
+    del stored[name]
+    (run / "config.json").write_text(json.dumps(stored))
 
 
 def test_validation_images_are_remembered(images, tmp_path, capfd):
@@ -85,6 +91,9 @@ def test_validation_images_are_remembered(images, tmp_path, capfd):
     assert "skipped 1 of the images for kNN:\n  dog/003.png: not an image" in said
     assert json.loads((run / "config.json").read_text())["val_data"]["images"] == 8
 
+    run_training(settings, None, run, resume=True)
+    assert "kNN: 8 validation images" in capfd.readouterr().err
+    forget(run, "inputs")  # as a run of an earlier version
     run_training(settings, images, run, resume=True)
     said = capfd.readouterr().err
     assert "warning: no kNN from here on; to continue it, give --val-data (8 images of val (digest " in said
@@ -99,6 +108,7 @@ def test_validation_images_that_come_later_are_remembered_too(images, tmp_path):
     run_training(settings, images, run, images, resume=True)
     now = json.loads((run / "config.json").read_text())
     assert now.pop("val_data")["name"] == "train"
+    assert now["inputs"].pop("val_data") == str(images)
     assert now == stored
 
 

@@ -21,7 +21,7 @@ from byol.training.optim import (
     set_learning_rate,
     tau_at,
 )
-from byol.training.trainer import Plan
+from byol.training.setup import Plan
 
 
 def test_learning_rate_warms_up_linearly_then_falls_along_a_cosine():

@@ -20,11 +20,12 @@ from byol.training import loop
 from byol.training.checkpoint import read_checkpoint, save_checkpoint
 from byol.training.data.batches import Order, seeded
 from byol.training.data.decoded import load_canvases
-from byol.training.job import run_training
 from byol.training.loop import fit
 from byol.training.run_folder import RunFolder
-from byol.training.trainer import Plan, Trainer
-from tests.support.small import REPOSITORY, config, folder
+from byol.training.setup import Plan
+from byol.training.trainer import Trainer
+from byol.training.watch.progress import Reporter
+from tests.support.small import REPOSITORY, config, folder, run_training
 
 
 @pytest.fixture(scope="module")
@@ -54,6 +55,9 @@ def test_a_run_writes_what_the_design_says(images, tmp_path):
         "views.png",
     ]
     records = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    untrained, *records = records
+    assert untrained.keys() == {"step", "epoch", "knn_top1", "knn_bank", "knn_queries", "knn_classes"}
+    assert (untrained["step"], untrained["epoch"]) == (0, 0)
     assert [r["step"] for r in records] == [1, 2, 3, 4, 5, 6]
     keys = {"step", "epoch", "loss", "lr", "tau", "images_per_second", "std_ratio", "rankme", "cosine"}
     assert all(keys <= set(r) for r in records)
@@ -255,14 +259,16 @@ def test_a_run_has_one_process_and_sigterm_saves_the_step_and_says_how_to_go_on(
     assert read_checkpoint(out / "last.safetensors").step >= 1
 
 
-def test_without_predictor_training_collapses_and_the_monitor_says_so(images, tmp_path):
+def test_without_predictor_training_collapses_and_the_monitor_says_so(images, tmp_path, monkeypatch):
     warnings: dict[int, list[str]] = {}
     for hidden in (0, 32):
         t = trainer(images, predictor_hidden=hidden, max_steps=60, lr=1.0, tau=0.9, warmup_epochs=1.0)
         run = RunFolder(tmp_path / str(hidden))
         run.create(t.config, {})
         warnings[hidden] = []
-        fit(t, run, {}, warn=warnings[hidden].append)
+        reporter = Reporter(t.plan.total, 0, shown=False)
+        monkeypatch.setattr(reporter, "warn", warnings[hidden].append)
+        fit(t, run, {}, reporter=reporter)
     assert any("training is collapsing" in text for text in warnings[0])
     assert warnings[32] == []
 

@@ -10,7 +10,7 @@ from sklearn.datasets import load_digits
 from byol.commands.demo import FEW_LABELS, TRAIN_IMAGES, demo, run_demo, table, write_digits
 from byol.images.open import open_source
 from byol.serve.proof import verify
-from byol.training.presets import PRESETS
+from byol.training.recipes.presets import PRESETS
 
 
 def test_digits_are_written_without_loss(tmp_path):

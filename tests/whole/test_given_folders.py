@@ -27,7 +27,7 @@ from byol.outputs import require_output, require_output_folder
 from byol.run import OWN_VIEWS
 from byol.serve.proof import verify
 from tests.support.command_line import byol
-from tests.support.small import REPOSITORY
+from tests.support.small import REPOSITORY, run_training
 from tests.support.tiny import write_images, write_tiny_bundle
 
 CPU = ("--device", "cpu")
@@ -73,7 +73,6 @@ def write_bundle(out: Path) -> None:
 
 def test_a_run_is_trained_and_gone_on_with(given: Path, tmp_path: Path) -> None:
     pytest.importorskip("torch")
-    from byol.training.job import run_training
     from byol.training.run_folder import RunFolder
     from tests.support.small import config, folder
 

@@ -20,7 +20,6 @@ from pathlib import Path
 import torch
 torch.set_num_threads(1)
 from byol.training.checkpoint import read_checkpoint
-from byol.training.job import run_training
 from tests.support.small import config
 
 images, out, kills = Path(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3])

@@ -53,8 +53,9 @@ except LostProcess as error:
 """
 
 TRAINING = """
-from byol.training import job
+from pathlib import Path
 from byol.training import loop
+from byol.training.data import shared
 def slow(module, name):
     real = getattr(module, name)
     def slowly(*arguments, **options):
@@ -62,10 +63,10 @@ def slow(module, name):
             long_work()
         return real(*arguments, **options)
     setattr(module, name, slowly)
-for module, name in ((loop, "save_views"), (loop, "save_checkpoint"), (job, "open_images")):
+for module, name in ((loop, "save_views"), (loop, "save_checkpoint"), (shared, "open_images")):
     slow(module, name)
-from tests.support.small import config
-job.run_training(config(max_steps=2), sys.argv[1], job.Path(sys.argv[2]))
+from tests.support.small import config, run_training
+run_training(config(max_steps=2), sys.argv[1], Path(sys.argv[2]))
 print("passed")
 """
 

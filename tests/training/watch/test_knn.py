@@ -1,22 +1,12 @@
-"""In-training kNN against NumPy and against serving's; collapse statistics against their definitions."""
+"""In-training kNN against NumPy and against serving's; which images it rests on."""
 
 import numpy as np
 import pytest
 import torch
 
 from byol.images.open import open_source
-from byol.images.splits import split_halves
 from byol.serve import KNNClassifier
-from byol.training.model import Observation
-from byol.training.monitor import (
-    KNNMonitor,
-    KNNSets,
-    collapse_statistics,
-    collapse_warning,
-    rankme,
-    std_ratio,
-    weighted_knn,
-)
+from byol.training.watch.knn import KNNMonitor, KNNSets, weighted_knn
 from tests.support.small import config, folder
 
 
@@ -53,49 +43,22 @@ def test_knn_equals_numpy_and_serving(k, temperature):
     np.testing.assert_array_equal(found, served)
 
 
-def test_std_ratio_is_one_on_the_sphere_and_zero_when_collapsed():
-    spread = torch.randn(4096, 64, generator=torch.Generator().manual_seed(0))
-    assert std_ratio(spread) == pytest.approx(1.0, abs=0.02)
-    assert std_ratio(torch.ones(16, 64) * 3) == pytest.approx(0.0, abs=1e-5)
-    # Its definition in float64: deviation of normalised outputs against 1 / sqrt(d).
-    x = spread[:50].double().numpy() + 1.0
-    unit = x / np.linalg.norm(x, axis=1, keepdims=True)
-    assert std_ratio(spread[:50] + 1.0) == pytest.approx(unit.std(axis=0, ddof=1).mean() * 8, rel=1e-5)
-
-
-def test_rankme_counts_the_directions_in_use():
-    assert rankme(torch.eye(16)) == pytest.approx(16, rel=1e-3)
-    one = torch.outer(torch.randn(40, generator=torch.Generator().manual_seed(0)), torch.ones(16))
-    assert rankme(one) == pytest.approx(1, abs=0.01)
-
-
-def observation(projection):
-    return Observation(torch.randn(32, 24), projection, projection, projection)
-
-
-def test_warning_names_collapse_and_only_collapse():
-    assert collapse_warning(collapse_statistics(observation(torch.randn(32, 16))), 32) is None
-    message = collapse_warning(collapse_statistics(observation(torch.ones(32, 16) + 1e-3 * torch.randn(32, 16))), 32)
-    assert message is not None
-    assert message.startswith("training is collapsing: all images get nearly the same projection")
-
-
-def test_a_low_rank_is_no_warning_where_the_batch_is_tiny():
-    pair = torch.tensor([[1.0, 0.0], [-1.0, 0.0]])
-    seen = Observation(torch.randn(2, 24), pair, pair, pair)  # two centred rows have rank 1, whatever they are
-    statistics = collapse_statistics(seen)
-    assert statistics["rankme"] < 1.5
-    assert collapse_warning(statistics, 2) is None
-    message = collapse_warning(statistics, 8)
-    assert message is not None
-    assert "a single direction" in message
-
-
-def test_halves_keep_the_class_proportions():
-    labels = ["a"] * 6 + ["b"] * 4 + ["c"]
-    first, second = split_halves(labels)
-    assert [labels[i] for i in first] == ["a", "a", "a", "b", "b", "c"]
-    assert [labels[i] for i in second] == ["a", "a", "a", "b", "b"]
+def test_left_out_queries_are_not_their_own_neighbours():
+    bank, labels = clusters(120, 3)
+    own = np.array([0, 3, 4, 50, 119])
+    found = weighted_knn(
+        torch.tensor(bank), torch.tensor(labels), torch.tensor(bank[own]), 4, 5, 0.07, torch.tensor(own), chunk=2
+    ).tolist()
+    without = [np.delete(np.arange(120), row) for row in own]
+    expected = [
+        numpy_knn(bank[rest], labels[rest], bank[row : row + 1], 4, 5, 0.07)[0]
+        for row, rest in zip(own, without, strict=True)
+    ]
+    assert found == expected
+    all_but_one = weighted_knn(
+        torch.tensor(bank), torch.tensor(labels), torch.tensor(bank), 4, 500, 0.07, torch.arange(120)
+    )
+    assert len(all_but_one) == 120
 
 
 def measured(settings, training, validation):
@@ -113,7 +76,9 @@ def test_labelled_training_images_are_the_bank(tmp_path):
     monitor = measured(config(knn_k=3, knn_bank=20), training, validation)
     assert len(monitor.bank) == 20
     assert len(monitor.queries) == 10
-    assert monitor.measure(colour_features) > 0.8
+    found = monitor.measure(colour_features)
+    assert found["knn_top1"] > 0.8
+    assert (found["knn_bank"], found["knn_queries"], found["knn_classes"]) == (20, 10, 2)
 
 
 def test_bank_and_queries_are_bounded_and_drawn_the_same_every_time(tmp_path):
@@ -128,19 +93,30 @@ def test_bank_and_queries_are_bounded_and_drawn_the_same_every_time(tmp_path):
     assert told == "7 of 24 validation images, bank: 9 of 24 training images"
 
 
-def test_without_training_labels_half_of_the_validation_images_are_the_bank(tmp_path):
+def test_without_training_labels_each_validation_image_is_compared_with_the_others(tmp_path):
     training = open_source(folder(tmp_path / "train", classes=("photos",), per_class=12))
     validation = open_source(folder(tmp_path / "val", per_class=6))
     monitor = measured(config(knn_k=200), training, validation)  # k above the bank means the whole bank
-    assert (len(monitor.bank), len(monitor.queries)) == (6, 6)
-    assert 0 <= monitor.measure(colour_features) <= 1
-    told = KNNSets.choose(config(), training, validation).described
+    found = monitor.measure(colour_features)
+    assert (found["knn_bank"], found["knn_queries"]) == (12, 12)
+    assert 0 <= found["knn_top1"] <= 1
+    told = KNNSets.choose(config(knn_queries=9), training, validation).described
     assert told == (
-        "6 of 12 validation images, bank: 6 of the others, as the training images have none of class cat and 1 more"
+        "9 of 12 validation images, each compared with the others, "
+        "as the training images have none of class cat and 1 more"
     )
     assert KNNSets.choose(config(), open_source(tmp_path / "train" / "photos"), validation).described == (
-        "6 of 12 validation images, bank: 6 of the others, as the training images have no labels"
+        "12 of 12 validation images, each compared with the others, as the training images have no labels"
     )
+
+
+def test_the_training_images_themselves_are_not_their_own_bank(tmp_path):
+    images = open_source(folder(tmp_path / "all", per_class=12))
+    monitor = measured(config(knn_k=1), images, images)
+    noise = torch.randn(24, 8, generator=torch.Generator().manual_seed(0))
+    assert monitor.measure(lambda _: noise)["knn_top1"] < 1  # each is its own nearest, which does not count
+    other = open_source(folder(tmp_path / "other", per_class=12, start=5000))  # of the same names
+    assert "bank" in KNNSets.choose(config(), images, other).described
 
 
 def test_a_stray_image_costs_no_other_its_label(tmp_path):
@@ -166,9 +142,9 @@ def test_unlabelled_validation_images_are_refused(tmp_path):
 def test_unreadable_images_of_both_sets_are_named_once(tmp_path):
     training = open_source(folder(tmp_path / "train", classes=("photos",), per_class=12))
     data = folder(tmp_path / "val", per_class=6)
-    for name in ("cat/001.png", "dog/002.png"):  # every second one is in the bank
+    for name in ("cat/001.png", "dog/002.png"):
         (data / name).write_bytes(b"no picture")
     (data / "dog" / "photo.heic").touch()
     monitor = measured(config(), training, open_source(data))
     assert sorted(item.path for item in monitor.skipped) == ["cat/001.png", "dog/002.png", "dog/photo.heic"]
-    assert (len(monitor.bank), len(monitor.queries)) == (5, 5)
+    assert (len(monitor.bank), len(monitor.query_labels)) == (10, 10)

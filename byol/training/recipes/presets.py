@@ -7,6 +7,7 @@ from dataclasses import replace
 
 from byol.training.config import TrainConfig
 from byol.training.data.view_config import ViewConfig
+from byol.training.recipes import photographs
 
 CIFAR10_MEAN = (0.4914, 0.4822, 0.4465)
 CIFAR10_STD = (0.2470, 0.2435, 0.2616)
@@ -240,6 +241,12 @@ def demo() -> TrainConfig:
 
 
 PRESETS: dict[str, Callable[[], TrainConfig]] = {
+    "photos-cpu-1k": photographs.photos_cpu_1k,
+    "photos-cpu-10k": photographs.photos_cpu_10k,
+    "photos-cpu-100k": photographs.photos_cpu_100k,
+    "photos-gpu-1k": photographs.photos_gpu_1k,
+    "photos-gpu-10k": photographs.photos_gpu_10k,
+    "photos-gpu-100k": photographs.photos_gpu_100k,
     "paper-100": paper_100,
     "paper-300": paper_300,
     "paper-1000": paper_1000,

@@ -1,0 +1,108 @@
+"""What a run would be, without beginning it: settings, pace, memory and time, measured over a few steps."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+from byol.console import progress
+from byol.images.open import open_source
+from byol.images.source import ImageSource
+from byol.images.stamps import spread
+from byol.text import duration
+from byol.training.config import TrainConfig
+from byol.training.data.decoded import canvas_side, load_canvases
+from byol.training.data.intake import ImageTensor
+from byol.training.parallel.processes import World
+from byol.training.recipes.forecast import Pace, fitted, measure
+from byol.training.recipes.initial import read_initial
+from byol.training.recipes.settings import Job, settings_for
+from byol.training.setup import Plan, Setup
+from byol.training.watch.knn import KNNMonitor, KNNSets
+
+BATCHES = 4  # decoded for the measurement
+
+
+@dataclass(frozen=True)
+class Forecast:
+    """A run as it would be; `seconds` of it: decoding all images for the first time, and training."""
+
+    config: TrainConfig
+    images: int
+    plan: Plan
+    setup: Setup
+    pace: Pace
+    decoding: float
+    training: float
+
+    def rows(self) -> list[tuple[str, object]]:
+        """For people."""
+        config, step = self.config, self.pace.step(self.config)
+        epochs = self.plan.total / self.plan.steps_per_epoch
+        total = self.decoding + self.training
+        return [
+            ("preset", config.preset),
+            ("encoder", f"{config.arch} at {config.image_size} px, {self.setup.device.type}, {self.setup.precision}"),
+            ("images", f"{self.images:,}"),
+            ("steps", f"{self.plan.total:,} of {config.batch_size} images ({epochs:.1f} epochs)"),
+            ("speed", f"{config.batch_size / step:.0f} images/s, {step:.2g} s a step"),
+            ("memory", f"{self.pace.memory_gb:.1f} GB"),
+            ("kNN", f"every {config.knn_every} epochs, {self.pace.knn:.1f} s" if self.pace.knn else "none"),
+            ("decoding", f"{duration(self.decoding)} (less when the images are in the cache)"),
+            ("time", duration(total)),
+            ("ends", time.strftime("%A %H:%M", time.localtime(time.time() + total)) + ", if it begins now"),
+        ]
+
+    def values(self) -> dict[str, object]:
+        """For programs: seconds, images per second and GB, and all settings."""
+        return {
+            "images": self.images,
+            "steps": self.plan.total,
+            "images_per_second": round(self.config.batch_size / self.pace.step(self.config), 1),
+            "memory_gb": round(self.pace.memory_gb, 2),
+            "knn_seconds": round(self.pace.knn, 2),
+            "decoding_seconds": round(self.decoding, 1),
+            "training_seconds": round(self.training, 1),
+            "config": self.config.to_dict(),
+        }
+
+
+def dry_run(
+    config: TrainConfig | None, job: Job, change: Callable[[TrainConfig], TrainConfig] = lambda config: config
+) -> Forecast:
+    """Choose as a new run would, take some steps and throw them away. Writes nothing. Raises as training does."""
+    source, world = open_source(job.images), World()
+    initial = read_initial(job.init) if job.init else None
+    config = settings_for(job, source, config, change, initial)
+    Setup.of(config, len(source), world)
+    side = config.canvas_size or canvas_side(source, config.image_size)
+    config = config.replace(canvas_size=side)
+    some, decoding = _decoded(source, config, side)
+    knn = _monitor(config, job, source)
+    with progress("measure", None):
+        pace = measure(config.replace(max_steps=_steps(config, len(source))), some, world, knn)
+    if job.seconds:
+        config = fitted(config, pace, len(source), job.seconds - decoding)
+    plan = Plan.of(config, len(source))
+    return Forecast(
+        config, len(source), plan, Setup.of(config, len(source), world), pace, decoding, pace.run(config, plan)
+    )
+
+
+def _steps(config: TrainConfig, images: int) -> int:
+    return Plan.of(config, images).total
+
+
+def _decoded(source: ImageSource, config: TrainConfig, side: int) -> tuple[ImageTensor, float]:
+    """Some of the images, and the seconds that decoding all of them takes at this rate."""
+    chosen = replace(source.subset(spread(len(source), BATCHES * config.batch_size)), stamp=None)
+    began = time.perf_counter()
+    images = load_canvases(chosen, side)
+    return images, (time.perf_counter() - began) * len(source) / len(chosen)
+
+
+def _monitor(config: TrainConfig, job: Job, source: ImageSource) -> KNNMonitor | None:
+    if job.val_data is None or not config.knn_every:
+        return None
+    return KNNMonitor(config, KNNSets.choose(config, source, open_source(job.val_data)))

@@ -1,0 +1,151 @@
+"""How long a run takes on this machine, measured over some steps, and the run that fits into a given time."""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+
+from byol.strict_json import read_object
+from byol.text import duration
+from byol.training.config import TrainConfig
+from byol.training.data.intake import ImageTensor, StreamedImages
+from byol.training.device import peak_memory
+from byol.training.parallel.processes import World
+from byol.training.setup import Plan, Setup
+from byol.training.trainer import Trainer
+from byol.training.watch.knn import KNNMonitor
+
+WARM_UP, LEAST, MOST = 2, 4, 40  # steps before the clock starts, and those measured
+ENOUGH = 8.0  # seconds of measured steps
+KNN_SHARE = 0.05  # of the time: the most that kNN takes in a run planned to end in time
+SAVE_EVERY = 60.0  # seconds between the checkpoints of such a run
+RESERVE = 0.01  # of the time, for the end
+WARM_UP_SHARE = 0.1  # of such a run: the longest warm-up of the rate
+LEAST_PLANNED = 20  # steps that are worth being called a run
+
+
+@dataclass(frozen=True)
+class Pace:
+    """Seconds that a run's parts take here.
+
+    `early`, `late`: an optimizer step with views of start_size, and of image_size; `knn`: one measurement of accuracy;
+    `warm_up`: the first steps beyond what steps take, such as for compiling; `memory_gb`: the peak while measuring;
+    `compiled`: what was compiled.
+    """
+
+    early: float
+    late: float
+    knn: float
+    warm_up: float
+    memory_gb: float
+    compiled: str
+
+    def step(self, config: TrainConfig) -> float:
+        """Seconds per optimizer step, averaged over the run."""
+        share = config.start_share if config.start_size else 0.0
+        return share * self.early + (1 - share) * self.late
+
+    def run(self, config: TrainConfig, plan: Plan) -> float:
+        """Seconds of a whole run from its first step, kNN included."""
+        epochs = plan.total / plan.steps_per_epoch
+        times = 0 if not self.knn or not config.knn_every else 2 + int(epochs / config.knn_every)
+        return self.warm_up + plan.total * self.step(config) + times * self.knn
+
+
+def measure(
+    config: TrainConfig, images: ImageTensor | StreamedImages, world: World, knn: KNNMonitor | None = None
+) -> Pace:
+    """Take some steps of a run with networks of their own, which are thrown away.
+
+    On several processes all take part. Raises as `Trainer`.
+    """
+    setup = Setup.of(config, len(images), world)
+    # Long enough to have an early and a late part, without what only a longer run would compile.
+    compile = "none" if setup.compiled == "none" else config.compile
+    config = config.replace(max_steps=max(setup.plan.total, 1000), compile=compile)
+    if isinstance(images, StreamedImages):
+        images = StreamedImages(images.source, images.canvas)  # the trainer closes its threads
+    trainer = Trainer(config, images, world)
+    with trainer:
+        began = time.perf_counter()
+        late, steps = _timed(trainer, trainer.plan.total - MOST - WARM_UP)
+        early, more = _timed(trainer, 0) if config.start_size else (late, 0)
+        beyond = time.perf_counter() - began - steps * late - more * early
+        accuracy = _knn_seconds(knn, trainer) if knn else 0.0
+        memory = peak_memory(trainer.device) / 1e9
+    del trainer  # its networks, before the run's own are made
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats()
+    return Pace(early, late, accuracy, max(0.0, beyond), memory, setup.compiled)
+
+
+def _timed(trainer: Trainer, first: int) -> tuple[float, int]:
+    """Seconds per step from step `first`, and the number of steps taken."""
+    for step in range(first, first + WARM_UP):
+        loss, _ = trainer.step(step)
+    float(loss)  # the clock waits for the device
+    count, began = 0, time.perf_counter()
+    while count < MOST:
+        loss, _ = trainer.step(first + WARM_UP + count)
+        float(loss)
+        count += 1
+        enough = count >= LEAST and time.perf_counter() - began >= ENOUGH
+        if trainer.world.any(enough):
+            break
+    return (time.perf_counter() - began) / count, WARM_UP + count
+
+
+def _knn_seconds(knn: KNNMonitor, trainer: Trainer) -> float:
+    began = time.perf_counter()
+    knn.measure(trainer.features)
+    return time.perf_counter() - began
+
+
+def fitted(config: TrainConfig, pace: Pace, images: int, seconds: float) -> TrainConfig:
+    """The settings with as many steps as fit into `seconds`, measurements of kNN included, and a schedule for them.
+
+    kNN is measured less often than each epoch where it would take more than a twentieth of the time, and a checkpoint
+    is written at most once a minute. Raises `ValueError` when there is no time for a run.
+    """
+    step = pace.step(config)
+    per_epoch = Plan.of(config.replace(max_steps=1), images).steps_per_epoch
+    knn_every = config.knn_every and max(1, math.ceil(pace.knn / (KNN_SHARE * per_epoch * step)))
+    each = step + (pace.knn / (knn_every * per_epoch) if knn_every else 0.0)
+    total = int((seconds * (1 - RESERVE) - pace.warm_up - 2 * pace.knn) / each)  # kNN also before and after
+    if total < LEAST_PLANNED:
+        least = duration(1.1 * (pace.warm_up + 2 * pace.knn + LEAST_PLANNED * each) + 60)
+        raise ValueError(
+            f"--time leaves {duration(max(0.0, seconds))} for training, of which a step takes {step:.2g} s: too short "
+            f"for {LEAST_PLANNED} steps; give {least} or more, smaller views (--image-size) or a smaller --batch-size"
+        )
+    return config.replace(
+        max_steps=total,
+        knn_every=knn_every,
+        checkpoint_every=max(per_epoch, math.ceil(SAVE_EVERY / step)),
+        warmup_epochs=min(config.warmup_epochs, WARM_UP_SHARE * total / per_epoch),
+    )
+
+
+def planned(
+    config: TrainConfig,
+    images: ImageTensor | StreamedImages,
+    world: World,
+    knn: KNNMonitor | None,
+    seconds_left: Callable[[], float],
+) -> tuple[TrainConfig, Pace]:
+    """The settings of a run that ends in time, the same in all processes, and the pace on which they rest.
+
+    What is compiled can depend on the length: then the pace is measured again.
+    """
+    pace = measure(config.replace(max_steps=1), images, world, knn)
+    found = fitted(config, pace, len(images), seconds_left())
+    if world.any(Setup.of(found, len(images), world).compiled != pace.compiled):
+        pace = measure(found, images, world, knn)
+        found = fitted(config, pace, len(images), seconds_left())
+    return TrainConfig.from_dict(read_object(world.tell(json.dumps(found.to_dict())))), pace

@@ -1,0 +1,124 @@
+"""The run that fits into a given time: arithmetic by hand, and a real one that resumes exactly."""
+
+import json
+from dataclasses import replace
+
+import pytest
+from safetensors.torch import load_file
+
+from byol.images.open import open_source
+from byol.training import job
+from byol.training.config import TrainConfig
+from byol.training.data.decoded import load_canvases
+from byol.training.parallel.processes import World
+from byol.training.recipes import forecast
+from byol.training.recipes.dry_run import dry_run
+from byol.training.recipes.forecast import Pace, fitted, planned
+from byol.training.recipes.settings import Job
+from byol.training.run_folder import RunFolder
+from byol.training.setup import Plan, Setup
+from tests.support.command_line import byol
+from tests.support.small import config, folder
+
+PACE = Pace(early=0.5, late=2.0, knn=10.0, warm_up=5.0, memory_gb=1.0, compiled="none")
+
+
+@pytest.fixture(scope="module")
+def images(tmp_path_factory):
+    return folder(tmp_path_factory.mktemp("data") / "train", per_class=12)
+
+
+def test_steps_fill_the_time_and_no_more():
+    found = fitted(config(batch_size=10, knn_every=0), PACE, 1000, 1000.0)  # 100 steps an epoch, 2 s each
+    assert found.max_steps == int((0.99 * 1000 - 5 - 20) / 2)
+    assert found.knn_every == 0
+    assert PACE.run(found, Plan.of(found, 1000)) <= 1000
+
+
+def test_knn_takes_a_twentieth_of_the_time_at_most():
+    settings = config(batch_size=10, knn_every=1)
+    found = fitted(settings, PACE, 1000, 40_000.0)  # an epoch takes 200 s, and kNN 10
+    assert found.knn_every == 1
+    slow = fitted(settings, replace(PACE, knn=25.0), 1000, 40_000.0)
+    assert slow.knn_every == 3
+    for one, pace in ((found, PACE), (slow, replace(PACE, knn=25.0))):
+        plan = Plan.of(one, 1000)
+        assert 0.97 * 40_000 < pace.run(one, plan) <= 40_000
+        assert (plan.total / 100 / one.knn_every) * pace.knn <= 0.06 * 40_000
+
+
+def test_small_views_at_first_count_with_their_share():
+    settings = config(batch_size=10, knn_every=0, start_size=8, start_share=0.5)
+    assert fitted(settings, PACE, 1000, 1000.0).max_steps == int((0.99 * 1000 - 5 - 20) / 1.25)
+
+
+def test_checkpoints_are_a_minute_apart_or_more_and_warm_up_is_a_tenth_at_most():
+    found = fitted(config(batch_size=10, knn_every=0, warmup_epochs=10.0), replace(PACE, late=0.1), 100, 100.0)
+    assert found.checkpoint_every == 600
+    assert found.warmup_epochs == pytest.approx(0.1 * found.max_steps / 10)
+
+
+def test_too_little_time_is_refused_with_what_to_do():
+    with pytest.raises(ValueError, match=r"--time leaves 50 s for training, of which a step takes 2 s: too short"):
+        fitted(config(batch_size=10), PACE, 1000, 50.0)
+
+
+def test_what_a_longer_run_compiles_is_measured_again(images, monkeypatch):
+    asked = []
+
+    def measured(settings, *_):
+        asked.append(Setup.of(settings, 24, World()).compiled)
+        return replace(PACE, late=0.001 if asked[-1] == "none" else 0.0005, compiled=asked[-1])
+
+    monkeypatch.setattr(forecast, "measure", measured)
+    monkeypatch.setattr(
+        "byol.training.setup.resolve_compile", lambda choice, device, seen: "augmentation" if seen > 1000 else "none"
+    )
+    data = load_canvases(open_source(images), 16)
+    found, pace = planned(config(knn_every=0, compile="auto"), data, World(), None, lambda: 100.0)
+    assert asked == ["none", "augmentation"]
+    assert pace.compiled == "augmentation"
+    assert found.max_steps == int((99 - 5 - 20) / 0.0005)
+
+
+def test_a_planned_run_keeps_its_length_and_resumes_exactly(images, tmp_path, monkeypatch):
+    settings = config(epochs=1, knn_every=1)
+    monkeypatch.setattr(forecast, "measure", lambda *_: replace(PACE, late=20.0, knn=0.0))
+    ask = Job(images, tmp_path / "run", seconds=600.0)
+    job.run_training(ask, settings)
+    stored = json.loads((tmp_path / "run" / "config.json").read_text())
+    steps = stored["config"]["max_steps"]
+    assert 20 <= steps <= 29
+    assert stored["plan"]["seconds"] == 600
+    assert RunFolder(tmp_path / "run").checkpoint().step == steps
+
+    job.run_training(Job(images, tmp_path / "same"), TrainConfig.from_dict(stored["config"]))
+    assert bytes_of(tmp_path / "same") == bytes_of(tmp_path / "run")
+    monkeypatch.setattr(forecast, "measure", lambda *_: pytest.fail("a resumed run was planned anew"))
+    job.run_training(replace(ask, data=None, resume=True), None)
+    assert bytes_of(tmp_path / "same") == bytes_of(tmp_path / "run")
+
+
+def bytes_of(run):
+    return {name: value.numpy().tobytes() for name, value in load_file(run / "last.safetensors").items()}
+
+
+def test_a_dry_run_measures_and_writes_nothing(images, tmp_path):
+    found = dry_run(config(epochs=3), Job(images, tmp_path / "run", val_data=images))
+    assert found.plan.total == 9
+    assert found.pace.late > 0
+    assert found.pace.knn > 0
+    assert found.training == found.pace.run(found.config, found.plan)
+    assert not (tmp_path / "run").exists()
+
+
+def test_dry_run_shows_the_recipe(images, tmp_path):
+    small = ("--arch", "timm:test_resnet", "--image-size", 16, "--set", "projector_hidden=16")
+    done = byol("train", images, "--out", tmp_path / "run", "--dry-run", "--json", *small, "--device", "cpu")
+    assert done.code == 0, done.err
+    values = json.loads(done.out)
+    assert values["config"]["preset"] == "photos-cpu-1k"
+    assert values["images"] == 24
+    assert values["images_per_second"] > 0
+    assert "recipe: 24 images on a CPU: photos-cpu-1k" in done.err
+    assert not (tmp_path / "run").exists()

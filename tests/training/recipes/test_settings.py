@@ -1,0 +1,91 @@
+"""What a run remembers of what was asked, and where a resumed one finds its images."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from byol.training import job
+from byol.training.recipes.settings import Job
+from tests.support.command_line import byol
+from tests.support.small import config, folder
+
+
+@pytest.fixture(scope="module")
+def images(tmp_path_factory):
+    return folder(tmp_path_factory.mktemp("data") / "train", per_class=12)
+
+
+def test_places_hold_in_any_folder_and_hold_no_secrets(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    asked = Job(Path("photos"), Path("run"), "s3://bucket/val", tensorboard=True, init=Path("bundle"))
+    assert asked.inputs() == {
+        "data": str(tmp_path / "photos"),
+        "val_data": "s3://bucket/val",
+        "init": str(tmp_path / "bundle"),
+        "tensorboard": True,
+    }
+    assert Job(Path("cifar10:test"), Path("run")).inputs()["data"] == "cifar10:test"
+    for unknowable in (Path("-"), "https://user:secret@host/a.tar", "https://host/a.tar?token=secret"):
+        assert Job(unknowable, Path("run")).inputs()["data"] is None
+
+
+def test_what_is_given_anew_counts_and_the_rest_is_remembered():
+    stored = {"data": "/a/photos", "val_data": "s3://bucket/val", "tensorboard": True}
+    again = Job(None, Path("run"), resume=True).continued(stored)
+    assert (again.data, again.val_data, again.tensorboard) == (Path("/a/photos"), "s3://bucket/val", True)
+    moved = Job(Path("/b/photos"), Path("run"), resume=True).continued(stored)
+    assert moved.data == Path("/b/photos")
+    with pytest.raises(ValueError, match="run does not say where its images are; give DATA"):
+        Job(None, Path("run"), resume=True).continued({"data": None})
+
+
+def test_a_run_resumes_without_being_told_its_images(images, tmp_path):
+    run = tmp_path / "run"
+    job.run_training(Job(images, run, images), config(epochs=1))
+    done = byol("train", "--out", run, "--resume")
+    assert done.code == 0, done.err
+    assert "continuing after step 3" in done.err
+    assert "kNN: 24 of 24 validation images" in done.err
+    copy = folder(tmp_path / "copy" / "train", per_class=12)
+    done = byol("train", copy, "--out", run, "--resume")
+    assert done.code == 0, done.err
+    assert json.loads((run / "config.json").read_text())["inputs"]["data"] == str(copy)
+    other = folder(tmp_path / "other", per_class=9)
+    done = byol("train", other, "--out", run, "--resume")
+    assert done.code == 1
+    assert "was trained on 24 images of train" in done.err
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ((), "Missing argument 'DATA'"),
+        (("{images}", "--time", "1h", "--epochs", "3"), "--time decides how many steps are taken"),
+        (("{images}", "--time", "soon"), "write one such as 45m, 2h or 1h30m"),
+        (("{images}", "--time", "-5m"), "write one such as 45m, 2h or 1h30m"),
+        (("{images}", "--json"), "--json belongs to --dry-run"),
+        (("{images}", "--set", "init=x"), "use --init"),
+    ],
+)
+def test_options_that_exclude_each_other_are_refused(images, tmp_path, words, message):
+    done = byol("train", "--out", tmp_path / "run", *(str(word).replace("{images}", str(images)) for word in words))
+    assert done.code == 2
+    assert message in done.err
+    assert not (tmp_path / "run").exists()
+
+
+def test_other_settings_for_a_resumed_run_point_to_init(images, tmp_path):
+    job.run_training(Job(images, tmp_path / "run"), config(epochs=1))
+    for words, message in (
+        (
+            ("--epochs", "40"),
+            "a resumed run keeps its settings, but these differ: epochs; leave the options out. "
+            "To train on with others, start a new run from its weights: another --out with --init RUN",
+        ),
+        (("--init", tmp_path / "run"), "a resumed run continues with its own weights"),
+        (("--dry-run",), "--dry-run is for a new run"),
+    ):
+        done = byol("train", "--out", tmp_path / "run", "--resume", *words)
+        assert done.code == 2
+        assert message in " ".join(done.err.split())
