@@ -164,9 +164,9 @@ class Reporter:
 class Clock:
     """The time left of a run, from the steps it has done; the first, which compiles, counts only while it is alone."""
 
-    def __init__(self, total: int, start: int, now: Callable[[], float] = time.monotonic):
-        self.total, self.start, self._now = total, start, now
-        self._began, self._first, self._done = now(), 0.0, start
+    def __init__(self, total: int, start: int, now: Callable[[], float] | None = None):
+        self.total, self.start, self._now = total, start, now or time.monotonic
+        self._began, self._first, self._done = self._now(), 0.0, start
 
     def advance(self, done: int) -> None:
         """Record the number of finished steps."""
