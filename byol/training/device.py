@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import shutil
 import sys
@@ -71,6 +72,11 @@ def resolve_compile(choice: str, device: torch.device, images: int) -> str:
     if device.type == "cuda":
         return "all"
     return "augmentation" if images >= WORTH_COMPILING and compiler else "none"
+
+
+def silence_compiler() -> None:
+    """Keep torch from saying that there is no CUDA runtime when it compiles for a CPU."""
+    logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)
 
 
 def compiled_or_eager(function: Callable[..., Tensor]) -> Callable[..., Tensor]:

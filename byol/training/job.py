@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from byol.console import note, note_skipped, progress, warnings_as_notes
+from byol.console import at_work, note, note_skipped, progress, warnings_as_notes
 from byol.encoders.build import Pretrained, build_encoder, require_fit
 from byol.images.location import Location, location_of
 from byol.images.open import open_source
@@ -219,7 +219,9 @@ def _planned(
     start: _Start, config: TrainConfig, images: ImageTensor | StreamedImages, knn: KNNMonitor | None
 ) -> tuple[TrainConfig, dict[str, Any]]:
     """The settings of a run that ends in time, and what `config.json` keeps of the plan."""
-    with progress("measure some steps", None) if start.world.first else nullcontext():
+    if start.world.first:
+        note("measuring the pace of some steps")
+    with at_work(lambda: "measuring"):
         config, pace = planned(config, images, start.world, knn, start.seconds_left)
     plan = Plan.of(config, len(images))
     if start.world.first:

@@ -25,7 +25,7 @@ from byol.training.data.augment import draw, render
 from byol.training.data.batches import Batch, Feed, Order, open_feed, seeded, share
 from byol.training.data.intake import ImageTensor, StreamedImages
 from byol.training.data.view_config import ViewConfig
-from byol.training.device import compiled_or_eager
+from byol.training.device import compiled_or_eager, silence_compiler
 from byol.training.model import BYOL, Observation, use_channels_last
 from byol.training.optim import (
     build_optimizer,
@@ -85,6 +85,7 @@ class Trainer:
         if self.compiled == "all":
             self._forward = torch.compile(self._network, dynamic=False)
         if self.compiled != "none":
+            silence_compiler()
             on_trial = config.compile == "auto" and self.device.type == "cpu"
             self._render = compiled_or_eager(render) if on_trial else torch.compile(render, dynamic=False)
 

@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
-from byol.console import progress
+from byol.console import at_work, note
 from byol.images.open import open_source
 from byol.images.source import ImageSource
 from byol.images.stamps import spread
@@ -15,7 +15,7 @@ from byol.training.config import TrainConfig
 from byol.training.data.decoded import canvas_side, load_canvases
 from byol.training.data.intake import ImageTensor
 from byol.training.parallel.processes import World
-from byol.training.recipes.forecast import Pace, fitted, measure
+from byol.training.recipes.forecast import Pace, measure, planned
 from byol.training.recipes.initial import read_initial
 from byol.training.recipes.settings import Job, settings_for
 from byol.training.setup import Plan, Setup
@@ -80,18 +80,17 @@ def dry_run(
     config = config.replace(canvas_size=side)
     some, decoding = _decoded(source, config, side)
     knn = _monitor(config, job, source)
-    with progress("measure", None):
-        pace = measure(config.replace(max_steps=_steps(config, len(source))), some, world, knn)
-    if job.seconds:
-        config = fitted(config, pace, len(source), job.seconds - decoding)
+    note("measuring the pace of some steps")
+    with at_work(lambda: "measuring"):
+        if job.seconds:
+            left = job.seconds - decoding
+            config, pace = planned(config, some, world, knn, lambda: left, len(source))
+        else:
+            pace = measure(config, some, world, knn, len(source))
     plan = Plan.of(config, len(source))
     return Forecast(
         config, len(source), plan, Setup.of(config, len(source), world), pace, decoding, pace.run(config, plan)
     )
-
-
-def _steps(config: TrainConfig, images: int) -> int:
-    return Plan.of(config, images).total
 
 
 def _decoded(source: ImageSource, config: TrainConfig, side: int) -> tuple[ImageTensor, float]:

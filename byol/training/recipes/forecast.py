@@ -21,7 +21,7 @@ from byol.training.trainer import Trainer
 from byol.training.watch.knn import KNNMonitor
 
 WARM_UP, LEAST, MOST = 2, 4, 40  # steps before the clock starts, and those measured
-ENOUGH = 8.0  # seconds of measured steps
+ENOUGH, TOO_LONG = 8.0, 30.0  # seconds of measured steps, and after which any number is enough
 KNN_SHARE = 0.05  # of the time: the most that kNN takes in a run planned to end in time
 SAVE_EVERY = 60.0  # seconds between the checkpoints of such a run
 RESERVE = 0.01  # of the time, for the end
@@ -58,13 +58,18 @@ class Pace:
 
 
 def measure(
-    config: TrainConfig, images: ImageTensor | StreamedImages, world: World, knn: KNNMonitor | None = None
+    config: TrainConfig,
+    images: ImageTensor | StreamedImages,
+    world: World,
+    knn: KNNMonitor | None = None,
+    count: int | None = None,
 ) -> Pace:
     """Take some steps of a run with networks of their own, which are thrown away.
 
-    On several processes all take part. Raises as `Trainer`.
+    `count`: how many images the run has, where `images` are some of them. On several processes all take part. Raises as
+    `Trainer`.
     """
-    setup = Setup.of(config, len(images), world)
+    setup = Setup.of(config, count or len(images), world)
     # Long enough to have an early and a late part, without what only a longer run would compile.
     compile = "none" if setup.compiled == "none" else config.compile
     config = config.replace(max_steps=max(setup.plan.total, 1000), compile=compile)
@@ -86,19 +91,27 @@ def measure(
 
 
 def _timed(trainer: Trainer, first: int) -> tuple[float, int]:
-    """Seconds per step from step `first`, and the number of steps taken."""
-    for step in range(first, first + WARM_UP):
-        loss, _ = trainer.step(step)
-    float(loss)  # the clock waits for the device
-    count, began = 0, time.perf_counter()
-    while count < MOST:
-        loss, _ = trainer.step(first + WARM_UP + count)
-        float(loss)
-        count += 1
-        enough = count >= LEAST and time.perf_counter() - began >= ENOUGH
-        if trainer.world.any(enough):
+    """Seconds per step from step `first`, and the number of steps taken. Where steps are slow, few are."""
+    taken, began = 0, time.perf_counter()
+
+    def since(start: float, most: float) -> bool:
+        return trainer.world.any(time.perf_counter() - start >= most)  # all processes take as many
+
+    def step() -> None:
+        nonlocal taken
+        loss, _ = trainer.step(first + taken)
+        float(loss)  # the clock waits for the device
+        taken += 1
+
+    step()
+    while taken < WARM_UP and not since(began, ENOUGH):
+        step()
+    warm, began = taken, time.perf_counter()
+    while taken - warm < MOST:
+        step()
+        if (taken - warm >= LEAST and since(began, ENOUGH)) or since(began, TOO_LONG):
             break
-    return (time.perf_counter() - began) / count, WARM_UP + count
+    return (time.perf_counter() - began) / (taken - warm), taken
 
 
 def _knn_seconds(knn: KNNMonitor, trainer: Trainer) -> float:
@@ -138,14 +151,16 @@ def planned(
     world: World,
     knn: KNNMonitor | None,
     seconds_left: Callable[[], float],
+    count: int | None = None,
 ) -> tuple[TrainConfig, Pace]:
     """The settings of a run that ends in time, the same in all processes, and the pace on which they rest.
 
-    What is compiled can depend on the length: then the pace is measured again.
+    What is compiled can depend on the length: then the pace is measured again. `count`: as in `measure`.
     """
-    pace = measure(config.replace(max_steps=1), images, world, knn)
-    found = fitted(config, pace, len(images), seconds_left())
-    if world.any(Setup.of(found, len(images), world).compiled != pace.compiled):
-        pace = measure(found, images, world, knn)
-        found = fitted(config, pace, len(images), seconds_left())
+    count = count or len(images)
+    pace = measure(config.replace(max_steps=1), images, world, knn, count)
+    found = fitted(config, pace, count, seconds_left())
+    if world.any(Setup.of(found, count, world).compiled != pace.compiled):
+        pace = measure(found, images, world, knn, count)
+        found = fitted(config, pace, count, seconds_left())
     return TrainConfig.from_dict(read_object(world.tell(json.dumps(found.to_dict())))), pace

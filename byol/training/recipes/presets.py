@@ -46,7 +46,7 @@ def small_128() -> TrainConfig:
 
 
 def greyscale() -> TrainConfig:
-    """Pictures without colour (X-rays, scans, microscopy in one channel): `small-128` without colour changes.
+    """Pictures without colour (X-rays, scans): `small-128` without changes of colour.
 
     Brightness and contrast stay; saturation, hue and conversion to grey would change nothing. Crops keep a fifth of the
     image or more, as what matters may be small. Our own, not measured; see docs/augmentations.md.
@@ -57,7 +57,7 @@ def greyscale() -> TrainConfig:
 
 
 def keep_colour() -> TrainConfig:
-    """Pictures whose colour is the signal (stained tissue, fruit, satellite bands): `small-128` without colour changes.
+    """Pictures whose colour is the signal (stained tissue): `small-128` without changes of colour.
 
     No jitter, grey or solarize, so crops alone must make the task hard: they go down to a twelfth of the image, as in
     the paper. Flips in both directions, as such pictures mostly have no up. Our own, not measured; see
@@ -68,7 +68,7 @@ def keep_colour() -> TrainConfig:
 
 
 def cifar10() -> TrainConfig:
-    """CIFAR-10/100, ResNet-18, CIFAR stem, 1000 epochs, batch 256: 92.58 % online linear accuracy.
+    """CIFAR-10/100, ResNet-18, 1000 epochs, batch 256: 92.58 % online linear accuracy.
 
     Source: solo-learn, scripts/pretrain/cifar/byol.yaml and its asymmetric augmentations. Cost: about 8 hours on
     an A6000.
@@ -94,7 +94,7 @@ def cifar10() -> TrainConfig:
 
 
 def cifar10_lightly() -> TrainConfig:
-    """CIFAR-10, ResNet-18, CIFAR stem, 200 epochs, batch 512, SGD: kNN 86.8 % (k 200, T 0.1, best epoch).
+    """CIFAR-10, ResNet-18, 200 epochs, batch 512, SGD: kNN 86.8 % (k 200, T 0.1, best epoch).
 
     Source: lightly's CIFAR-10 benchmark (rate 0.06 per 128 images, SimCLR augmentations without blur).
     Cost: 108 minutes on an A6000.
@@ -121,7 +121,7 @@ def cifar10_lightly() -> TrainConfig:
 
 
 def cifar10_fast() -> TrainConfig:
-    """CIFAR-10, ResNet-18, CIFAR stem, for most accuracy per GPU minute; not measured on a GPU yet.
+    """CIFAR-10, ResNet-18, for most accuracy per GPU minute; not measured on a GPU yet.
 
     Our own: lightly's heads and SGD at twice its rate, solo-learn's asymmetric views with W-MSE's smallest crop
     (arXiv 2007.06346), the paper's tau for short runs, and views of 24 px in the first half, which cost 56 % of the
@@ -143,7 +143,7 @@ def cifar10_fast() -> TrainConfig:
 
 
 def cifar10_cpu() -> TrainConfig:
-    """CIFAR-10 on two CPU cores in 103 minutes: kNN 73.5 % (k 20), linear 76.8 %, see benchmarks/README.md.
+    """CIFAR-10 on two CPU cores in 103 minutes: kNN 73.5 % (k 20), linear 76.8 %.
 
     Our own numbers. timm's ResNet-10 with its stem of three 3x3 convolutions, on images enlarged to 48 px: 1.7
     times the images/s of ResNet-18, which with its 7x7 stem reached 50.3 % in the same time. Views nearly solo-learn's;
@@ -200,7 +200,7 @@ def tutorial() -> TrainConfig:
 
 
 def demo() -> TrainConfig:
-    """The demo's 1,297 handwritten digits: ResNet-18 at 24 px, under two minutes on two CPU cores.
+    """The demo's 1,297 handwritten digits: ResNet-18 at 24 px, two minutes on two CPU cores.
 
     Our own numbers, chosen on a hold-out of the training digits, for `byol demo` only: no flip (a mirrored digit is
     another sign), no colour, no blur (the scans have 8 x 8 pixels).
