@@ -9,6 +9,7 @@ import os
 from dataclasses import dataclass
 
 MAX_BATCH_SIZE = 4096  # images; a typo must not take all memory
+LARGEST_SIZE = 8192  # pixels: the side of an encoder's input; one image of it has 200 MB
 ALWAYS = 64 << 20  # bytes that any file may unpack to: a small picture of few colours shrinks a thousandfold
 
 

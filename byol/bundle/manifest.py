@@ -15,6 +15,7 @@ from typing import Any
 from byol.bundle.schema import build, check, plain, read_object
 from byol.files.atomic import atomic_file
 from byol.images.decode import Preprocess
+from byol.limits import LARGEST_SIZE
 
 SCHEMA_VERSION = 1
 MANIFEST, CHECKSUM = "manifest.json", "checksum"
@@ -24,7 +25,6 @@ VARIANTS = {"fp32": ENCODER, "fp16": "encoder.fp16.onnx", "int8": "encoder.int8.
 ANY_SIZE, CLASSIFIER = "encoder.any-size.onnx", "classifier.onnx"
 GRAPHS = {**{name: precision for precision, name in VARIANTS.items()}, ANY_SIZE: "fp32", CLASSIFIER: "fp32"}
 FILES = {*GRAPHS, ENCODER_WEIGHTS, WEIGHTS, GOLDEN, CARD}  # everything a bundle may hold besides its manifest
-LARGEST_SIZE = 8192  # pixels; one image of this side has 200 MB
 MAX_BYTES = 1 << 20  # a manifest has a few kilobytes; anything huge is not one
 
 

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from byol.encoders import ARCHITECTURES, TIMM
+from byol.limits import LARGEST_SIZE
 from byol.machine import DEVICES
 from byol.run import KNN_K, KNN_TEMPERATURE
 from byol.strict_json import check_fields, require_legal
@@ -25,7 +26,7 @@ PRECISIONS = ("auto", "fp32", "bf16")
 # What no run needs more of; beyond it arithmetic on sizes overflows, and a slip of the keyboard takes all memory.
 LARGEST = {
     **dict.fromkeys(("projector_hidden", "projector_out", "predictor_hidden", "batch_size"), 1 << 20),
-    **dict.fromkeys(("image_size", "start_size"), 1 << 13),  # as in a bundle
+    **dict.fromkeys(("image_size", "start_size"), LARGEST_SIZE),
     "canvas_size": 1 << 14,
     **dict.fromkeys(("epochs", "max_steps", "keep_every", "checkpoint_every", "knn_every", "log_every"), 1 << 40),
     **dict.fromkeys(("knn_k", "knn_bank", "knn_queries"), 1 << 40),
