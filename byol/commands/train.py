@@ -115,6 +115,8 @@ def train(
     stored = run.config() if resume and run.exists() else None
     job = Job(data, out, val_data, resume, tensorboard, export_check, init, seconds)
     _require_consistent(job, stored, dry_run, as_json, options)
+    if dry_run and own:
+        raise click.UsageError("--dry-run measures one process; leave out --nproc")
     try:
         preset = PRESETS[options["preset"]]() if options["preset"] else None
         base, change = (resumed(stored, options), _as_it_is) if stored else (preset, partial(changed, options=options))

@@ -78,6 +78,7 @@ def run_training(
     with keeping_threads(), joined() as world, run.alone() if world.first else nullcontext():
         continuing = job.resume and run.exists()
         if continuing:
+            _require_same_time(job, run)
             job = job.continued(run.inputs())
         elif world.first:
             run.require_new()
@@ -112,6 +113,13 @@ class _Start:
     def seconds_left(self) -> float:
         """Of the time that the run was given."""
         return (self.job.seconds or 0.0) - (time.monotonic() - self.began)
+
+
+def _require_same_time(job: Job, run: RunFolder) -> None:
+    """Raise `ValueError` when a resumed run is given another time than it was planned for."""
+    plan = run.content(TRAIN).get("plan")
+    if job.seconds and job.seconds != (plan.get("seconds") if isinstance(plan, dict) else None):
+        raise ValueError("a resumed run keeps its length; leave out --time, or start a new run from it with --init")
 
 
 def _again(job: Job, config: TrainConfig) -> Initial:
