@@ -119,11 +119,12 @@ class Reporter:
         due = due or time.monotonic() - self._told >= SECONDS_A_LINE
         if end_of_epoch if self.bar else due:
             self._lines, self._told = self._lines + 1, time.monotonic()
-            left = self.clock.text()
-            self.say(
-                f"step {record['step']}/{self.total}  epoch {record['epoch']:.1f}  {text}  "
-                f"{record['images_per_second']:.0f} images/s{self.knn if measured else ''}{left and f'  {left}'}"
-            )
+            line = f"epoch {record['epoch']:.1f}  {text}  {record['images_per_second']:.0f} images/s"
+            line += self.knn if measured else ""
+            if not self.bar:  # which shows these
+                left = self.clock.text()
+                line = f"step {record['step']}/{self.total}  {line}{left and f'  {left}'}"
+            self.say(line)
 
     def _knn(self, record: dict[str, Any]) -> str:
         top1, queries = record["knn_top1"], record.get("knn_queries")
