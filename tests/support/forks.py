@@ -16,18 +16,24 @@ _template.set_forkserver_preload(["byol.commands.train", "byol.training.job", "b
 
 
 class Fork:
-    """A running `byol WORDS...`, on one thread; `err` takes its standard error. `prepare()` runs in it before."""
+    """A running `byol WORDS...`, on one thread; `err` takes its standard error. `prepare()` runs in it before.
 
-    def __init__(self, words: list[str], err: Path, prepare: Callable[[], object] | None = None):
+    With a `script`, a process that runs this source with WORDS as its arguments; `err` also takes what it prints.
+    """
+
+    def __init__(
+        self, words: list[str], err: Path, prepare: Callable[[], object] | None = None, script: str | None = None
+    ):
         self._err = err
-        arguments = (words, err, prepare, dict(os.environ), os.getcwd())
+        arguments = (words, err, prepare, script, dict(os.environ), os.getcwd())
         self._process = _template.Process(target=_run, args=arguments, daemon=True)
         self._process.start()
 
     def send_signal(self, number: int) -> None:
-        """As `subprocess.Popen` does."""
-        assert self._process.pid is not None
-        os.kill(self._process.pid, number)
+        """As `subprocess.Popen` does: nothing, once it has ended."""
+        if self._process.exitcode is None:
+            assert self._process.pid is not None
+            os.kill(self._process.pid, number)
 
     def wait_for(self, condition: Callable[[], bool]) -> None:
         """Until the condition holds; the process must not end before."""
@@ -45,12 +51,17 @@ class Fork:
 
     @property
     def said(self) -> str:
-        """What it wrote to standard error."""
+        """What it wrote to standard error so far."""
         return self._err.read_text() if self._err.exists() else ""
 
 
 def _run(
-    words: list[str], err: Path, prepare: Callable[[], object] | None, environment: dict[str, str], folder: str
+    words: list[str],
+    err: Path,
+    prepare: Callable[[], object] | None,
+    script: str | None,
+    environment: dict[str, str],
+    folder: str,
 ) -> None:
     import torch
 
@@ -64,4 +75,8 @@ def _run(
     if prepare is not None:
         prepare()
     sys.argv = ["byol", *words]
-    main()
+    if script is None:
+        main()
+    else:
+        os.dup2(2, 1)
+        exec(script, {"__name__": "__main__"})
