@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-_MINUTES = 300.0  # what hangs fails
+_PATIENCE = 300.0  # seconds, after which what hangs fails
 
 _template = multiprocessing.get_context("forkserver")
 _template.set_forkserver_preload(["byol.commands.train", "byol.training.job", "byol.encoders.timm_models"])
@@ -37,7 +37,7 @@ class Fork:
 
     def wait_for(self, condition: Callable[[], bool]) -> None:
         """Until the condition holds; the process must not end before."""
-        deadline = time.monotonic() + _MINUTES
+        deadline = time.monotonic() + _PATIENCE
         while not condition():
             assert self._process.exitcode is None, self.said
             assert time.monotonic() < deadline, self.said
@@ -45,7 +45,7 @@ class Fork:
 
     def wait(self) -> int:
         """Its exit status, as `subprocess.Popen` has it."""
-        self._process.join(_MINUTES)
+        self._process.join(_PATIENCE)
         assert self._process.exitcode is not None, self.said
         return self._process.exitcode
 
