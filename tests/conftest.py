@@ -1,8 +1,10 @@
 """Tests keep nothing in the user's own cache; what takes long to make is made once."""
 
+import contextlib
 import json
 import os
 import signal
+import sys
 
 import pytest
 
@@ -10,14 +12,19 @@ from byol import telemetry  # noqa: F401 - before any test imports onnxruntime, 
 
 if "PYTEST_XDIST_WORKER" in os.environ:  # a process for each core: more threads would wait for one another
     os.environ.setdefault("OMP_NUM_THREADS", "1")
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # where a test asks for two, the waiting one burns no core
 
 if hasattr(signal, "SIGHUP"):  # what the tests start obeys it, also where they themselves run under `nohup`
     signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 # The files that take longest, first: what is left at the end is short.
 LONG = [
-    *("tests.training.test_trainer", "tests.pages.test_tutorial", "tests.training.parallel.test_processes"),
-    *("tests.whole.test_interruptions", "tests.finetuning.test_finetune", "tests.export.test_exporter"),
+    *("tests.encoders.test_timm_models", "tests.training.parallel.test_processes", "tests.training.test_trainer"),
+    *("tests.export.foreign.test_toolkits", "tests.export.test_exporter", "tests.serve.extract.test_ray_engine"),
+    *("tests.whole.test_interruptions", "tests.whole.test_streams", "tests.training.test_begun"),
+    *("tests.export.test_additions", "tests.finetuning.test_finetune", "tests.export.test_settle"),
+    *("tests.training.parallel.test_patience", "tests.serve.extract.test_processes", "tests.pages.test_tutorial"),
+    *("tests.whole.test_network", "tests.whole.test_demo"),
 ]
 
 
@@ -33,8 +40,40 @@ def own_home(tmp_path_factory):
 
 
 @pytest.fixture(scope="session")
-def place(tmp_path_factory):
-    """A run's checkpoint, labelled images, and the bundle with everything in it."""
+def made_once(tmp_path_factory):
+    """`made_once(NAME, make)`: a folder that `make(folder)` fills, once for all processes of this run of the tests."""
+    own = tmp_path_factory.getbasetemp()
+    shared = own.parent if "PYTEST_XDIST_WORKER" in os.environ else own
+
+    def folder_of(name, make):
+        folder = shared / f"shared-{name}"
+        with locked(shared / f"shared-{name}.lock"):
+            if not folder.exists():
+                (own / name).mkdir()
+                make(own / name)
+                (own / name).rename(folder)
+        return folder
+
+    return folder_of
+
+
+@contextlib.contextmanager
+def locked(path):
+    with path.open("w") as file:
+        if sys.platform != "win32":
+            import fcntl
+
+            fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+@pytest.fixture(scope="session")
+def place(made_once):
+    """A run's checkpoint, labelled images, and the bundle with everything in it; `said` is what the export printed."""
+    return made_once("place", make_place)
+
+
+def make_place(root):
     import torch
 
     from byol.training.checkpoint import Checkpoint, save_checkpoint
@@ -43,7 +82,6 @@ def place(tmp_path_factory):
     from tests.support.networks import randomise_norms
     from tests.support.small import RESNET18, config, folder
 
-    root = tmp_path_factory.mktemp("additions")
     torch.manual_seed(0)
     settings = config(**RESNET18)
     tensors = dict(randomise_norms(BYOL(settings)).state_dict())
@@ -59,23 +97,29 @@ def place(tmp_path_factory):
     )
     assert done.code == 0, done.err
     (root / "said").write_text(done.out)
-    return root
 
 
 @pytest.fixture(scope="session")
-def classified(place):
-    """The reported figures of `byol linear --save-classifier`."""
+def classified(place, made_once):
+    """The reported figures of `byol linear --save-classifier`, which wrote the bundle `place / "with"`."""
     from tests.support.command_line import byol
 
-    words = ("--train", place / "train", "--test", place / "test", "--save-classifier", place / "with", "--json")
-    done = byol("linear", place / "bundle", *words)
-    assert done.code == 0, done.err
-    return json.loads(done.out)
+    def classify(root):
+        words = ("--train", place / "train", "--test", place / "test", "--save-classifier", place / "with", "--json")
+        done = byol("linear", place / "bundle", *words)
+        assert done.code == 0, done.err
+        (root / "said").write_text(done.out)
+
+    return json.loads((made_once("classified", classify) / "said").read_text())
 
 
 @pytest.fixture(scope="session")
-def quick(tmp_path_factory):
+def quick(made_once):
     """run/, its bundle/, and labelled train/ and test/: an encoder that trains in a second."""
+    return made_once("quick", make_quick)
+
+
+def make_quick(root):
     import torch
 
     from byol.export.exporter import export_bundle
@@ -83,7 +127,6 @@ def quick(tmp_path_factory):
     from byol.training.model import BYOL
     from tests.support.small import config, folder
 
-    root = tmp_path_factory.mktemp("quick")
     settings = config(stem="imagenet", seed=7)
     torch.manual_seed(7)
     (root / "run").mkdir()
@@ -93,4 +136,3 @@ def quick(tmp_path_factory):
     export_bundle(root / "run", root / "bundle")
     folder(root / "train", per_class=16)
     folder(root / "test", per_class=8, start=1000)
-    return root

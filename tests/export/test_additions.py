@@ -106,12 +106,11 @@ def test_exporting_again_gives_the_same_bytes(place, tmp_path):
         assert path.read_bytes() == (tmp_path / "again" / path.name).read_bytes(), path.name
 
 
-def test_a_variant_that_is_not_there_is_named(place, tmp_path):
-    export_bundle(place / "run", tmp_path / "plain")
-    done = byol("extract", tmp_path / "plain", place / "test", "--out", tmp_path / "f.npz", "--variant", "int8")
+def test_a_variant_that_is_not_there_is_named(quick, tmp_path):
+    done = byol("extract", quick / "bundle", quick / "test", "--out", tmp_path / "f.npz", "--variant", "int8")
     assert (done.code, "holds fp32; export it again with --precision int8" in done.err) == (1, True)
     with pytest.raises(ValueError, match="variant is 'bf16'; expected auto, fp32, fp16, int8"):
-        Encoder(tmp_path / "plain", "cpu", variant="bf16")
+        Encoder(quick / "bundle", "cpu", variant="bf16")
 
 
 @pytest.mark.parametrize(
@@ -155,11 +154,11 @@ def test_where_no_classifier_can_be_saved_nothing_is_computed(place, tmp_path, m
     assert (done.code, "exists and is not a bundle" in done.err) == (1, True), done.err
 
 
-def test_too_few_readable_calibration_images_are_refused_and_nothing_is_written(place, tmp_path):
+def test_too_few_readable_calibration_images_are_refused_and_nothing_is_written(quick, tmp_path):
     images = folder(tmp_path / "images", per_class=11)
     for path in sorted(images.rglob("*.png"))[::4]:
         path.write_bytes(b"no picture")
-    done = byol("export", place / "run", "--out", tmp_path / "b", "--precision", "int8", "--calibrate", images)
+    done = byol("export", quick / "run", "--out", tmp_path / "b", "--precision", "int8", "--calibrate", images)
     assert (done.code, "has 16 readable images; calibration needs at least 20" in done.err) == (1, True)
     assert not (tmp_path / "b").exists()
 
@@ -180,11 +179,11 @@ def test_a_graph_beyond_its_gate_is_refused(monkeypatch, tmp_path, wanted, modul
         additions.derive(own, Preprocess.for_size(16), images, wanted)
 
 
-def test_int8_beyond_its_gate_is_refused(place, tmp_path, monkeypatch):
+def test_int8_beyond_its_gate_is_refused(quick, tmp_path, monkeypatch):
     ranges = np.zeros((32, 16, 16, 3), np.uint8)  # calibrated on black pictures
     monkeypatch.setattr(additions, "int8_graph", lambda encoder, _: precision.int8_graph(encoder, ranges))
     with pytest.raises(ValueError, match=f"{INT8} is refused"):
-        export_bundle(place / "run", tmp_path / "b", Additions(("int8",), calibrate=place / "train"))
+        export_bundle(quick / "run", tmp_path / "b", Additions(("int8",), calibrate=quick / "train"))
     assert not (tmp_path / "b").exists()
 
 

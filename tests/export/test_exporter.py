@@ -3,8 +3,6 @@
 import json
 import re
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +28,7 @@ from byol.serve.proof import verify
 from byol.training.checkpoint import Checkpoint, read_checkpoint, save_checkpoint
 from byol.training.model import BYOL
 from tests.support.documents import code
+from tests.support.forks import Fork
 from tests.support.networks import randomise_norms
 from tests.support.small import RESNET18, config
 
@@ -65,7 +64,8 @@ def bundle(run, tmp_path_factory):
 
 @pytest.mark.parametrize(
     ("arch", "stem", "size"),
-    [("resnet18", "cifar", 32), ("resnet34", "imagenet", 64), ("resnet50", "imagenet", 64), ("resnet50", "cifar", 32)],
+    # The last maps have more than one pixel: pooling has something to do.
+    [("resnet18", "cifar", 16), ("resnet34", "imagenet", 64), ("resnet50", "imagenet", 64), ("resnet50", "cifar", 16)],
 )
 def test_every_encoder_kind_passes_the_gate_with_a_clean_graph(arch, stem, size):
     torch.manual_seed(1)
@@ -154,19 +154,10 @@ def test_golden_features_are_torchs_not_onnx_runtimes(bundle):
 
 
 def test_the_same_checkpoint_gives_the_same_bytes_in_another_process(run, bundle, tmp_path):
-    code = "import sys; from pathlib import Path; from byol.export.exporter import export_bundle;"
-    code += "export_bundle(Path(sys.argv[1]), Path(sys.argv[2]))"
-    subprocess.run([sys.executable, "-c", code, str(run), str(tmp_path / "again")], check=True, env=_environment())
+    process = Fork(["export", str(run), "--out", str(tmp_path / "again")], tmp_path / "said")
+    assert process.wait() == 0, process.said
     for path in bundle.iterdir():
         assert path.read_bytes() == (tmp_path / "again" / path.name).read_bytes(), path.name
-
-
-def _environment():
-    import os
-
-    from tests.support.small import REPOSITORY
-
-    return {**os.environ, "PYTHONPATH": str(REPOSITORY)}
 
 
 def test_no_path_or_module_location_is_in_any_file(run, bundle):
@@ -273,7 +264,7 @@ def test_a_bad_checkpoint_is_refused_and_the_old_bundle_stays(bundle, tmp_path, 
     assert sorted(path.name for path in tmp_path.iterdir()) == ["bad.safetensors", "bundle"]
 
 
-def test_nothing_is_left_when_the_written_files_fail_their_check(run, tmp_path, monkeypatch):
+def test_nothing_is_left_when_the_written_files_fail_their_check(quick, tmp_path, monkeypatch):
     """A weight bit flips between computing and reading back: found by the process without torch."""
 
     def flip_then_prove(folder):
@@ -284,7 +275,7 @@ def test_nothing_is_left_when_the_written_files_fail_their_check(run, tmp_path, 
 
     monkeypatch.setattr(export_module, "prove", flip_then_prove)
     with pytest.raises(ValueError, match="fail their own check"):
-        export_bundle(run, tmp_path / "bundle")
+        export_bundle(quick / "run", tmp_path / "bundle")
     assert list(tmp_path.iterdir()) == []
 
 
@@ -310,11 +301,10 @@ def test_a_folder_that_is_no_bundle_is_not_replaced(run, tmp_path):
 
 
 def test_an_older_bundle_is_replaced(bundle, tmp_path):
-    out = tmp_path / "bundle"
-    for seed in (1, 2):
-        export_bundle(write_checkpoint(tmp_path / f"{seed}.safetensors", seed=seed), out)
+    out = Path(shutil.copytree(bundle, tmp_path / "bundle"))
+    export_bundle(write_checkpoint(tmp_path / "2.safetensors", seed=2), out)
     assert verify(out).ok
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["1.safetensors", "2.safetensors", "bundle"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["2.safetensors", "bundle"]
     stored = load_file(out / "encoder.safetensors")["conv1.weight"]
     expected = read_checkpoint(tmp_path / "2.safetensors").encoder()["conv1.weight"]
     assert torch.equal(stored, expected)

@@ -92,8 +92,8 @@ def test_the_repositorys_other_models_stay(place, tmp_path):
     assert not (tmp_path / "b").exists()  # said before the work
 
 
-def test_export_writes_it(place, tmp_path):
-    done = byol("export", place / "run", "--out", tmp_path / "b", "--triton", tmp_path / "models")
+def test_export_writes_it(quick, tmp_path):
+    done = byol("export", quick / "run", "--out", tmp_path / "b", "--triton", tmp_path / "models")
     assert (done.code, "model repository with encoder\n" in done.out) == (0, True), done.err
     assert parsed(tmp_path / "models" / "encoder" / "config.pbtxt").name == "encoder"
 

@@ -167,14 +167,15 @@ def test_the_number_of_threads_and_the_precision_stay(
 ) -> None:
     monkeypatch.setattr("byol.training.begun.usable_cores", lambda: 2)
     found = folder(tmp_path / "images", per_class=6)
+    settings = {"precision": "auto", "image_size": 8, "batch_size": 4}  # bf16 is slow where it is emulated
     with monkeypatch.context() as patch:
         patch.setattr(device, "_has_fast_bf16", lambda _: True)
         torch.set_num_threads(2)
-        train(found, tmp_path / "whole", precision="auto")
-        train(found, tmp_path / "run", stop_after=3, precision="auto")
+        train(found, tmp_path / "whole", **settings)
+        train(found, tmp_path / "run", stop_after=3, **settings)
     torch.set_num_threads(1)
     monkeypatch.setattr(device, "_has_fast_bf16", lambda _: False)
-    train(found, tmp_path / "run", resume=True, precision="auto")
+    train(found, tmp_path / "run", resume=True, **settings)
     assert weights(tmp_path / "run") == weights(tmp_path / "whole")
     assert torch.get_num_threads() == 1
     said = capfd.readouterr().err

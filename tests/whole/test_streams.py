@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import importlib
 import json
 import os
 import shutil
@@ -17,6 +18,7 @@ import pytest
 
 from byol.serve.features.read import read_features
 from byol.training.checkpoint import read_checkpoint
+from tests.support.forks import Fork
 from tests.support.small import REPOSITORY, config, folder
 from tests.support.tiny import write_images, write_tiny_bundle
 
@@ -60,80 +62,87 @@ def wait_for(condition: Callable[[], bool], process: subprocess.Popen[str]) -> N
 
 def train(images: Path, out: Path) -> list[str]:
     words = ["train", str(images), "--out", str(out), "--preset", "demo", "--batch-size", "8", "--epochs", "1000"]
-    words += ["--device", "cpu", "--precision", "fp32", "--image-size", "16", "--set", "log_every=1"]
-    heads = ("projector_hidden=32", "projector_out=16", "predictor_hidden=32")
-    return [*BYOL, *words, *(word for setting in heads for word in ("--set", setting))]
+    words += ["--arch", "timm:test_resnet", "--device", "cpu", "--precision", "fp32", "--image-size", "16"]
+    settings = ("log_every=1", "projector_hidden=32", "projector_out=16", "predictor_hidden=32")
+    return [*words, *(word for setting in settings for word in ("--set", setting))]
 
 
 @pytest.mark.parametrize("hang_ups", [1, 2])
 def test_a_hang_up_saves_the_step(place: Path, tmp_path: Path, hang_ups: int) -> None:
     out = tmp_path / "run"
-    process = subprocess.Popen(train(place / "images", out), cwd=REPOSITORY, stderr=subprocess.PIPE, text=True)
-    wait_for((out / "metrics.jsonl").exists, process)
+    process = Fork(train(place / "images", out), tmp_path / "said")
+    process.wait_for((out / "metrics.jsonl").exists)
     for _ in range(hang_ups):  # from the terminal, and from the shell
         process.send_signal(signal.SIGHUP)
-    _, text = process.communicate(timeout=100)
-    assert process.returncode == 1
-    assert "stopped by SIGHUP after step" in text
+    assert process.wait() == 1
+    assert "stopped by SIGHUP after step" in process.said
     assert read_checkpoint(out / "last.safetensors").step >= 1
     assert not [name for name in os.listdir(out) if name.startswith(".")]
 
 
-def test_under_nohup_a_hang_up_and_a_lost_reader_change_nothing(place: Path, tmp_path: Path) -> None:
-    out = tmp_path / "run"
+def under_nohup_with_a_lost_reader() -> None:
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
     read, write = os.pipe()
     os.close(read)
-    process = subprocess.Popen(
-        train(place / "images", out),
-        cwd=REPOSITORY,
-        stderr=write,
-        text=True,
-        preexec_fn=lambda: signal.signal(signal.SIGHUP, signal.SIG_IGN),
-    )
-    os.close(write)
+    os.dup2(write, 2)
+
+
+def test_under_nohup_a_hang_up_and_a_lost_reader_change_nothing(place: Path, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    process = Fork(train(place / "images", out), tmp_path / "said", under_nohup_with_a_lost_reader)
     metrics = out / "metrics.jsonl"
-    wait_for(metrics.exists, process)
+    process.wait_for(metrics.exists)
     process.send_signal(signal.SIGHUP)
     lines = metrics.read_bytes().count(b"\n")
-    wait_for(lambda: metrics.read_bytes().count(b"\n") > lines + 2, process)
+    process.wait_for(lambda: metrics.read_bytes().count(b"\n") > lines + 2)
     process.send_signal(signal.SIGTERM)
-    assert process.wait(100) == 1
+    assert process.wait() == 1
+    assert process.said == ""
     assert read_checkpoint(out / "last.safetensors").step > 2
 
 
 def test_training_that_nobody_reads_any_more_saves_and_ends(place: Path, tmp_path: Path) -> None:
-    command = " ".join(train(place / "images", tmp_path / "run"))
-    done = shell(f"{command} 2>&1 | head -1; echo ${{PIPESTATUS[0]}}")
+    done = shell(f"{byol(*train(place / 'images', tmp_path / 'run'))} 2>&1 | head -1; echo ${{PIPESTATUS[0]}}")
     assert done.stdout.splitlines()[-1] == "1"
     assert read_checkpoint(tmp_path / "run" / "last.safetensors").step >= 1
 
 
-def test_a_signal_before_the_first_step_leaves_nothing_half_written(place: Path, tmp_path: Path) -> None:
-    script = (
-        "import os, signal, sys\n"
-        "from byol import cli\nfrom byol.training.data import decoded\n"
-        "def stop(*_):\n    os.kill(os.getpid(), signal.SIGTERM)\n"
-        "decoded.SMALL, decoded._decode_into = 0, stop\n"
-        "sys.argv = ['byol', *sys.argv[1:]]\ncli.main()"
-    )
-    home = {**os.environ, "BYOL_HOME": str(tmp_path / "home")}
-    command = [sys.executable, "-c", script, *train(place / "images", tmp_path / "run")[3:]]
-    done = subprocess.run(command, cwd=REPOSITORY, env=home, capture_output=True, text=True, timeout=100)
-    assert (done.returncode, done.stderr) == (1, "Error: stopped by SIGTERM\n")
+class StoppedInside:
+    """To be called in a process, which then gets SIGTERM when it calls the function of this name."""
+
+    def __init__(self, name: str):
+        self.name = name
+
+    def __call__(self) -> None:
+        module, name = self.name.rsplit(".", 1)
+        setattr(importlib.import_module(module), name, terminated)
+
+
+def terminated(*_: object, **__: object) -> None:
+    os.kill(os.getpid(), signal.SIGTERM)
+
+
+class StoppedDecoding(StoppedInside):
+    """As soon as the first image would be decoded into the cache."""
+
+    def __call__(self) -> None:
+        from byol.training.data import decoded
+
+        decoded.SMALL = 0
+        super().__call__()
+
+
+def test_a_signal_before_the_first_step_leaves_nothing_half_written(
+    place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("BYOL_HOME", str(tmp_path / "home"))
+    stopped = StoppedDecoding("byol.training.data.decoded._decode_into")
+    process = Fork(train(place / "images", tmp_path / "run"), tmp_path / "said", stopped)
+    assert (process.wait(), process.said) == (1, "Error: stopped by SIGTERM\n")
     assert os.listdir(tmp_path / "home" / "decoded") == []
 
 
 DATA = {"name": "photos", "images": 80, "digest": "0" * 16}
-STOPPED_INSIDE = """
-import importlib, os, signal, sys
-from byol import cli
-module, name = sys.argv[1].rsplit(".", 1)
-def stop(*_, **__):
-    os.kill(os.getpid(), signal.SIGTERM)
-setattr(importlib.import_module(module), name, stop)
-sys.argv = ["byol", *sys.argv[2:]]
-cli.main()
-"""
 
 
 @pytest.mark.parametrize(
@@ -149,20 +158,20 @@ cli.main()
     ids=["export", "finetune", "report"],
 )
 def test_a_signal_in_the_middle_leaves_what_was_there(
-    quick: Path, tmp_path: Path, inside: str, words: list[str]
+    quick: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, inside: str, words: list[str]
 ) -> None:
+    work = tmp_path / "work"
     for name in ("run", "bundle", "train"):
-        shutil.copytree(quick / name, tmp_path / name)
-    (tmp_path / "run" / "metrics.jsonl").write_text('{"step": 20, "epoch": 2.0, "loss": 1.0}\n')
+        shutil.copytree(quick / name, work / name)
+    (work / "run" / "metrics.jsonl").write_text('{"step": 20, "epoch": 2.0, "loss": 1.0}\n')
     facts = {"config": config(stem="imagenet", seed=7).to_dict(), "data": DATA}
-    (tmp_path / "run" / "config.json").write_text(json.dumps(facts))
-    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
-    command = [sys.executable, "-c", STOPPED_INSIDE, inside, *words]
-    environment = {**os.environ, "PYTHONPATH": str(REPOSITORY)}
-    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=100)
-    assert done.returncode == 1
-    assert done.stderr.splitlines()[-1].startswith("Error: stopped by SIGTERM")
-    after = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    (work / "run" / "config.json").write_text(json.dumps(facts))
+    before = {path: path.read_bytes() for path in work.rglob("*") if path.is_file()}
+    monkeypatch.chdir(work)
+    process = Fork(words, tmp_path / "said", StoppedInside(inside))
+    assert process.wait() == 1
+    assert process.said.splitlines()[-1].startswith("Error: stopped by SIGTERM")
+    after = {path: path.read_bytes() for path in work.rglob("*") if path.is_file()}
     assert {path: after.get(path) for path in before} == before
     assert not [path for path in after.keys() - before.keys() if path.name.startswith(".") or words[0] != "finetune"]
 

@@ -182,6 +182,14 @@ def test_of_a_timm_head_what_the_features_need_is_taken(tmp_path, name):
     assert list(weights.left) in (["head"], ["head", "head_dist"])
 
 
+def drawn(random, name, shape):
+    """Weights that keep the size of their input, and norms that do something, also the last of each block."""
+    if name == "w":
+        return random.normal(0, (2 / np.prod(shape[:-1])) ** 0.5, shape).astype(np.float32)
+    low, high = (0.5, 1.5) if name == "scale" else (-0.5, 0.5)
+    return random.uniform(low, high, shape).astype(np.float32)
+
+
 def test_deepminds_arrays_give_haikus_features(tmp_path):
     """Haiku's own ResNet-50, whose modules have the names and the padding of the released one's."""
     hk, jax = pytest.importorskip("haiku"), pytest.importorskip("jax")
@@ -192,13 +200,14 @@ def test_deepminds_arrays_give_haikus_features(tmp_path):
 
     transformed = hk.without_apply_rng(hk.transform_with_state(forward))
     pictures = np.random.default_rng(0).normal(size=(4, 64, 64, 3)).astype(np.float32)
-    params, state = transformed.init(jax.random.PRNGKey(0), pictures, True)
-    params = hk.data_structures.to_mutable_dict(params)
+    # Of Haiku's own start only the shapes: compiling its random numbers takes as long as all the rest.
+    shapes, state = jax.eval_shape(lambda *given: transformed.init(*given, True), jax.random.PRNGKey(0), pictures)
+    state = jax.tree.map(lambda of: np.zeros(of.shape, of.dtype), state)
+    draw = np.random.default_rng(1)
+    params = {
+        module: {name: drawn(draw, name, of.shape) for name, of in values.items()} for module, values in shapes.items()
+    }
     params["res_net50/~/logits"]["w"] = np.eye(2048, dtype=np.float32)  # the output is the features
-    scales = np.random.default_rng(1)
-    for module, values in params.items():
-        if "scale" in values:  # Haiku starts the last norm of a block at 0, which would hide the block
-            params[module]["scale"] = scales.uniform(0.5, 1.5, values["scale"].shape).astype(np.float32)
     _, state = transformed.apply(params, state, pictures, True)
     expected, _ = transformed.apply(params, state, pictures, False)
     del params["res_net50/~/logits"]

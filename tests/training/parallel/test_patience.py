@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import os
 import signal
-import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from unittest import mock
 
-from tests.support.small import REPOSITORY, folder
+from tests.support.forks import Fork
+from tests.support.small import folder
 
 # The time-out of collectives, lowered to what can be waited for in a test once the processes have met, and work that
 # takes longer.
@@ -72,51 +73,39 @@ print("passed")
 
 
 @contextmanager
-def pair(tmp_path: Path, script: str, *arguments: object) -> Iterator[list[subprocess.Popen[str]]]:
+def pair(tmp_path: Path, script: str, *arguments: object) -> Iterator[list[Fork]]:
     """Two processes of one job, without a launcher that would end the one with the other."""
-    (tmp_path / "script.py").write_text(QUICK + script)
-    shared = {"WORLD_SIZE": "2", "BYOL_MEETING": f"file://{tmp_path}/meeting", "OMP_NUM_THREADS": "1"}
-    shared |= {"PYTHONPATH": str(REPOSITORY), "GLOO_SOCKET_IFNAME": "lo0" if sys.platform == "darwin" else "lo"}
-    command = [sys.executable, str(tmp_path / "script.py"), *map(str, arguments)]
-    pipe = subprocess.PIPE
-    processes = [
-        subprocess.Popen(
-            command,
-            env={**os.environ, **shared, "RANK": rank, "LOCAL_RANK": rank},
-            stdout=pipe,
-            stderr=pipe,
-            text=True,
-        )
-        for rank in ("0", "1")
-    ]
+    shared = {"WORLD_SIZE": "2", "BYOL_MEETING": f"file://{tmp_path}/meeting"}
+    shared |= {"GLOO_SOCKET_IFNAME": "lo0" if sys.platform == "darwin" else "lo"}
+    processes = []
+    for rank in ("0", "1"):
+        with mock.patch.dict(os.environ, {**shared, "RANK": rank, "LOCAL_RANK": rank}):
+            processes.append(Fork(list(map(str, arguments)), tmp_path / rank, script=QUICK + script))
     try:
         yield processes
     finally:
         for process in processes:
-            process.kill()
-            process.communicate()
+            process.send_signal(signal.SIGKILL)
 
 
 def test_long_work_of_the_first_process_is_waited_for(tmp_path: Path) -> None:
     with pair(tmp_path, WAITING) as processes:
         for process in processes:
-            out, err = process.communicate(timeout=240)
-            assert out.endswith("passed\n"), err
+            assert process.wait() == 0, process.said
+            assert process.said.endswith("passed\n")
 
 
 def test_a_process_that_dies_meanwhile_is_not(tmp_path: Path) -> None:
     with pair(tmp_path, LOST) as (first, other):
-        assert first.stdout is not None
-        assert first.stdout.readline() == "at work\n"
+        first.wait_for(lambda: "at work\n" in first.said)
         first.send_signal(signal.SIGKILL)
-        out, err = other.communicate(timeout=120)
-        assert out == "another process of this job is gone; continue with --resume\n", err
-        assert other.returncode == 0
+        assert other.wait() == 0, other.said
+        assert other.said.splitlines()[-1] == "another process of this job is gone; continue with --resume"
 
 
 def test_a_run_whose_first_process_is_slow_at_all_that_it_does_alone(tmp_path: Path) -> None:
     with pair(tmp_path, TRAINING, folder(tmp_path / "images"), tmp_path / "run") as processes:
         for process in processes:
-            out, err = process.communicate(timeout=300)
-            assert out.endswith("passed\n"), err
+            assert process.wait() == 0, process.said
+            assert process.said.endswith("passed\n")
     assert (tmp_path / "run" / "last.safetensors").exists()

@@ -26,6 +26,7 @@ from byol.training.device import resolve_sync_norm
 from byol.training.parallel.processes import World, launched_as
 from byol.training.trainer import Trainer
 from tests.support.command_line import byol
+from tests.support.forks import Fork
 from tests.support.small import REPOSITORY, config, folder, traps
 
 SETTINGS = {
@@ -38,23 +39,14 @@ MORE = (
 )  # fmt: skip
 
 
-def command(images: Path, out: Path, *words: str) -> list[str]:
+def words_of(images: Path, out: Path, *words: str) -> list[str]:
     options = [word for name, value in SETTINGS.items() for word in (f"--{name}", str(value))]
     settings = [word for setting in MORE for word in ("--set", setting)]
-    return [
-        sys.executable,
-        "-P",
-        "-m",
-        "byol",
-        "train",
-        str(images),
-        "--out",
-        str(out),
-        "--no-export-check",
-        *options,
-        *settings,
-        *words,
-    ]
+    return ["train", str(images), "--out", str(out), "--no-export-check", *options, *settings, *words]
+
+
+def command(images: Path, out: Path, *words: str) -> list[str]:
+    return [sys.executable, "-P", "-m", "byol", *words_of(images, out, *words)]
 
 
 def environment(**changes: str) -> dict[str, str]:
@@ -65,6 +57,12 @@ def train(images: Path, out: Path, *words: str) -> str:
     done = subprocess.run(command(images, out, *words), env=environment(), capture_output=True, text=True, timeout=240)
     assert done.returncode == 0, done.stderr
     return done.stderr
+
+
+def train_alone(images: Path, out: Path, *words: str) -> None:
+    """In one process."""
+    process = Fork(words_of(images, out, *words), out.parent / "said")
+    assert process.wait() == 0, process.said
 
 
 def records(run: Path) -> list[dict[str, float]]:
@@ -95,7 +93,7 @@ def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def alone(images: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     run = tmp_path_factory.mktemp("alone") / "run"
-    train(images, run, "--val-data", str(images))
+    train_alone(images, run, "--val-data", str(images))
     return run
 
 
@@ -187,7 +185,7 @@ def test_a_run_resumes_with_another_number_of_processes(images: Path, alone: Pat
     assert stopped.wait(60) == 1
     done = records(run)[-1]["step"]
     assert 1 <= done < 20
-    train(images, run, "--resume")
+    train_alone(images, run, "--resume")
     assert difference(alone, run) < 1e-5
 
 
@@ -251,53 +249,20 @@ def test_norms_are_synchronised_where_a_process_sees_few_images() -> None:
     assert not resolve_sync_norm("off", 2, 2)
 
 
-STEPS = """
-import sys
-import torch
+# What two processes compute together, in one job: each of them says what it has passed.
+TOGETHER = """
+import copy, os, sys
+from pathlib import Path
+import torch, torch.distributed as dist
+from byol.images.open import open_source
 from byol.training.data.decoded import load_canvases
 from byol.training.parallel.processes import World, joined
-from byol.images.open import open_source
+from byol.training.parallel.sync_norm import synchronise_norms
 from byol.training.trainer import Trainer
 from tests.support.small import config
-
-class Wide(Trainer):
-    def views(self, batch, generator, size):
-        torch.set_default_dtype(torch.float32)  # rendered as ever, and float64 from the normalisation on
-        views = super().views(batch, generator, size)
-        torch.set_default_dtype(torch.float64)
-        return views
-
-def weights(world, accumulate, sync_norm="auto", steps=20):
-    settings = config(batch_size=16, epochs=20, warmup_epochs=2, lr=0.5, accumulate=accumulate, sync_norm=sync_norm)
-    trainer = Wide(settings, images, world)
-    for step in range(steps):
-        trainer.step(step)
-    return torch.cat([p.detach().flatten() for p in trainer.model.parameters()])
-
-torch.set_default_dtype(torch.float64)
-images = load_canvases(open_source(sys.argv[1]), 16)
-with joined() as world:
-    expected = weights(World(), 2)
-    torch.testing.assert_close(weights(world, 2), expected, atol=1e-5, rtol=0)
-    each_its_own = weights(world, 2, sync_norm="off", steps=4)
-    assert (each_its_own - weights(World(), 2, steps=4)).abs().max() > 1e-3
-"""
-
-
-def test_twenty_steps_at_a_usual_rate_in_float64(images: Path, tmp_path: Path) -> None:
-    launch(tmp_path, STEPS, str(images))
-
-
-NORMS = """
-import os, sys
-import torch, torch.distributed as dist
-from torch import nn
-from byol.training.parallel.processes import joined
-from byol.training.parallel.sync_norm import synchronise_norms
 from tests.training.parallel.test_processes import network
-del os.environ["LOCAL_RANK"]  # which not every launcher sets
-with joined() as world:
-    assert world.local_rank == world.rank
+
+def norms(world, compiled):
     torch.manual_seed(0)
     reference, net = network(), network()
     net.load_state_dict(reference.state_dict())
@@ -305,7 +270,7 @@ with joined() as world:
     wanted = reference(x)
     (wanted - t).square().mean().backward()
     synchronise_norms(net, world.rank, world.size, world.group)
-    run = torch.compile(net, fullgraph=True, backend="aot_eager") if sys.argv[1] == "compiled" else net
+    run = torch.compile(net, fullgraph=True, backend="aot_eager") if compiled else net
     found = run(x.chunk(2)[world.rank])
     (found - t.chunk(2)[world.rank]).square().mean().backward()
     torch.testing.assert_close(found, wanted.chunk(2)[world.rank], atol=2e-6, rtol=1e-5)
@@ -315,6 +280,39 @@ with joined() as world:
     for p, q in zip(net.buffers(), reference.buffers(), strict=True):
         torch.testing.assert_close(p, q)
     torch.testing.assert_close(net.eval()(x), reference.eval()(x))
+
+class Wide(Trainer):
+    def views(self, batch, generator, size):
+        torch.set_default_dtype(torch.float32)  # rendered as ever, and float64 from the normalisation on
+        views = super().views(batch, generator, size)
+        torch.set_default_dtype(torch.float64)
+        return views
+
+def weights(world, sync_norm="auto", steps=20):
+    settings = config(batch_size=16, epochs=20, warmup_epochs=2, lr=0.5, accumulate=2, sync_norm=sync_norm)
+    trainer, after = Wide(settings, images, world), {}
+    for step in range(steps):
+        trainer.step(step)
+        after[step + 1] = torch.cat([p.detach().flatten() for p in trainer.model.parameters()])
+    return after
+
+def steps(world):
+    torch.set_default_dtype(torch.float64)
+    found = weights(world)
+    each_its_own = weights(world, sync_norm="off", steps=4)
+    alone = weights(World()) if world.first else copy.deepcopy(found)
+    for step in (4, 20):
+        dist.broadcast(alone[step], 0)
+    torch.testing.assert_close(found[20], alone[20], atol=1e-5, rtol=0)
+    assert (each_its_own[4] - alone[4]).abs().max() > 1e-3
+
+images, passed = load_canvases(open_source(sys.argv[1]), 16), Path(sys.argv[2])
+del os.environ["LOCAL_RANK"]  # which not every launcher sets
+with joined() as world:
+    assert world.local_rank == world.rank
+    for name in ("eager", "compiled", "steps"):
+        steps(world) if name == "steps" else norms(world, name == "compiled")
+        (passed / f"{name}-{world.rank}").touch()
 """
 
 
@@ -323,17 +321,25 @@ def network() -> nn.Module:
     return nn.Sequential(*convolution, nn.Linear(180, 4), nn.BatchNorm1d(4), nn.Linear(4, 4))
 
 
-@pytest.mark.parametrize("mode", ["eager", "compiled"])
-def test_synchronised_norms_equal_one_norm_over_all_images(tmp_path: Path, mode: str) -> None:
-    """Against torch's own batch-norm in one process: outputs, gradients, running statistics; also as one graph."""
-    launch(tmp_path, NORMS, mode)
-
-
-def launch(folder: Path, script: str, argument: str) -> None:
-    """Run a script in two processes."""
-    (folder / "script.py").write_text(script)
+@pytest.fixture(scope="module")
+def together(images: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[set[str], str]:
+    """What both processes have passed of TOGETHER, and what they said."""
+    folder = tmp_path_factory.mktemp("together")
+    (folder / "script.py").write_text(TOGETHER)
+    (folder / "passed").mkdir()
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    done = subprocess.run(
-        [*launcher, str(folder / "script.py"), argument], env=environment(), capture_output=True, text=True, timeout=300
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
+    words = [*launcher, str(folder / "script.py"), str(images), str(folder / "passed")]
+    done = subprocess.run(words, env=environment(), capture_output=True, text=True, timeout=400)
+    return {path.name for path in (folder / "passed").iterdir()}, done.stderr[-3000:]
+
+
+@pytest.mark.parametrize("mode", ["eager", "compiled"])
+def test_synchronised_norms_equal_one_norm_over_all_images(together: tuple[set[str], str], mode: str) -> None:
+    """Against torch's own batch-norm in one process: outputs, gradients, running statistics; also as one graph."""
+    passed, said = together
+    assert {f"{mode}-0", f"{mode}-1"} <= passed, said
+
+
+def test_twenty_steps_at_a_usual_rate_in_float64(together: tuple[set[str], str]) -> None:
+    passed, said = together
+    assert {"steps-0", "steps-1"} <= passed, said
