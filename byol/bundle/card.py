@@ -11,7 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from byol.bundle.folder import describe_file
-from byol.bundle.manifest import ANY_SIZE, CARD, ENCODER, Architecture, Manifest, Origin
+from byol.bundle.manifest import ANY_SIZE, BASELINES, CARD, ENCODER, Architecture, Evaluation, Manifest, Origin
 from byol.text import code_span
 
 _CARD = """---
@@ -84,7 +84,7 @@ features = session.run(["features"], {"images": np.asarray(picture)[None]})[0]  
 _CLASSIFIER = """
 `classifier.onnx` ends in a linear layer for {count} classes: `session.run(["probabilities"], {{"images": ...}})` in the
 order of `classes` in `manifest.json` and in the graph's metadata. Fitted on {n_train} images of {train} ({how}){score}.
-Or `byol classify BUNDLE IMAGES --out FILE`.
+{beside}Or `byol classify BUNDLE IMAGES --out FILE`.
 """
 
 
@@ -117,15 +117,29 @@ def model_card(manifest: Manifest) -> str:
         top1_title=" kNN top-1 |" if measured else "",
         top1_rule="---|" if measured else "",
         graphs="\n".join(_graph_row(manifest, name) for name in manifest.graphs),
-        evaluation=f"kNN (k {measured.k}, temperature {measured.temperature:g}): {measured.n_test} images of "
-        f"{code_span(measured.test)}, bank of {measured.n_train} of {code_span(measured.train)}. "
-        if measured
-        else "",
+        evaluation=_measured(measured) if measured else "",
     )
+
+
+def _measured(found: Evaluation) -> str:
+    return (
+        f"kNN (k {found.k}, temperature {found.temperature:g}): {found.n_test} images of {code_span(found.test)}, bank "
+        f"of {found.n_train} of {code_span(found.train)}. {_baselines('By the same kNN', found.baselines)}"
+    )
+
+
+def _baselines(how: str, top1: dict[str, float] | None) -> str:
+    """A sentence on what the encoder was measured beside, with a blank behind it; empty where it was not."""
+    if not top1:
+        return ""
+    shares = [f"{BASELINES[name]}: {value:.2%}" for name, value in sorted(top1.items(), reverse=True)]
+    return f"{how}, {', '.join(shares)}. "
 
 
 def _provenance(manifest: Manifest) -> str:
     training, origin, tuning = manifest.training, manifest.origin, manifest.finetuning
+    if manifest.untrained_seed is not None:
+        return f"It is untrained: its weights are random, of seed {manifest.untrained_seed}, to compare others with."
     if tuning and tuning.from_scratch:
         return f"Trained with labels, from random weights, on {tuning.images} images of {code_span(tuning.data)}."
     with_labels = f" Then fine-tuned on {tuning.images} labelled images of {code_span(tuning.data)}." if tuning else ""
@@ -150,8 +164,11 @@ def _classifier(manifest: Manifest) -> str:
     score = ""
     if head.top1 is not None and head.test is not None:
         score = f", it\nis right for {head.top1:.2%} of {head.n_test} images of {code_span(head.test)}"
+    beside = _baselines("By the same probe", head.baselines)
     train = code_span(head.train)
-    return _CLASSIFIER.format(count=len(head.classes), how=how, score=score, n_train=head.n_train, train=train)
+    return _CLASSIFIER.format(
+        count=len(head.classes), how=how, score=score, beside=beside, n_train=head.n_train, train=train
+    )
 
 
 def _graph_row(manifest: Manifest, name: str) -> str:

@@ -23,6 +23,7 @@ ENCODER_WEIGHTS = "encoder.onnx.data"  # only where they are too large for the g
 VARIANTS = {"fp32": ENCODER, "fp16": "encoder.fp16.onnx", "int8": "encoder.int8.onnx"}
 ANY_SIZE, CLASSIFIER = "encoder.any-size.onnx", "classifier.onnx"
 GRAPHS = {**{name: precision for precision, name in VARIANTS.items()}, ANY_SIZE: "fp32", CLASSIFIER: "fp32"}
+BASELINES = {"untrained": "untrained encoder", "pixels": "raw pixels"}  # what an encoder is measured beside
 FILES = {*GRAPHS, ENCODER_WEIGHTS, WEIGHTS, GOLDEN, CARD}  # everything a bundle may hold besides its manifest
 LARGEST_SIZE = 8192  # pixels; one image of this side has 200 MB
 MAX_BYTES = 1 << 20  # a manifest has a few kilobytes; anything huge is not one
@@ -145,7 +146,10 @@ class Origin:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """kNN accuracy measured at export: `top1` (0 to 1) of each graph on named data; the rest as in `byol knn`."""
+    """kNN accuracy measured at export: `top1` (0 to 1) of each graph on named data; the rest as in `byol knn`.
+
+    `baselines`: the top-1 of what the encoder was measured beside, by the names in `BASELINES`; None where it was not.
+    """
 
     train: str
     test: str
@@ -154,10 +158,12 @@ class Evaluation:
     k: int
     temperature: float
     top1: dict[str, float]
+    baselines: dict[str, float] | None = None
 
     def __post_init__(self) -> None:
         for name, value in self.top1.items():
             check(0 <= value <= 1, f"evaluation.top1[{name!r}] must lie in 0 to 1, found {value}")
+        _check_baselines(self.baselines, "evaluation")
 
 
 @dataclass(frozen=True)
@@ -179,7 +185,7 @@ class Head:
     """The linear layer inside `classifier.onnx`: its classes in the order of the logits, and how it was fitted.
 
     `l2` is None where it was trained together with the encoder. `top1` (0 to 1) was measured on `n_test` images of
-    `test`; all three are None where nothing was measured.
+    `test`; all three are None where nothing was measured. `baselines`: see `Evaluation`; by probes fitted alike.
     """
 
     classes: tuple[str, ...]
@@ -189,16 +195,21 @@ class Head:
     test: str | None = None
     n_test: int | None = None
     top1: float | None = None
+    baselines: dict[str, float] | None = None
 
     def __post_init__(self) -> None:
         check(len(set(self.classes)) == len(self.classes) >= 2, "classifier.classes needs 2 or more different names")
         measured = {value is not None for value in (self.test, self.n_test, self.top1)}
         check(len(measured) == 1, "classifier.test, n_test and top1 belong together")
+        _check_baselines(self.baselines, "classifier")
 
 
 @dataclass(frozen=True)
 class Manifest:
-    """The whole manifest, checked: an instance that exists is valid. Raises `BundleError` naming the field."""
+    """The whole manifest, checked: an instance that exists is valid. Raises `BundleError` naming the field.
+
+    `untrained_seed`: what all weights were drawn from, where nothing trained them.
+    """
 
     architecture: Architecture
     feature_dim: int
@@ -212,6 +223,7 @@ class Manifest:
     evaluation: Evaluation | None = None
     classifier: Head | None = None
     finetuning: Finetuning | None = None
+    untrained_seed: int | None = None
     schema_version: int = SCHEMA_VERSION
 
     def __post_init__(self) -> None:
@@ -231,6 +243,10 @@ class Manifest:
             check(name in self.files, f"files lists no {name}")
         both = (CLASSIFIER in self.files) == (self.classifier is not None)
         check(both, f"{CLASSIFIER} and the manifest's classifier belong together")
+        trained = self.training or self.origin or self.finetuning
+        check(
+            self.untrained_seed is None or not trained, "untrained_seed is given, but also how the weights were trained"
+        )
         for name in self.evaluation.top1 if self.evaluation else ():
             check(name in self.graphs, f"evaluation.top1 names {name!r}, which is not a graph of this bundle")
 
@@ -292,6 +308,12 @@ def _check_version(version: object) -> None:
         version == SCHEMA_VERSION,
         f"schema_version is {version}, this byol reads {SCHEMA_VERSION}; upgrade it: pip install -U byol",
     )
+
+
+def _check_baselines(top1: dict[str, float] | None, where: str) -> None:
+    for name, value in (top1 or {}).items():
+        check(name in BASELINES, f"{where}.baselines names {name!r}; this byol knows {', '.join(BASELINES)}")
+        check(0 <= value <= 1, f"{where}.baselines[{name!r}] must lie in 0 to 1, found {value}")
 
 
 def _check_name(name: str) -> None:
