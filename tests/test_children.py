@@ -89,7 +89,7 @@ time.sleep(600)
 """
 
 
-def test_a_command_in_another_process_says_why_it_fails(tmp_path):
+def test_a_command_in_another_process_says_why_it_fails(trapped, tmp_path):
     assert run_command("info", str(tmp_path)) == f"{tmp_path} is not a bundle: it holds no manifest.json"
 
 

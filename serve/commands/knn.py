@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from byol.console import show_json
+from byol.console import note, show_json
 from byol.images.location import Location
 from byol.options import LOCATION
 from byol.run import KNN_K, KNN_TEMPERATURE
@@ -84,6 +84,7 @@ def knn(
             rows[name]["results"] = swept
         show_json(values | {"results": results})
     else:
+        note(f"{values['n_test']:,} test images, bank of {values['n_train']:,}")
         for number, result in enumerate(results):
             line = "k {k:<4} temperature {temperature:<6g} top-1 {top1:.2%}  top-5 {top5:.2%}".format(**result)
             beside = [f"  {name} {swept[number]['top1']:.2%}" for name, swept in others.items()]

@@ -20,6 +20,7 @@ from byol.text import printable
 
 if TYPE_CHECKING:
     from byol.serve.evaluate.sets import Evaluation
+    from byol.serve.report.measure import Row
     from byol.serve.report.runs import Entry
     from byol.serve.report.sections import Report
 
@@ -87,7 +88,8 @@ def _evaluated(entries: list[Entry], sets: tuple[Location, Location], device: st
     for entry in entries:
         if entry.bundle is None:
             note(f"{entry.name}: no accuracies, as its bundle is not given (byol export RUN --out BUNDLE)")
-    first, exploration, scores, rows = next(iter(bundles)), None, {}, {}
+    first, exploration, scores = next(iter(bundles)), None, {}
+    rows: dict[str, Row] = {}
     for name, bundle in bundles.items():
         compared = compare(bundle, device) if baselines and name == first else None
         data = load_either(bundle, *sets, device, progress, compared)

@@ -18,6 +18,7 @@ from byol.serve import KNNClassifier, LinearProbe
 from byol.serve.commands.comparison import note_better
 from byol.serve.evaluate import baselines
 from byol.serve.evaluate.baselines import pixel_features
+from byol.signals import Stopped
 from tests.support.command_line import byol
 from tests.support.tiny import write_tiny_bundle
 
@@ -222,6 +223,21 @@ def test_without_the_untrained_encoder_one_line_says_why(
     assert done.code == 0
     assert list(json.loads(done.out)["baselines"]) == ["pixels"]
     assert f"\nthe untrained encoder is left out: {line}\n" in f"\n{done.err}"
+
+
+def test_what_is_stopped_leaves_no_folder(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folders = []
+
+    def stopped(*words: str) -> str:
+        folders.append(Path(words[-1]).parent)
+        assert folders[0].is_dir()
+        raise Stopped("stopped by SIGTERM")
+
+    monkeypatch.setattr(baselines, "LIBRARIES", ("tests",))
+    monkeypatch.setattr(baselines, "run_command", stopped)
+    done = byol("knn", place / "bundle", "--train", place / "train", "--test", place / "test", "--baselines", *CPU)
+    assert (done.code, done.err.splitlines()[-1]) == (1, "Error: stopped by SIGTERM")
+    assert not folders[0].exists()
 
 
 def test_without_torch_the_line_says_what_to_install(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
