@@ -96,6 +96,7 @@ def test_a_command_in_another_process_says_why_it_fails(trapped, tmp_path):
 @pytest.mark.skipif(sys.platform == "win32", reason="sends signals")
 def test_a_process_ends_with_the_one_that_holds_its_input():
     with subprocess.Popen(python_running(ENDLESS), stdin=subprocess.PIPE) as child:
+        assert child.stdin is not None
         child.stdin.close()  # what becomes of it when its parent is killed
         assert child.wait(60) == -signal.SIGTERM
 
@@ -104,7 +105,7 @@ def test_a_process_ends_with_the_one_that_holds_its_input():
 def test_a_signal_ends_the_command_too(monkeypatch):
     started = []
 
-    class Kept(subprocess.Popen):
+    class Kept(subprocess.Popen[str]):
         def __init__(self, *words, **options):
             super().__init__(*words, **options)
             started.append(self)

@@ -94,6 +94,8 @@ def test_the_card_has_the_baselines_that_were_measured(quick, fresh, tmp_path, m
     assert given == [quick / "run"]
     own, untrained = (top1(folder, quick) for folder in (tmp_path / "b", fresh))
     found = manifest.evaluation
+    assert found is not None
+    assert found.baselines is not None
     assert found.top1 == {"encoder.onnx": own}
     assert found.baselines["untrained"] == untrained
     assert found.baselines.keys() == {"untrained", "pixels"}
