@@ -131,7 +131,7 @@ def baselines(report: Report) -> dict[str, Any]:
     return {
         "head": ["", *ACCURACIES],
         "rows": [[name, *accuracy_cells(row)] for name, row in rows.items()],
-        "reading": "Training was worth what the first row has more than the second. Raw pixels (reduced, see the "
+        "reading": "Training was worth what the encoder has more than its untrained self. Raw pixels (reduced, see the "
         "protocols) cost nothing; where they are ahead, the encoder does not help with these classes.",
     }
 

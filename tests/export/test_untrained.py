@@ -62,6 +62,14 @@ def test_a_bundle_gives_seed_0_and_everything_but_the_weights(quick, fresh):
     assert "none: random weights of seed 0" in byol("info", fresh).out
 
 
+def test_its_fine_tuning_does_not_pass_for_that_of_a_trained_one(quick, fresh, tmp_path):
+    done = byol("finetune", fresh, quick / "train", "--out", tmp_path / "tuned")
+    assert (done.code, done.err) == (
+        1,
+        f"Error: {fresh} is an untrained encoder; add --from-scratch, or give a trained one\n",
+    )
+
+
 def test_an_unusual_resize_is_kept(quick, tmp_path):
     shutil.copytree(quick / "bundle", tmp_path / "bundle")
     manifest = Bundle.open(tmp_path / "bundle").manifest
