@@ -14,7 +14,8 @@ from onnx import ModelProto
 from PIL import Image
 
 from byol.bundle.folder import Bundle, golden_names
-from byol.bundle.manifest import ANY_SIZE, CLASSIFIER, ENCODER, VARIANTS, Evaluation, Parity
+from byol.bundle.manifest import ANY_SIZE, CLASSIFIER, ENCODER, VARIANTS, Parity
+from byol.bundle.measured import Evaluation
 from byol.bundle.model import Model, check_graph
 from byol.console import note_skipped, progress
 from byol.export.any_size import any_size_graph

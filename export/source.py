@@ -9,7 +9,8 @@ import torch
 from torch import nn
 
 from byol.bundle.folder import Bundle
-from byol.bundle.manifest import MANIFEST, Finetuning, Head, Origin, Training
+from byol.bundle.manifest import MANIFEST, Finetuning, Origin, Training
+from byol.bundle.measured import Head
 from byol.bundle.schema import BundleError, build
 from byol.encoders import TIMM
 from byol.encoders.build import Pretrained, build_encoder

@@ -11,7 +11,8 @@ from dataclasses import replace
 from pathlib import Path
 
 from byol.bundle.folder import describe_file
-from byol.bundle.manifest import ANY_SIZE, BASELINES, CARD, ENCODER, Architecture, Evaluation, Manifest, Origin
+from byol.bundle.manifest import ANY_SIZE, CARD, ENCODER, Architecture, Manifest, Origin
+from byol.bundle.measured import BASELINES, Evaluation
 from byol.text import code_span
 
 _CARD = """---

@@ -80,7 +80,7 @@ def show_measured(values: dict[str, Any], as_json: bool) -> None:
 
 def _show_compared(values: dict[str, Any]) -> None:
     """The rows of the encoder and its baselines, chance, and how far the accuracy may be off."""
-    from byol.bundle.manifest import BASELINES
+    from byol.bundle.measured import BASELINES
 
     rows = {"this encoder": values} | {BASELINES[name]: row for name, row in values["baselines"].items()}
     click.echo(f"{'':<18}{'top-1':>9}{'top-5':>9}{'difference':>13}")

@@ -93,16 +93,7 @@ def linear(
     start = time.perf_counter()
     if new_bundle and bundle is None:
         raise click.UsageError("--save-classifier needs the BUNDLE whose encoder the probe belongs to")
-    if new_bundle:
-        from byol.bundle.folder import require_place
-
-        require_place(new_bundle)  # before work that would be lost
-    if confusion:
-        from byol import outputs
-        from byol.outputs import require_output
-
-        with of_option("--confusion"):
-            require_output(confusion, outputs.CONFUSION, [train, test, bundle])
+    _require_places(new_bundle, confusion, [train, test, bundle])
     amounts = (*few_counts, *few_shares)
     data = load(bundle, train, test, device, amounts, baselines)
     from byol.serve.evaluate.linear import LinearProbe
@@ -113,11 +104,10 @@ def linear(
     fit(classifier, data, device)
     few = _Few(amounts, draws, lambda: LinearProbe(l2, classifier.device_))
     values = _row(classifier, data) | common(data, classifier.device_, start)
-    rows = {}
-    for name, other in data.baselines.items():
-        probe = LinearProbe(l2, where)
-        fit(probe, other, device)
-        rows[name] = _row(probe, other) | _mean_per_class(probe, other, per_class) | few(other)
+    rows = {
+        name: _baseline(LinearProbe(l2, where), other, device, per_class) | few(other)
+        for name, other in data.baselines.items()
+    }
     add_baselines(values, rows, data)
     if new_bundle and bundle:
         from byol.serve.fuse import save_classifier
@@ -134,8 +124,21 @@ def linear(
     _show_linear(values, as_json)
 
 
+def _require_places(new_bundle: Path | None, confusion: Path | None, inputs: list[Location | None]) -> None:
+    """Raise for what cannot be written, before work that would be lost."""
+    from byol import outputs
+    from byol.bundle.folder import require_place
+    from byol.outputs import require_output
+
+    if new_bundle:
+        require_place(new_bundle)
+    if confusion:
+        with of_option("--confusion"):
+            require_output(confusion, outputs.CONFUSION, inputs)
+
+
 def _show_linear(values: dict[str, Any], as_json: bool) -> None:
-    from byol.bundle.manifest import BASELINES
+    from byol.bundle.measured import BASELINES
 
     if as_json:
         show_json(values)
@@ -184,11 +187,11 @@ def _row(classifier: LinearProbe, data: Evaluation) -> dict[str, Any]:
     return {"top1": top1, "top5": top5, "l2": classifier.l2_}
 
 
-def _mean_per_class(classifier: LinearProbe, data: Evaluation, wanted: bool) -> dict[str, object]:
-    if not wanted:
-        return {}
-    found = _per_class(data.y_test, classifier.predict(data.test.x))
-    return {"mean_per_class": found["mean_per_class"]}
+def _baseline(classifier: LinearProbe, data: Evaluation, device: str, per_class: bool) -> dict[str, Any]:
+    """Fit and score; of the accuracies of classes only the mean."""
+    fit(classifier, data, device)
+    found = _per_class(data.y_test, classifier.predict(data.test.x)) if per_class else {}
+    return _row(classifier, data) | {name: share for name, share in found.items() if name == "mean_per_class"}
 
 
 def _per_class(truth: np.ndarray, predicted: np.ndarray) -> dict[str, object]:

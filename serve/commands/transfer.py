@@ -165,7 +165,7 @@ def row(result: dict[str, Any], width: int) -> str:
 
 def baseline_rows(result: dict[str, Any], width: int) -> list[str]:
     """The same for the baselines of a data set; at the end, how far each is from the encoder in top-1, in points."""
-    from byol.bundle.manifest import BASELINES
+    from byol.bundle.measured import BASELINES
 
     lines = []
     for name, other in result.get("baselines", {}).items():

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from byol.bundle.folder import Bundle
-from byol.bundle.manifest import Head
+from byol.bundle.measured import Head
 from byol.images.labels import require_known, require_labels, require_short
 from byol.images.location import Location, last_part
 from byol.images.open import open_source

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from byol.bundle.manifest import BASELINES
+from byol.bundle.measured import BASELINES
 from byol.run import KNN_K, KNN_TEMPERATURE
 from byol.serve.evaluate.baselines import chance
 from byol.serve.evaluate.few_labels import FewLabels, few_label_accuracy
