@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,6 +30,11 @@ COLLAPSED_STD_RATIO, HEALTHY_STD_RATIO, COLLAPSED_RANK = 0.1, 0.5, 1.5
 LARGEST_NUMBER = 1e15  # of a number in a run's files: beyond it drawing overflows, and nothing counts so far
 
 OWN_VIEWS = "the views of a training run, written by byol, not an image"
+
+
+def standard_error(accuracy: float, count: int) -> float:
+    """The standard error of an accuracy (0 to 1) measured on `count` images: sqrt(p (1 - p) / n)."""
+    return math.sqrt(max(0.0, accuracy * (1 - accuracy)) / count)
 
 
 def is_run(content: bytes) -> bool:

@@ -29,6 +29,11 @@ from byol.text import printable
 @click.argument("source", metavar="RUN|CHECKPOINT", type=click.Path(exists=True, path_type=Path))
 @click.option("--out", type=Output(), required=True, help="Folder of the bundle.")
 @click.option(
+    "--untrained",
+    is_flag=True,
+    help="Export the same architecture with random weights, to compare with; takes a bundle, too.",
+)
+@click.option(
     "--from",
     "toolkit",
     type=click.Choice(TOOLKITS),
@@ -68,17 +73,13 @@ from byol.text import printable
 @click.option(
     "--baselines", is_flag=True, help="Measure raw pixels and the untrained encoder beside it (with --eval-train)."
 )
-@click.option(
-    "--untrained",
-    is_flag=True,
-    help="Export the same architecture with random weights, to compare with; takes a bundle, too.",
-)
 @click.option("--triton", type=Output(), help="Also write a model repository for Triton here.")
-def export(source: Path, out: Path, triton: Path | None, untrained: bool, **options: Any) -> None:
+def export(source: Path, out: Path, triton: Path | None, **options: Any) -> None:
     """Write the online encoder of a run folder, or of one checkpoint file, as a verified bundle.
 
     Nothing is written unless ONNX Runtime reproduces torch, and every added graph the encoder.
     """
+    untrained = options.pop("untrained")
     names = ("toolkit", "prefix", "arch", "image_size", "mean", "std")
     foreign = {name: value for name in names if (value := options.pop(name)) is not None}
     if untrained and foreign:

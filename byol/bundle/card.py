@@ -85,7 +85,7 @@ features = session.run(["features"], {"images": np.asarray(picture)[None]})[0]  
 _CLASSIFIER = """
 `classifier.onnx` ends in a linear layer for {count} classes: `session.run(["probabilities"], {{"images": ...}})` in the
 order of `classes` in `manifest.json` and in the graph's metadata. Fitted on {n_train} images of {train} ({how}){score}.
-{beside}Or `byol classify BUNDLE IMAGES --out FILE`.
+Or `byol classify BUNDLE IMAGES --out FILE`.
 """
 
 
@@ -125,16 +125,14 @@ def model_card(manifest: Manifest) -> str:
 def _measured(found: Evaluation) -> str:
     return (
         f"kNN (k {found.k}, temperature {found.temperature:g}): {found.n_test} images of {code_span(found.test)}, bank "
-        f"of {found.n_train} of {code_span(found.train)}. {_baselines('By the same kNN', found.baselines)}"
+        f"of {found.n_train} of {code_span(found.train)}{_baselines('kNN', found.baselines)}. "
     )
 
 
-def _baselines(how: str, top1: dict[str, float] | None) -> str:
-    """A sentence on what the encoder was measured beside, with a blank behind it; empty where it was not."""
-    if not top1:
-        return ""
-    shares = [f"{BASELINES[name]}: {value:.2%}" for name, value in sorted(top1.items(), reverse=True)]
-    return f"{how}, {', '.join(shares)}. "
+def _baselines(measured_by: str, top1: dict[str, float] | None) -> str:
+    """What the encoder was measured beside, as the end of a sentence; empty where it was not."""
+    shares = [f"{BASELINES[name]} {value:.2%}" for name, value in sorted((top1 or {}).items(), reverse=True)]
+    return f"; by the same {measured_by}: {', '.join(shares)}" if shares else ""
 
 
 def _provenance(manifest: Manifest) -> str:
@@ -165,10 +163,13 @@ def _classifier(manifest: Manifest) -> str:
     score = ""
     if head.top1 is not None and head.test is not None:
         score = f", it\nis right for {head.top1:.2%} of {head.n_test} images of {code_span(head.test)}"
-    beside = _baselines("By the same probe", head.baselines)
     train = code_span(head.train)
     return _CLASSIFIER.format(
-        count=len(head.classes), how=how, score=score, beside=beside, n_train=head.n_train, train=train
+        count=len(head.classes),
+        how=how,
+        score=score + _baselines("probe", head.baselines),
+        n_train=head.n_train,
+        train=train,
     )
 
 

@@ -9,12 +9,18 @@ import click
 
 from byol.console import note
 from byol.images.location import Location
+from byol.run import standard_error
 from byol.serve.commands.options import show
 
 if TYPE_CHECKING:
     from byol.serve.evaluate.baselines import Compared
     from byol.serve.evaluate.sets import Evaluation
 
+baselines_option = click.option(
+    "--baselines",
+    is_flag=True,
+    help="Measure raw pixels and the untrained encoder (needs the `train` extra) beside it, on the same images.",
+)
 ADDED = ("baselines", "chance", "standard_error")  # to the results
 
 
@@ -62,11 +68,6 @@ def note_better(name: str, top1: float, encoders: float, n_test: int, measured: 
         sure = top1 - encoders > 2 * standard_error(encoders, n_test)
         doubt = "" if sure else f" (with {n_test:,} test images that may be chance)"
         note(f"{what} better than this encoder: {measured} {top1:.2%}, not {encoders:.2%}{doubt}")
-
-
-def standard_error(share: float, count: int) -> float:
-    """That of a share of so many independent samples, sqrt(p (1 - p) / n)."""
-    return float((share * (1 - share) / count) ** 0.5)
 
 
 def show_measured(values: dict[str, Any], as_json: bool) -> None:

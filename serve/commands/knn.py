@@ -12,9 +12,9 @@ from byol.console import note, show_json
 from byol.images.location import Location
 from byol.options import LOCATION
 from byol.run import KNN_K, KNN_TEMPERATURE
-from byol.serve.commands.comparison import add_baselines, show_measured
+from byol.serve.commands.comparison import add_baselines, baselines_option, show_measured
 from byol.serve.commands.evaluation import common, fit, load
-from byol.serve.commands.options import BUNDLE, Positive, baselines_option, device_option, json_option
+from byol.serve.commands.options import BUNDLE, Positive, device_option, json_option
 
 if TYPE_CHECKING:
     from byol.serve.evaluate.knn import KNNClassifier

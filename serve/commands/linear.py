@@ -13,9 +13,9 @@ import click
 from byol.console import show_json, show_line, warnings_as_notes
 from byol.images.location import Location
 from byol.options import LOCATION, FiniteRange, Output, OutputFile, of_option
-from byol.serve.commands.comparison import add_baselines, show_measured
+from byol.serve.commands.comparison import add_baselines, baselines_option, show_measured
 from byol.serve.commands.evaluation import common, fit, load
-from byol.serve.commands.options import BUNDLE, Positive, baselines_option, device_option, json_option
+from byol.serve.commands.options import BUNDLE, Positive, device_option, json_option
 
 if TYPE_CHECKING:
     import numpy as np

@@ -39,11 +39,6 @@ max_errors_option = click.option(
 threads_option = click.option(
     "--decode-threads", type=click.IntRange(1, 1024), help="Threads that decode [default: one per usable core]."
 )
-baselines_option = click.option(
-    "--baselines",
-    is_flag=True,
-    help="Measure raw pixels and the untrained encoder (needs the `train` extra) beside it, on the same images.",
-)
 json_option = click.option("--json", "as_json", is_flag=True, help="Print one JSON object on stdout, nothing else.")
 
 

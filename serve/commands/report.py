@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import bokeh  # noqa: F401 - the `report` extra; byol.cli reports its absence
 import click
@@ -13,14 +13,13 @@ from byol.files.atomic import atomic_file, behind_links
 from byol.images.location import Location
 from byol.options import LOCATION, Output, of_option
 from byol.outputs import require_output
-from byol.serve.commands.comparison import compare, require_images
+from byol.serve.commands.comparison import baselines_option, compare, require_images
 from byol.serve.commands.evaluation import note_left_out
-from byol.serve.commands.options import BUNDLE, baselines_option, device_option
+from byol.serve.commands.options import BUNDLE, device_option
 from byol.text import printable
 
 if TYPE_CHECKING:
     from byol.serve.evaluate.sets import Evaluation
-    from byol.serve.report.measure import Row
     from byol.serve.report.runs import Entry
     from byol.serve.report.sections import Report
 
@@ -75,6 +74,7 @@ def report(
 def _evaluated(entries: list[Entry], sets: tuple[Location, Location], device: str, baselines: bool) -> Report:
     """Every bundle on the images of train and test; the first one is also explored, and compared with `baselines`."""
     from byol.serve.evaluate.sets import load_either
+    from byol.serve.report.accuracies import baselines_table
     from byol.serve.report.explore import explore
     from byol.serve.report.measure import measure, measure_baselines
     from byol.serve.report.sections import Report
@@ -89,7 +89,7 @@ def _evaluated(entries: list[Entry], sets: tuple[Location, Location], device: st
         if entry.bundle is None:
             note(f"{entry.name}: no accuracies, as its bundle is not given (byol export RUN --out BUNDLE)")
     first, exploration, scores = next(iter(bundles)), None, {}
-    rows: dict[str, Row] = {}
+    table: dict[str, Any] = {}
     for name, bundle in bundles.items():
         compared = compare(bundle, device) if baselines and name == first else None
         data = load_either(bundle, *sets, device, progress, compared)
@@ -103,8 +103,9 @@ def _evaluated(entries: list[Entry], sets: tuple[Location, Location], device: st
         note(f"{name}: accuracies on {len(data.test)} test images")
         with warnings_as_notes():
             scores[name] = measure(data, used)
-            rows |= measure_baselines(data, used)
-    return Report(entries, scores, exploration, first, rows)
+            if compared:
+                table = baselines_table({name: scores[name].row, **measure_baselines(data, used)})
+    return Report(entries, scores, exploration, first, table)
 
 
 def _tell(data: Evaluation, device: str) -> None:

@@ -11,9 +11,9 @@ import click
 from byol.console import note, note_device, progress, show_json, show_line, warnings_as_notes
 from byol.images.location import Location, location_of
 from byol.run import KNN_K, KNN_TEMPERATURE
-from byol.serve.commands.comparison import compare, note_better, require_images
+from byol.serve.commands.comparison import baselines_option, compare, note_better, require_images
 from byol.serve.commands.evaluation import note_left_out
-from byol.serve.commands.options import BUNDLE, Positive, baselines_option, device_option, json_option
+from byol.serve.commands.options import BUNDLE, Positive, device_option, json_option
 from byol.text import as_message, printable
 
 if TYPE_CHECKING:

@@ -31,6 +31,12 @@ class Row:
     linear: float
     few: FewLabels | None = None
 
+    @property
+    def cells(self) -> list[str]:
+        """The three in percent for people, a dash for what was not measured."""
+        few = f"{100 * self.few.mean:.1f} \u00b1 {100 * self.few.deviation:.1f}" if self.few else "\u2013"
+        return [f"{100 * self.knn:.1f}", f"{100 * self.linear:.1f}", few]
+
 
 @dataclass(frozen=True)
 class Scores:
@@ -81,11 +87,9 @@ def measure(data: Evaluation, device: str) -> Scores:
 
 
 def measure_baselines(data: Evaluation, device: str) -> dict[str, Row]:
-    """The usual figures of what stands beside an encoder, by the names for people; and of the commonest class."""
-    if not data.baselines:
-        return {}
+    """The usual figures of what stands beside an encoder, by the names for people; and of chance."""
     rows = {BASELINES[name]: _row(other, device) for name, other in data.baselines.items()}
-    return {**rows, "commonest class": Row(chance(data), chance(data))}
+    return {**rows, "chance": Row(chance(data), chance(data))}
 
 
 def _row(data: Evaluation, device: str) -> Row:

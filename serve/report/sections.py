@@ -13,22 +13,23 @@ from byol.serve.report.accuracies import accuracy_figures, confusion_figure, sho
 from byol.serve.report.curves import CURVES, POINTS, curve_figure, last_epoch
 from byol.serve.report.explore import Exploration, Query
 from byol.serve.report.maps import class_colours, map_figures
-from byol.serve.report.measure import DRAWS, Row, Scores
+from byol.serve.report.measure import DRAWS, Scores
 from byol.serve.report.runs import Entry
 from byol.serve.report.style import Stroke, strokes
 
 
 @dataclass(frozen=True)
 class Report:
-    """All that a page shows. `scores` is by entry name; `exploration` is by the encoder of the entry `explored`, and
-    `baselines` are measured beside that.
+    """All that a page shows. `scores` is by entry name; `exploration` is by the encoder of the entry `explored`.
+
+    `baselines`: the table of what that is measured beside (`byol.serve.report.accuracies`), empty without one.
     """
 
     entries: list[Entry]
     scores: dict[str, Scores] = field(default_factory=dict)
     exploration: Exploration | None = None
     explored: str = ""
-    baselines: dict[str, Row] = field(default_factory=dict)
+    baselines: dict[str, Any] = field(default_factory=dict)
 
     @property
     def strokes(self) -> dict[str, Stroke]:
@@ -110,30 +111,6 @@ def accuracy(report: Report) -> list[Panel]:
             wide=True,
         ),
     ]
-
-
-ACCURACIES = ("kNN (%)", "linear (%)", "1 label a class (%)")
-
-
-def accuracy_cells(row: Row | None) -> list[str]:
-    """The columns `ACCURACIES`; dashes for what was not measured."""
-    if row is None:
-        return ["\u2013"] * len(ACCURACIES)
-    few = f"{100 * row.few.mean:.1f} \u00b1 {100 * row.few.deviation:.1f}" if row.few else "\u2013"
-    return [f"{100 * row.knn:.1f}", f"{100 * row.linear:.1f}", few]
-
-
-def baselines(report: Report) -> dict[str, Any]:
-    """The table of what the explored encoder was measured beside; empty where that was not asked for."""
-    if not report.baselines:
-        return {}
-    rows = {report.explored: report.scores[report.explored].row, **report.baselines}
-    return {
-        "head": ["", *ACCURACIES],
-        "rows": [[name, *accuracy_cells(row)] for name, row in rows.items()],
-        "reading": "Training was worth what the encoder has more than its untrained self. Raw pixels (reduced, see the "
-        "protocols) cost nothing; where they are ahead, the encoder does not help with these classes.",
-    }
 
 
 def accuracy_note(report: Report) -> str:

@@ -6,8 +6,9 @@ from collections.abc import Sequence
 from typing import Any
 
 from byol.run import KNN_K
+from byol.serve.report.measure import Scores
 from byol.serve.report.runs import Entry, Record, Run
-from byol.serve.report.sections import ACCURACIES, Report, accuracy_cells, percent
+from byol.serve.report.sections import Report, percent
 
 
 def title(entries: Sequence[Entry]) -> str:
@@ -81,19 +82,21 @@ def tiles(report: Report) -> list[tuple[str, str, str]]:
 def finals(report: Report) -> dict[str, Any]:
     """The table of a comparison: the last value of each metric, and the accuracies."""
     keys = [("loss", "{:.3f}"), ("std_ratio", "{:.3f}"), ("rankme", "{:.1f}"), ("cosine", "{:.3f}")]
-    head = ["encoder", *(ACCURACIES if report.scores else ())]  # first, as a phone shows few columns
-    head += ["kNN in training (%)", "steps", *(key for key, _ in keys)]
+    head = ["encoder", "steps", *(key for key, _ in keys), "kNN in training (%)"]
+    head += ["kNN (%)", "linear (%)", "1 label a class (%)"] if report.scores else []
     rows = []
     for entry in report.entries:
         last: dict[str, float] = entry.run.records[-1] if entry.run else {}
         training = entry.bundle.manifest.training if entry.bundle else None
         own = f"{training.steps:,}" if training else "\u2013"
-        scores = report.scores.get(entry.name)
-        row = [entry.name, *(accuracy_cells(scores.row if scores else None) if report.scores else ())]
+        row = [entry.name, _steps(entry.run) if entry.run else own]
+        row += [shape.format(last[key]) if key in last else "\u2013" for key, shape in keys]
         knn = entry.run.last_knn if entry.run else None
         early = f" ({_when(entry.run, knn)})" if entry.run and knn and knn["step"] < last["step"] else ""
-        row += [f"{100 * knn['knn_top1']:.1f}{early}" if knn else "\u2013", _steps(entry.run) if entry.run else own]
-        row += [shape.format(last[key]) if key in last else "\u2013" for key, shape in keys]
+        row.append(f"{100 * knn['knn_top1']:.1f}{early}" if knn else "\u2013")
+        scores = report.scores.get(entry.name)
+        if report.scores:
+            row += _score_cells(scores) if scores else ["\u2013"] * 3
         rows.append(row)
     reading = f"The last line of each run's metrics; kNN with k = {KNN_K} unless the training set is smaller. "
     return {"head": head, "rows": rows, "reading": reading + "A dash: not measured."}
@@ -110,3 +113,7 @@ def _when(run: Run, record: Record) -> str:
     if record is run.records[-1] and not run.unfinished:
         return "at the end of training"
     return f"at epoch {record['epoch']:g}"
+
+
+def _score_cells(scores: Scores) -> list[str]:
+    return scores.row.cells

@@ -108,7 +108,7 @@ def test_the_card_has_the_baselines_that_were_measured(quick, fresh, tmp_path, m
     assert found.baselines["untrained"] == untrained
     assert found.baselines.keys() == {"untrained", "pixels"}
     card = (tmp_path / "b" / "README.md").read_text()
-    assert f"By the same kNN, untrained encoder: {untrained:.2%}, raw pixels: {found.baselines['pixels']:.2%}." in card
+    assert f"; by the same kNN: untrained encoder {untrained:.2%}, raw pixels {found.baselines['pixels']:.2%}." in card
     assert Bundle.open(tmp_path / "b").manifest == manifest
 
 
