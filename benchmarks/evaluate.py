@@ -22,6 +22,7 @@ from byol.images.decode import Preprocess, decode
 from byol.images.labels import require_labels
 from byol.images.open import open_source
 from byol.images.source import ImageSource
+from byol.serve.evaluate.baselines import pixel_features
 
 KNN = ({"k": 20, "temperature": 0.07}, {"k": 200, "temperature": 0.1})
 
@@ -33,13 +34,13 @@ def byol(*words: object) -> str:
 
 
 def raw_pixels(source: ImageSource, size: int, out: Path) -> None:
-    """A features file whose features are the pixels, resized as an encoder's input would be."""
+    """A features file of raw pixels as `--baselines` has them, of whole images where `size` is at most 64."""
     pixels: list[np.ndarray] = []
     for index, image in decode(source, Preprocess.for_size(size)):
         if isinstance(image, Exception):
             raise click.ClickException(f"{source.ids[index]}: {image}")
-        pixels.append(image.ravel())
-    features = np.stack(pixels).astype(np.float32) / 255
+        pixels.append(image)
+    features = pixel_features(np.stack(pixels), size)
     np.savez(out, ids=np.array(source.ids), labels=np.array(require_labels(source)), features=features)
 
 

@@ -14,7 +14,8 @@ from onnx import ModelProto
 from PIL import Image
 
 from byol.bundle.folder import Bundle, golden_names
-from byol.bundle.manifest import ANY_SIZE, CLASSIFIER, ENCODER, VARIANTS, Evaluation, Parity
+from byol.bundle.manifest import ANY_SIZE, CLASSIFIER, ENCODER, VARIANTS, Parity
+from byol.bundle.measured import Evaluation
 from byol.bundle.model import Model, check_graph
 from byol.console import note_skipped, progress
 from byol.export.any_size import any_size_graph
@@ -26,8 +27,10 @@ from byol.images.open import open_source
 from byol.images.source import Skipped
 from byol.images.surroundings import UnreadableImage
 from byol.run import KNN_K, KNN_TEMPERATURE
+from byol.serve.evaluate.baselines import Compared
 from byol.serve.evaluate.knn import KNNClassifier
-from byol.serve.evaluate.sets import load_evaluation, open_labelled
+from byol.serve.evaluate.sets import Evaluation as Measured
+from byol.serve.evaluate.sets import load_evaluation, load_opened, open_labelled
 from byol.serve.fuse import Layer, fuse
 from byol.serve.parity import pass_gate, run_graph
 
@@ -42,13 +45,17 @@ SHAPES = ((1.5, 2.0), (3.0, 2.2), (0.5, 0.7), (1.0, 1.0), (6.0, 1.1), (0.9, 7.0)
 
 @dataclass(frozen=True)
 class Additions:
-    """What to add. `calibrate`: images for int8's ranges; `eval_train`, `eval_test`: labelled, both or none."""
+    """What to add. `calibrate`: images for int8's ranges; `eval_train`, `eval_test`: labelled, both or none.
+
+    `baselines`: measure raw pixels and the untrained encoder on them, too.
+    """
 
     precisions: tuple[str, ...] = ()
     any_size: bool = False
     calibrate: Location | None = None
     eval_train: Location | None = None
     eval_test: Location | None = None
+    baselines: bool = False
 
     def __post_init__(self) -> None:
         for name in self.precisions:
@@ -60,6 +67,8 @@ class Additions:
             raise ValueError("--calibrate needs --precision int8 or --any-size; add one, or leave it out")
         if (self.eval_train is None) != (self.eval_test is None):
             raise ValueError("--eval-train and --eval-test go together; give both or neither")
+        if self.baselines and self.eval_train is None:
+            raise ValueError("--baselines needs images to measure on; add --eval-train and --eval-test")
 
     def require(self) -> None:
         """Raise `ValueError` or `OSError` for images that will not do; before work that would be lost."""
@@ -182,18 +191,30 @@ def _require_enough(name: str, images: int) -> None:
         raise ValueError(f"{name} has {images} readable images; calibration needs at least {least}")
 
 
-def evaluate_variants(bundle: Path, train: Location, test: Location) -> Evaluation:
-    """kNN top-1 of every precision variant in a bundle, train as the bank. Raises `ValueError` for unlabelled sets."""
+def evaluate_variants(bundle: Path, train: Location, test: Location, untrained: Path | None = None) -> Evaluation:
+    """kNN top-1 of every precision variant in a bundle, train as the bank; with an `untrained` bundle also of that and
+    of raw pixels. Raises `ValueError` for unlabelled sets.
+    """
     top1: dict[str, float] = {}
+    baselines: dict[str, float] | None = None
     held = Bundle.open(bundle).manifest.files
     for variant, file in VARIANTS.items():
         if file not in held:
             continue
-        data = load_evaluation(bundle, train, test, "auto", progress, variant)
+        if untrained and not top1:
+            encoder = Compared(bundle, "auto", untrained)
+            data = encoder.split(load_opened(bundle, open_labelled(train, test), "auto", progress, encoder=encoder))
+            baselines = {name: _knn_top1(other) for name, other in data.baselines.items()}
+        else:
+            data = load_evaluation(bundle, train, test, "auto", progress, variant)
         if not top1:  # the same images every time
             for skipped, option in zip(data.skipped, ("--eval-train", "--eval-test"), strict=True):
                 note_skipped(skipped, of=option)
-        classifier = KNNClassifier(KNN_K, KNN_TEMPERATURE).fit(data.train.x, data.y_train)
-        top1[file] = classifier.score(data.test.x, data.y_test)
+        top1[file] = _knn_top1(data)
     sizes = len(data.train), len(data.test)
-    return Evaluation(*data.own_names, *sizes, KNN_K, KNN_TEMPERATURE, top1)
+    return Evaluation(*data.own_names, *sizes, KNN_K, KNN_TEMPERATURE, top1, baselines)
+
+
+def _knn_top1(data: Measured) -> float:
+    classifier = KNNClassifier(KNN_K, KNN_TEMPERATURE).fit(data.train.x, data.y_train)
+    return classifier.score(data.test.x, data.y_test)

@@ -15,9 +15,10 @@ from byol.bundle.manifest import LARGEST_SIZE, Manifest
 from byol.console import note, show_line
 from byol.encoders import TIMM
 from byol.export.additions import Additions
-from byol.export.exporter import Source, export_bundle
+from byol.export.exporter import export_bundle
 from byol.export.foreign.input import Input, Three
 from byol.export.foreign.toolkits import TOOLKITS, foreign_encoder
+from byol.export.source import Source, read_untrained
 from byol.export.triton import require_repository, write_repository
 from byol.options import LOCATION, FiniteRange, Output, of_option
 from byol.outputs import require_output_folder
@@ -27,6 +28,11 @@ from byol.text import printable
 @click.command()
 @click.argument("source", metavar="RUN|CHECKPOINT", type=click.Path(exists=True, path_type=Path))
 @click.option("--out", type=Output(), required=True, help="Folder of the bundle.")
+@click.option(
+    "--untrained",
+    is_flag=True,
+    help="Export the same architecture with random weights, to compare with; takes a bundle, too.",
+)
 @click.option(
     "--from",
     "toolkit",
@@ -64,14 +70,20 @@ from byol.text import printable
 @click.option("--any-size", is_flag=True, help="Add an encoder that resizes and crops pictures itself.")
 @click.option("--eval-train", type=LOCATION, help="Labelled images: the bank for the kNN accuracy of every variant.")
 @click.option("--eval-test", type=LOCATION, help="Labelled images: the queries.")
+@click.option(
+    "--baselines", is_flag=True, help="Measure raw pixels and the untrained encoder beside it (with --eval-train)."
+)
 @click.option("--triton", type=Output(), help="Also write a model repository for Triton here.")
 def export(source: Path, out: Path, triton: Path | None, **options: Any) -> None:
     """Write the online encoder of a run folder, or of one checkpoint file, as a verified bundle.
 
     Nothing is written unless ONNX Runtime reproduces torch, and every added graph the encoder.
     """
+    untrained = options.pop("untrained")
     names = ("toolkit", "prefix", "arch", "image_size", "mean", "std")
     foreign = {name: value for name in names if (value := options.pop(name)) is not None}
+    if untrained and foreign:
+        raise click.UsageError("--untrained draws new weights; leave out what describes another toolkit's")
     try:
         additions = Additions(**options)
     except ValueError as error:
@@ -85,7 +97,7 @@ def export(source: Path, out: Path, triton: Path | None, **options: Any) -> None
             if triton.resolve() == out.resolve():
                 raise ValueError(f"{triton} is the bundle's folder; choose another")
         require_repository(triton)
-    manifest = export_bundle(_foreign_source(source, **foreign) if foreign else source, out, additions)
+    manifest = export_bundle(_source(source, foreign, untrained), out, additions)
     models = write_repository(out, triton) if triton else []  # before the lines, which may find no reader
     size = sum(entry.size for entry in manifest.files.values()) / 1e6
     show_line(
@@ -96,6 +108,12 @@ def export(source: Path, out: Path, triton: Path | None, **options: Any) -> None
         show_line(f"verified: {_proof(manifest, name)}")
     if triton:
         show_line(f"{printable(triton)}: model repository with {', '.join(models)}")
+
+
+def _source(path: Path, foreign: dict[str, Any], untrained: bool) -> Source | Path:
+    if untrained:
+        return read_untrained(path)
+    return _foreign_source(path, **foreign) if foreign else path
 
 
 def _foreign_source(

@@ -5,14 +5,14 @@ from __future__ import annotations
 import copy
 import json
 import subprocess
-from dataclasses import dataclass, fields, replace
+import tempfile
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 from onnx import ModelProto
 from safetensors.numpy import save_file as save_arrays
 from safetensors.torch import save_file as save_tensors
-from torch import nn
 
 import byol
 from byol.bundle.card import write_card
@@ -27,88 +27,23 @@ from byol.bundle.manifest import (
     WEIGHTS,
     Architecture,
     FileEntry,
-    Finetuning,
     Graph,
-    Head,
     Manifest,
-    Origin,
     Parity,
     PreprocessSpec,
-    Training,
 )
 from byol.bundle.model import Model, move_weights
-from byol.bundle.schema import BundleError, build
 from byol.children import python_running
 from byol.encoders import TIMM
 from byol.encoders.build import Pretrained, feature_dim
 from byol.export.additions import GOLDEN_IMAGES, Additions, Derived, classifier, derive, evaluate_variants
 from byol.export.graph import INPUT, OUTPUT, encoder_to_onnx
 from byol.export.parity import measure, sample_images, torch_features
+from byol.export.source import Source, read_run, read_untrained, source_of
 from byol.files.atomic import atomic_folder
-from byol.finetuning.checkpoint import read_finetuned
 from byol.images.decode import Preprocess
-from byol.pretrained import read_pretrained
-from byol.run import FINETUNE
-from byol.serve.fuse import Layer
-from byol.text import printable
-from byol.training.checkpoint import checkpoint_file, finite, task_of
 
 ONLY_FP32 = Additions()
-
-
-@dataclass(frozen=True)
-class Source:
-    """An encoder in eval mode, how to rebuild and feed it, and where its weights come from.
-
-    `resize`: what an image's shorter side is brought to, before the crop; None for the usual. A fine-tuned one also has
-    the `layer` behind it, and what the manifest says of that (`head`) and of the tuning.
-    """
-
-    encoder: nn.Module
-    arch: str
-    stem: str
-    image_size: int
-    mean: tuple[float, float, float]
-    std: tuple[float, float, float]
-    resize: int | None = None
-    training: Training | None = None
-    origin: Origin | None = None
-    layer: Layer | None = None
-    head: Head | None = None
-    finetuning: Finetuning | None = None
-
-
-def read_run(path: Path) -> Source:
-    """The online encoder of a run folder or of one of its checkpoints, or what `byol finetune` made of an encoder.
-
-    Raises `ValueError` when the file is damaged, does not fit, or holds numbers that are not finite.
-    """
-    if (path / MANIFEST).is_file():
-        raise ValueError(f"{printable(path)} is a bundle; export the run or checkpoint it was made from")
-    if path.is_file() and path.suffix != ".safetensors":
-        raise ValueError(
-            f"{printable(path)} is not a byol checkpoint; for another toolkit's, add --from auto --arch NAME"
-        )
-    file = checkpoint_file(path)
-    source = _finetuned(file) if task_of(file) == FINETUNE else _source(read_pretrained(file))
-    if not finite(source.encoder.state_dict()):
-        raise ValueError(f"{printable(path)}: the encoder's weights are not all finite; export an earlier checkpoint")
-    return source
-
-
-def _source(trained: Pretrained) -> Source:
-    known = {field.name: getattr(trained, field.name) for field in fields(trained)}
-    facts = {"training": Training, "origin": Origin, "finetuning": Finetuning}
-    return Source(**{**known, **{name: build(kind, known[name]) for name, kind in facts.items() if known[name]}})
-
-
-def _finetuned(file: Path) -> Source:
-    tuned = read_finetuned(file)
-    try:
-        head, source = build(Head, tuned.head), _source(tuned.source)
-    except BundleError as error:
-        raise ValueError(f"{printable(file)} has damaged metadata: {error}") from error
-    return replace(source, layer=Layer(tuned.weight.numpy(), tuned.bias.numpy()), head=head)
 
 
 def export_bundle(source: str | Path | Source, out: str | Path, additions: Additions = ONLY_FP32) -> Manifest:
@@ -120,6 +55,7 @@ def export_bundle(source: str | Path | Source, out: str | Path, additions: Addit
     out = Path(out)
     require_place(out)
     additions.require()
+    given = source
     source = source if isinstance(source, Source) else read_run(Path(source))
     encoder, size, mean, std = source.encoder, source.image_size, source.mean, source.std
     preprocess, spec = _preprocess(source), _spec(source)
@@ -145,10 +81,17 @@ def export_bundle(source: str | Path | Source, out: str | Path, additions: Addit
         files = _write_graphs(folder, graphs) | {name: describe_file(folder / name) for name in (WEIGHTS, *weights)}
         manifest = write_card(_manifest(source, proto, spec, files), folder)
         if additions.eval_train and additions.eval_test:
-            evaluation = evaluate_variants(folder, additions.eval_train, additions.eval_test)
+            with tempfile.TemporaryDirectory(prefix="byol-untrained-") as place:
+                untrained = _export_untrained(given, Path(place) / "bundle") if additions.baselines else None
+                evaluation = evaluate_variants(folder, additions.eval_train, additions.eval_test, untrained)
             manifest = write_card(replace(manifest, evaluation=evaluation), folder)
         prove(folder)
     return manifest
+
+
+def _export_untrained(source: str | Path | Source, out: Path) -> Path:
+    export_bundle(source.untrained() if isinstance(source, Source) else read_untrained(Path(source)), out)
+    return out
 
 
 def try_export(trained: Pretrained) -> None:
@@ -156,7 +99,7 @@ def try_export(trained: Pretrained) -> None:
 
     The encoder stays as it is. Random weights whose features are not finite prove nothing about the figures.
     """
-    source = _source(replace(trained, encoder=copy.deepcopy(trained.encoder), training=None))
+    source = source_of(replace(trained, encoder=copy.deepcopy(trained.encoder), training=None))
     encoder, size, mean, std = source.encoder, source.image_size, source.mean, source.std
     proto = encoder_to_onnx(encoder, size, mean, std)
     weights = move_weights(proto, ENCODER_WEIGHTS)
@@ -191,6 +134,7 @@ def _manifest(source: Source, proto: ModelProto, spec: PreprocessSpec, files: di
         origin=source.origin,
         classifier=source.head,
         finetuning=source.finetuning,
+        untrained_seed=source.untrained_seed,
         byol_version=byol.__version__,
     )
 

@@ -16,7 +16,8 @@ from safetensors.numpy import save_file
 
 from byol.bundle.card import write_card
 from byol.bundle.folder import Bundle, describe_file, require_place
-from byol.bundle.manifest import CARD, CLASSIFIER, ENCODER, GOLDEN, MANIFEST, Head, Manifest
+from byol.bundle.manifest import CARD, CLASSIFIER, ENCODER, GOLDEN, MANIFEST, Manifest
+from byol.bundle.measured import Head
 from byol.bundle.model import Model, check_graph
 from byol.files.atomic import atomic_folder
 from byol.serve.evaluate.linear import LinearProbe

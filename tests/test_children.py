@@ -2,12 +2,15 @@
 
 import multiprocessing
 import os
+import signal
 import subprocess
 import sys
 
 import pytest
 
-from byol.children import ROOT, python_running, safe_children, speaks_for_job
+from byol import children
+from byol.children import ROOT, python_running, run_command, safe_children, speaks_for_job
+from byol.signals import Stopped
 from byol.text import printable
 from tests.support.command_line import byol
 from tests.support.small import traps
@@ -76,3 +79,47 @@ def test_one_process_of_a_job_says_why_it_fails(tmp_path, monkeypatch):
     assert (done.code, done.err) == (1, "")
     monkeypatch.setenv("BYOL_MEETING", f"file://{tmp_path}/gone/processes")
     assert speaks_for_job()
+
+
+ENDLESS = """
+from byol.children import end_with_parent
+end_with_parent()
+import time
+time.sleep(600)
+"""
+
+
+def test_a_command_in_another_process_says_why_it_fails(trapped, tmp_path):
+    assert run_command("info", str(tmp_path)) == f"{tmp_path} is not a bundle: it holds no manifest.json"
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="sends signals")
+def test_a_process_ends_with_the_one_that_holds_its_input():
+    with subprocess.Popen(python_running(ENDLESS), stdin=subprocess.PIPE) as child:
+        assert child.stdin is not None
+        child.stdin.close()  # what becomes of it when its parent is killed
+        assert child.wait(60) == -signal.SIGTERM
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="sends signals")
+def test_a_signal_ends_the_command_too(monkeypatch):
+    started = []
+
+    class Kept(subprocess.Popen[str]):
+        def __init__(self, *words, **options):
+            super().__init__(*words, **options)
+            started.append(self)
+            signal.setitimer(signal.ITIMER_REAL, 0.2)
+
+    def stop(*_):
+        raise Stopped("stopped")
+
+    monkeypatch.setattr(children, "_COMMAND", ENDLESS)
+    monkeypatch.setattr(subprocess, "Popen", Kept)
+    before = signal.signal(signal.SIGALRM, stop)
+    try:
+        with pytest.raises(Stopped):
+            run_command("train")
+    finally:
+        signal.signal(signal.SIGALRM, before)
+    assert started[0].poll() is not None

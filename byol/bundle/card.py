@@ -12,6 +12,7 @@ from pathlib import Path
 
 from byol.bundle.folder import describe_file
 from byol.bundle.manifest import ANY_SIZE, CARD, ENCODER, Architecture, Manifest, Origin
+from byol.bundle.measured import BASELINES, Evaluation
 from byol.text import code_span
 
 _CARD = """---
@@ -117,15 +118,27 @@ def model_card(manifest: Manifest) -> str:
         top1_title=" kNN top-1 |" if measured else "",
         top1_rule="---|" if measured else "",
         graphs="\n".join(_graph_row(manifest, name) for name in manifest.graphs),
-        evaluation=f"kNN (k {measured.k}, temperature {measured.temperature:g}): {measured.n_test} images of "
-        f"{code_span(measured.test)}, bank of {measured.n_train} of {code_span(measured.train)}. "
-        if measured
-        else "",
+        evaluation=_measured(measured) if measured else "",
     )
+
+
+def _measured(found: Evaluation) -> str:
+    return (
+        f"kNN (k {found.k}, temperature {found.temperature:g}): {found.n_test} images of {code_span(found.test)}, bank "
+        f"of {found.n_train} of {code_span(found.train)}{_baselines('kNN', found.baselines)}. "
+    )
+
+
+def _baselines(measured_by: str, top1: dict[str, float] | None) -> str:
+    """What the encoder was measured beside, as the end of a sentence; empty where it was not."""
+    shares = [f"{BASELINES[name]} {value:.2%}" for name, value in sorted((top1 or {}).items(), reverse=True)]
+    return f"; by the same {measured_by}: {', '.join(shares)}" if shares else ""
 
 
 def _provenance(manifest: Manifest) -> str:
     training, origin, tuning = manifest.training, manifest.origin, manifest.finetuning
+    if manifest.untrained_seed is not None:
+        return f"It is untrained: its weights are random, of seed {manifest.untrained_seed}, to compare others with."
     if tuning and tuning.from_scratch:
         return f"Trained with labels, from random weights, on {tuning.images} images of {code_span(tuning.data)}."
     with_labels = f" Then fine-tuned on {tuning.images} labelled images of {code_span(tuning.data)}." if tuning else ""
@@ -151,7 +164,13 @@ def _classifier(manifest: Manifest) -> str:
     if head.top1 is not None and head.test is not None:
         score = f", it\nis right for {head.top1:.2%} of {head.n_test} images of {code_span(head.test)}"
     train = code_span(head.train)
-    return _CLASSIFIER.format(count=len(head.classes), how=how, score=score, n_train=head.n_train, train=train)
+    return _CLASSIFIER.format(
+        count=len(head.classes),
+        how=how,
+        score=score + _baselines("probe", head.baselines),
+        n_train=head.n_train,
+        train=train,
+    )
 
 
 def _graph_row(manifest: Manifest, name: str) -> str:

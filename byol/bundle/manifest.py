@@ -12,6 +12,7 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
+from byol.bundle.measured import Evaluation, Head
 from byol.bundle.schema import build, check, plain, read_object
 from byol.files.atomic import atomic_file
 from byol.images.decode import Preprocess
@@ -144,23 +145,6 @@ class Origin:
 
 
 @dataclass(frozen=True)
-class Evaluation:
-    """kNN accuracy measured at export: `top1` (0 to 1) of each graph on named data; the rest as in `byol knn`."""
-
-    train: str
-    test: str
-    n_train: int
-    n_test: int
-    k: int
-    temperature: float
-    top1: dict[str, float]
-
-    def __post_init__(self) -> None:
-        for name, value in self.top1.items():
-            check(0 <= value <= 1, f"evaluation.top1[{name!r}] must lie in 0 to 1, found {value}")
-
-
-@dataclass(frozen=True)
 class Finetuning:
     """How labels trained the encoder: `images` labelled ones of `data`, peak rate `lr`, `epochs`.
 
@@ -175,30 +159,11 @@ class Finetuning:
 
 
 @dataclass(frozen=True)
-class Head:
-    """The linear layer inside `classifier.onnx`: its classes in the order of the logits, and how it was fitted.
-
-    `l2` is None where it was trained together with the encoder. `top1` (0 to 1) was measured on `n_test` images of
-    `test`; all three are None where nothing was measured.
-    """
-
-    classes: tuple[str, ...]
-    l2: float | None
-    train: str
-    n_train: int
-    test: str | None = None
-    n_test: int | None = None
-    top1: float | None = None
-
-    def __post_init__(self) -> None:
-        check(len(set(self.classes)) == len(self.classes) >= 2, "classifier.classes needs 2 or more different names")
-        measured = {value is not None for value in (self.test, self.n_test, self.top1)}
-        check(len(measured) == 1, "classifier.test, n_test and top1 belong together")
-
-
-@dataclass(frozen=True)
 class Manifest:
-    """The whole manifest, checked: an instance that exists is valid. Raises `BundleError` naming the field."""
+    """The whole manifest, checked: an instance that exists is valid. Raises `BundleError` naming the field.
+
+    `untrained_seed`: what all weights were drawn from, where nothing trained them.
+    """
 
     architecture: Architecture
     feature_dim: int
@@ -212,6 +177,7 @@ class Manifest:
     evaluation: Evaluation | None = None
     classifier: Head | None = None
     finetuning: Finetuning | None = None
+    untrained_seed: int | None = None
     schema_version: int = SCHEMA_VERSION
 
     def __post_init__(self) -> None:
@@ -231,6 +197,10 @@ class Manifest:
             check(name in self.files, f"files lists no {name}")
         both = (CLASSIFIER in self.files) == (self.classifier is not None)
         check(both, f"{CLASSIFIER} and the manifest's classifier belong together")
+        trained = self.training or self.origin or self.finetuning
+        check(
+            self.untrained_seed is None or not trained, "untrained_seed is given, but also how the weights were trained"
+        )
         for name in self.evaluation.top1 if self.evaluation else ():
             check(name in self.graphs, f"evaluation.top1 names {name!r}, which is not a graph of this bundle")
 

@@ -10,6 +10,7 @@ from typing import Any
 import click
 import numpy as np
 
+from byol.bundle.folder import Bundle
 from byol.console import at_work, note, note_skipped, progress, show_json, show_table, warnings_as_notes
 from byol.files.atomic import atomic_file
 from byol.finetuning.protocol import Sets, Sweep, choose_images, read_sets
@@ -126,6 +127,8 @@ def run_finetuning(
     source = read_pretrained(encoder)
     if source.finetuning:
         raise ValueError(f"{printable(encoder)} is already fine-tuned; give the run or bundle it was made from")
+    if is_bundle(encoder) and Bundle.open(encoder).manifest.untrained_seed is not None and not config.from_scratch:
+        raise ValueError(f"{printable(encoder)} is an untrained encoder; add --from-scratch, or give a trained one")
     chosen = choose_images(config, data, test)
     content = {
         "task": FINETUNE,

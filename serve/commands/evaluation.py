@@ -11,6 +11,7 @@ import click
 
 from byol.console import note_device, note_skipped, progress, warnings_as_notes
 from byol.images.location import Location
+from byol.serve.commands.comparison import compare, require_images
 
 if TYPE_CHECKING:
     from byol.serve.evaluate.classifier import Classifier
@@ -18,7 +19,12 @@ if TYPE_CHECKING:
 
 
 def load(
-    bundle: Path | None, train: Location, test: Location, device: str, amounts: Sequence[int | float] = ()
+    bundle: Path | None,
+    train: Location,
+    test: Location,
+    device: str,
+    amounts: Sequence[int | float] = (),
+    baselines: bool = False,
 ) -> Evaluation:
     """Both sets, after checking that the `amounts` of labels to draw exist, before the first image is encoded."""
     import numpy as np
@@ -28,6 +34,8 @@ def load(
     from byol.serve.evaluate.sets import load_opened, needs_bundle, open_labelled
     from byol.text import printable
 
+    if baselines:
+        require_images(bundle, train, test)
     images = needs_bundle(train, test)
     if bundle is None and images is not None:
         open_source(images)  # which says so where there is nothing
@@ -39,13 +47,14 @@ def load(
     sets = open_labelled(train, test)
     for amount in amounts:
         draw(np.array(sets[0].labels[:]), amount, seed=0)  # which says where a class has too few
-    data = load_opened(bundle, sets, device, progress)
+    compared = compare(bundle, device) if bundle and baselines else None
+    data = load_opened(bundle, sets, device, progress, encoder=compared)
     for amount in amounts:
         draw(data.y_train, amount, seed=0)  # of the images that can be read
     if data.encoder:
         note_device(device, data.encoder.device, data.encoder.reason)
     note_left_out(data)
-    return data
+    return compared.split(data) if compared else data
 
 
 def note_left_out(data: Evaluation, train: str = "--train", test: str = "--test") -> None:

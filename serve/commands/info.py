@@ -79,6 +79,8 @@ def info_rows(bundle: Bundle) -> list[tuple[str, object]]:
                 f"{training.data}, {training.images:,} images, {training.epochs:g} epochs, {training.steps:,} steps",
             )
         )
+    if manifest.untrained_seed is not None:
+        rows.append(("training", f"none: random weights of seed {manifest.untrained_seed}"))
     if manifest.finetuning:
         tuning = manifest.finetuning
         start = ", from random weights" if tuning.from_scratch else ""

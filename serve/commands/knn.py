@@ -4,15 +4,21 @@ from __future__ import annotations
 
 import time
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from byol.console import show_json
+from byol.console import note, show_json
 from byol.images.location import Location
 from byol.options import LOCATION
 from byol.run import KNN_K, KNN_TEMPERATURE
+from byol.serve.commands.comparison import add_baselines, baselines_option, show_measured
 from byol.serve.commands.evaluation import common, fit, load
-from byol.serve.commands.options import BUNDLE, Positive, device_option, json_option, show
+from byol.serve.commands.options import BUNDLE, Positive, device_option, json_option
+
+if TYPE_CHECKING:
+    from byol.serve.evaluate.knn import KNNClassifier
+    from byol.serve.evaluate.sets import Evaluation
 
 
 @click.command()
@@ -37,6 +43,7 @@ from byol.serve.commands.options import BUNDLE, Positive, device_option, json_op
     multiple=True,
     help="A neighbour of cosine similarity s votes with weight exp(s / temperature); repeatable.",
 )
+@baselines_option
 @device_option
 @json_option
 def knn(
@@ -45,28 +52,47 @@ def knn(
     test: Location,
     ks: tuple[int, ...],
     temperatures: tuple[float, ...],
+    baselines: bool,
     device: str,
     as_json: bool,
 ) -> None:
     """Measure the weighted k-nearest-neighbour accuracy of BUNDLE's features.
 
     BUNDLE may be left out when --train and --test are features files. One search serves every --k and --temperature.
+    With --baselines, see what training was worth: the same kNN on raw pixels and on the untrained encoder.
     """
     start = time.perf_counter()
-    data = load(bundle, train, test, device)
+    data = load(bundle, train, test, device, baselines=baselines)
     from byol.serve.evaluate.knn import KNNClassifier
 
     classifier = KNNClassifier(max(ks), temperatures[0], data.encoder.device if data.encoder else device)
     fit(classifier, data, device)
-    names = ("k", "temperature", "top1", "top5")
-    swept = classifier.sweep(data.test.x, data.y_test, ks, temperatures)
-    results = [dict(zip(names, result, strict=True)) for result in swept]
-    values = {name: results[0][name] for name in ("top1", "top5", "k", "temperature")}
+    results = _swept(classifier, data, ks, temperatures)
+    values: dict[str, Any] = {name: results[0][name] for name in ("top1", "top5", "k", "temperature")}
     values |= common(data, classifier.device_, start)
+    others = {}
+    for name, other in data.baselines.items():
+        fit(classifier, other, device)
+        others[name] = _swept(classifier, other, ks, temperatures)
+    rows = {name: {"top1": swept[0]["top1"], "top5": swept[0]["top5"]} for name, swept in others.items()}
+    add_baselines(values, rows, data)
+    values["seconds"] = round(time.perf_counter() - start, 3)
     if len(results) == 1:
-        show(values, as_json)
+        show_measured(values, as_json)
     elif as_json:
+        for name, swept in others.items():
+            rows[name]["results"] = swept
         show_json(values | {"results": results})
     else:
-        for result in results:
-            click.echo("k {k:<4} temperature {temperature:<6g} top-1 {top1:.2%}  top-5 {top5:.2%}".format(**result))
+        note(f"{values['n_test']:,} test images, bank of {values['n_train']:,}")
+        for number, result in enumerate(results):
+            line = "k {k:<4} temperature {temperature:<6g} top-1 {top1:.2%}  top-5 {top5:.2%}".format(**result)
+            beside = [f"  {name} {swept[number]['top1']:.2%}" for name, swept in others.items()]
+            click.echo(line + "".join(beside))
+
+
+def _swept(
+    classifier: KNNClassifier, data: Evaluation, ks: tuple[int, ...], temperatures: tuple[float, ...]
+) -> list[dict[str, Any]]:
+    swept = classifier.sweep(data.test.x, data.y_test, ks, temperatures)
+    return [dict(zip(("k", "temperature", "top1", "top5"), result, strict=True)) for result in swept]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,13 +13,15 @@ import click
 from byol.console import show_json, show_line, warnings_as_notes
 from byol.images.location import Location
 from byol.options import LOCATION, FiniteRange, Output, OutputFile, of_option
+from byol.serve.commands.comparison import add_baselines, baselines_option, show_measured
 from byol.serve.commands.evaluation import common, fit, load
-from byol.serve.commands.options import BUNDLE, Positive, device_option, json_option, show
+from byol.serve.commands.options import BUNDLE, Positive, device_option, json_option
 
 if TYPE_CHECKING:
     import numpy as np
 
     from byol.serve.evaluate.classifier import Classifier
+    from byol.serve.evaluate.linear import LinearProbe
     from byol.serve.evaluate.sets import Evaluation
 
 
@@ -64,6 +67,7 @@ if TYPE_CHECKING:
 @click.option(
     "--draws", type=click.IntRange(min=1), default=5, show_default=True, help="Random draws of the few labels."
 )
+@baselines_option
 @device_option
 @json_option
 def linear(
@@ -77,73 +81,117 @@ def linear(
     few_counts: tuple[int, ...],
     few_shares: tuple[float, ...],
     draws: int,
+    baselines: bool,
     device: str,
     as_json: bool,
 ) -> None:
     """Measure the linear-probe accuracy of BUNDLE's features.
 
-    BUNDLE may be left out when --train and --test are features files.
+    BUNDLE may be left out when --train and --test are features files. With --baselines, see what training was worth:
+    the same probe on raw pixels and on the untrained encoder.
     """
     start = time.perf_counter()
     if new_bundle and bundle is None:
         raise click.UsageError("--save-classifier needs the BUNDLE whose encoder the probe belongs to")
-    if new_bundle:
-        from byol.bundle.folder import require_place
-
-        require_place(new_bundle)  # before work that would be lost
-    if confusion:
-        from byol import outputs
-        from byol.outputs import require_output
-
-        with of_option("--confusion"):
-            require_output(confusion, outputs.CONFUSION, [train, test, bundle])
-    data = load(bundle, train, test, device, (*few_counts, *few_shares))
+    _require_places(new_bundle, confusion, [train, test, bundle])
+    amounts = (*few_counts, *few_shares)
+    data = load(bundle, train, test, device, amounts, baselines)
     from byol.serve.evaluate.linear import LinearProbe
     from byol.text import printable
 
-    classifier = LinearProbe(l2, data.encoder.device if data.encoder else device)
+    where = data.encoder.device if data.encoder else device
+    classifier = LinearProbe(l2, where)
     fit(classifier, data, device)
-    top1, top5 = classifier.top_k_scores(data.test.x, data.y_test)
-    values = {"top1": top1, "top5": top5, "l2": classifier.l2_} | common(data, classifier.device_, start)
+    few = _Few(amounts, draws, lambda: LinearProbe(l2, classifier.device_))
+    values = _row(classifier, data) | common(data, classifier.device_, start)
+    rows = {
+        name: _baseline(LinearProbe(l2, where), other, device, per_class) | few(other)
+        for name, other in data.baselines.items()
+    }
+    add_baselines(values, rows, data)
     if new_bundle and bundle:
         from byol.serve.fuse import save_classifier
 
-        save_classifier(bundle, classifier, data.head(classifier, top1), new_bundle)
+        beside = {name: row["top1"] for name, row in rows.items()} or None
+        save_classifier(bundle, classifier, data.head(classifier, values["top1"], beside), new_bundle)
         values["classifier"] = printable(new_bundle)
     if confusion:
         _write_confusion(confusion, classifier.classes_, classifier.confusion(data.test.x, data.y_test))
     if per_class:
         values |= _per_class(data.y_test, classifier.predict(data.test.x))
-    if few_counts or few_shares:
-        device = classifier.device_
-        values["few_labels"] = [
-            _few_labels(data, amount, draws, lambda: LinearProbe(l2, device)) for amount in (*few_counts, *few_shares)
-        ]
+    values |= few(data)
     values["seconds"] = round(time.perf_counter() - start, 3)
     _show_linear(values, as_json)
 
 
+def _require_places(new_bundle: Path | None, confusion: Path | None, inputs: list[Location | None]) -> None:
+    """Raise for what cannot be written, before work that would be lost."""
+    from byol import outputs
+    from byol.bundle.folder import require_place
+    from byol.outputs import require_output
+
+    if new_bundle:
+        require_place(new_bundle)
+    if confusion:
+        with of_option("--confusion"):
+            require_output(confusion, outputs.CONFUSION, inputs)
+
+
 def _show_linear(values: dict[str, Any], as_json: bool) -> None:
+    from byol.bundle.measured import BASELINES
+
     if as_json:
         show_json(values)
         return
     classes, few = values.pop("per_class", {}), values.pop("few_labels", [])
-    show(values, as_json)
+    show_measured(values, as_json)
     for name, share in classes.items():
         show_line(f"  {name}: {share:.2%}")
-    for row in few:
-        spread = " +- {deviation:.2%} over {draws} draws".format(**row) if row["draws"] > 1 else ""
-        click.echo("{labels} ({images} labelled images): {mean:.2%}".format(**row) + spread)
+    for number, row in enumerate(few):
+        click.echo("{labels} ({images} labelled images): ".format(**row) + _spread(row))
+        for name, other in values.get("baselines", {}).items():
+            click.echo(f"  {BASELINES[name]}: {_spread(other['few_labels'][number])}")
 
 
-def _few_labels(data: Evaluation, amount: int | float, draws: int, make: Callable[[], Classifier]) -> dict[str, object]:
-    from byol.images.splits import describe
-    from byol.serve.evaluate.few_labels import few_label_accuracy
+def _spread(row: dict[str, Any]) -> str:
+    return "{mean:.2%}".format(**row) + (
+        " +- {deviation:.2%} over {draws} draws".format(**row) if row["draws"] > 1 else ""
+    )
 
-    with warnings_as_notes():
-        few = few_label_accuracy(make, (data.train.x, data.y_train), (data.test.x, data.y_test), amount, draws)
-    scores = {"mean": few.mean, "deviation": few.deviation, "top1": few.top1}
-    return {"labels": describe(amount), "images": few.images, "draws": draws, **scores}
+
+@dataclass(frozen=True)
+class _Few:
+    """Fits on `amounts` of labels, `draws` times each, by what `make` makes."""
+
+    amounts: tuple[int | float, ...]
+    draws: int
+    make: Callable[[], Classifier]
+
+    def __call__(self, data: Evaluation) -> dict[str, list[dict[str, object]]]:
+        """`few_labels`, or nothing where no amount is given."""
+        return {"few_labels": [self._row(data, amount) for amount in self.amounts]} if self.amounts else {}
+
+    def _row(self, data: Evaluation, amount: int | float) -> dict[str, object]:
+        from byol.images.splits import describe
+        from byol.serve.evaluate.few_labels import few_label_accuracy
+
+        train, test = (data.train.x, data.y_train), (data.test.x, data.y_test)
+        with warnings_as_notes():
+            few = few_label_accuracy(self.make, train, test, amount, self.draws)
+        scores = {"mean": few.mean, "deviation": few.deviation, "top1": few.top1}
+        return {"labels": describe(amount), "images": few.images, "draws": self.draws, **scores}
+
+
+def _row(classifier: LinearProbe, data: Evaluation) -> dict[str, Any]:
+    top1, top5 = classifier.top_k_scores(data.test.x, data.y_test)
+    return {"top1": top1, "top5": top5, "l2": classifier.l2_}
+
+
+def _baseline(classifier: LinearProbe, data: Evaluation, device: str, per_class: bool) -> dict[str, Any]:
+    """Fit and score; of the accuracies of classes only the mean."""
+    fit(classifier, data, device)
+    found = _per_class(data.y_test, classifier.predict(data.test.x)) if per_class else {}
+    return _row(classifier, data) | {name: share for name, share in found.items() if name == "mean_per_class"}
 
 
 def _per_class(truth: np.ndarray, predicted: np.ndarray) -> dict[str, object]:

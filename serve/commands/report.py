@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import bokeh  # noqa: F401 - the `report` extra; byol.cli reports its absence
 import click
@@ -13,6 +13,7 @@ from byol.files.atomic import atomic_file, behind_links
 from byol.images.location import Location
 from byol.options import LOCATION, Output, of_option
 from byol.outputs import require_output
+from byol.serve.commands.comparison import baselines_option, compare, require_images
 from byol.serve.commands.evaluation import note_left_out
 from byol.serve.commands.options import BUNDLE, device_option
 from byol.text import printable
@@ -28,8 +29,16 @@ if TYPE_CHECKING:
 @click.option("--train", type=LOCATION, help="Labelled images to learn from; without labels, only neighbours and map.")
 @click.option("--test", type=LOCATION, help="Images to measure and show.")
 @click.option("--out", type=Output(dir_okay=False), required=True, metavar="FILE.html", help="The page.")
+@baselines_option
 @device_option
-def report(paths: tuple[Path, ...], train: Location | None, test: Location | None, out: Path, device: str) -> None:
+def report(
+    paths: tuple[Path, ...],
+    train: Location | None,
+    test: Location | None,
+    out: Path,
+    baselines: bool,
+    device: str,
+) -> None:
     """Write runs and bundles as one self-contained page: curves, accuracies, neighbours, a map, provenance.
 
     A run and the bundle exported from it are shown as one; several encoders are compared.
@@ -42,6 +51,10 @@ def report(paths: tuple[Path, ...], train: Location | None, test: Location | Non
 
     if (train is None) != (test is None):
         raise click.UsageError("give both --train and --test, or neither")
+    if baselines and not (train and test):
+        raise click.UsageError("--baselines needs images to measure on; add --train and --test")
+    if baselines and train and test:
+        require_images(paths[0], train, test)
     with of_option("--out"):
         require_output(out, outputs.PAGE, [train, test, *paths])
     entries = open_entries(paths)
@@ -50,7 +63,7 @@ def report(paths: tuple[Path, ...], train: Location | None, test: Location | Non
             note(f"{entry.name}: ignored the half-written last line of its metrics")
         if entry.run and entry.run.metrics.ignored:
             note(f"{entry.name}: {entry.run.metrics.ignored}")
-    filled = _evaluated(entries, train, test, device) if train and test else Report(entries)
+    filled = _evaluated(entries, (train, test), device, baselines) if train and test else Report(entries)
     page = render(filled)
     behind_links(out).parent.mkdir(parents=True, exist_ok=True)
     with atomic_file(out) as temporary:
@@ -58,11 +71,12 @@ def report(paths: tuple[Path, ...], train: Location | None, test: Location | Non
     show_table([("page", printable(out)), ("size", f"{len(page.encode()) / 1e6:.1f} MB")])
 
 
-def _evaluated(entries: list[Entry], train: Location, test: Location, device: str) -> Report:
-    """Every bundle on the images; the first one is also explored."""
+def _evaluated(entries: list[Entry], sets: tuple[Location, Location], device: str, baselines: bool) -> Report:
+    """Every bundle on the images of train and test; the first one is also explored, and compared with `baselines`."""
     from byol.serve.evaluate.sets import load_either
+    from byol.serve.report.accuracies import baselines_table
     from byol.serve.report.explore import explore
-    from byol.serve.report.measure import measure
+    from byol.serve.report.measure import measure, measure_baselines
     from byol.serve.report.sections import Report
 
     bundles = {entry.name: entry.bundle.folder for entry in entries if entry.bundle}
@@ -75,18 +89,23 @@ def _evaluated(entries: list[Entry], train: Location, test: Location, device: st
         if entry.bundle is None:
             note(f"{entry.name}: no accuracies, as its bundle is not given (byol export RUN --out BUNDLE)")
     first, exploration, scores = next(iter(bundles)), None, {}
+    table: dict[str, Any] = {}
     for name, bundle in bundles.items():
-        data = load_either(bundle, train, test, device, progress)
+        compared = compare(bundle, device) if baselines and name == first else None
+        data = load_either(bundle, *sets, device, progress, compared)
+        data = compared.split(data) if compared else data
         used = data.encoder.device if data.encoder else device
         if name == first:
             _tell(data, device)
-            exploration = explore(data, train, test, used)
+            exploration = explore(data, *sets, used)
         if not data.labelled:
             break
         note(f"{name}: accuracies on {len(data.test)} test images")
         with warnings_as_notes():
             scores[name] = measure(data, used)
-    return Report(entries, scores, exploration, first)
+            if compared:
+                table = baselines_table({name: scores[name].row, **measure_baselines(data, used)})
+    return Report(entries, scores, exploration, first, table)
 
 
 def _tell(data: Evaluation, device: str) -> None:

@@ -11,6 +11,7 @@ import click
 from byol.console import note, note_device, progress, show_json, show_line, warnings_as_notes
 from byol.images.location import Location, location_of
 from byol.run import KNN_K, KNN_TEMPERATURE
+from byol.serve.commands.comparison import baselines_option, compare, note_better, require_images
 from byol.serve.commands.evaluation import note_left_out
 from byol.serve.commands.options import BUNDLE, Positive, device_option, json_option
 from byol.text import as_message, printable
@@ -20,7 +21,9 @@ if TYPE_CHECKING:
     from byol.serve.evaluate.sets import Evaluation
 
 TEST_FOLDERS = ("test", "val")
+KINDS = {"linear": "linear", "knn": "kNN"}
 COLUMNS = ("top1", "mean_per_class")
+LONGEST_ROW = len("  untrained encoder")
 
 
 @click.command()
@@ -34,14 +37,17 @@ COLUMNS = ("top1", "mean_per_class")
     show_default=True,
     help="Of the votes' weights.",
 )
+@baselines_option
 @device_option
 @json_option
-def transfer(bundle: Path, data: tuple[str, ...], k: int, temperature: float, device: str, as_json: bool) -> None:
+def transfer(
+    bundle: Path, data: tuple[str, ...], k: int, temperature: float, baselines: bool, device: str, as_json: bool
+) -> None:
     """Measure linear-probe and kNN accuracy of BUNDLE on several data sets.
 
     Each DATA is a folder with train/ and test/ (or val/), a named data set such as cifar10, or NAME=TRAIN,TEST
     with any two sources. The probe chooses its L2 strength as in `byol linear`. A data set that fails does not stop the
-    others.
+    others. With --baselines, see what training was worth: two more rows for each data set.
     """
     start = time.perf_counter()
     from byol.bundle.folder import Bundle
@@ -53,25 +59,32 @@ def transfer(bundle: Path, data: tuple[str, ...], k: int, temperature: float, de
         if name in locations:
             raise click.UsageError(f"two data sets are called {name!r}; rename one: NAME=TRAIN,TEST")
         locations[name] = train, test
+    if baselines:
+        require_images(bundle, *(location for pair in locations.values() for location in pair))
     opened = {name: open_labelled(*pair) for name, pair in locations.items()}  # all, before any work
     Bundle.open(bundle)
-    width = max(len("data set"), *(len(as_message(name)) for name in locations))
+    compared = compare(bundle, device) if baselines else None
+    width = max(len("data set"), *(len(as_message(name)) for name in locations), LONGEST_ROW if baselines else 0)
     if not as_json:
-        click.echo(head(width))
+        click.echo(head(width, baselines))
     results, failed = list[dict[str, Any]](), dict[str, str]()
     for number, name in enumerate(locations):
         try:
-            loaded = load_opened(bundle, opened.pop(name), device, progress)
+            loaded = load_opened(bundle, opened.pop(name), device, progress, encoder=compared)
+            loaded = compared.split(loaded) if compared else loaded
             if loaded.encoder and number == 0:
                 note_device(device, loaded.encoder.device, loaded.encoder.reason)
             note_left_out(loaded, f"{name} (train)", f"{name} (test)")
             results.append({"name": name, **evaluate(loaded, k, temperature, device)})
+            _note_better(results[-1])
         except (ValueError, OSError) as error:
             failed[name] = as_message(error)
             note(f"{name}: {error}")
             continue
         if not as_json:
             show_line(row(results[-1], width))
+            for line in baseline_rows(results[-1], width):
+                show_line(line)
     if as_json:
         show_json({"results": results, "failed": failed, "seconds": round(time.perf_counter() - start, 3)})
     if failed:
@@ -101,22 +114,34 @@ def data_set(text: str) -> tuple[str, Location, Location]:
 
 
 def evaluate(data: Evaluation, k: int, temperature: float, device: str) -> dict[str, Any]:
-    """Accuracies (0 to 1) of probe and kNN on one data set."""
+    """Accuracies (0 to 1) of probe and kNN on one data set, also of the baselines where there are some."""
+    device = data.encoder.device if data.encoder else device
+    result: dict[str, Any] = {
+        "n_train": len(data.train),
+        "n_test": len(data.test),
+        "classes": len(set(data.train.labels)),
+        **_accuracies(data, k, temperature, device),
+    }
+    if data.baselines:
+        others = data.baselines.items()
+        result["baselines"] = {name: _accuracies(other, k, temperature, device) for name, other in others}
+    return result
+
+
+def _accuracies(data: Evaluation, k: int, temperature: float, device: str) -> dict[str, Any]:
     from byol.serve.evaluate.knn import KNNClassifier
     from byol.serve.evaluate.linear import LinearProbe
 
-    device = data.encoder.device if data.encoder else device
-    probe = LinearProbe(device=device)
-    linear = measure(probe, data)
-    neighbours = KNNClassifier(k, temperature, device)
-    knn = measure(neighbours, data)
-    return {
-        "n_train": len(data.train),
-        "n_test": len(data.test),
-        "classes": len(probe.classes_),
-        "linear": {**linear, "l2": probe.l2_},
-        "knn": {**knn, "k": neighbours.k_, "temperature": temperature},
-    }
+    probe, neighbours = LinearProbe(device=device), KNNClassifier(k, temperature, device)
+    linear, knn = measure(probe, data), measure(neighbours, data)
+    return {"linear": {**linear, "l2": probe.l2_}, "knn": {**knn, "k": neighbours.k_, "temperature": temperature}}
+
+
+def _note_better(result: dict[str, Any]) -> None:
+    for kind, title in KINDS.items():
+        for name, other in result.get("baselines", {}).items():
+            measured = f"{result['name']}, {title} top-1"
+            note_better(name, other[kind]["top1"], result[kind]["top1"], result["n_test"], measured)
 
 
 def measure(classifier: Classifier, data: Evaluation) -> dict[str, float]:
@@ -125,14 +150,30 @@ def measure(classifier: Classifier, data: Evaluation) -> dict[str, float]:
         return classifier.fit(data.train.x, data.y_train).measure(data.test.x, data.y_test)
 
 
-def head(width: int) -> str:
+def head(width: int, baselines: bool = False) -> str:
     """The column titles of `row`; `width` is that of the names."""
-    titles = ("train", "test", "classes", "linear", "per class", "kNN", "per class")
+    titles = ["train", "test", "classes", "linear", "per class", "kNN", "per class"]
+    titles += ["linear +-", "kNN +-"] if baselines else []
     return f"{'data set':<{width}}" + "".join(f"{title:>11}" for title in titles)
 
 
 def row(result: dict[str, Any], width: int) -> str:
     """One data set, accuracies in percent."""
     counts = [f"{result[key]:,}" for key in ("n_train", "n_test", "classes")]
-    shares = [f"{100 * result[kind][key]:.2f}" for kind in ("linear", "knn") for key in COLUMNS]
-    return f"{as_message(result['name']):<{width}}" + "".join(f"{cell:>11}" for cell in (*counts, *shares))
+    return f"{as_message(result['name']):<{width}}" + "".join(f"{cell:>11}" for cell in (*counts, *_shares(result)))
+
+
+def baseline_rows(result: dict[str, Any], width: int) -> list[str]:
+    """The same for the baselines of a data set; at the end, how far each is from the encoder in top-1, in points."""
+    from byol.bundle.measured import BASELINES
+
+    lines = []
+    for name, other in result.get("baselines", {}).items():
+        points = [f"{100 * (other[kind]['top1'] - result[kind]['top1']):+.2f}" for kind in KINDS]
+        cells = ("", "", "", *_shares(other), *points)
+        lines.append(f"{'  ' + BASELINES[name]:<{width}}" + "".join(f"{cell:>11}" for cell in cells))
+    return lines
+
+
+def _shares(result: dict[str, Any]) -> list[str]:
+    return [f"{100 * result[kind][key]:.2f}" for kind in KINDS for key in COLUMNS]

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from byol.bundle.folder import Bundle
-from byol.bundle.manifest import Head
+from byol.bundle.measured import Head
 from byol.images.labels import require_known, require_labels, require_short
 from byol.images.location import Location, last_part
 from byol.images.open import open_source
@@ -32,7 +32,7 @@ class Evaluation:
     """Train and test features of one encoder; `encoder` is None when nothing had to be encoded.
 
     `skipped`: the images of train and of test that could not be read; `sources`: the images of each, None for features
-    that were read.
+    that were read. `baselines`: the same images as something else sees them (`byol.serve.evaluate.baselines`).
     """
 
     train: Features
@@ -40,11 +40,12 @@ class Evaluation:
     skipped: tuple[list[Skipped], list[Skipped]]
     encoder: Encoder | None
     sources: tuple[ImageSource | None, ...] = (None, None)
+    baselines: dict[str, Evaluation] = field(default_factory=dict)
 
-    def head(self, probe: LinearProbe, top1: float) -> Head:
-        """What a manifest says of a probe fitted and scored on these sets."""
+    def head(self, probe: LinearProbe, top1: float, baselines: dict[str, float] | None = None) -> Head:
+        """What a manifest says of a probe fitted and scored on these sets; `baselines`: top-1 by name."""
         classes, (train, test) = tuple(map(str, probe.classes_)), self.own_names
-        return Head(classes, probe.l2_, train, len(self.train), test, len(self.test), top1)
+        return Head(classes, probe.l2_, train, len(self.train), test, len(self.test), top1, baselines)
 
     @property
     def own_names(self) -> tuple[str, str]:
@@ -88,12 +89,19 @@ def load_sets(bundle: Path | None, bank: Location, query: Location, device: str,
     return _load(bundle, (_open(bank), _open(query)), device, progress, "fp32")
 
 
-def load_either(bundle: Path | None, train: Location, test: Location, device: str, progress: Progress) -> Evaluation:
+def load_either(
+    bundle: Path | None,
+    train: Location,
+    test: Location,
+    device: str,
+    progress: Progress,
+    encoder: Encoder | None = None,
+) -> Evaluation:
     """`load_sets` where one of the two has no label at all, else `load_evaluation`. Raises `ValueError`."""
     sets = _open(train), _open(test)
     if all(any(label is not None for label in opened.labels) for opened in sets):
-        return load_opened(bundle, _labelled(sets), device, progress)
-    return _load(bundle, sets, device, progress, "fp32")
+        return load_opened(bundle, _labelled(sets), device, progress, encoder=encoder)
+    return _load(bundle, sets, device, progress, "fp32", encoder)
 
 
 def open_labelled(train: Location, test: Location) -> Sets:
@@ -108,9 +116,16 @@ def _labelled(sets: Sets) -> Sets:
     return sets
 
 
-def load_opened(bundle: Path | None, sets: Sets, device: str, progress: Progress, variant: str = "fp32") -> Evaluation:
-    """The features of what `open_labelled` opened. Raises `ValueError`."""
-    loaded = _load(bundle, sets, device, progress, variant)
+def load_opened(
+    bundle: Path | None,
+    sets: Sets,
+    device: str,
+    progress: Progress,
+    variant: str = "fp32",
+    encoder: Encoder | None = None,
+) -> Evaluation:
+    """The features of what `open_labelled` opened, by the bundle's encoder, or this one of it. Raises `ValueError`."""
+    loaded = _load(bundle, sets, device, progress, variant, encoder)
     try:
         require_known(loaded.train, loaded.test)
     except ValueError as error:  # the listing had it: all images of a class are unreadable
@@ -121,13 +136,16 @@ def load_opened(bundle: Path | None, sets: Sets, device: str, progress: Progress
     return loaded
 
 
-def _load(bundle: Path | None, sets: Sets, device: str, progress: Progress, variant: str) -> Evaluation:
+def _load(
+    bundle: Path | None, sets: Sets, device: str, progress: Progress, variant: str, encoder: Encoder | None = None
+) -> Evaluation:
     digest = Bundle.open(bundle).digest if bundle else None
     for opened in sets:
         if isinstance(opened, Features):
             _require_same(digest, opened)
     encode = bundle is not None and any(isinstance(opened, ImageSource) for opened in sets)
-    encoder = Encoder(bundle, device, variant=variant) if bundle and encode else None
+    if encoder is None and bundle and encode:
+        encoder = Encoder(bundle, device, variant=variant)
     (train, bad_train), (test, bad_test) = (_features(opened, encoder, progress) for opened in sets)
     _require_one_encoder(train, test)
     sources = tuple(opened if isinstance(opened, ImageSource) else None for opened in sets)

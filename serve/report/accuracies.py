@@ -10,7 +10,7 @@ from bokeh.core.properties import value
 from bokeh.models import ColumnDataSource, FixedTicker, NumeralTickFormatter, Range1d, Whisker
 from bokeh.plotting import figure
 
-from byol.serve.report.measure import DRAWS, Scores
+from byol.serve.report.measure import DRAWS, Row, Scores
 from byol.serve.report.style import COLOURS, FONT, Stroke, new_figure, short_names, show_on_hover
 
 MOST_CLASSES = 30  # rows of a confusion matrix
@@ -160,6 +160,16 @@ def _write_counts(plot: figure, data: dict[str, Any], flat: np.ndarray, share: n
             text_color="white" if name == "white" else "#333333",
             name=name,
         )
+
+
+def baselines_table(rows: dict[str, Row]) -> dict[str, Any]:
+    """The rows of an encoder and what it is measured beside, by name, as a table with its `reading`."""
+    return {
+        "head": ["", "kNN (%)", "linear (%)", "1 label a class (%)"],
+        "rows": [[name, *row.cells] for name, row in rows.items()],
+        "reading": "Training was worth what the encoder has more than its untrained self. Raw pixels (reduced, see the "
+        "protocols) cost nothing; where they are ahead, the encoder does not help with these classes.",
+    }
 
 
 def _tick(plot: figure, values: Sequence[int]) -> None:

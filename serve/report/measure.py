@@ -9,7 +9,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from byol.bundle.measured import BASELINES
 from byol.run import KNN_K, KNN_TEMPERATURE
+from byol.serve.evaluate.baselines import chance
 from byol.serve.evaluate.few_labels import FewLabels, few_label_accuracy
 from byol.serve.evaluate.knn import KNNClassifier
 from byol.serve.evaluate.linear import LinearProbe
@@ -19,6 +21,21 @@ from byol.text import on_one_line
 KS = (1, 2, 5, 10, 20, 50, 100, 200)
 LABELS_PER_CLASS, DRAWS = (1, 2, 5, 10, 20, 50, 100), 5
 MOST_FEW_LABELS = 10_000  # images in a draw: more are neither few nor quick
+
+
+@dataclass(frozen=True)
+class Row:
+    """The usual accuracies, 0 to 1, of an encoder or of what it is measured beside: kNN, linear probe, few labels."""
+
+    knn: float
+    linear: float
+    few: FewLabels | None = None
+
+    @property
+    def cells(self) -> list[str]:
+        """The three in percent for people, a dash for what was not measured."""
+        few = f"{100 * self.few.mean:.1f} \u00b1 {100 * self.few.deviation:.1f}" if self.few else "\u2013"
+        return [f"{100 * self.knn:.1f}", f"{100 * self.linear:.1f}", few]
 
 
 @dataclass(frozen=True)
@@ -42,6 +59,11 @@ class Scores:
         """kNN top-1 with k = 20, or with the whole of a smaller training set."""
         return self.knn[min(KNN_K, self.n_train)]
 
+    @property
+    def row(self) -> Row:
+        """The usual three figures."""
+        return Row(self.knn_usual, self.linear, next((few for few in self.few if few.amount == 1), None))
+
 
 def measure(data: Evaluation, device: str) -> Scores:
     """All scores of labelled features."""
@@ -62,6 +84,20 @@ def measure(data: Evaluation, device: str) -> Scores:
         classes=[on_one_line(str(name)) for name in probe.classes_],
         confusion=confusion,
     )
+
+
+def measure_baselines(data: Evaluation, device: str) -> dict[str, Row]:
+    """The usual figures of what stands beside an encoder, by the names for people; and of chance."""
+    rows = {BASELINES[name]: _row(other, device) for name, other in data.baselines.items()}
+    return {**rows, "chance": Row(chance(data), chance(data))}
+
+
+def _row(data: Evaluation, device: str) -> Row:
+    train, test = (data.train.x, data.y_train), (data.test.x, data.y_test)
+    one = 1 in few_amounts(data.y_train)
+    few = few_label_accuracy(lambda: LinearProbe(device=device), train, test, 1, DRAWS) if one else None
+    knn = KNNClassifier(min(KNN_K, len(data.train)), KNN_TEMPERATURE, device)
+    return Row(knn.fit(*train).score(*test), LinearProbe(device=device).fit(*train).score(*test), few)
 
 
 def few_amounts(labels: np.ndarray) -> list[int]:

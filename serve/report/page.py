@@ -39,6 +39,7 @@ def render(report: sections.Report) -> str:
         ],
         accuracy=accuracy,
         accuracy_note=sections.accuracy_note(report),
+        baselines=report.baselines,
         queries=sections.buttons(report),
         neighbours_note=sections.neighbours_note(report),
         maps=maps,

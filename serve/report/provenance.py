@@ -79,6 +79,8 @@ def _bundle_facts(bundle: Bundle) -> Rows:
                 f"(settings: SHA-256 {training.config_sha256[:16]})",
             )
         )
+    elif manifest.untrained_seed is not None:
+        rows.append(("Trained", f"not at all: random weights of seed {manifest.untrained_seed}"))
     elif not (tuning and tuning.from_scratch):
         read = f"; read from {origin.file} ({origin.toolkit}, SHA-256 {origin.sha256[:16]})" if origin else ""
         rows.append(("Trained", f"elsewhere: the bundle holds no training summary{read}"))

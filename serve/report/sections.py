@@ -20,12 +20,16 @@ from byol.serve.report.style import Stroke, strokes
 
 @dataclass(frozen=True)
 class Report:
-    """All that a page shows. `scores` is by entry name; `exploration` is by the encoder of the entry `explored`."""
+    """All that a page shows. `scores` is by entry name; `exploration` is by the encoder of the entry `explored`.
+
+    `baselines`: the table of what that is measured beside (`byol.serve.report.accuracies`), empty without one.
+    """
 
     entries: list[Entry]
     scores: dict[str, Scores] = field(default_factory=dict)
     exploration: Exploration | None = None
     explored: str = ""
+    baselines: dict[str, Any] = field(default_factory=dict)
 
     @property
     def strokes(self) -> dict[str, Stroke]:

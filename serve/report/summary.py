@@ -36,6 +36,7 @@ def lede(report: Report) -> str:
         manifest = bundle.manifest
         tuning = manifest.finetuning
         tuned = f", fine-tuned with the labels of {tuning.images:,} images of {tuning.data}" if tuning else ""
+        tuned = ", untrained" if manifest.untrained_seed is not None else tuned
         sentences.append(
             f"{manifest.architecture.name} at {manifest.image_size} px, {manifest.feature_dim} features{tuned}."
         )
@@ -115,6 +116,4 @@ def _when(run: Run, record: Record) -> str:
 
 
 def _score_cells(scores: Scores) -> list[str]:
-    few = next((f for f in scores.few if f.amount == 1), None)
-    first = f"{100 * few.mean:.1f} \u00b1 {100 * few.deviation:.1f}" if few else "\u2013"
-    return [f"{100 * scores.knn_usual:.1f}", f"{100 * scores.linear:.1f}", first]
+    return scores.row.cells

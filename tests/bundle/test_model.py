@@ -12,7 +12,8 @@ from safetensors.numpy import load_file
 
 from byol.bundle import model
 from byol.bundle.folder import Bundle, describe_file
-from byol.bundle.manifest import Head, Manifest
+from byol.bundle.manifest import Manifest
+from byol.bundle.measured import Head
 from byol.bundle.schema import BundleError
 from byol.export.additions import Additions
 from byol.export.exporter import export_bundle

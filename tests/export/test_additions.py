@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 
 from byol.bundle.folder import Bundle
-from byol.bundle.manifest import Head
+from byol.bundle.measured import Head
 from byol.bundle.parity import compare_features
 from byol.export import additions, precision
 from byol.export.additions import Additions

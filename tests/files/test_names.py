@@ -21,7 +21,8 @@ from markdown_it import MarkdownIt
 from PIL import Image
 
 from byol.bundle.card import model_card
-from byol.bundle.manifest import Evaluation, Finetuning, Manifest, Origin, Training
+from byol.bundle.manifest import Finetuning, Manifest, Origin, Training
+from byol.bundle.measured import Evaluation
 from tests.support.command_line import Outcome, byol, harmless
 from tests.support.tiny import write_images, write_tiny_bundle
 

@@ -18,8 +18,8 @@ from byol import load_encoder
 from byol.bundle.folder import Bundle
 from byol.bundle.manifest import Manifest
 from byol.bundle.schema import BundleError
-from byol.export.exporter import read_run
 from byol.export.foreign.toolkits import foreign_encoder
+from byol.export.source import read_run
 from byol.files.atomic import A_LINK, NO_FILE
 from byol.finetuning.checkpoint import read_finetuned
 from byol.images.open import open_source
