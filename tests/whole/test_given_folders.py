@@ -223,8 +223,7 @@ def run_in(folder: Path) -> None:
 
 def test_a_run_in_its_own_images_goes_on(tmp_path: Path) -> None:
     pytest.importorskip("torch")
-    from tests.support.small import run_training
-    from tests.support.small import config, folder
+    from tests.support.small import config, folder, run_training
 
     images = folder(tmp_path / "images", per_class=4)
     run_training(config(max_steps=1), images, images / "run")
