@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import hashlib
 from pathlib import Path
-from typing import Any
 
 from safetensors import SafetensorError
 from safetensors.torch import load
 from torch import Tensor, nn
 
 from byol.bundle.folder import Bundle
-from byol.bundle.manifest import WEIGHTS
-from byol.bundle.schema import plain
+from byol.bundle.manifest import WEIGHTS, Manifest, Training
 from byol.encoders import TIMM
-from byol.encoders.build import Pretrained, encoder_with
+from byol.encoders.build import encoder_with
+from byol.encoders.pretrained import Pretrained, Three
+from byol.images.decode import Preprocess
 from byol.run import settings_digest
 from byol.text import on_one_line, printable, reason_of
 from byol.training.checkpoint import Checkpoint, read_checkpoint
@@ -34,9 +34,10 @@ def read_pretrained(path: Path) -> Pretrained:
         return _of_bundle(path)
     checkpoint = read_checkpoint(path)
     config = checkpoint.config
-    stem, facts = config.resolved_stem, training_facts(checkpoint)
+    stem = config.resolved_stem
     encoder = encoder_with(config.arch, stem, config.image_size, checkpoint.encoder(), printable(path))
-    return Pretrained(encoder, config.arch, stem, config.image_size, config.mean, config.std, facts)
+    facts = training_facts(checkpoint)
+    return Pretrained(encoder, config.arch, stem, config.image_size, config.mean, config.std, training=facts)
 
 
 def is_bundle(path: Path) -> bool:
@@ -44,38 +45,58 @@ def is_bundle(path: Path) -> bool:
     return (path / "manifest.json").is_file()
 
 
-def training_facts(checkpoint: Checkpoint) -> dict[str, Any]:
-    """The `training` object of a manifest: data, images, steps, epochs, and the digest of the settings."""
+def training_facts(checkpoint: Checkpoint) -> Training:
+    """What a manifest says of a training: data, images, steps, epochs, and the digest of the settings."""
     images: int = checkpoint.data["images"]
-    return {
-        "data": on_one_line(checkpoint.data["name"]),  # a manifest allows no control characters
-        "images": images,
-        "steps": checkpoint.step,
-        "epochs": round(checkpoint.step * checkpoint.config.batch_size / images, 3),
-        "config_sha256": settings_digest(checkpoint.config.to_dict()),
-    }
+    return Training(
+        data=on_one_line(checkpoint.data["name"]),  # a manifest allows no control characters
+        images=images,
+        steps=checkpoint.step,
+        epochs=round(checkpoint.step * checkpoint.config.batch_size / images, 3),
+        config_sha256=settings_digest(checkpoint.config.to_dict()),
+    )
 
 
 def _of_bundle(path: Path) -> Pretrained:
     """Read as in serving: damaged or edited bundles and newer schemas are refused."""
     bundle = Bundle.open(path)
-    architecture, preprocess = bundle.manifest.architecture, bundle.manifest.preprocess
-    arch = (TIMM if architecture.library == "timm" else "") + architecture.name
-    size, mean, std = bundle.manifest.image_size, preprocess.mean, preprocess.std
     try:
         tensors = load(bundle.read(WEIGHTS))
     except SafetensorError as error:
         where = printable(path / WEIGHTS)
         raise ValueError(f"{where} is not a readable safetensors file: {reason_of(error)}") from error
-    encoder = encoder_with(arch, architecture.stem, size, tensors, printable(path))
-    manifest = plain(bundle.manifest)
-    facts = (manifest.get(name) for name in ("training", "origin", "finetuning"))
-    return Pretrained(encoder, arch, architecture.stem, size, _three(mean), _three(std), *facts)
+    manifest = bundle.manifest
+    arch, stem, size = architecture_of(manifest), manifest.architecture.stem, manifest.image_size
+    encoder = encoder_with(arch, stem, size, tensors, printable(path))
+    return Pretrained(
+        encoder,
+        arch,
+        stem,
+        size,
+        *normalisation_of(manifest),
+        resize=resize_of(manifest),
+        training=manifest.training,
+        origin=manifest.origin,
+        finetuning=manifest.finetuning,
+        untrained_seed=manifest.untrained_seed,
+    )
 
 
-def _three(values: tuple[float, ...]) -> tuple[float, float, float]:
-    first, second, third = values
-    return first, second, third
+def architecture_of(manifest: Manifest) -> str:
+    """The name of a bundle's encoder as `--arch` has it."""
+    return (TIMM if manifest.architecture.library == "timm" else "") + manifest.architecture.name
+
+
+def normalisation_of(manifest: Manifest) -> tuple[Three, Three]:
+    """Mean and deviation of a bundle's input, channel by channel."""
+    mean, std = manifest.preprocess.mean, manifest.preprocess.std
+    return (mean[0], mean[1], mean[2]), (std[0], std[1], std[2])
+
+
+def resize_of(manifest: Manifest) -> int | None:
+    """What a bundle brings an image's shorter side to; None for the usual."""
+    resize = manifest.preprocess.resize
+    return None if resize == Preprocess.for_size(manifest.image_size).resize else resize
 
 
 def weights_digest(tensors: dict[str, Tensor]) -> str:

@@ -70,6 +70,11 @@ class Additions:
         if self.baselines and self.eval_train is None:
             raise ValueError("--baselines needs images to measure on; add --eval-train and --eval-test")
 
+    @property
+    def names(self) -> tuple[str, ...]:
+        """What is added, for people."""
+        return (*self.precisions, *(("any size",) if self.any_size else ()))
+
     def require(self) -> None:
         """Raise `ValueError` or `OSError` for images that will not do; before work that would be lost."""
         if self.calibrate is not None:

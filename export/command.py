@@ -11,15 +11,17 @@ import onnxscript  # noqa: F401 - torch.onnx needs it; missing, it is reported b
 import torch  # noqa: F401
 
 from byol.bundle.folder import require_place
-from byol.bundle.manifest import LARGEST_SIZE, Manifest
+from byol.bundle.manifest import Manifest
 from byol.console import note, show_line
 from byol.encoders import TIMM
+from byol.encoders.pretrained import Pretrained, Three
 from byol.export.additions import Additions
 from byol.export.exporter import export_bundle
-from byol.export.foreign.input import Input, Three
+from byol.export.foreign.input import Input
 from byol.export.foreign.toolkits import TOOLKITS, foreign_encoder
-from byol.export.source import Source, read_untrained
+from byol.export.source import read_untrained
 from byol.export.triton import require_repository, write_repository
+from byol.limits import LARGEST_SIZE
 from byol.options import LOCATION, FiniteRange, Output, of_option
 from byol.outputs import require_output_folder
 from byol.text import printable
@@ -97,7 +99,7 @@ def export(source: Path, out: Path, triton: Path | None, **options: Any) -> None
             if triton.resolve() == out.resolve():
                 raise ValueError(f"{triton} is the bundle's folder; choose another")
         require_repository(triton)
-    manifest = export_bundle(_source(source, foreign, untrained), out, additions)
+    manifest = export_bundle(_source(source, foreign, untrained), out, additions, note)
     models = write_repository(out, triton) if triton else []  # before the lines, which may find no reader
     size = sum(entry.size for entry in manifest.files.values()) / 1e6
     show_line(
@@ -110,7 +112,7 @@ def export(source: Path, out: Path, triton: Path | None, **options: Any) -> None
         show_line(f"{printable(triton)}: model repository with {', '.join(models)}")
 
 
-def _source(path: Path, foreign: dict[str, Any], untrained: bool) -> Source | Path:
+def _source(path: Path, foreign: dict[str, Any], untrained: bool) -> Pretrained | Path:
     if untrained:
         return read_untrained(path)
     return _foreign_source(path, **foreign) if foreign else path
@@ -124,7 +126,7 @@ def _foreign_source(
     image_size: int | None = None,
     mean: Three | None = None,
     std: Three | None = None,
-) -> Source:
+) -> Pretrained:
     """The encoder of a foreign checkpoint; says on stderr what was taken and left, and what input it gets."""
     if toolkit == "timm" and not arch.startswith(TIMM):
         arch = TIMM + arch
@@ -134,7 +136,7 @@ def _foreign_source(
         note(f"{what}: {', '.join(f'{name} ({count})' for name, count in counts.items()) or 'nothing'}")
     given = replace(weights.input, mean=mean or weights.input.mean, std=std or weights.input.std)
     _say_input(given, mean is not None and std is not None)
-    return Source(
+    return Pretrained(
         weights.encoder,
         weights.arch,
         weights.stem,

@@ -6,6 +6,7 @@ import copy
 import json
 import subprocess
 import tempfile
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,6 +14,7 @@ import numpy as np
 from onnx import ModelProto
 from safetensors.numpy import save_file as save_arrays
 from safetensors.torch import save_file as save_tensors
+from torch import Tensor
 
 import byol
 from byol.bundle.card import write_card
@@ -35,19 +37,28 @@ from byol.bundle.manifest import (
 from byol.bundle.model import Model, move_weights
 from byol.children import python_running
 from byol.encoders import TIMM
-from byol.encoders.build import Pretrained, feature_dim
+from byol.encoders.build import feature_dim
+from byol.encoders.pretrained import Pretrained
 from byol.export.additions import GOLDEN_IMAGES, Additions, Derived, classifier, derive, evaluate_variants
 from byol.export.graph import INPUT, OUTPUT, encoder_to_onnx
 from byol.export.parity import measure, sample_images, torch_features
-from byol.export.source import Source, read_run, read_untrained, source_of
+from byol.export.source import read_run, read_untrained, untrained
 from byol.files.atomic import atomic_folder
 from byol.images.decode import Preprocess
+from byol.serve.fuse import Layer
 
 ONLY_FP32 = Additions()
 
 
-def export_bundle(source: str | Path | Source, out: str | Path, additions: Additions = ONLY_FP32) -> Manifest:
+def export_bundle(
+    source: str | Path | Pretrained,
+    out: str | Path,
+    additions: Additions = ONLY_FP32,
+    say: Callable[[str], None] = lambda _: None,
+) -> Manifest:
     """Write the bundle of an encoder (a path: see `read_run`) to the folder `out`, replacing an older bundle there.
+
+    `say` is told each stage.
 
     Raises `ValueError` or `OSError`, and leaves `out` as it was, when ONNX Runtime does not reproduce torch, when an
     addition is beyond its gate, or when the written files fail their own check.
@@ -56,22 +67,26 @@ def export_bundle(source: str | Path | Source, out: str | Path, additions: Addit
     require_place(out)
     additions.require()
     given = source
-    source = source if isinstance(source, Source) else read_run(Path(source))
+    source = source if isinstance(source, Pretrained) else read_run(Path(source))
     encoder, size, mean, std = source.encoder, source.image_size, source.mean, source.std
     preprocess, spec = _preprocess(source), _spec(source)
     contract = {"preprocess": json.dumps(vars(spec), sort_keys=True), "byol_version": byol.__version__}
+    say("making the graph")
     proto = encoder_to_onnx(encoder, size, mean, std, contract)
     weights = move_weights(proto, ENCODER_WEIGHTS)
     if weights and (additions.precisions or additions.any_size):
         raise ValueError("--precision and --any-size are for encoders below 2 GB; leave them out")
     graph = Model(proto.SerializeToString(deterministic=True), weights)
+    say("comparing ONNX Runtime with torch")
     parity, (images, features) = measure(encoder, graph, size, mean, std)
     golden = {"images": images[:GOLDEN_IMAGES].copy(), "features": features[:GOLDEN_IMAGES].copy()}
     graphs = {ENCODER: Derived(graph.graph, "fp32", parity, golden)}
+    if additions.names:
+        say(f"adding {', '.join(additions.names)}")
     graphs |= derive(proto, preprocess, golden["images"], additions)
     if source.layer and source.head:
         graphs[CLASSIFIER] = classifier(
-            Model(graph.graph, weights), source.layer, source.head.classes, images, features
+            Model(graph.graph, weights), _layer(source.layer), source.head.classes, images, features
         )
     out.parent.mkdir(parents=True, exist_ok=True)
     with atomic_folder(out, MANIFEST) as folder:
@@ -81,17 +96,24 @@ def export_bundle(source: str | Path | Source, out: str | Path, additions: Addit
         files = _write_graphs(folder, graphs) | {name: describe_file(folder / name) for name in (WEIGHTS, *weights)}
         manifest = write_card(_manifest(source, proto, spec, files), folder)
         if additions.eval_train and additions.eval_test:
+            say("measuring kNN accuracy")
             with tempfile.TemporaryDirectory(prefix="byol-untrained-") as place:
-                untrained = _export_untrained(given, Path(place) / "bundle") if additions.baselines else None
-                evaluation = evaluate_variants(folder, additions.eval_train, additions.eval_test, untrained)
+                fresh = _export_untrained(given, Path(place) / "bundle") if additions.baselines else None
+                evaluation = evaluate_variants(folder, additions.eval_train, additions.eval_test, fresh)
             manifest = write_card(replace(manifest, evaluation=evaluation), folder)
+        say("checking the written files, without torch")
         prove(folder)
     return manifest
 
 
-def _export_untrained(source: str | Path | Source, out: Path) -> Path:
-    export_bundle(source.untrained() if isinstance(source, Source) else read_untrained(Path(source)), out)
+def _export_untrained(source: str | Path | Pretrained, out: Path) -> Path:
+    export_bundle(untrained(source) if isinstance(source, Pretrained) else read_untrained(Path(source)), out)
     return out
+
+
+def _layer(trained: tuple[Tensor, Tensor]) -> Layer:
+    weight, bias = trained
+    return Layer(weight.numpy(), bias.numpy())
 
 
 def try_export(trained: Pretrained) -> None:
@@ -99,7 +121,7 @@ def try_export(trained: Pretrained) -> None:
 
     The encoder stays as it is. Random weights whose features are not finite prove nothing about the figures.
     """
-    source = source_of(replace(trained, encoder=copy.deepcopy(trained.encoder), training=None))
+    source = replace(trained, encoder=copy.deepcopy(trained.encoder), training=None)
     encoder, size, mean, std = source.encoder, source.image_size, source.mean, source.std
     proto = encoder_to_onnx(encoder, size, mean, std)
     weights = move_weights(proto, ENCODER_WEIGHTS)
@@ -112,17 +134,17 @@ def try_export(trained: Pretrained) -> None:
     judge(ENCODER, graph.graph, _manifest(source, proto, _spec(source), files))
 
 
-def _spec(source: Source) -> PreprocessSpec:
+def _spec(source: Pretrained) -> PreprocessSpec:
     preprocess = _preprocess(source)
     return PreprocessSpec(preprocess.resize, preprocess.crop, source.mean, source.std)
 
 
-def _preprocess(source: Source) -> Preprocess:
+def _preprocess(source: Pretrained) -> Preprocess:
     size = source.image_size
     return Preprocess(source.resize, size) if source.resize else Preprocess.for_size(size)
 
 
-def _manifest(source: Source, proto: ModelProto, spec: PreprocessSpec, files: dict[str, FileEntry]) -> Manifest:
+def _manifest(source: Pretrained, proto: ModelProto, spec: PreprocessSpec, files: dict[str, FileEntry]) -> Manifest:
     return Manifest(
         architecture=_architecture(source),
         feature_dim=feature_dim(source.encoder),
@@ -151,7 +173,7 @@ def _write_graphs(folder: Path, graphs: dict[str, Derived]) -> dict[str, FileEnt
     return {**files, GOLDEN: describe_file(folder / GOLDEN)}
 
 
-def _architecture(source: Source) -> Architecture:
+def _architecture(source: Pretrained) -> Architecture:
     if not source.arch.startswith(TIMM):
         return Architecture("torchvision", source.arch, source.stem)
     from byol.encoders.timm_models import size_argument

@@ -6,8 +6,6 @@ Legend: B batch, C channels, S view pixels, D feature.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any
 
 import torch
 import torchvision
@@ -119,22 +117,3 @@ def require_fit(expected: Mapping[str, Tensor], tensors: Mapping[str, Tensor], w
     if problems:
         more = f"; and {len(problems) - 20} more" if len(problems) > 20 else ""
         raise ValueError(f"{what} does not fit this model: {'; '.join(problems[:20])}{more}")
-
-
-@dataclass(frozen=True)
-class Pretrained:
-    """An encoder in eval mode, how to rebuild and feed it, and how it was trained.
-
-    `encoder` maps normalised float images (B, 3, S, S) to features (B, D). `training`, `origin` and `finetuning` hold
-    the fields of the manifest's objects of these names (docs/bundle.md), or None.
-    """
-
-    encoder: nn.Module
-    arch: str
-    stem: str
-    image_size: int
-    mean: tuple[float, float, float]
-    std: tuple[float, float, float]
-    training: dict[str, Any] | None = None
-    origin: dict[str, Any] | None = None
-    finetuning: dict[str, Any] | None = None

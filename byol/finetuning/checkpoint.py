@@ -13,28 +13,18 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
-from byol.encoders.build import Pretrained, build_encoder, load_strict, require_fit
+from byol.bundle.manifest import Finetuning, Origin, Training
+from byol.bundle.measured import Head
+from byol.bundle.schema import build, plain
+from byol.encoders.build import build_encoder, load_strict, require_fit
+from byol.encoders.pretrained import Pretrained
 from byol.finetuning.tuner import Classifier
 from byol.run import FINETUNE
 from byol.strict_json import check_fields, read_object
 from byol.text import printable
 from byol.training.checkpoint import checkpoint_file, damaged_metadata, finite, read_tensors, write_tensors
 from byol.training.config import LARGEST
-
-
-@dataclass(frozen=True)
-class FineTuned:
-    """A fine-tuned classifier: `source.encoder` is the encoder now; `weight` (C, D) and `bias` (C,) follow it.
-
-    `source.finetuning` says how; `head` holds the fields of a manifest's `classifier` (docs/bundle.md).
-    """
-
-    source: Pretrained
-    weight: Tensor
-    bias: Tensor
-    head: dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -66,17 +56,21 @@ def _classes(head: dict[str, Any]) -> list[str]:
     return classes
 
 
-def save_finetuned(path: Path, model: Classifier, source: Pretrained, head: dict[str, Any]) -> None:
-    """Write a classifier made from `source`. Raises `ValueError` when a weight is not finite."""
+def save_finetuned(path: Path, model: Classifier, source: Pretrained) -> None:
+    """Write a classifier made from `source`, whose `head` and `finetuning` say how.
+
+    Raises `ValueError` when a weight is not finite.
+    """
     tensors = model.state_dict()
     if not finite(tensors):
         raise ValueError("some fine-tuned weights are not finite; leave out the highest --lr")
-    facts = {field.name: getattr(source, field.name) for field in fields(source) if field.name != "encoder"}
-    texts = {"source": json.dumps(facts, sort_keys=True), "head": json.dumps(head, sort_keys=True)}
+    names = [field.name for field in fields(source) if field.name not in ("encoder", "layer", "head")]
+    facts = {name: plain(getattr(source, name)) for name in names}
+    texts = {"source": json.dumps(facts, sort_keys=True), "head": json.dumps(plain(source.head), sort_keys=True)}
     write_tensors(path, tensors, {"task": FINETUNE, **texts})
 
 
-def read_finetuned(path: Path) -> FineTuned:
+def read_finetuned(path: Path) -> Pretrained:
     """The inverse of `save_finetuned`. Raises `ValueError` when the file is missing, damaged, or of another task."""
     path = checkpoint_file(path)
     tensors, metadata = read_tensors(path, FINETUNE)
@@ -90,5 +84,12 @@ def read_finetuned(path: Path) -> FineTuned:
     model = rebuilt.classifier(count)
     load_strict(model, tensors, printable(path))
     with damaged_metadata(path):
-        source = Pretrained(model.encoder.eval(), **vars(rebuilt), **facts)
-    return FineTuned(source, tensors["classifier.weight"], tensors["classifier.bias"], head)
+        kinds = {"training": Training, "origin": Origin, "finetuning": Finetuning}
+        known = {name: build(kind, facts[name]) for name, kind in kinds.items() if facts.get(name)}
+        return Pretrained(
+            model.encoder.eval(),
+            **vars(rebuilt),
+            **{**facts, **known},
+            layer=(tensors["classifier.weight"], tensors["classifier.bias"]),
+            head=build(Head, head),
+        )

@@ -18,7 +18,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from byol.encoders.build import Pretrained, build_encoder
+from byol.bundle.manifest import Finetuning
+from byol.bundle.measured import Head
+from byol.encoders.build import build_encoder
+from byol.encoders.pretrained import Pretrained
 from byol.finetuning.checkpoint import save_finetuned
 from byol.finetuning.tuner import Classifier, FinetuneConfig, LabelledImages, Scores, Trial, Tuner
 from byol.images.cache import DecodedCache
@@ -197,12 +200,14 @@ class Sweep:
 
     def _save(self, model: Classifier, record: dict[str, Any], scores: Scores | None) -> None:
         data, test, scratch = self.sets.facts["data"], self.sets.facts["test"], self.config.from_scratch
-        tuning = {"data": data["name"], **{name: record[name] for name in ("images", "lr", "epochs")}}
-        head = {"classes": self.sets.names, "train": data["name"], "n_train": record["images"]}
+        tuning = Finetuning(data["name"], record["images"], record["lr"], record["epochs"], scratch)
+        head = Head(tuple(self.sets.names), None, data["name"], record["images"])
         if scores and self.sets.test:
-            head |= {"test": test["name"], "n_test": len(self.sets.test[1]), "top1": scores.top1}
-        source = replace(self.source, training=None, origin=None) if scratch else self.source
-        save_finetuned(self.run.last, model, replace(source, finetuning={**tuning, "from_scratch": scratch}), head)
+            head = replace(head, test=test["name"], n_test=len(self.sets.test[1]), top1=scores.top1)
+        source = self.source
+        if scratch:
+            source = replace(source, training=None, origin=None, untrained_seed=None)
+        save_finetuned(self.run.last, model, replace(source, finetuning=tuning, head=head))
 
 
 def _key(record: dict[str, Any]) -> tuple[int, str, Trial]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from byol.console import note
 from byol.encoders import TIMM
-from byol.encoders.build import Pretrained
+from byol.encoders.pretrained import Pretrained
 from byol.text import first_line, missing
 
 TESTED_SIZE = 512  # pixels up to which torchvision's ResNets need no asking: the tests export them

@@ -13,7 +13,8 @@ from typing import Any
 import torch
 
 from byol.console import at_work, note, note_skipped, progress, warnings_as_notes
-from byol.encoders.build import Pretrained, build_encoder, require_fit
+from byol.encoders.build import build_encoder, require_fit
+from byol.encoders.pretrained import Pretrained
 from byol.images.location import Location, location_of
 from byol.images.open import open_source
 from byol.images.source import ImageSource

@@ -6,14 +6,13 @@ import math
 from dataclasses import dataclass
 
 from byol.encoders import TIMM
+from byol.encoders.pretrained import Three
 from byol.images.decode import Preprocess
 from byol.training.config import TrainConfig
 
 IMAGENET_MEAN, IMAGENET_STD = TrainConfig.mean, TrainConfig.std
 USUAL_SIZE = 224
 SWAV_STD = (0.228, 0.224, 0.225)  # its code's own (src/multicropdataset.py), not quite ImageNet's
-
-Three = tuple[float, float, float]
 
 
 @dataclass(frozen=True)

@@ -160,6 +160,7 @@ def check(words: list[str]) -> None:
     command, rest = resolve(words)
     options = command.make_context("byol", rest).params
     if command.name == "train":  # the parameters it does not name are settings
+        assert train.callback is not None
         known = set(signature(train.callback).parameters)
         settings = {name: value for name, value in options.items() if name not in known}
         changed(PRESETS[settings["preset"]]() if settings["preset"] else TrainConfig(), settings)

@@ -167,7 +167,11 @@ def test_the_number_of_threads_and_the_precision_stay(
 ) -> None:
     monkeypatch.setattr("byol.training.begun.usable_cores", lambda: 2)
     found = folder(tmp_path / "images", per_class=6)
-    settings = {"precision": "auto", "image_size": 8, "batch_size": 4}  # bf16 is slow where it is emulated
+    settings: dict[str, Any] = {
+        "precision": "auto",
+        "image_size": 8,
+        "batch_size": 4,
+    }  # bf16 is slow where it is emulated
     with monkeypatch.context() as patch:
         patch.setattr(device, "_has_fast_bf16", lambda _: True)
         torch.set_num_threads(2)

@@ -8,7 +8,8 @@ import pytest
 import torch
 from torch import nn
 
-from byol.encoders.build import Pretrained, build_encoder
+from byol.encoders.build import build_encoder
+from byol.encoders.pretrained import Pretrained
 from byol.export.exporter import try_export
 from byol.training import exportable
 from byol.training.data import shared

@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from byol.images.open import open_source
+from byol.training.checkpoint import read_checkpoint
 from byol.training.data.decoded import load_canvases
 from byol.training.loop import fit
 from byol.training.run_folder import RunFolder
@@ -42,7 +43,7 @@ def test_the_answer_does_not_wait_for_what_computes():
 
 def test_a_signal_asks_and_afterwards_everything_is_as_before():
     before, threads = signal.getsignal(signal.SIGTERM), threading.active_count()
-    heard = []
+    heard: list[str] = []
     with StopSignals(heard.append) as stop:
         assert not stop.asked()
         os.kill(os.getpid(), signal.SIGTERM)
@@ -88,7 +89,7 @@ def test_a_run_ends_between_micro_batches(images, tmp_path, monkeypatch):
     with pytest.raises(Interrupted, match="stopped by SIGTERM after step 2; continue with --resume"):
         fit(trainer, run, {"name": "x", "images": 24, "digest": "0"})
     assert len(calls) == 10
-    assert run.checkpoint().step == 2
+    assert read_checkpoint(run.path).step == 2
 
 
 STUCK = """
@@ -107,6 +108,7 @@ with stop.StopSignals(lambda text: print(text, flush=True)):
 
 def test_a_second_signal_ends_a_process_that_does_not_unwind():
     process = subprocess.Popen([sys.executable, "-c", STUCK], cwd=REPOSITORY, stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None
     assert process.stdout.readline() == "ready\n"
     process.send_signal(signal.SIGTERM)
     assert "finishing this step" in process.stdout.readline()

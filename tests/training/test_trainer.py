@@ -393,7 +393,7 @@ def test_a_full_disk_leaves_the_old_checkpoint(images, tmp_path):
 def shallow(arch, stem, image_size):
     """The stem and one block with a shortcut of its own: every kind of kernel, in a fraction of the compiler's time."""
     encoder = build_encoder(arch, stem, image_size)
-    encoder.layer2 = encoder.layer2[:1]
+    encoder.layer2 = encoder.get_submodule("layer2")[:1]  # type: ignore[index]
     encoder.layer1, encoder.layer3, encoder.layer4 = nn.Identity(), nn.Identity(), nn.Identity()
     return encoder
 

@@ -8,6 +8,7 @@ from safetensors.torch import load_file
 
 from byol.images.open import open_source
 from byol.training import job
+from byol.training.checkpoint import read_checkpoint
 from byol.training.config import TrainConfig
 from byol.training.data.decoded import load_canvases
 from byol.training.parallel.processes import World
@@ -15,7 +16,6 @@ from byol.training.recipes import forecast
 from byol.training.recipes.dry_run import dry_run
 from byol.training.recipes.forecast import Pace, fitted, planned
 from byol.training.recipes.settings import Job
-from byol.training.run_folder import RunFolder
 from byol.training.setup import Plan, Setup
 from tests.support.command_line import byol
 from tests.support.small import config, folder
@@ -90,7 +90,7 @@ def test_a_planned_run_keeps_its_length_and_resumes_exactly(images, tmp_path, mo
     steps = stored["config"]["max_steps"]
     assert 20 <= steps <= 29
     assert stored["plan"]["seconds"] == 600
-    assert RunFolder(tmp_path / "run").checkpoint().step == steps
+    assert read_checkpoint(tmp_path / "run").step == steps
 
     job.run_training(Job(images, tmp_path / "same"), TrainConfig.from_dict(stored["config"]))
     assert bytes_of(tmp_path / "same") == bytes_of(tmp_path / "run")

@@ -124,6 +124,7 @@ def test_a_stray_image_costs_no_other_its_label(tmp_path):
     (data / "cat" / "000.png").rename(data / "montage.png")
     validation = open_source(folder(tmp_path / "val", per_class=5, start=5000))
     sets = KNNSets.choose(config(), open_source(data), validation)
+    assert sets.queries is not None
     assert (len(sets.bank), len(sets.queries), len(sets.bank.labels.missing)) == (23, 10, 0)
     assert sets.described == (
         "10 validation images, bank: 23 training images; 1 without a label left out, first montage.png"

@@ -1,13 +1,13 @@
 """What people see while a run goes on: time left, lines and their number, the bar's width."""
 
 import io
+import time
 
 import pytest
 from rich.console import Console
 
 from byol.console import training_bar
 from byol.text import duration
-from byol.training.watch import progress
 from byol.training.watch.progress import Clock, Reporter
 
 
@@ -50,7 +50,7 @@ def test_time_left_is_told_from_the_first_step_on_and_leaves_out_what_the_first_
 
 def test_a_log_gets_a_line_a_minute_and_every_accuracy(monkeypatch, capsys):
     hands = Hands()
-    monkeypatch.setattr(progress.time, "monotonic", hands)
+    monkeypatch.setattr(time, "monotonic", hands)
     reporter = Reporter(total=1000, start=0)
     reporter.report({"step": 0, "epoch": 0.0, "knn_top1": 0.25, "knn_queries": 100, "knn_bank": 50, "knn_classes": 10})
     for step in range(1, 201):
@@ -69,7 +69,7 @@ def test_a_log_gets_a_line_a_minute_and_every_accuracy(monkeypatch, capsys):
 
 def test_a_short_run_is_not_warned_of_its_length(monkeypatch, capsys):
     hands = Hands()
-    monkeypatch.setattr(progress.time, "monotonic", hands)
+    monkeypatch.setattr(time, "monotonic", hands)
     reporter = Reporter(total=100, start=0)
     for step in range(1, 21):
         hands.now += 1.0
