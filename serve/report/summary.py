@@ -32,6 +32,8 @@ def lede(report: Report) -> str:
         )
         if run.unfinished:
             sentences.append("The run was stopped early, or is still running.")
+        if entries[0].bundle_step:
+            sentences.append(f"The bundle holds {entries[0].bundle_step}.")
     elif bundle:
         manifest = bundle.manifest
         tuning = manifest.finetuning
@@ -88,7 +90,8 @@ def finals(report: Report) -> dict[str, Any]:
         last: dict[str, float] = entry.run.records[-1] if entry.run else {}
         training = entry.bundle.manifest.training if entry.bundle else None
         own = f"{training.steps:,}" if training else "\u2013"
-        row = [entry.name, _steps(entry.run) if entry.run else own]
+        exported = f" (bundle: {entry.bundle_step})" if entry.bundle_step else ""
+        row = [entry.name, f"{_steps(entry.run)}{exported}" if entry.run else own]
         row += [shape.format(last[key]) if key in last else "\u2013" for key, shape in keys]
         knn = entry.run.last_knn if entry.run else None
         early = f" ({_when(entry.run, knn)})" if entry.run and knn and knn["step"] < last["step"] else ""

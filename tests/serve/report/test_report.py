@@ -98,6 +98,31 @@ def test_a_bundle_of_another_step_is_not_the_run(site, tmp_path):
         assert [(entry.run is None, entry.bundle is None) for entry in entries] == [(False, True), (True, False)]
 
 
+@pytest.mark.parametrize("step", [10, 23])
+def test_a_bundle_of_a_run_that_goes_on_is_joined_and_says_its_step(tmp_path, step):
+    """Exported before the last line of metrics, or between it and the next."""
+    run = write_run(tmp_path / "run", epochs=4)
+    bundles = [write_bundle_of(run, tmp_path / f"at-{steps}", steps=steps) for steps in (0, 5, step)]
+    entries = open_entries([bundles[0], bundles[1], run, bundles[2]])
+    assert [(entry.name, entry.bundle_step) for entry in entries] == [
+        ("at-0", ""),
+        ("at-5", ""),
+        ("run", f"step {step} of 40"),
+    ]
+    shown = text_of(made(tmp_path / "r.html", run, bundles[2]))
+    assert (
+        f"20 of 40 steps, 2 epochs. The run was stopped early, or is still running. The bundle holds step {step} of 40."
+        in shown
+    )
+    shown = text_of(made(tmp_path / "r.html", run, *bundles[1:]))
+    assert f"20 of 40 (bundle: step {step} of 40)" in shown
+
+
+def test_a_bundle_of_the_last_line_says_no_step_of_its_own(site):
+    (entry,) = open_entries([site / "run", site / "bundle"])
+    assert entry.bundle_step == ""
+
+
 def test_a_fine_tuned_bundle_is_called_that_and_is_not_the_run(site, tmp_path):
     bundle = write_bundle_of(site / "run", tmp_path / "tuned")
     manifest = Bundle.open(bundle).manifest
