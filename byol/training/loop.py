@@ -20,8 +20,9 @@ from byol.training.device import peak_memory
 from byol.training.model import Observation
 from byol.training.monitor import KNNMonitor, collapse_statistics, collapse_warning
 from byol.training.optim import learning_rate
-from byol.training.run_folder import RunFolder, save_views
+from byol.training.run_folder import RunFolder
 from byol.training.trainer import Trainer
+from byol.training.views_picture import save_views
 
 
 class Interrupted(Ended):
@@ -95,7 +96,7 @@ def fit(
 def _begin(trainer: Trainer, run: RunFolder, data: dict[str, Any], start: int) -> None:
     """Write what comes before the first step; wait until all processes can begin."""
     if start == 0 and trainer.world.first:
-        save_views(run.views, *trainer.first_views())
+        save_views(run.views, trainer.first_views())
         if trainer.config.keep_every:
             save_checkpoint(run.numbered(0), trainer.state(0, data))
     if start < trainer.plan.total:
