@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
-from PIL import Image, ImageDraw
+from PIL import Image, ImageDraw, ImageFont
 from PIL.PngImagePlugin import PngInfo
 
 from byol.files.atomic import atomic_file
-from byol.images.lettering import INK, PAPER, SOFT, WRONG, fitted, font
 
 SOFTWARE = "byol"  # in a PNG's text chunk of that name, and in a page's `generator`
+
+INK, SOFT, WRONG, PAPER, PANEL = "#1b1e23", "#5c636d", "#b3392f", "#ffffff", "#f1f3f5"
+Font = ImageFont.FreeTypeFont | ImageFont.ImageFont
 
 SIDE = 112  # of a tile in pixels
 GAP, FRAME, MARGIN = (
@@ -90,3 +94,37 @@ def fit(image: Image.Image, side: int) -> Image.Image:
         return image.resize((image.width * factor, image.height * factor), Image.Resampling.NEAREST)
     size = (max(1, round(image.width * scale)), max(1, round(image.height * scale)))
     return image.resize(size, Image.Resampling.BICUBIC)
+
+
+# ------------------------------------------------------------------------ words, in the font that Pillow brings
+
+
+@cache
+def font(size: int) -> Font:
+    """Pillow's own font, `size` pixels high."""
+    return ImageFont.load_default(size)
+
+
+def fitted(text: str, size: int, width: float) -> str:
+    """A text that the font can draw within `width` pixels: letters without accents, and an ellipsis at a cut.
+
+    A character that it lacks becomes a question mark.
+    """
+    plain = "".join(c for c in unicodedata.normalize("NFKD", text[:200]) if not unicodedata.combining(c))
+    shown = "".join(c if _known(c, size) else "?" for c in plain)
+    if length(shown, size) <= width:
+        return shown
+    while shown and length(shown + "\u2026", size) > width:
+        shown = shown[:-1]
+    return shown.rstrip(" _-.") + "\u2026"
+
+
+def length(text: str, size: int) -> float:
+    """The width of a text in pixels."""
+    return font(size).getlength(text)
+
+
+@cache
+def _known(character: str, size: int) -> bool:
+    """Whether the font has a character; what it lacks is drawn as what no font has is."""
+    return bytes(font(size).getmask(character)) != bytes(font(size).getmask("\uffff"))

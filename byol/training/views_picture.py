@@ -10,8 +10,7 @@ from PIL import Image, ImageDraw
 from torch import Tensor
 
 from byol.files.atomic import atomic_file
-from byol.images.grid import fit
-from byol.images.lettering import INK, PANEL, PAPER, fitted, font, length
+from byol.images.grid import INK, PANEL, PAPER, fit, fitted, font, length
 
 Column = tuple[str, Sequence[Image.Image]]  # a word, and one picture of each image
 

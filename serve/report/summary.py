@@ -83,22 +83,23 @@ def tiles(report: Report) -> list[tuple[str, str, str]]:
 def finals(report: Report) -> dict[str, Any]:
     """The table of a comparison: the last value of each metric, and the accuracies."""
     keys = [("loss", "{:.3f}"), ("std_ratio", "{:.3f}"), ("rankme", "{:.1f}"), ("cosine", "{:.3f}")]
-    head = ["encoder", "steps", *(key for key, _ in keys), "kNN in training (%)"]
-    head += ["kNN (%)", "linear (%)", "1 label a class (%)"] if report.scores else []
+    head = ["encoder", *(["kNN (%)", "linear (%)", "1 label a class (%)"] if report.scores else [])]
+    head += ["kNN in training (%)", "steps", *(key for key, _ in keys)]
     rows = []
     for entry in report.entries:
         last: dict[str, float] = entry.run.records[-1] if entry.run else {}
         training = entry.bundle.manifest.training if entry.bundle else None
         own = f"{training.steps:,}" if training else "\u2013"
         exported = f" (bundle: {entry.bundle_step})" if entry.bundle_step else ""
-        row = [entry.name, f"{_steps(entry.run)}{exported}" if entry.run else own]
-        row += [shape.format(last[key]) if key in last else "\u2013" for key, shape in keys]
+        scores = report.scores.get(entry.name)
+        row = [entry.name]
+        if report.scores:
+            row += _score_cells(scores) if scores else ["\u2013"] * 3
         knn = entry.run.last_knn if entry.run else None
         early = f" ({_when(entry.run, knn)})" if entry.run and knn and knn["step"] < last["step"] else ""
         row.append(f"{100 * knn['knn_top1']:.1f}{early}" if knn else "\u2013")
-        scores = report.scores.get(entry.name)
-        if report.scores:
-            row += _score_cells(scores) if scores else ["\u2013"] * 3
+        row.append(f"{_steps(entry.run)}{exported}" if entry.run else own)
+        row += [shape.format(last[key]) if key in last else "\u2013" for key, shape in keys]
         rows.append(row)
     reading = f"The last line of each run's metrics; kNN with k = {KNN_K} unless the training set is smaller. "
     return {"head": head, "rows": rows, "reading": reading + "A dash: not measured."}

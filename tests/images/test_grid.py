@@ -8,8 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageColor
 
-from byol.images.grid import APART, GAP, LINE, SIDE, Tile, draw_grid
-from byol.images.lettering import INK, WRONG, fitted, length
+from byol.images.grid import APART, GAP, INK, LINE, SIDE, WRONG, Tile, draw_grid, fitted, length
 
 GREY = Image.new("RGB", (SIDE, SIDE), "#808080")
 
@@ -31,10 +30,10 @@ def cell(pixels: np.ndarray, column: int) -> np.ndarray:
 
 def test_a_grid_shows_images_whole(tmp_path: Path) -> None:
     wide, tall = Image.new("RGB", (60, 30), (255, 0, 0)), Image.new("RGB", (3, 6), (0, 0, 255))
-    pixels = drawn(tmp_path / "g.png", [[Tile(wide), Tile(tall)]], side=20)
-    assert pixels.shape == (2 * GAP + 20, GAP + 2 * (20 + GAP) + APART, 3)
-    second = GAP + 20 + GAP + APART
-    colours = [tuple(pixels[y, x]) for y, x in ((GAP + 10, GAP + 1), (GAP, GAP + 10), (GAP + 10, second + 10))]
+    pixels = drawn(tmp_path / "g.png", [[Tile(wide), Tile(tall)]], side=40)
+    assert pixels.shape == (2 * GAP + 40, GAP + 2 * (40 + GAP) + APART, 3)
+    second = GAP + 40 + GAP + APART
+    colours = [tuple(pixels[y, x]) for y, x in ((GAP + 20, GAP + 7), (GAP + 2, GAP + 20), (GAP + 20, second + 20))]
     assert colours == [(255, 0, 0), (255, 255, 255), (0, 0, 255)]
 
 

@@ -277,6 +277,8 @@ def test_a_comparison_tabulates_every_encoder(site, tmp_path):
     assert "other: no accuracies, as its bundle is not given" in done.err
     shown = text_of(tmp_path / "r.html")
     assert "3 encoders compared" in shown
+    heads = "encoder kNN (%) linear (%) 1 label a class (%) kNN in training (%) steps loss"
+    assert heads in shown  # accuracies first: on a phone the right of a table is out of sight
     for name in ("run", "untrained", "other"):
         assert name in shown
     assert "Confusion of the linear probe of run" in shown
@@ -361,6 +363,19 @@ def test_pictures_of_noise_stay_within_their_budget():
     shown = pictures.thumbnails(noise)
     assert len(shown) == 976
     assert sum(map(len, shown)) < 4 / 3 * pictures.THUMBNAIL_BYTES + 976 * 40
+
+
+def test_tiles_are_larger_than_the_maps_pictures_and_square():
+    wide = Image.new("RGB", (400, 200), "red")
+    wide.paste("blue", (100, 0, 300, 200))
+    sizes = []
+    for uri in pictures.thumbnails([wide, wide], tiles={1}):
+        with Image.open(io.BytesIO(base64.b64decode(uri.partition(",")[2]))) as read:
+            sizes.append(read.size)
+            assert all(
+                read.convert("RGB").getpixel((x, 40))[2] > 200 for x in (2, read.width - 3)
+            )  # no red: the middle
+    assert sizes == [(80, 80), (96, 96)]
 
 
 def test_a_tiny_picture_keeps_its_pixels():
