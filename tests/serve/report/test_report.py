@@ -21,7 +21,7 @@ from byol.bundle.manifest import Finetuning, Origin
 from byol.serve.report import pictures
 from byol.serve.report.accuracies import MOST_CLASSES, confusion_figure, shown_classes
 from byol.serve.report.curves import POINTS, thinned
-from byol.serve.report.explore import principal_components
+from byol.serve.report.explore import Exploration, Found, Query, principal_components
 from byol.serve.report.measure import LABELS_PER_CLASS, Scores, few_amounts, measure
 from byol.serve.report.page import render
 from byol.serve.report.runs import open_entries, read_run
@@ -383,6 +383,16 @@ def test_a_tiny_picture_keeps_its_pixels():
     (uri,) = pictures.thumbnails([Image.fromarray(pixels)])
     with Image.open(io.BytesIO(base64.b64decode(uri.partition(",")[2]))) as read:
         np.testing.assert_array_equal(np.asarray(read.convert("RGB")), pixels)
+
+
+def test_what_knn_errs_to_is_written_beneath_the_tile(site):
+    queries = [Query(0, "a.png", "cat", "cat", []), Query(1, "b.png", "cat", "<b>dog", [Found(2, "c.png", "dog", 0.9)])]
+    shown = Exploration(
+        ["a.png", "b.png"], ["cat", "dog"], [principal_components(np.eye(2))], queries, ["data:,"] * 3, 9, 9
+    )
+    html = render(Report(open_entries([site / "run"]), {}, shown, "run"))
+    crossed = re.findall(r'<span class="name other"[^>]*>([^<]*)</span>', html)
+    assert (crossed, html.count('class="wrong"')) == (["\u2717 &lt;b&gt;dog"], 1)
 
 
 def test_a_page_beyond_5_mb_is_refused(site, monkeypatch):
