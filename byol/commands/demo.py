@@ -145,4 +145,4 @@ def draw_neighbours(path: Path, sources: list[Any], bank: np.ndarray, queries: n
             (train.open(i), y_train[i], f"cosine {similarity[i]:.2f}", y_train[i] != y_test[query]) for i in nearest
         ]
         rows.append([Tile(test.open(query), y_test[query]), *(Tile(*tile) for tile in found)])
-    draw_grid(path, rows, side=64)
+    draw_grid(path, rows, side=80)
