@@ -28,7 +28,8 @@ class Placed:
 
 def midst(points: np.ndarray) -> np.ndarray:
     """The point (2,) of points (M, 2) that has the least distance to all: there, unlike at the mean, is one."""
-    return points[np.linalg.norm(points[:, None] - points[None], axis=2).sum(1).argmin()]
+    nearest: np.ndarray = points[np.linalg.norm(points[:, None] - points[None], axis=2).sum(1).argmin()]
+    return nearest
 
 
 def place_names(

@@ -13,8 +13,8 @@ from byol.images.grid import APART, GAP, INK, LINE, SIDE, WRONG, Tile, draw_grid
 GREY = Image.new("RGB", (SIDE, SIDE), "#808080")
 
 
-def drawn(path: Path, rows: list[list[Tile]], **options: object) -> np.ndarray:
-    draw_grid(path, rows, **options)
+def drawn(path: Path, rows: list[list[Tile]], title: str = "", side: int = SIDE) -> np.ndarray:
+    draw_grid(path, rows, title, side)
     with Image.open(path) as picture:
         return np.asarray(picture.convert("RGB"))
 

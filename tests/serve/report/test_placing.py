@@ -25,7 +25,7 @@ def test_names_hide_neither_points_nor_each_other(spread: float, side: int) -> N
     assert placed.keys() == names.keys()
     span = (points.max(0) - points.min(0)).max() * (1 + PADDING)
     pixels = points / span * side
-    boxes = []
+    boxes: list[tuple[np.ndarray, np.ndarray]] = []
     for name, at in placed.items():
         middle = np.array([at.x, at.y]) / span * side
         if np.isnan(middle).any():

@@ -141,11 +141,12 @@ def test_a_fine_tuned_bundle_is_called_that_and_is_not_the_run(site, tmp_path):
 def test_a_run_that_stopped_early_says_so_and_keeps_its_last_knn(tmp_path):
     run = write_run(tmp_path / "run", epochs=4)
     folder = RunFolder(run)
-    lines = [{**record, "knn_top1": 0.625} if record["step"] == 10 else record for record in folder.metrics()]
+    measured = {"knn_top1": 0.625, "knn_queries": 400, "knn_bank": 40, "knn_classes": 4}
+    lines = [{**record, **measured} if record["step"] == 10 else record for record in folder.metrics()]
     (run / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     shown = text_of(made(tmp_path / "r.html", run))
     assert "20 of 40 steps, 2 epochs. The run was stopped early, or is still running." in shown
-    assert "kNN 62.5 % top-1 at epoch 1" in shown
+    assert "kNN 62.5 % top-1 at epoch 1, \u00b1 2.4" in shown  # sqrt(0.625 * 0.375 / 400)
     shown = text_of(made(tmp_path / "r.html", run, write_run(tmp_path / "other")))
     assert "20 of 40" in shown
     assert "62.5 (at epoch 1)" in shown
