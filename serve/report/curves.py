@@ -86,8 +86,8 @@ def thinned(records: Sequence[Record]) -> list[Record]:
 
 
 def last_epoch(runs: Sequence[list[Record]]) -> float:
-    """Where the longest run ends."""
-    return max((record["epoch"] for records in runs for record in records), default=1.0)
+    """Where the longest run ends; 1 where none has begun its first epoch, as an axis must not be empty."""
+    return max((record["epoch"] for records in runs for record in records), default=0.0) or 1.0
 
 
 def curve_figure(curve: Curve, runs: Sequence[tuple[str, list[Record], Stroke]], end: float) -> figure | None:

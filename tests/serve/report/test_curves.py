@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from bokeh.models import VArea
 
-from byol.serve.report.curves import CURVES, curve_figure, lowest_knn, said_knn, standard_error
+from byol.serve.report.curves import CURVES, curve_figure, last_epoch, lowest_knn, said_knn, standard_error
 
 KNN = next(curve for curve in CURVES if curve.key == "knn_top1")
 TOLD = {"knn_queries": 1000, "knn_bank": 5000, "knn_classes": 5}
@@ -51,3 +51,10 @@ def test_odd_numbers_of_a_strangers_run_are_no_trouble(odd):
     assert lowest_knn([line(0.5, **TOLD | odd)]) in (0, 0.2)
     plot = curve_figure(KNN, [("run", [line(7.0, **TOLD | odd), line(-1.0, 2)], ("#2b7bba", "solid"))], 1.0)
     assert bands(plot) == []
+
+
+def test_a_run_that_has_only_measured_its_untrained_encoder_has_an_axis():
+    records = [{"step": 0, "epoch": 0.0, "knn_top1": 0.3, **TOLD}]
+    assert [last_epoch([]), last_epoch([records]), last_epoch([[line(0.3, 30)]])] == [1, 1, 3]
+    plot = curve_figure(KNN, [("run", records, ("#2b7bba", "solid"))], last_epoch([records]))
+    assert plot.x_range.end > 0
