@@ -18,7 +18,7 @@ from PIL import Image
 
 from byol import outputs
 from byol.bundle.folder import require_place
-from byol.images.grid import draw_grid
+from byol.images.grid import Tile, draw_grid
 from byol.outputs import Kind, require_output, require_output_folder
 from byol.serve.features.parts import PartsFolder
 from byol.serve.features.write import feature_file, write_errors
@@ -147,7 +147,7 @@ def own_files(folder: Path) -> dict[Path, Kind]:
         with feature_file(folder / name, 3, "ab" * 32) as write:
             write(["a", "b"], ["x", None], np.zeros((2, 3), np.float32))
     write_errors(folder / "e.parquet", [], [skipped("bad.png")])
-    draw_grid(folder / "g.png", [[Image.new("RGB", (4, 4))]])
+    draw_grid(folder / "g.png", [[Tile(Image.new("RGB", (4, 4)))]])
     return {
         folder / "f.parquet": outputs.FEATURES,
         folder / "f.npz": outputs.FEATURES,

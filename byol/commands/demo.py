@@ -132,13 +132,18 @@ def table(rows: list[dict[str, Any]]) -> str:
 
 
 def draw_neighbours(path: Path, sources: list[Any], bank: np.ndarray, queries: np.ndarray) -> None:
-    """A grid: in each row a test image (set apart), then its nearest training images by cosine similarity."""
-    from byol.images.grid import draw_grid
+    """A grid: in each row a test image (framed), then its nearest training images by cosine similarity."""
+    from byol.images.grid import Tile, draw_grid
+    from byol.images.labels import require_labels
 
     unit_bank, unit = (x / np.linalg.norm(x, axis=1, keepdims=True) for x in (bank, queries))
-    shown = np.linspace(0, len(queries) - 1, GRID_QUERIES, dtype=int)
+    (train, y_train), (test, y_test) = ((source, require_labels(source)) for source in sources)
     rows = []
-    for query in shown:
-        nearest = np.argsort(-(unit_bank @ unit[query]))[:GRID_NEIGHBOURS]
-        rows.append([sources[1].open(int(query)), *(sources[0].open(int(i)) for i in nearest)])
-    draw_grid(path, rows)
+    for query in np.linspace(0, len(queries) - 1, GRID_QUERIES, dtype=int).tolist():
+        similarity = unit_bank @ unit[query]
+        nearest = np.argsort(-similarity)[:GRID_NEIGHBOURS].tolist()
+        found = [
+            (train.open(i), y_train[i], f"cosine {similarity[i]:.2f}", y_train[i] != y_test[query]) for i in nearest
+        ]
+        rows.append([Tile(test.open(query), y_test[query]), *(Tile(*tile) for tile in found)])
+    draw_grid(path, rows, side=80)

@@ -17,12 +17,13 @@ from byol.training.config import TrainConfig
 from byol.training.device import peak_memory
 from byol.training.model import Observation
 from byol.training.optim import learning_rate
-from byol.training.run_folder import RunFolder, save_views
+from byol.training.run_folder import RunFolder
 from byol.training.stop import Interrupted, StopSignals, Unheard
 from byol.training.trainer import GivenUp, Trainer
 from byol.training.watch.collapse import collapse_statistics, collapse_warning
 from byol.training.watch.knn import KNNMonitor
 from byol.training.watch.progress import Reporter
+from byol.training.watch.views_picture import save_views
 
 
 def fit(
@@ -100,7 +101,7 @@ def _begin(
     """Write what comes before the first step, kNN of the untrained encoder included; wait until all can begin."""
     if start == 0:
         if trainer.world.first:
-            save_views(run.views, *trainer.first_views())
+            save_views(run.views, trainer.first_views())
             if trainer.config.keep_every:
                 save_checkpoint(run.numbered(0), trainer.state(0, data))
         if knn is not None:

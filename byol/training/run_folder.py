@@ -11,12 +11,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import PIL
 import torch
 import torchvision
-from PIL import Image
-from torch import Tensor
 
 from byol import __version__
 from byol.encoders import TIMM
@@ -231,16 +228,3 @@ def _git_commit() -> str | None:
         return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
     except (OSError, subprocess.CalledProcessError):
         return None
-
-
-def save_views(path: Path, view1: Tensor, view2: Tensor) -> None:
-    """Write a grid of two views (B, 3, S, S) in 0..1, view 2 below view 1: what the encoder is trained on."""
-    pixels = (torch.stack([view1, view2]).clamp(0, 1) * 255).round().to(torch.uint8)
-    rows = pixels.permute(0, 3, 1, 4, 2).cpu().numpy()  # (2, S, B, S, 3)
-    columns = min(8, len(view1))
-    blocks = [
-        np.concatenate([row[:, i : i + columns].reshape(row.shape[0], -1, 3) for row in rows])
-        for i in range(0, len(view1) - columns + 1, columns)
-    ]
-    with atomic_file(path) as temporary:
-        Image.fromarray(np.concatenate(blocks)).save(temporary, format="PNG")

@@ -38,6 +38,7 @@ from byol.training.optim import (
 from byol.training.parallel.processes import World
 from byol.training.parallel.sync_norm import synchronise_norms
 from byol.training.setup import Setup
+from byol.training.watch.views_picture import Column, originals, pictures
 
 
 class GivenUp(Exception):
@@ -178,12 +179,13 @@ class Trainer:
 
         return view(self.config.view1), view(self.config.view2)
 
-    def first_views(self, most: int = 16) -> list[Tensor]:
-        """The two views of the first images of the first step, (B, 3, S, S) in 0..1, for people to look at."""
-        pixels, aspect = self.feed.batch(0)
+    def first_views(self, most: int = 16) -> list[Column]:
+        """The first images of the first step as they are, and their two views, for people to look at."""
+        pixels, aspect = (part[:most] for part in self.feed.batch(0))
         generator = seeded(self.device, self.config.seed, "views", 0)
-        views = self.views((pixels[:most], aspect[:most]), generator, self.view_size(0), render)  # not compiled for it
-        return [view * self.std + self.mean for view in views]
+        views = self.views((pixels, aspect), generator, self.view_size(0), render)  # not compiled for it
+        named = [(f"view {i}", pictures(view * self.std + self.mean)) for i, view in enumerate(views, 1)]
+        return [("image", originals(pixels, aspect)), *named]
 
     def _normalise(self, view: Tensor) -> Tensor:
         view = (view - self.mean) / self.std

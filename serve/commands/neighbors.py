@@ -14,16 +14,18 @@ from byol.images.location import Location
 from byol.options import LOCATION, OutputFile, of_option
 from byol.serve.commands.evaluation import note_left_out
 from byol.serve.commands.options import BUNDLE, device_option
+from byol.text import printable
 
 if TYPE_CHECKING:
     import numpy as np
     from PIL import Image
 
+    from byol.images.grid import Tile
     from byol.images.source import ImageSource
     from byol.serve.evaluate.sets import Evaluation
     from byol.serve.features.read import Features
 
-GRID_QUERIES = 100  # rows of a picture
+GRID_NEIGHBOURS = 20  # of a query in a picture, at most
 
 
 @click.command()
@@ -31,11 +33,23 @@ GRID_QUERIES = 100  # rows of a picture
 @click.option("--bank", required=True, type=LOCATION, help="Images, or features that `extract` wrote.")
 @click.option("--query", required=True, type=LOCATION, help="Images, or features.")
 @click.option("--k", type=click.IntRange(min=1), default=8, show_default=True, help="Neighbours of each query.")
-@click.option("--grid", type=OutputFile(), help="Also draw them: FILE.png.")
+@click.option("--exclude-self", is_flag=True, help="Leave out of a query's neighbours the image of its own id.")
+@click.option("--grid", type=OutputFile(), help="Draw them instead of listing them: FILE.png.")
+@click.option(
+    "--grid-rows", type=click.IntRange(1, 500), default=20, show_default=True, help="Queries drawn, evenly spread."
+)
 @device_option
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object per query on stdout, nothing else.")
 def neighbors(
-    bundle: Path | None, bank: Location, query: Location, k: int, grid: Path | None, device: str, as_json: bool
+    bundle: Path | None,
+    bank: Location,
+    query: Location,
+    k: int,
+    exclude_self: bool,
+    grid: Path | None,
+    grid_rows: int,
+    device: str,
+    as_json: bool,
 ) -> None:
     """Find the images of --bank nearest to each image of --query, by cosine similarity.
 
@@ -43,7 +57,6 @@ def neighbors(
     """
     from byol import outputs
     from byol.outputs import require_output
-    from byol.serve.evaluate.knn import Neighbours
     from byol.serve.evaluate.sets import load_sets, needs_bundle
 
     if bundle is None and needs_bundle(bank, query):
@@ -55,17 +68,56 @@ def neighbors(
             require_output(grid, outputs.GRID, [bank, query, bundle])
     sets = load_sets(bundle, bank, query, device, progress)
     note_left_out(sets, "--bank", "--query")
-    search = Neighbours(sets.train.x, min(k, len(sets.train)), sets.encoder.device if sets.encoder else device)
-    note_device(device, search.device, sets.encoder.reason if sets.encoder else search.reason)
-    similarity, rows = search(sets.test.x)
+    similarity, rows = _search(sets, k, exclude_self, device)
     if grid:  # first: whoever reads the lines may stop after a few
-        _draw(grid, sets, rows)
+        shown = _draw(grid, sets, similarity, rows, grid_rows)
+        if not as_json:
+            show_table([("grid", printable(grid)), ("rows", f"{shown:,} of {len(sets.test):,} queries")])
+            return
     for place in range(len(sets.test)):
         found = _found(sets.train, sets.test, place, similarity[place], rows[place])
         if as_json:
             click.echo(json.dumps(found, allow_nan=False))
         else:
             show_table([(found["id"], " ".join(f"{n['id']} ({n['similarity']:.3f})" for n in found["neighbours"]))])
+
+
+def _search(sets: Evaluation, k: int, exclude_self: bool, device: str) -> tuple[np.ndarray, np.ndarray]:
+    """Similarities and rows (Q, K) of each query's neighbours, nearest first."""
+    from byol.serve.evaluate.knn import Neighbours
+
+    own = _own_rows(sets) if exclude_self else None
+    asked = min(k + (own is not None), len(sets.train))
+    search = Neighbours(sets.train.x, asked, sets.encoder.device if sets.encoder else device)
+    note_device(device, search.device, sets.encoder.reason if sets.encoder else search.reason)
+    similarity, rows = search(sets.test.x)
+    return (similarity, rows) if own is None else _without(similarity, rows, own)
+
+
+def _without(similarity: np.ndarray, rows: np.ndarray, own: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Neighbours (Q, K - 1) without each query's own row; where it is not among them, without the last."""
+    import numpy as np
+
+    is_own = rows == own[:, None]
+    is_own[~is_own.any(1), -1] = True
+    kept = (len(rows), rows.shape[1] - 1)
+    return np.reshape(similarity[~is_own], kept), np.reshape(rows[~is_own], kept)
+
+
+def _own_rows(sets: Evaluation) -> np.ndarray:
+    """Where in the bank each query (Q,) is itself, by its id; -1 where it is not."""
+    import numpy as np
+
+    place = {name: row for row, name in enumerate(sets.train.ids)}
+    own = np.array([place.get(name, -1) for name in sets.test.ids])
+    if (own < 0).all():
+        raise click.UsageError(
+            "--exclude-self leaves out the image of the query's own id, but no query's id is in --bank; give --bank "
+            "and --query the same folder, or leave it out"
+        )
+    if len(sets.train) < 2:
+        raise click.UsageError("--exclude-self leaves nothing of a --bank of one image")
+    return own
 
 
 def _found(bank: Features, query: Features, place: int, similarity: np.ndarray, rows: np.ndarray) -> dict[str, Any]:
@@ -76,15 +128,35 @@ def _found(bank: Features, query: Features, place: int, similarity: np.ndarray, 
     return {"id": query.ids[place], "label": query.labels[place], "neighbours": neighbours}
 
 
-def _draw(path: Path, sets: Evaluation, rows: np.ndarray) -> None:
-    """Queries evenly spread over all, each with its neighbours."""
+def _draw(path: Path, sets: Evaluation, similarity: np.ndarray, rows: np.ndarray, most: int) -> int:
+    """Draw some queries, evenly spread over all, each with its neighbours; how many."""
     import numpy as np
 
-    from byol.images.grid import draw_grid
+    from byol.images.grid import Tile, draw_grid
 
     bank, queries = map(_pictures, sets.sources, (sets.train, sets.test))
-    shown = np.linspace(0, len(sets.test) - 1, min(GRID_QUERIES, len(sets.test)), dtype=int)
-    draw_grid(path, [[queries(q), *map(bank, rows[q].tolist())] for q in shown.tolist()], side=64)
+    shown = np.linspace(0, len(sets.test) - 1, min(most, len(sets.test)), dtype=int).tolist()
+    count = min(GRID_NEIGHBOURS, rows.shape[1])
+
+    def row_of(query: int) -> list[Tile]:
+        label = sets.test.labels[query]
+        found = zip(rows[query, :count].tolist(), similarity[query], strict=False)
+        tiles = [_tile(bank(row), sets.train.labels[row], f"cosine {value:.2f}", label) for row, value in found]
+        return [Tile(queries(query), label or ""), *tiles]
+
+    title = (
+        f"A sample: {len(shown):,} of {len(sets.test):,} queries (framed), evenly spread, and their {count} nearest of "
+        f"{len(sets.train):,} images"
+    )
+    draw_grid(path, [row_of(query) for query in shown], title)
+    return len(shown)
+
+
+def _tile(image: Image.Image, label: str | None, note: str, asked: str | None) -> Tile:
+    """A neighbour; it is wrong when both classes are known and differ."""
+    from byol.images.grid import Tile
+
+    return Tile(image, label or "", note, wrong=None not in (label, asked) and label != asked)
 
 
 def _pictures(source: ImageSource | None, kept: Features) -> Callable[[int], Image.Image]:

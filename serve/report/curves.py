@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -15,6 +16,7 @@ from byol.serve.report.runs import Record
 from byol.serve.report.style import Stroke, new_figure, show_on_hover
 
 POINTS = 600  # of a curve
+KNN = "knn_top1"
 FEW_POINTS = 30  # up to which a curve shows them
 
 
@@ -36,10 +38,11 @@ CURVES = (
         "Falls steeply, then slowly. It alone proves nothing: a collapsing run has a fine loss too.",
     ),
     Curve(
-        "knn_top1",
+        KNN,
         "kNN while training",
         "top-1 accuracy (%)",
-        "Should rise with training; at or falling to chance means that nothing useful is learned.",
+        "Should rise with training; at or falling to chance means that nothing useful is learned. The axis starts at "
+        "chance, and the band is one standard error, where the run says of how many classes and images; else at 0.",
     ),
     Curve(
         "std_ratio",
@@ -83,8 +86,8 @@ def thinned(records: Sequence[Record]) -> list[Record]:
 
 
 def last_epoch(runs: Sequence[list[Record]]) -> float:
-    """Where the longest run ends."""
-    return max((record["epoch"] for records in runs for record in records), default=1.0)
+    """Where the longest run ends; 1 where none has begun its first epoch, as an axis must not be empty."""
+    return max((record["epoch"] for records in runs for record in records), default=0.0) or 1.0
 
 
 def curve_figure(curve: Curve, runs: Sequence[tuple[str, list[Record], Stroke]], end: float) -> figure | None:
@@ -92,24 +95,60 @@ def curve_figure(curve: Curve, runs: Sequence[tuple[str, list[Record], Stroke]],
     plot = new_figure(
         230, x_range=Range1d(0, 1.02 * end), x_axis_label="epoch (passes over the images)", y_axis_label=curve.axis
     )
-    scale = 100 if curve.key == "knn_top1" else 1
-    lines = []
+    scale = 100 if curve.key == KNN else 1
+    lines, measured = [], []
     for name, records, (colour, dash) in runs:
         kept = thinned([record for record in records if curve.key in record])
         if not kept:
             continue
         columns: dict[str, Any] = {key: np.array([record[key] for record in kept]) for key in ("epoch", "step")}
         values = scale * np.array([record[curve.key] for record in kept])
-        source = ColumnDataSource({**columns, "value": values, "name": [name] * len(kept)})
+        columns |= {"value": values, "name": [name] * len(kept)}
+        if curve.key == KNN:
+            columns["said"] = [said_knn(record) for record in kept]
+            measured += kept
+            _draw_band(plot, columns["epoch"], kept, colour)
+        source = ColumnDataSource(columns)
         lines.append(plot.line("epoch", "value", source=source, color=colour, line_dash=dash, line_width=2))
         if len(kept) <= FEW_POINTS:
             plot.scatter("epoch", "value", source=source, color=colour, size=5)
     if not lines:
         return None
-    unit = " %" if scale == 100 else ""
-    show_on_hover(plot, lines, "@name", (curve.key, f"@value{{0.[0000]}}{unit}"), ("step", "@step{0,0}"), mode="vline")
+    shown = "@said" if curve.key == KNN else "@value{0.[0000]}"
+    show_on_hover(plot, lines, "@name", (curve.key, shown), ("step", "@step{0,0}"), mode="vline")
     _mark_collapse(plot, curve.key)
+    if curve.key == KNN:
+        plot.y_range.start = 100 * lowest_knn(measured)
     return plot
+
+
+def said_knn(record: Record) -> str:
+    """A line's kNN accuracy in percent, with its standard error where that is known."""
+    error = standard_error(record)
+    return f"{100 * record[KNN]:.1f} %" if error is None else f"{100 * record[KNN]:.1f} \u00b1 {100 * error:.1f} %"
+
+
+def standard_error(record: Record) -> float | None:
+    """Of a line's kNN accuracy p, measured on n images: sqrt(p (1 - p) / n). None where the line does not say n."""
+    top1, queries = record[KNN], record.get("knn_queries", 0)
+    return math.sqrt(top1 * (1 - top1) / queries) if queries >= 1 and 0 <= top1 <= 1 else None
+
+
+def lowest_knn(records: Sequence[Record]) -> float:
+    """Where an axis of kNN accuracies starts: at chance or, where one falls below, there; at 0 if chance is unknown."""
+    classes = [record.get("knn_classes", 0) for record in records]
+    if min(classes) < 1:
+        return 0.0
+    reached = [record[KNN] - (standard_error(record) or 0) for record in records]
+    return max(0.0, min(*reached, *(1 / count for count in classes)))
+
+
+def _draw_band(plot: figure, epochs: np.ndarray, records: Sequence[Record], colour: str) -> None:
+    """One standard error to each side, where it is known."""
+    errors = np.array([standard_error(record) or 0 for record in records])
+    values = np.array([record[KNN] for record in records])
+    if errors.any():
+        plot.varea(epochs, 100 * (values - errors), 100 * (values + errors), fill_color=colour, fill_alpha=0.18)
 
 
 def _mark_collapse(plot: figure, key: str) -> None:

@@ -23,7 +23,7 @@ from byol.serve.report.pictures import thumbnails
 from byol.text import on_one_line
 
 SEED = 0
-SHOWN, QUERIES, NEIGHBOURS = 400, 96, 6  # at most 400 + 96 * 6 = 976 pictures
+SHOWN, QUERIES, NEIGHBOURS = 400, 48, 6  # at most 400 + 48 * 6 = 688 pictures
 UMAP_NEIGHBOURS = 15
 
 
@@ -89,7 +89,8 @@ def explore(data: Evaluation, train: Location, test: Location, device: str) -> E
         asked = np.unique(np.linspace(0, len(shown) - 1, min(QUERIES, len(shown)), dtype=int))
         similarity, rows = Neighbours(data.train.x, min(NEIGHBOURS, len(data.train)), device)(data.test.x[shown[asked]])
         bank = np.unique(rows)
-        pictures = thumbnails(chain(_images(test, data.test, shown), _images(train, data.train, bank)))
+        tiles = {*asked.tolist(), *range(len(shown), len(shown) + len(bank))}
+        pictures = thumbnails(chain(_images(test, data.test, shown), _images(train, data.train, bank)), tiles)
         place = {int(row): len(shown) + i for i, row in enumerate(bank)}
         predicted = _predicted(data, shown[asked], device)
         for i, number in enumerate(asked.tolist()):

@@ -44,6 +44,7 @@ def render(report: sections.Report) -> str:
         neighbours_note=sections.neighbours_note(report),
         maps=maps,
         map_note=sections.map_note(report),
+        classes=sections.legend(report),
         provenance=[provenance(entry) for entry in entries],
         version=__version__,
         data=sections.script_data(report),

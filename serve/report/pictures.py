@@ -4,35 +4,47 @@ from __future__ import annotations
 
 import base64
 import io
-from collections.abc import Iterable
+from collections.abc import Container, Iterable
 from pathlib import Path
 
 from PIL import Image
 
 from byol.images.picture.read import read_image
 
-SIDES = (64, 48, 32)  # of a thumbnail in pixels: the largest whose pictures fit the budget
-THUMBNAIL_BYTES = 1_500_000  # of all of them; a data URI takes a third more
+# Sides of tiles and of a map's pictures in pixels: the first pair that fits the budget.
+SIDES = ((96, 80), (96, 64), (80, 48), (64, 48), (48, 32), (32, 32))
+THUMBNAIL_BYTES = 1_600_000  # of all of them; a data URI takes a third more
 LOSSLESS_SIDE = 16  # pictures this small are kept pixel by pixel
-VIEWS_WIDTH, VIEWS_HEIGHT = 1024, 640
+VIEWS_WIDTH, VIEWS_HEIGHT = 1280, 640
 QUALITY = 80
 
 
-def thumbnails(images: Iterable[Image.Image]) -> list[str]:
-    """Images as data URIs, each within 64 x 64 pixels, or within fewer where 64 would take too many bytes."""
+def thumbnails(images: Iterable[Image.Image], tiles: Container[int] = ()) -> list[str]:
+    """The middle squares of images as data URIs: of 96 pixels at most for the places `tiles`, else of 80.
+
+    All are smaller where these would take too many bytes.
+    """
     small = []
     for image in images:  # large ones are let go one by one
-        image.thumbnail((SIDES[0], SIDES[0]), Image.Resampling.BICUBIC)
-        small.append(image)
-    for side in SIDES:
-        encoded = [_webp(image, side) for image in small]
+        square = middle_square(image)
+        square.thumbnail((SIDES[0][0], SIDES[0][0]), Image.Resampling.BICUBIC)
+        small.append(square)
+    for tile, other in SIDES:
+        encoded = [_webp(image, tile if place in tiles else other) for place, image in enumerate(small)]
         if sum(map(len, encoded)) <= THUMBNAIL_BYTES:
             break
     return [_data_uri(content) for content in encoded]
 
 
+def middle_square(image: Image.Image) -> Image.Image:
+    """What an encoder's central crop is taken from."""
+    side = min(image.size)
+    left, top = (image.width - side) // 2, (image.height - side) // 2
+    return image.crop((left, top, left + side, top + side))
+
+
 def views_picture(path: Path) -> str:
-    """The grid of views of a run as a data URI of at most 1024 x 640 pixels. Raises `ValueError`."""
+    """The grid of views of a run as a data URI of at most 1280 x 640 pixels. Raises `ValueError`."""
     try:
         image = read_image(path)
     except ValueError as error:

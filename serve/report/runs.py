@@ -71,15 +71,18 @@ class Run:
         return path if path.is_file() and not path.is_symlink() else None
 
     def trained(self, bundle: Bundle) -> bool:
-        """Whether the bundle holds the final encoder of this run: settings, data, images and steps agree.
+        """Whether the bundle holds the newest encoder that this run can show: settings, data and images agree.
 
-        A fine-tuned bundle never does.
+        Of a finished run that is its last step; of one that was stopped or goes on any step but 0, as checkpoints are
+        written between two lines of metrics, and before those that follow. A fine-tuned bundle never does.
         """
         training, data = bundle.manifest.training, self.facts.get("data", {})
         if training is None or bundle.manifest.finetuning:
             return False
-        mine = (settings_digest(self.config), data.get("name"), data.get("images"), self.records[-1]["step"])
-        return mine == (training.config_sha256, training.data, training.images, training.steps)
+        mine = (settings_digest(self.config), data.get("name"), data.get("images"))
+        if mine != (training.config_sha256, training.data, training.images):
+            return False
+        return training.steps == self.records[-1]["step"] or (self.unfinished and training.steps > 0)
 
 
 @dataclass(frozen=True)
@@ -90,9 +93,17 @@ class Entry:
     run: Run | None = None
     bundle: Bundle | None = None
 
+    @property
+    def bundle_step(self) -> str:
+        """At which step of how many a run's bundle was exported, in words; empty for the run's last line."""
+        training = self.bundle.manifest.training if self.run and self.bundle else None
+        if self.run is None or training is None or training.steps == self.run.records[-1]["step"]:
+            return ""
+        return f"step {training.steps:,} of {self.run.planned:,}"
+
 
 def open_entries(paths: Sequence[Path]) -> list[Entry]:
-    """Runs and bundles in the order given; a bundle of a run's last step is joined to it.
+    """Runs and bundles in the order given; the bundle that a run trained, if several the newest, is joined to it.
 
     Raises `ValueError` for a path that is neither or is given twice, and for unreadable files.
     """
@@ -103,7 +114,7 @@ def open_entries(paths: Sequence[Path]) -> list[Entry]:
     names = dict(zip(folders, _names(folders), strict=True))
     entries = [_open(path, names[folder]) for path, folder in zip(paths, folders, strict=True)]
     for run in [entry for entry in entries if entry.run]:
-        exported = next((entry for entry in entries if _exported(run, entry)), None)
+        exported = max((entry for entry in entries if _exported(run, entry)), key=_steps, default=None)
         if exported:
             entries[entries.index(run)] = replace(run, bundle=exported.bundle)
             entries.remove(exported)
@@ -112,6 +123,11 @@ def open_entries(paths: Sequence[Path]) -> list[Entry]:
 
 def _exported(run: Entry, other: Entry) -> bool:
     return bool(run.run and other.bundle and other.run is None and run.run.trained(other.bundle))
+
+
+def _steps(entry: Entry) -> int:
+    training = entry.bundle.manifest.training if entry.bundle else None
+    return training.steps if training else 0
 
 
 def _names(folders: Sequence[Path]) -> list[str]:

@@ -12,10 +12,10 @@ from byol.run import KNN_K, KNN_TEMPERATURE
 from byol.serve.report.accuracies import accuracy_figures, confusion_figure, shown_classes
 from byol.serve.report.curves import CURVES, POINTS, curve_figure, last_epoch
 from byol.serve.report.explore import Exploration, Query
-from byol.serve.report.maps import class_colours, map_figures
+from byol.serve.report.maps import map_figures
 from byol.serve.report.measure import DRAWS, Scores
 from byol.serve.report.runs import Entry
-from byol.serve.report.style import Stroke, strokes
+from byol.serve.report.style import Stroke, class_colours, strokes
 
 
 @dataclass(frozen=True)
@@ -144,20 +144,30 @@ def neighbours_note(report: Report) -> str:
     count, k = len(shown.queries), len(shown.queries[0].neighbours)
     note = (
         f"{count:,} of {shown.n_test:,} test images, chosen at random, and to each its {k} nearest of "
-        f"{shown.n_train:,} training images by the features{report.of_explored}. Good neighbours show the same thing, "
-        "in another place or pose."
+        f"{shown.n_train:,} training images by the features{report.of_explored}, each as its middle square. Good "
+        "neighbours show the same thing, in another place or pose."
     )
+    if legend(report):
+        note += " A frame has the colour of its class."
     if shown.queries[0].predicted is None:
         return note
     wrong, usual = sum(query.wrong for query in shown.queries), min(KNN_K, shown.n_train)
     how = f"k = {usual}, temperature {KNN_TEMPERATURE}"
-    return f"{note} A red dot marks the {wrong} that kNN ({how}) takes for another class."
+    return f"{note} A dashed frame and a cross mark the {wrong} that kNN ({how}) takes for another class."
 
 
 def buttons(report: Report) -> list[dict[str, Any]]:
-    """The test images to choose from: picture, name for screen readers, and whether kNN errs."""
+    """The test images to choose from: picture, class, name for screen readers, and what kNN errs to."""
     queries = report.exploration.queries if report.exploration else []
-    return [{"picture": q.picture, "wrong": q.wrong, "name": f"{q.id}: {_said(q)}"} for q in queries]
+    return [
+        {
+            "picture": q.picture,
+            "label": q.label,
+            "wrong": q.predicted if q.wrong else None,
+            "name": f"{q.id}: {_said(q)}",
+        }
+        for q in queries
+    ]
 
 
 def _said(query: Query) -> str:
@@ -188,19 +198,26 @@ def map_note(report: Report) -> str:
     shown = report.exploration
     if shown is None:
         return ""
-    coloured = class_colours(sorted({label for label in shown.labels if label is not None}))
+    coloured = bool(legend(report))
     colours = "coloured by class" if coloured else "in one colour: there are no classes, or too many for colours"
+    alone = "; choose a class to see it alone" if coloured else ""
     return (
         f"{len(shown.ids):,} of {shown.n_test:,} test images, chosen at random, placed by their "
-        f"features{report.of_explored}, {colours}. Point at one to see it."
+        f"features{report.of_explored}, {colours}. Point at one to see it{alone}."
     )
+
+
+def legend(report: Report) -> list[tuple[str, str, int]]:
+    """Each class on the map, its colour, and how many of its images are there; none where there are no colours."""
+    labels = [label for label in report.exploration.labels if label is not None] if report.exploration else []
+    return [(name, colour, labels.count(name)) for name, colour in class_colours(sorted(set(labels))).items()]
 
 
 def script_data(report: Report) -> dict[str, Any]:
     """What page.js reads."""
     shown = report.exploration
     if shown is None:
-        return {"pictures": [], "queries": []}
+        return {"pictures": [], "queries": [], "colours": []}
     queries = [
         {
             "picture": query.picture,
@@ -214,4 +231,5 @@ def script_data(report: Report) -> dict[str, Any]:
         }
         for query in shown.queries
     ]
-    return {"pictures": shown.pictures, "queries": queries}
+    colours = [[name, colour] for name, colour, _ in legend(report)]
+    return {"pictures": shown.pictures, "queries": queries, "colours": colours}

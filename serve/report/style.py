@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from bokeh.models import HoverTool
+from bokeh.palettes import Category10, Category20
 from bokeh.plotting import figure
 from bokeh.themes import Theme
 
@@ -18,6 +19,9 @@ COLOURS = ("#2b7bba", "#d55e00", "#009e73", "#b565a7", "#8a8a8a", "#b07d00")
 DASHES = ("solid", "dashed", "dotted")
 MOST_LETTERS = 14  # of a name inside a figure: a matrix of long names has no room left on a phone
 FONT = "Helvetica Neue, Helvetica, Arial, sans-serif"
+
+LIGHT_PAPER, DARK_PAPER = "#ffffff", "#14171b"  # as in page.css
+LEAST_CONTRAST = 4.5  # of words to their paper (WCAG 2.2, success criterion 1.4.3)
 
 Stroke = tuple[str, str]  # colour and dash pattern
 
@@ -86,6 +90,38 @@ def short_names(names: Sequence[str]) -> dict[str, str]:
 def _ends(name: str) -> str:
     half = MOST_LETTERS // 2 - 1
     return name if len(name) <= MOST_LETTERS else f"{name[:half]}\u2026{name[-half:]}"
+
+
+def class_colours(classes: Sequence[str]) -> dict[str, str]:
+    """A colour for each class; none at all where there are more than 20."""
+    if not 1 < len(classes) <= 20:
+        return {}
+    palette = Category10[10] if len(classes) <= 10 else Category20[20]
+    return dict(zip(classes, palette, strict=False))
+
+
+def as_ink(colour: str, paper: str) -> str:
+    """A colour (#rrggbb) for words on paper: nearer to black or white until it stands out from it, by 4.5 to 1."""
+    ink = 0.0 if luminance(paper) > 0.18 else 255.0
+    parts = [int(colour[i : i + 2], 16) for i in (1, 3, 5)]
+    for share in range(0, 101, 5):
+        mixed = "#" + "".join(f"{round(part + (ink - part) * share / 100):02x}" for part in parts)
+        if contrast(mixed, paper) >= LEAST_CONTRAST:
+            break
+    return mixed
+
+
+def contrast(one: str, other: str) -> float:
+    """How far two colours (#rrggbb) stand apart, 1 to 21 (WCAG 2.2)."""
+    low, high = sorted((luminance(one), luminance(other)))
+    return (high + 0.05) / (low + 0.05)
+
+
+def luminance(colour: str) -> float:
+    """The relative luminance of a colour (#rrggbb), 0 to 1 (WCAG 2.2)."""
+    parts = [int(colour[i : i + 2], 16) / 255 for i in (1, 3, 5)]
+    red, green, blue = (part / 12.92 if part <= 0.04045 else ((part + 0.055) / 1.055) ** 2.4 for part in parts)
+    return 0.2126 * red + 0.7152 * green + 0.0722 * blue
 
 
 def show_on_hover(

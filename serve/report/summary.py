@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from byol.run import KNN_K
+from byol.serve.report.curves import standard_error
 from byol.serve.report.measure import Scores
 from byol.serve.report.runs import Entry, Record, Run
 from byol.serve.report.sections import Report, percent
@@ -32,6 +33,8 @@ def lede(report: Report) -> str:
         )
         if run.unfinished:
             sentences.append("The run was stopped early, or is still running.")
+        if entries[0].bundle_step:
+            sentences.append(f"The bundle holds {entries[0].bundle_step}.")
     elif bundle:
         manifest = bundle.manifest
         tuning = manifest.finetuning
@@ -67,7 +70,9 @@ def tiles(report: Report) -> list[tuple[str, str, str]]:
         last = entry.run.records[-1]
         knn = entry.run.last_knn
         if knn and not scores:
-            tiles.append(("kNN", percent(knn["knn_top1"]), f"top-1 {_when(entry.run, knn)}"))
+            error = standard_error(knn)
+            spread = "" if error is None else f", \u00b1 {100 * error:.1f}"
+            tiles.append(("kNN", percent(knn["knn_top1"]), f"top-1 {_when(entry.run, knn)}{spread}"))
         named = (("Loss", "loss", "0 to 8"), ("Spread", "std_ratio", "0 to 1"), ("Rank", "rankme", "directions"))
         for name, key, note in named:
             if key in last:
@@ -82,21 +87,23 @@ def tiles(report: Report) -> list[tuple[str, str, str]]:
 def finals(report: Report) -> dict[str, Any]:
     """The table of a comparison: the last value of each metric, and the accuracies."""
     keys = [("loss", "{:.3f}"), ("std_ratio", "{:.3f}"), ("rankme", "{:.1f}"), ("cosine", "{:.3f}")]
-    head = ["encoder", "steps", *(key for key, _ in keys), "kNN in training (%)"]
-    head += ["kNN (%)", "linear (%)", "1 label a class (%)"] if report.scores else []
+    head = ["encoder", *(["kNN (%)", "linear (%)", "1 label a class (%)"] if report.scores else [])]
+    head += ["kNN in training (%)", "steps", *(key for key, _ in keys)]
     rows = []
     for entry in report.entries:
         last: dict[str, float] = entry.run.records[-1] if entry.run else {}
         training = entry.bundle.manifest.training if entry.bundle else None
         own = f"{training.steps:,}" if training else "\u2013"
-        row = [entry.name, _steps(entry.run) if entry.run else own]
-        row += [shape.format(last[key]) if key in last else "\u2013" for key, shape in keys]
+        exported = f" (bundle: {entry.bundle_step})" if entry.bundle_step else ""
+        scores = report.scores.get(entry.name)
+        row = [entry.name]
+        if report.scores:
+            row += _score_cells(scores) if scores else ["\u2013"] * 3
         knn = entry.run.last_knn if entry.run else None
         early = f" ({_when(entry.run, knn)})" if entry.run and knn and knn["step"] < last["step"] else ""
         row.append(f"{100 * knn['knn_top1']:.1f}{early}" if knn else "\u2013")
-        scores = report.scores.get(entry.name)
-        if report.scores:
-            row += _score_cells(scores) if scores else ["\u2013"] * 3
+        row.append(f"{_steps(entry.run)}{exported}" if entry.run else own)
+        row += [shape.format(last[key]) if key in last else "\u2013" for key, shape in keys]
         rows.append(row)
     reading = f"The last line of each run's metrics; kNN with k = {KNN_K} unless the training set is smaller. "
     return {"head": head, "rows": rows, "reading": reading + "A dash: not measured."}

@@ -12,11 +12,12 @@ import pytest
 from PIL import Image
 from sklearn.metrics import confusion_matrix
 
-from byol.images.grid import GAP, draw_grid
+from byol.images.grid import APART, GAP, LINE, SIDE
 from byol.images.splits import draw
 from byol.serve import KNNClassifier, LinearProbe
 from byol.serve.evaluate.few_labels import few_label_accuracy
-from byol.serve.features.read import read_features
+from byol.serve.features.read import Features, read_features
+from byol.serve.features.write import feature_file
 from tests.support.command_line import byol
 from tests.support.tiny import write_images, write_tiny_bundle
 
@@ -139,6 +140,11 @@ def test_one_draw_has_no_deviation() -> None:
 # ----------------------------------------------------------------------------------------------------- neighbors
 
 
+def grid_size(columns: int, rows: int, words: int = 2) -> tuple[int, int]:
+    """Of a picture with a title and so many lines of words beneath each tile."""
+    return GAP + columns * (SIDE + GAP) + APART, GAP + 2 * LINE + rows * (SIDE + 2 * GAP + words * LINE)
+
+
 def test_neighbors_lists_the_nearest_and_draws_them(place: Path, tmp_path: Path) -> None:
     words = ("--bank", place / "train", "--query", place / "test", "--k", 3, *CPU)
     done = byol("neighbors", place / "bundle", *words, "--grid", tmp_path / "g.png", "--json")
@@ -152,7 +158,7 @@ def test_neighbors_lists_the_nearest_and_draws_them(place: Path, tmp_path: Path)
     values = [[n["similarity"] for n in f["neighbours"]] for f in found]
     np.testing.assert_allclose(values, similarity, atol=1e-5)
     with Image.open(tmp_path / "g.png") as picture:
-        assert picture.size == (4 * 68 + 3 * GAP, 11 * 68 + GAP)
+        assert picture.size == grid_size(4, 11)
     words = ("--bank", place / "train.parquet", "--query", place / "test.parquet", "--k", 3, *CPU)
     again = byol("neighbors", *words, "--json")
     assert [json.loads(line)["id"] for line in again.out.splitlines()] == queries.ids
@@ -166,7 +172,41 @@ def test_queries_of_standard_input_are_drawn(place: Path, tmp_path: Path, monkey
     done = byol("neighbors", place / "bundle", *words, "--grid", tmp_path / "g.png", "--json")
     assert (done.code, done.out.count("\n")) == (0, 2), done.err
     with Image.open(tmp_path / "g.png") as picture:
-        assert picture.size == (4 * 68 + 3 * GAP, 2 * 68 + GAP)
+        assert picture.size == grid_size(4, 2)
+
+
+def test_a_grid_is_a_sample_and_stands_for_the_list(place: Path, tmp_path: Path) -> None:
+    words = ("--bank", place / "train", "--query", place / "test", "--k", 3, "--grid-rows", 4, *CPU)
+    done = byol("neighbors", place / "bundle", *words, "--grid", tmp_path / "g.png")
+    assert done.code == 0, done.err
+    assert done.out.split() == ["grid", str(tmp_path / "g.png"), "rows", "4", "of", "11", "queries"]
+    with Image.open(tmp_path / "g.png") as picture:
+        assert picture.size == grid_size(4, 4)
+
+
+def test_a_query_can_be_left_out_of_its_own_neighbours(place: Path, tmp_path: Path) -> None:
+    """Also where another image is as near as itself: the id decides, not the similarity."""
+    bank = place / "train.parquet"
+    words = ("neighbors", "--bank", bank, "--query", bank, "--k", 3, *CPU, "--json")
+    with_self, without = (
+        [json.loads(line) for line in byol(*words, *more).out.splitlines()] for more in ((), ("--exclude-self",))
+    )
+    assert any(found["id"] in [n["id"] for n in found["neighbours"]] for found in with_self)
+    for before, after in zip(with_self, without, strict=True):
+        kept = [n for n in before["neighbours"] if n["id"] != before["id"]]
+        assert after["neighbours"][: len(kept)] == kept
+        assert len(after["neighbours"]) == 3
+        assert before["id"] not in [n["id"] for n in after["neighbours"]]
+    other = feature_copy(read_features(bank), tmp_path / "other.parquet")
+    done = byol("neighbors", "--bank", bank, "--query", other, "--exclude-self", *CPU)
+    assert (done.code, "no query's id is in --bank" in done.err) == (2, True)
+
+
+def feature_copy(features: Features, path: Path) -> Path:
+    """The same features under other ids."""
+    with feature_file(path, features.x.shape[1], str(features.bundle)) as write:
+        write([f"other-{i}" for i in range(len(features))], features.labels, features.x)
+    return path
 
 
 def test_neighbors_needs_what_it_works_on(place: Path, tmp_path: Path) -> None:
@@ -178,12 +218,3 @@ def test_neighbors_needs_what_it_works_on(place: Path, tmp_path: Path) -> None:
     assert (done.code, "--grid draws images" in done.err) == (2, True)
     done = byol("neighbors", place / "bundle", *images, "--grid", tmp_path / "none" / "g.png")
     assert (done.code, "none is not a writable folder" in done.err) == (2, True)
-
-
-def test_a_grid_shows_images_whole(tmp_path: Path) -> None:
-    wide, tall = Image.new("RGB", (60, 30), (255, 0, 0)), Image.new("RGB", (3, 6), (0, 0, 255))
-    draw_grid(tmp_path / "g.png", [[wide, tall]], side=30)
-    with Image.open(tmp_path / "g.png") as picture:
-        assert picture.size == (2 * (30 + GAP) + 3 * GAP, 30 + 2 * GAP)
-        colours = [picture.getpixel(at) for at in ((5, 19), (5, 6), (30 + 4 * GAP + 15, 19))]
-    assert colours == [(255, 0, 0), (255, 255, 255), (0, 0, 255)]

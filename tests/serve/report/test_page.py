@@ -7,6 +7,7 @@ import re
 import numpy as np
 import pytest
 
+from byol.serve.report.style import DARK_PAPER, LIGHT_PAPER, contrast
 from tests.support.browser import CHROMIUM, Browser
 from tests.support.command_line import byol
 from tests.support.reports import CPU, write_bundle_of, write_run
@@ -105,7 +106,7 @@ def test_arrow_keys_and_enter_do_the_same(browser):
     browser.evaluate("document.querySelector('.queries button[tabindex=\"0\"]').focus()")
     focused = "document.activeElement.dataset.query"
     pressed = "document.querySelector('.queries [aria-pressed=true]').dataset.query"
-    for key, place in (("ArrowRight", "1"), ("ArrowRight", "2"), ("ArrowLeft", "1"), ("End", "59"), ("Home", "0")):
+    for key, place in (("ArrowRight", "1"), ("ArrowRight", "2"), ("ArrowLeft", "1"), ("End", "47"), ("Home", "0")):
         browser.press(key)
         assert browser.evaluate(focused) == place
     browser.press("ArrowDown")
@@ -133,6 +134,61 @@ def test_pointing_at_the_map_shows_the_picture(browser):
     browser.wait(f"({SHOWN_PICTURES})().length > 0")
     first = browser.evaluate("Bokeh.documents[0].get_model_by_name('map').data.picture[0]")
     assert first in browser.evaluate(f"({SHOWN_PICTURES})()")
+
+
+ALPHAS = "[...new Set(Bokeh.documents[0].get_model_by_name('map').data.{key}.filter((_, i) => {which}))]"
+
+
+@pytest.mark.parametrize("way", ["click", "key"])
+def test_the_legend_shows_one_class_alone_and_all_again(browser, way):
+    def choose():
+        if way == "click":
+            browser.click(".classes button[data-class=cat]")
+        else:
+            browser.evaluate("document.querySelector('.classes button[data-class=cat]').focus()")
+            browser.press("Enter")
+
+    label = "Bokeh.documents[0].get_model_by_name('map').data.label[i]"
+    cats, others = (ALPHAS.format(key="alpha", which=f"{label} {sign} 'cat'") for sign in ("===", "!=="))
+    pressed = "[...document.querySelectorAll('.classes [aria-pressed=true]')].map((b) => b.dataset.class)"
+    assert (browser.evaluate(cats), browser.evaluate(others), browser.evaluate(pressed)) == ([0.8], [0.8], [])
+    choose()
+    assert (browser.evaluate(cats), browser.evaluate(others), browser.evaluate(pressed)) == ([0.8], [0.07], ["cat"])
+    choose()
+    assert (browser.evaluate(cats), browser.evaluate(others), browser.evaluate(pressed)) == ([0.8], [0.8], [])
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_names_on_the_map_have_their_classes_colour_for_this_paper(browser, scheme):
+    browser.look(scheme=scheme)
+    names = "Bokeh.documents[0].get_model_by_name('names PCA').data"
+    browser.wait(f"{names}.ink[0] === {names}.{scheme}[0]")
+    paper = browser.evaluate("getComputedStyle(document.documentElement).getPropertyValue('--paper').trim()")
+    assert paper == {"light": LIGHT_PAPER, "dark": DARK_PAPER}[scheme]
+    assert all(contrast(ink, paper) >= 4.5 for ink in browser.evaluate(f"[...{names}.ink]"))
+
+
+@pytest.mark.parametrize("width", [390, 1280])
+def test_tiles_are_large_framed_in_their_classes_colour_and_not_blown_up(browser, width):
+    browser.look(width=width)
+    tiles = browser.evaluate(TILES)
+    assert len(tiles) == 48 + 1 + 6
+    colours = dict(browser.evaluate("JSON.parse(document.getElementById('data').textContent).colours"))
+    for frame, picture, pixels, colour in tiles:
+        assert frame >= 96
+        assert picture % pixels == 0  # 20 px, four times as large
+        assert colour in colours.values()
+    style = "getComputedStyle(document.querySelector('.queries .frame')).borderTopStyle"
+    assert browser.evaluate(style) == "solid"
+    browser.evaluate("document.querySelector('.queries button').classList.add('wrong')")
+    assert browser.evaluate(style) == "dashed"
+
+
+TILES = """[...document.querySelectorAll(".frame")].map((frame) => {
+  const image = frame.querySelector("img");
+  const colour = frame.style.getPropertyValue("--class");
+  return [frame.clientWidth, image.clientWidth, image.naturalWidth, colour];
+})"""
 
 
 FIRST_POINT = """(() => {
@@ -193,8 +249,11 @@ def test_long_names_leave_room_for_the_matrix_and_tex_is_text(chromium, long_nam
     assert chromium.evaluate("document.documentElement.scrollWidth") <= width
     inner, outer = chromium.evaluate(MATRIX)
     assert inner > outer / 2
-    labels = chromium.evaluate("Bokeh.documents[0].roots().flatMap((r) => (r.center ?? []).map((c) => c.text?.type))")
-    assert labels.count("PlainText") == len(LONG)
+    names = "Bokeh.documents[0].get_model_by_name('names PCA').data"
+    assert chromium.evaluate(f"{names}.name.includes('$$x^2$$')")  # a glyph's text, which is never taken for TeX
+    assert chromium.evaluate(f"[...{names}.class]") == sorted(LONG)
+    room = "[...document.querySelectorAll('.classes button, .queries .name')].map((b) => b.getBoundingClientRect())"
+    assert chromium.evaluate(f"{room}.every((r) => r.left >= 0 && r.right <= {width} && r.height < 40)")
     assert chromium.problems == []
 
 
@@ -209,3 +268,15 @@ def test_nothing_is_wider_than_the_window(browser, width):
     browser.look(width=width)
     browser.wait(f"window.innerWidth === {width}")
     assert browser.evaluate("document.documentElement.scrollWidth") <= width
+
+
+def test_a_table_wider_than_a_phone_keeps_its_names_and_casts_a_shadow(browser):
+    browser.look(width=390)
+    browser.wait("window.innerWidth === 390")
+    tables = "[...document.querySelectorAll('.scroll')].filter((e) => e.querySelector('table'))"
+    wide = f"{tables}.find((e) => e.scrollWidth > e.clientWidth)"
+    style = f"getComputedStyle({wide})"
+    assert browser.evaluate(f"{style}.backgroundAttachment") == "local, local, scroll, scroll"
+    browser.evaluate(f"{wide}.scrollLeft = 1000")
+    name = f"{wide}.querySelector('tbody th').getBoundingClientRect()"
+    assert browser.evaluate(f"{name}.left >= 0 && {name}.right < 200")

@@ -21,7 +21,7 @@ from byol.bundle.manifest import Finetuning, Origin
 from byol.serve.report import pictures
 from byol.serve.report.accuracies import MOST_CLASSES, confusion_figure, shown_classes
 from byol.serve.report.curves import POINTS, thinned
-from byol.serve.report.explore import principal_components
+from byol.serve.report.explore import Exploration, Found, Query, principal_components
 from byol.serve.report.measure import LABELS_PER_CLASS, Scores, few_amounts, measure
 from byol.serve.report.page import render
 from byol.serve.report.runs import open_entries, read_run
@@ -98,6 +98,31 @@ def test_a_bundle_of_another_step_is_not_the_run(site, tmp_path):
         assert [(entry.run is None, entry.bundle is None) for entry in entries] == [(False, True), (True, False)]
 
 
+@pytest.mark.parametrize("step", [10, 23])
+def test_a_bundle_of_a_run_that_goes_on_is_joined_and_says_its_step(tmp_path, step):
+    """Exported before the last line of metrics, or between it and the next."""
+    run = write_run(tmp_path / "run", epochs=4)
+    bundles = [write_bundle_of(run, tmp_path / f"at-{steps}", steps=steps) for steps in (0, 5, step)]
+    entries = open_entries([bundles[0], bundles[1], run, bundles[2]])
+    assert [(entry.name, entry.bundle_step) for entry in entries] == [
+        ("at-0", ""),
+        ("at-5", ""),
+        ("run", f"step {step} of 40"),
+    ]
+    shown = text_of(made(tmp_path / "r.html", run, bundles[2]))
+    assert (
+        f"20 of 40 steps, 2 epochs. The run was stopped early, or is still running. The bundle holds step {step} of 40."
+        in shown
+    )
+    shown = text_of(made(tmp_path / "r.html", run, *bundles[1:]))
+    assert f"20 of 40 (bundle: step {step} of 40)" in shown
+
+
+def test_a_bundle_of_the_last_line_says_no_step_of_its_own(site):
+    (entry,) = open_entries([site / "run", site / "bundle"])
+    assert entry.bundle_step == ""
+
+
 def test_a_fine_tuned_bundle_is_called_that_and_is_not_the_run(site, tmp_path):
     bundle = write_bundle_of(site / "run", tmp_path / "tuned")
     manifest = Bundle.open(bundle).manifest
@@ -116,11 +141,12 @@ def test_a_fine_tuned_bundle_is_called_that_and_is_not_the_run(site, tmp_path):
 def test_a_run_that_stopped_early_says_so_and_keeps_its_last_knn(tmp_path):
     run = write_run(tmp_path / "run", epochs=4)
     folder = RunFolder(run)
-    lines = [{**record, "knn_top1": 0.625} if record["step"] == 10 else record for record in folder.metrics()]
+    measured = {"knn_top1": 0.625, "knn_queries": 400, "knn_bank": 40, "knn_classes": 4}
+    lines = [{**record, **measured} if record["step"] == 10 else record for record in folder.metrics()]
     (run / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     shown = text_of(made(tmp_path / "r.html", run))
     assert "20 of 40 steps, 2 epochs. The run was stopped early, or is still running." in shown
-    assert "kNN 62.5 % top-1 at epoch 1" in shown
+    assert "kNN 62.5 % top-1 at epoch 1, \u00b1 2.4" in shown  # sqrt(0.625 * 0.375 / 400)
     shown = text_of(made(tmp_path / "r.html", run, write_run(tmp_path / "other")))
     assert "20 of 40" in shown
     assert "62.5 (at epoch 1)" in shown
@@ -252,6 +278,8 @@ def test_a_comparison_tabulates_every_encoder(site, tmp_path):
     assert "other: no accuracies, as its bundle is not given" in done.err
     shown = text_of(tmp_path / "r.html")
     assert "3 encoders compared" in shown
+    heads = "encoder kNN (%) linear (%) 1 label a class (%) kNN in training (%) steps loss"
+    assert heads in shown  # accuracies first: on a phone the right of a table is out of sight
     for name in ("run", "untrained", "other"):
         assert name in shown
     assert "Confusion of the linear probe of run" in shown
@@ -338,11 +366,33 @@ def test_pictures_of_noise_stay_within_their_budget():
     assert sum(map(len, shown)) < 4 / 3 * pictures.THUMBNAIL_BYTES + 976 * 40
 
 
+def test_tiles_are_larger_than_the_maps_pictures_and_square():
+    wide = Image.new("RGB", (400, 200), "red")
+    wide.paste("blue", (100, 0, 300, 200))
+    sizes = []
+    for uri in pictures.thumbnails([wide, wide], tiles={1}):
+        with Image.open(io.BytesIO(base64.b64decode(uri.partition(",")[2]))) as read:
+            sizes.append(read.size)
+            blue = np.asarray(read.convert("RGB"))[40, [2, -3], 2]
+            assert (blue > 200).all()  # no red: the middle
+    assert sizes == [(80, 80), (96, 96)]
+
+
 def test_a_tiny_picture_keeps_its_pixels():
     pixels = np.random.default_rng(0).integers(0, 256, (8, 8, 3), dtype=np.uint8)
     (uri,) = pictures.thumbnails([Image.fromarray(pixels)])
     with Image.open(io.BytesIO(base64.b64decode(uri.partition(",")[2]))) as read:
         np.testing.assert_array_equal(np.asarray(read.convert("RGB")), pixels)
+
+
+def test_what_knn_errs_to_is_written_beneath_the_tile(site):
+    queries = [Query(0, "a.png", "cat", "cat", []), Query(1, "b.png", "cat", "<b>dog", [Found(2, "c.png", "dog", 0.9)])]
+    shown = Exploration(
+        ["a.png", "b.png"], ["cat", "dog"], [principal_components(np.eye(2))], queries, ["data:,"] * 3, 9, 9
+    )
+    html = render(Report(open_entries([site / "run"]), {}, shown, "run"))
+    crossed = re.findall(r'<span class="name other"[^>]*>([^<]*)</span>', html)
+    assert (crossed, html.count('class="wrong"')) == (["\u2717 &lt;b&gt;dog"], 1)
 
 
 def test_a_page_beyond_5_mb_is_refused(site, monkeypatch):
