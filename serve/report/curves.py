@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -11,7 +10,7 @@ import numpy as np
 from bokeh.models import BoxAnnotation, ColumnDataSource, Range1d, Span
 from bokeh.plotting import figure
 
-from byol.run import COLLAPSED_RANK, COLLAPSED_STD_RATIO, HEALTHY_STD_RATIO
+from byol.run import COLLAPSED_RANK, COLLAPSED_STD_RATIO, HEALTHY_STD_RATIO, standard_error
 from byol.serve.report.runs import Record
 from byol.serve.report.style import Stroke, new_figure, show_on_hover
 
@@ -124,14 +123,14 @@ def curve_figure(curve: Curve, runs: Sequence[tuple[str, list[Record], Stroke]],
 
 def said_knn(record: Record) -> str:
     """A line's kNN accuracy in percent, with its standard error where that is known."""
-    error = standard_error(record)
+    error = knn_error(record)
     return f"{100 * record[KNN]:.1f} %" if error is None else f"{100 * record[KNN]:.1f} \u00b1 {100 * error:.1f} %"
 
 
-def standard_error(record: Record) -> float | None:
-    """Of a line's kNN accuracy p, measured on n images: sqrt(p (1 - p) / n). None where the line does not say n."""
+def knn_error(record: Record) -> float | None:
+    """The standard error of a line's kNN accuracy; None where the line does not say on how many images it rests."""
     top1, queries = record[KNN], record.get("knn_queries", 0)
-    return math.sqrt(top1 * (1 - top1) / queries) if queries >= 1 and 0 <= top1 <= 1 else None
+    return standard_error(top1, queries) if queries >= 1 and 0 <= top1 <= 1 else None
 
 
 def lowest_knn(records: Sequence[Record]) -> float:
@@ -139,13 +138,13 @@ def lowest_knn(records: Sequence[Record]) -> float:
     classes = [record.get("knn_classes", 0) for record in records]
     if min(classes) < 1:
         return 0.0
-    reached = [record[KNN] - (standard_error(record) or 0) for record in records]
+    reached = [record[KNN] - (knn_error(record) or 0) for record in records]
     return max(0.0, min(*reached, *(1 / count for count in classes)))
 
 
 def _draw_band(plot: figure, epochs: np.ndarray, records: Sequence[Record], colour: str) -> None:
     """One standard error to each side, where it is known."""
-    errors = np.array([standard_error(record) or 0 for record in records])
+    errors = np.array([knn_error(record) or 0 for record in records])
     values = np.array([record[KNN] for record in records])
     if errors.any():
         plot.varea(epochs, 100 * (values - errors), 100 * (values + errors), fill_color=colour, fill_alpha=0.18)

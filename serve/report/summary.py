@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from byol.run import KNN_K
-from byol.serve.report.curves import standard_error
+from byol.serve.report.curves import knn_error
 from byol.serve.report.measure import Scores
 from byol.serve.report.runs import Entry, Record, Run
 from byol.serve.report.sections import Report, percent
@@ -70,7 +70,7 @@ def tiles(report: Report) -> list[tuple[str, str, str]]:
         last = entry.run.records[-1]
         knn = entry.run.last_knn
         if knn and not scores:
-            error = standard_error(knn)
+            error = knn_error(knn)
             spread = "" if error is None else f", \u00b1 {100 * error:.1f}"
             tiles.append(("kNN", percent(knn["knn_top1"]), f"top-1 {_when(entry.run, knn)}{spread}"))
         named = (("Loss", "loss", "0 to 8"), ("Spread", "std_ratio", "0 to 1"), ("Rank", "rankme", "directions"))

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from bokeh.models import VArea
 
-from byol.serve.report.curves import CURVES, curve_figure, last_epoch, lowest_knn, said_knn, standard_error
+from byol.serve.report.curves import CURVES, curve_figure, knn_error, last_epoch, lowest_knn, said_knn
 
 KNN = next(curve for curve in CURVES if curve.key == "knn_top1")
 TOLD = {"knn_queries": 1000, "knn_bank": 5000, "knn_classes": 5}
@@ -28,7 +28,7 @@ def bands(plot):
 
 def test_the_axis_starts_at_chance_and_a_band_is_one_standard_error():
     records = [line(0.3, 1, **TOLD), line(0.6, 2, **TOLD)]
-    assert standard_error(records[1]) == pytest.approx(0.0154919, abs=1e-6)  # sqrt(0.6 * 0.4 / 1000)
+    assert knn_error(records[1]) == pytest.approx(0.0154919, abs=1e-6)  # sqrt(0.6 * 0.4 / 1000)
     assert said_knn(records[1]) == "60.0 \u00b1 1.5 %"
     plot = drawn([("run", records, ("#2b7bba", "solid"))], 1.0)
     assert plot.y_range.start == pytest.approx(20)
