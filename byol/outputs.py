@@ -16,7 +16,7 @@ from PIL import Image
 
 from byol.files.atomic import behind_links, is_mount, require_writable
 from byol.images.grid import SOFTWARE
-from byol.images.location import Location
+from byol.images.location import Location, local_path, same_place
 from byol.images.walk import is_image
 from byol.text import printable, reason_of
 
@@ -67,7 +67,7 @@ def require_output_folder(out: Path, inputs: Iterable[Location | None] = ()) -> 
 
 def _require_apart(out: Path, inputs: Iterable[Location | None]) -> None:
     for location in inputs:
-        if location is not None and _is_same(out, location):
+        if location is not None and same_place(out, location):
             raise ValueError(f"{printable(out)} is an input ({printable(location)}); choose another name")
         if location is not None and _is_picture_in(out, location):
             raise ValueError(
@@ -75,20 +75,9 @@ def _require_apart(out: Path, inputs: Iterable[Location | None]) -> None:
             )
 
 
-def _is_same(out: Path, location: Location) -> bool:
-    try:
-        return os.path.samefile(out, _local(location))
-    except (OSError, ValueError):
-        return False
-
-
 def _is_picture_in(out: Path, location: Location) -> bool:
     final = Path(os.path.realpath(out))
-    return is_image(os.fsencode(final.name)) and final.is_relative_to(os.path.realpath(_local(location)))
-
-
-def _local(location: Location) -> str:
-    return str(location).removeprefix("file://")
+    return is_image(os.fsencode(final.name)) and final.is_relative_to(os.path.realpath(local_path(location)))
 
 
 def _holds(test: Callable[[Path], bool]) -> Callable[[Path], bool]:

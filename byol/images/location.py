@@ -60,6 +60,21 @@ def _further_protocols() -> list[str]:
     return [name.strip().lower() for name in os.environ.get(SETTING, "").split(",") if name.strip()]
 
 
+def local_path(location: Location) -> str:
+    """The path of a location on this machine; other URLs as they are."""
+    return str(location).removeprefix("file://")
+
+
+def same_place(one: Location, other: Location) -> bool:
+    """Whether two locations are one file or folder, by whatever names, or one URL."""
+    if str(one) == str(other):
+        return True
+    try:
+        return os.path.samefile(local_path(one), local_path(other))
+    except (OSError, ValueError):
+        return False
+
+
 def without_query(url: str) -> str:
     """A URL, or a part of one, up to its query and fragment."""
     return re.split("[?#]", url, maxsplit=1)[0]

@@ -21,12 +21,15 @@ if TYPE_CHECKING:
 def load(
     bundle: Path | None,
     train: Location,
-    test: Location,
+    test: Location | None,
     device: str,
     amounts: Sequence[int | float] = (),
     baselines: bool = False,
 ) -> Evaluation:
-    """Both sets, after checking that the `amounts` of labels to draw exist, before the first image is encoded."""
+    """Both sets, after checking that the `amounts` of labels to draw exist, before the first image is encoded.
+
+    Without `test`, the train set is both.
+    """
     import numpy as np
 
     from byol.images.open import open_source
@@ -34,9 +37,10 @@ def load(
     from byol.serve.evaluate.sets import load_opened, needs_bundle, open_labelled
     from byol.text import printable
 
+    given = (train,) if test is None else (train, test)
     if baselines:
-        require_images(bundle, train, test)
-    images = needs_bundle(train, test)
+        require_images(bundle, *given)
+    images = needs_bundle(*given)
     if bundle is None and images is not None:
         open_source(images)  # which says so where there is nothing
         option = "--train" if images == train else "--test"

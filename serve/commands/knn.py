@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from byol.console import note, show_json
-from byol.images.location import Location
+from byol.images.location import Location, same_place
 from byol.options import LOCATION
 from byol.run import KNN_K, KNN_TEMPERATURE
 from byol.serve.commands.comparison import add_baselines, baselines_option, show_measured
@@ -24,7 +24,11 @@ if TYPE_CHECKING:
 @click.command()
 @click.argument("bundle", type=BUNDLE, required=False)
 @click.option("--train", required=True, type=LOCATION, help="The bank: images, or features written by `extract`.")
-@click.option("--test", required=True, type=LOCATION, help="The queries: images, or features.")
+@click.option(
+    "--test",
+    type=LOCATION,
+    help="The queries: images, or features. Unset: those of --train, each compared with all the others.",
+)
 @click.option(
     "--k",
     "ks",
@@ -49,7 +53,7 @@ if TYPE_CHECKING:
 def knn(
     bundle: Path | None,
     train: Location,
-    test: Location,
+    test: Location | None,
     ks: tuple[int, ...],
     temperatures: tuple[float, ...],
     baselines: bool,
@@ -62,10 +66,16 @@ def knn(
     With --baselines, see what training was worth: the same kNN on raw pixels and on the untrained encoder.
     """
     start = time.perf_counter()
+    if test is not None and same_place(train, test):
+        test = None  # else each query would be its own nearest neighbour
     data = load(bundle, train, test, device, baselines=baselines)
     from byol.serve.evaluate.knn import KNNClassifier
 
-    classifier = KNNClassifier(max(ks), temperatures[0], data.encoder.device if data.encoder else device)
+    k = max(ks)
+    if data.one_set:
+        note(f"leave one out: each of the {len(data.train):,} images is compared with all the others")
+        k = min(k, len(data.train) - 1) + 1  # its own place among its neighbours is left out
+    classifier = KNNClassifier(k, temperatures[0], data.encoder.device if data.encoder else device)
     fit(classifier, data, device)
     results = _swept(classifier, data, ks, temperatures)
     values: dict[str, Any] = {name: results[0][name] for name in ("top1", "top5", "k", "temperature")}
@@ -94,5 +104,5 @@ def knn(
 def _swept(
     classifier: KNNClassifier, data: Evaluation, ks: tuple[int, ...], temperatures: tuple[float, ...]
 ) -> list[dict[str, Any]]:
-    swept = classifier.sweep(data.test.x, data.y_test, ks, temperatures)
+    swept = classifier.sweep(data.test.x, data.y_test, ks, temperatures, leave_one_out=data.one_set)
     return [dict(zip(("k", "temperature", "top1", "top5"), result, strict=True)) for result in swept]

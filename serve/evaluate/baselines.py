@@ -98,4 +98,5 @@ def _columns(data: Evaluation, columns: slice) -> Evaluation:
     def part(features: Features) -> Features:
         return replace(features, x=features.x[:, columns])
 
-    return replace(data, train=part(data.train), test=part(data.test))
+    train = part(data.train)
+    return replace(data, train=train, test=train if data.one_set else part(data.test))

@@ -67,16 +67,26 @@ class KNNClassifier(Classifier):
             yield _counted(self._numbers[neighbours[rows]], weights, len(self.classes_))
 
     def sweep(
-        self, x: ArrayLike, y: ArrayLike, ks: Sequence[int], temperatures: Sequence[float]
+        self,
+        x: ArrayLike,
+        y: ArrayLike,
+        ks: Sequence[int],
+        temperatures: Sequence[float],
+        leave_one_out: bool = False,
     ) -> list[tuple[int, float, float, float]]:
-        """(k, temperature, top-1, top-5) of every pair, from one search; each k at most the classifier's own."""
+        """(k, temperature, top-1, top-5) of every pair, from one search; each k at most the classifier's own.
+
+        `leave_one_out`: the queries are the bank, each compared with all the others; then k is at most one less.
+        """
         features, truth = self._checked_pair(x, y)
         similarity, neighbours = self._neighbours(features)
+        if leave_one_out:
+            similarity, neighbours = _without_own(similarity, neighbours)
         results = []
         for k, temperature in product(ks, temperatures):
             places = self._places(self._shares(similarity[:, :k], neighbours[:, :k], temperature), truth)
             top1, top5 = (float((places < best).mean()) for best in (1, 5))
-            results.append((min(k, self.k_), temperature, top1, top5))
+            results.append((min(k, similarity.shape[1]), temperature, top1, top5))
         return results
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -84,6 +94,15 @@ class KNNClassifier(Classifier):
         self.__dict__.update(state)
         if "_neighbours" in state:
             self.device_, self.reason_ = self._neighbours.device, self._neighbours.reason
+
+
+def _without_own(similarity: np.ndarray, neighbours: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Without row i among the neighbours (B, K) of query i: (B, K - 1) of each. Among many twins it may be missing."""
+    own = neighbours == np.arange(len(neighbours))[:, None]
+    own[~own.any(1), -1] = True
+    kept = ~own
+    shape = (len(neighbours), neighbours.shape[1] - 1)
+    return similarity[kept].reshape(shape), neighbours[kept].reshape(shape)
 
 
 def _counted(numbers: np.ndarray, weights: np.ndarray, classes: int) -> Scores:

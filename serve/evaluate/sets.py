@@ -53,6 +53,11 @@ class Evaluation:
         return last_part(self.train.name), last_part(self.test.name)
 
     @property
+    def one_set(self) -> bool:
+        """Whether train and test are the same images, each to be compared with all the others."""
+        return self.test is self.train
+
+    @property
     def labelled(self) -> bool:
         """Whether every image of both sets has a label, so that accuracies can be computed."""
         return all(label is not None for features in (self.train, self.test) for label in features.labels)
@@ -104,9 +109,13 @@ def load_either(
     return _load(bundle, sets, device, progress, "fp32", encoder)
 
 
-def open_labelled(train: Location, test: Location) -> Sets:
-    """The listings of a train and a test set, checked; nothing is encoded yet. Raises `ValueError`."""
-    return _labelled((_open(train), _open(test)))
+def open_labelled(train: Location, test: Location | None) -> Sets:
+    """The listings of a train and a test set, checked; nothing is encoded yet. Raises `ValueError`.
+
+    Without `test` it is the train set itself, encoded once.
+    """
+    opened = _open(train)
+    return _labelled((opened, opened if test is None else _open(test)))
 
 
 def _labelled(sets: Sets) -> Sets:
@@ -146,7 +155,8 @@ def _load(
     encode = bundle is not None and any(isinstance(opened, ImageSource) for opened in sets)
     if encoder is None and bundle and encode:
         encoder = Encoder(bundle, device, variant=variant)
-    (train, bad_train), (test, bad_test) = (_features(opened, encoder, progress) for opened in sets)
+    train, bad_train = _features(sets[0], encoder, progress)
+    test, bad_test = (train, []) if sets[1] is sets[0] else _features(sets[1], encoder, progress)
     _require_one_encoder(train, test)
     sources = tuple(opened if isinstance(opened, ImageSource) else None for opened in sets)
     return Evaluation(train, test, (bad_train, bad_test), encoder, sources)

@@ -130,7 +130,7 @@ def said_knn(record: Record) -> str:
 def knn_error(record: Record) -> float | None:
     """The standard error of a line's kNN accuracy; None where the line does not say on how many images it rests."""
     top1, queries = record[KNN], record.get("knn_queries", 0)
-    return standard_error(top1, queries) if queries >= 1 and 0 <= top1 <= 1 else None
+    return standard_error(top1, int(queries)) if queries >= 1 and 0 <= top1 <= 1 else None
 
 
 def lowest_knn(records: Sequence[Record]) -> float:

@@ -316,3 +316,18 @@ def test_the_report_has_their_rows(place: Path, tmp_path: Path, exported: object
         knn, linear = (100 * found[command]["baselines"][name]["top1"] for command in ("knn", "linear"))
         assert re.search(rf"{title} {knn:.1f} {linear:.1f} \d+\.\d \u00b1 \d+\.\d", shown)
     assert "chance 33.3 33.3 \u2013" in shown
+
+
+def test_one_labelled_folder_is_its_own_bank_and_no_image_its_own_neighbour(place: Path, exported: Any) -> None:
+    words = ("knn", place / "bundle", "--train", place / "train", "--k", 3, *CPU, "--json")
+    alone = byol(*words, "--baselines")
+    assert alone.code == 0, alone.err
+    assert "leave one out: each of the 30 images is compared with all the others" in alone.err
+    found = json.loads(alone.out)
+    assert (found["n_train"], found["n_test"], found["k"]) == (30, 30, 3)
+    assert alone.err.count("torn.png") == 1
+    same = byol(*words, "--test", place / "test" / ".." / "train")  # by another name
+    assert json.loads(same.out)["top1"] == found["top1"] < 1
+    few = byol("knn", place / "bundle", "--train", place / "train", "--k", 500, *CPU, "--json")
+    assert json.loads(few.out)["k"] == 29
+    assert 0 <= found["baselines"]["pixels"]["top1"] < 1

@@ -94,6 +94,24 @@ def test_sweep_is_each_classifier_of_its_own(digits: tuple[np.ndarray, ...]) -> 
         assert (top1, top5) == tuple(alone.top_k_scores(queries, truth))
 
 
+@pytest.mark.parametrize("rows", [400, 7])
+def test_leave_one_out_is_knn_without_the_query_itself(
+    digits: tuple[np.ndarray, ...], rows: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Against one classifier for each query, and a bank of many twins, of which a query may not find itself."""
+    monkeypatch.setattr(knn, "BANK_ROWS", rows)
+    x, y = digits[0][:60], digits[1][:60]
+    found = KNNClassifier(6, 0.07, "cpu").fit(x, y).sweep(x, y, [1, 5, 20], [0.07], leave_one_out=True)
+    rest = [np.delete(np.arange(60), i) for i in range(60)]
+    for k, (used, _, top1, _) in zip((1, 5, 5), found, strict=True):
+        alone = [KNNClassifier(k, 0.07, "cpu").fit(x[r], y[r]).predict(x[i : i + 1])[0] for i, r in enumerate(rest)]
+        assert used == k
+        assert top1 == pytest.approx(np.mean(np.array(alone) == y))
+    twins, labels = np.ones((30, 4), np.float32), np.arange(30) % 2
+    ((_, _, top1, _),) = KNNClassifier(4, 0.07, "cpu").fit(twins, labels).sweep(twins, labels, [3], [0.07], True)
+    assert 0 <= top1 <= 1
+
+
 def test_bank_smaller_than_k_is_used_whole_and_said_so() -> None:
     x, y = np.eye(3), ["a", "b", "b"]
     with pytest.warns(UserWarning, match="k is 20, but the bank has 3 samples"):
