@@ -19,7 +19,7 @@ import onnxruntime as ort
 
 from byol.bundle.model import Model
 from byol.machine import DEVICES, driver_problem, usable_cores
-from byol.text import first_line
+from byol.text import first_line, install
 
 Feeds = Mapping[str, np.ndarray | ort.OrtValue]
 WarmUp = Callable[[str], Feeds]  # device -> inputs of the size that will be run there
@@ -151,7 +151,7 @@ def build_problem() -> str | None:
         return None
     return (
         f"the installed onnxruntime {ort.__version__} is built without CUDA "
-        "(pip uninstall onnxruntime, then pip install 'byol[gpu]')"
+        f"(run pip uninstall onnxruntime; then, {install('gpu')})"
     )
 
 
@@ -183,7 +183,7 @@ def cuda_libraries() -> list[str]:
 
 def _library_problem() -> list[str]:
     missing = missing_libraries()
-    text = f"libraries that cannot be loaded: {', '.join(missing)} (pip install 'byol[gpu]' brings them)"
+    text = f"libraries that cannot be loaded: {', '.join(missing)} (to get them, {install('gpu')})"
     return [text] if missing else []
 
 

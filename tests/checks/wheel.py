@@ -78,7 +78,7 @@ def check(work: Path, bin_folder: Path, train: Path, test: Path) -> None:
         [byol, "train", train, "--out", "x"], cwd=work, capture_output=True, text=True, check=False
     )
     assert message.returncode == 1, message.stderr
-    assert "pip install 'byol[train]'" in message.stderr, message.stderr
+    assert "pip install '.[train]'" in message.stderr, message.stderr
     assert "Traceback" not in message.stderr, message.stderr
 
 
