@@ -64,6 +64,8 @@ EXTRAS = {
     "ray": "ray",
     "bokeh": "report",
 }
+# What no extra brings is there, unless byol was installed without its dependencies.
+NEEDED = {"numpy", "onnx", "onnxruntime", "PIL", "google", "pyarrow", "rich", "safetensors", "scipy", "threadpoolctl"}
 
 
 class LazyGroup(click.Group):
@@ -126,10 +128,10 @@ def _run() -> None:
         note("Aborted!")
         sys.exit(1)
     except ModuleNotFoundError as error:  # raised when a command is loaded, or by what it loads when it runs
-        extra = EXTRAS.get((error.name or "").partition(".")[0])
-        if extra is None:
+        package = (error.name or "").partition(".")[0]
+        if package not in EXTRAS and package not in NEEDED:
             raise
-        note(f"Error: {missing(str(error.name), extra, 'this command')}")
+        note(f"Error: {missing(str(error.name), EXTRAS.get(package, ''), 'this command')}")
         sys.exit(1)
     except ImportError as error:
         if (why := _why_not_loaded(error)) is None:

@@ -34,9 +34,10 @@ def missing(package: str, extra: str, wanted_by: str) -> str:
     return f"{wanted_by} needs {package}, which is not installed; {install(extra)}"
 
 
-def install(extra: str) -> str:
-    """How to install an extra: from the source, since the name in a package index may be a stranger's."""
-    return f"in a checkout of byol, run: pip install '.[{extra}]'"
+def install(extra: str = "") -> str:
+    """How to install byol or an extra: from the source, since the name in a package index may be a stranger's."""
+    what = f"'.[{extra}]'" if extra else "."
+    return f"in a checkout of byol, run: pip install {what}"
 
 
 def path_text(path: str | bytes | os.PathLike[str]) -> str:
