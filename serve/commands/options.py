@@ -14,7 +14,7 @@ from byol.machine import DEVICES
 if TYPE_CHECKING:
     from byol.serve.extract.engine import Options
 
-BUNDLE = click.Path(exists=True, file_okay=False, path_type=Path)
+BUNDLE = click.Path(exists=True, path_type=Path)  # `Bundle.open` says what else it is: a run, its checkpoint
 
 device_option = click.option(
     "--device",
