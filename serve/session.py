@@ -77,8 +77,8 @@ def open_session(model: bytes | Model, device: str, warm_up: WarmUp, shares_core
     model = model if isinstance(model, Model) else Model(model)
     if device not in DEVICES:
         raise DeviceError(f"device is {device!r}; expected one of {', '.join(DEVICES)}")
-    # Without a GPU `auto` need not list the libraries that are missing too; `cuda` does, to name all at once.
-    reason = "asked for" if device == "cpu" else device == "auto" and (build_problem() or driver_problem())
+    # Without a GPU `auto` need not say what else is missing; `cuda` does, to name all at once.
+    reason = "asked for" if device == "cpu" else device == "auto" and (driver_problem() or build_problem())
     if reason:
         return _cpu_session(model, reason, warm_up, shares_cores)
     try:

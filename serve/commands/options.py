@@ -21,7 +21,7 @@ device_option = click.option(
     type=click.Choice(DEVICES),
     default="auto",
     show_default=True,
-    help="cuda fails where CUDA does not run; auto falls back to the CPU and says why.",
+    help="cuda: fail where CUDA does not run; auto: else take the CPU, and say why if there is a GPU.",
 )
 batch_option = click.option(
     "--batch-size", type=click.IntRange(1, MAX_BATCH_SIZE), help="Images per run [default: what suits the device]."

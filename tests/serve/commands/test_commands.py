@@ -15,6 +15,7 @@ import pytest
 from byol.bundle.folder import Bundle
 from byol.images.decode import Preprocess
 from byol.images.open import open_source
+from byol.machine import NO_DRIVER, driver_problem
 from byol.serve import KNNClassifier, LinearProbe
 from byol.serve.features.read import read_features
 from tests.support.command_line import Outcome, byol
@@ -112,8 +113,7 @@ def test_extract_twice_gives_the_same_bytes(place: Path, tmp_path: Path) -> None
 def test_extract_shows_a_table_for_people(place: Path, tmp_path: Path) -> None:
     done = byol("extract", place / "bundle", place / "test", "--out", tmp_path / "f.parquet", "--device", "auto")
     assert "images             10\n" in done.out
-    assert done.err.startswith("device: ")
-    assert done.err.count("\n") == 1
+    assert done.err.count("\n") == (0 if driver_problem() == NO_DRIVER else 1)
 
 
 @pytest.mark.parametrize("out", ["f.csv", "f.pt", "f.parquet.gz"])
