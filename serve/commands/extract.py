@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 @click.command()
 @click.argument("bundle", type=BUNDLE)
 @click.argument("images", type=LOCATION)
-@click.option("--out", required=True, help="FILE.parquet, FILE.npz, or a folder.")
+@click.option("--out", required=True, help="FILE.parquet, FILE.npz, FILE.csv, or a folder, which is written in parts.")
 @device_option
 @batch_option
 @on_error_option

@@ -116,10 +116,10 @@ def test_extract_shows_a_table_for_people(place: Path, tmp_path: Path) -> None:
     assert done.err.count("\n") == (0 if driver_problem() == NO_DRIVER else 1)
 
 
-@pytest.mark.parametrize("out", ["f.csv", "f.pt", "f.parquet.gz"])
+@pytest.mark.parametrize("out", ["f.tsv", "f.pt", "f.parquet.gz"])
 def test_extract_refuses_other_formats(place: Path, tmp_path: Path, out: str) -> None:
     done = byol("extract", place / "bundle", place / "test", "--out", tmp_path / out)
-    assert_fails(done, 2, "--out", "end in .parquet or .npz, or in / for a folder")
+    assert_fails(done, 2, "--out", "end in .parquet, .npz or .csv, or in / for a folder")
 
 
 def test_extract_refuses_a_folder_with_parts_of_another_run(place: Path, tmp_path: Path) -> None:
