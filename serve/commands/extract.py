@@ -123,14 +123,14 @@ def extract(
         kept = "" if file else "; finished parts are kept, run the same command again to continue"
         raise click.ClickException(f"{error}{kept}") from None
     if result.was_complete:
-        note(f"{printable(out)} is already complete; for other images use an empty folder")
+        note(f"nothing left to do: {printable(out)} is complete; for other images use an empty folder")
     errors = errors_of(file) if file else Path(out) / ERRORS
     note_skipped(result.skipped, listed_in=printable(errors))
     values = {
         "images": result.images,
         "skipped": len(result.skipped),
         "dim": facts.pop("dim"),
-        "images_per_second": round(result.computed / result.seconds, 3),
+        "images_per_second": round(result.computed / result.seconds, 3) if result.computed else None,
         "device": facts.pop("device"),
         "out": printable(out),
     }

@@ -63,12 +63,13 @@ class Positive(click.ParamType[float | str]):
 
 
 def show(values: dict[str, Any], as_json: bool) -> None:
-    """The results of a command: one JSON object, or a table in which shares are percentages."""
+    """The results of a command: one JSON object, or a table without what is None, in which shares are percentages."""
     if as_json:
         show_json(values)
         return
     percent = {"top1", "top5", "mean_per_class"}
-    show_table([(key, f"{value:.2%}" if key in percent else value) for key, value in values.items()])
+    known = {key: value for key, value in values.items() if value is not None}
+    show_table([(key, f"{value:.2%}" if key in percent else value) for key, value in known.items()])
 
 
 def extraction_options(
