@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import random
-import resource
 import signal
 import subprocess
 import sys
@@ -303,6 +302,8 @@ def test_a_part_without_a_readable_image_is_empty(place: Path, tmp_path: Path) -
 def test_a_full_disk_ends_it_cleanly(place: Path, whole: dict[str, bytes], tmp_path: Path) -> None:
     def limited() -> None:
         signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+        import resource
+
         resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))  # a part has more bytes
 
     words = [place / "bundle", place / "images", "--out", f"{tmp_path}/out/", *CPU, "--part-images", 7]
