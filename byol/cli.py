@@ -45,7 +45,10 @@ COMMANDS = {
     ),
     "info": ("byol.serve.commands.info", "Show what a bundle holds; check it against itself."),
     "bench": ("byol.serve.commands.bench", "Measure a bundle on this machine: images/s and latency of every stage."),
-    "doctor": ("byol.serve.commands.doctor", "Say which devices ONNX Runtime can use on this machine, and why not."),
+    "doctor": (
+        "byol.serve.commands.doctor",
+        "Show which devices ONNX Runtime can use on this machine, and why not others.",
+    ),
     "fetch": ("byol.commands.fetch", "Download a named data set (needs the `train` extra)."),
     "cache": ("byol.commands.cache", "Show or clear the decoded images kept for later runs."),
     "demo": (

@@ -40,7 +40,10 @@ def cache(context: click.Context, as_json: bool) -> None:
 @cache.command()
 @click.argument("keys", metavar="[KEY]...", nargs=-1)
 def clear(keys: tuple[str, ...]) -> None:
-    """Remove all decoded images, or those whose KEY (or its beginning) `byol cache` shows. Fetched data sets stay."""
+    """Remove decoded images: all, or those of the KEYs.
+
+    `byol cache` shows the keys; the beginning of one is enough. Fetched data sets stay.
+    """
     with of_option("KEY"):
         freed = DecodedCache().clear(keys)
     note(f"{gigabytes(freed)} freed")

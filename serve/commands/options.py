@@ -21,23 +21,23 @@ device_option = click.option(
     type=click.Choice(DEVICES),
     default="auto",
     show_default=True,
-    help="cuda: fail where CUDA does not run; auto: else take the CPU, and say why if there is a GPU.",
+    help="Where to run; auto: CUDA where it works, else the CPU; cuda: fail where CUDA does not work.",
 )
 batch_option = click.option(
-    "--batch-size", type=click.IntRange(1, MAX_BATCH_SIZE), help="Images per run [default: what suits the device]."
+    "--batch-size", type=click.IntRange(1, MAX_BATCH_SIZE), help="Images per run  [default: what suits the device]."
 )
 on_error_option = click.option(
     "--on-error",
     type=click.Choice(["skip", "fail"]),
     default="skip",
     show_default=True,
-    help="With an unreadable image: skip and list it, or stop.",
+    help="What to do with an unreadable image: skip and list it, or stop.",
 )
 max_errors_option = click.option(
     "--max-errors", type=click.IntRange(min=0), help="Stop when more images than this cannot be read."
 )
 threads_option = click.option(
-    "--decode-threads", type=click.IntRange(1, 1024), help="Threads that decode [default: one per usable core]."
+    "--decode-threads", type=click.IntRange(1, 1024), help="Threads that decode  [default: one per usable core]."
 )
 json_option = click.option("--json", "as_json", is_flag=True, help="Print one JSON object on stdout, nothing else.")
 
