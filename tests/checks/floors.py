@@ -17,8 +17,8 @@ from pathlib import Path
 
 from packaging.requirements import Requirement
 
-from tests.checks.torch_free import NEEDED, run
 from tests.support.small import REPOSITORY
+from tests.support.torch_free import NEEDED, run
 
 
 def floors() -> list[str]:

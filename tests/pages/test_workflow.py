@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from tests.checks.torch_free import NEEDED, TESTS
 from tests.support.small import REPOSITORY
+from tests.support.torch_free import NEEDED, TESTS
 
 yaml = pytest.importorskip("yaml")
 PROJECT = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["project"]
