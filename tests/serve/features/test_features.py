@@ -220,6 +220,7 @@ def test_ids_and_labels_that_other_programs_write(
 
 def test_folders_that_other_programs_write(tmp_path: Path) -> None:
     """Hive's layout, as pandas, polars, Spark and DuckDB write it: the label is a folder's name."""
+    pytest.importorskip("pandas")
     frame = table(label=pa.array(["cat", None])).to_pandas()
     frame.loc[2] = ["c", "great dog", [5.0, 6.0]]
     frame.to_parquet(tmp_path / "pandas", partition_cols=["label"])
