@@ -130,9 +130,9 @@ def _is_features(path: Path) -> bool:
         with open(path, "rb") as stream:
             line = stream.readline(MOST_HEADER)
             row = names_in(stream.readline(MOST_HEADER))
-        names = names_in(line)
-        ours = names[:2] == ["id", "label"] and is_csv_header(names) and line == _quoted(names)
-        return ours and (not row or (len(row) == len(names) and all(math.isfinite(float(text)) for text in row[2:])))
+        columns = names_in(line)
+        ours = columns[:2] == ["id", "label"] and is_csv_header(columns) and line == _quoted(columns)
+        return ours and (not row or (len(row) == len(columns) and all(math.isfinite(float(text)) for text in row[2:])))
     if path.suffix.lower() == ".npz":
         with zipfile.ZipFile(path) as archive:
             names = {name.removesuffix(".npy") for name in archive.namelist()}

@@ -50,7 +50,7 @@ def test_csv_is_plain_and_safe_in_a_spreadsheet(tmp_path: Path) -> None:
         header, *found = csv.reader(stream)
     assert header == ["id", "label", "f0", "f1"]
     assert [row[:2] for row in found] == [["'=1+1.png", "'@cat"], ["b,\\n.png", ""]]
-    assert np.float32([row[2:] for row in found]).tolist() == [[np.float16(0.1), -3], [np.float16(1e-7), 2]]
+    assert np.array([row[2:] for row in found], np.float32).tolist() == [[np.float16(0.1), -3], [np.float16(1e-7), 2]]
     assert FEATURES.holds(path)
 
 
