@@ -102,7 +102,7 @@ def _devices() -> dict[str, Any]:
         "libraries": {name: "missing" if name in missing else "ok" for name in session.cuda_libraries()},
         **results,
         "device": chosen,
-        "reason": "CUDA runs" if chosen == "cuda" else results["cuda"],
+        "reason": "CUDA runs" if chosen == "cuda" else machine.driver_problem() or results["cuda"],
     }
 
 
