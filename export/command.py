@@ -66,7 +66,7 @@ from byol.text import printable
 @click.option("--any-size", is_flag=True, help="Also write an encoder that resizes and crops pictures itself.")
 @click.option("--eval-train", type=LOCATION, help="Labelled images: the bank for the kNN accuracy of every variant.")
 @click.option("--eval-test", type=LOCATION, help="Labelled images: the queries.")
-@click.option("--triton", type=Output(), help="Also write a model repository for Triton, to this folder.")
+@click.option("--triton", type=Output(), help="Also write a model repository for Triton here.")
 def export(source: Path, out: Path, triton: Path | None, **options: Any) -> None:
     """Write the online encoder of a run folder, or of one checkpoint file, as a verified bundle.
 
