@@ -45,7 +45,10 @@ COMMANDS = {
     ),
     "info": ("byol.serve.commands.info", "Show what a bundle holds; check it against itself."),
     "bench": ("byol.serve.commands.bench", "Measure a bundle on this machine: images/s and latency of every stage."),
-    "doctor": ("byol.serve.commands.doctor", "Say which devices ONNX Runtime can use on this machine, and why not."),
+    "doctor": (
+        "byol.serve.commands.doctor",
+        "Show which devices ONNX Runtime can use on this machine, and why not others.",
+    ),
     "fetch": ("byol.commands.fetch", "Download a named data set (needs the `train` extra)."),
     "cache": ("byol.commands.cache", "Show or clear the decoded images kept for later runs."),
     "demo": (
@@ -60,10 +63,12 @@ EXTRAS = {
     "torchvision": "train",
     "onnxscript": "train",
     "sklearn": "demo",
-    "timm": "timm",
+    "timm": "train",
     "ray": "ray",
     "bokeh": "report",
 }
+# What no extra brings is there, unless byol was installed without its dependencies.
+NEEDED = {"numpy", "onnx", "onnxruntime", "PIL", "google", "pyarrow", "rich", "safetensors", "scipy", "threadpoolctl"}
 
 
 class LazyGroup(click.Group):
@@ -126,10 +131,10 @@ def _run() -> None:
         note("Aborted!")
         sys.exit(1)
     except ModuleNotFoundError as error:  # raised when a command is loaded, or by what it loads when it runs
-        extra = EXTRAS.get((error.name or "").partition(".")[0])
-        if extra is None:
+        package = (error.name or "").partition(".")[0]
+        if package not in EXTRAS and package not in NEEDED:
             raise
-        note(f"Error: {missing(str(error.name), extra, 'this command')}")
+        note(f"Error: {missing(str(error.name), EXTRAS.get(package, ''), 'this command')}")
         sys.exit(1)
     except ImportError as error:
         if (why := _why_not_loaded(error)) is None:

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from byol.machine import NO_DRIVER
 from byol.text import as_message, printable
 
 if TYPE_CHECKING:
@@ -61,8 +62,8 @@ def note(message: str) -> None:
 
 
 def note_device(asked: str, device: str, reason: str) -> None:
-    """With `auto`, say which device was chosen and why."""
-    if asked == "auto":
+    """With `auto`, say which device was chosen and why, unless there is no choice: `byol doctor` says that."""
+    if asked == "auto" and reason != NO_DRIVER:
         note(f"device: {device} ({reason})")
 
 

@@ -40,6 +40,7 @@ CPUINFO = Path("/proc/cpuinfo")
 QUOTA = Path("/sys/fs/cgroup/cpu.max")
 _CUDA_DRIVER = "nvcuda.dll" if sys.platform == "win32" else "libcuda.so.1"
 _NVML = "nvml.dll" if sys.platform == "win32" else "libnvidia-ml.so.1"
+NO_DRIVER = f"no NVIDIA driver ({_CUDA_DRIVER} cannot be loaded)"
 
 
 def keep_freed_memory() -> bool:
@@ -84,7 +85,7 @@ def driver_problem() -> str | None:
         status, count = driver.cuInit(0), ctypes.c_int(0)
         status = status or driver.cuDeviceGetCount(ctypes.byref(count))
     except (OSError, AttributeError):
-        return f"no NVIDIA driver ({_CUDA_DRIVER} cannot be loaded)"
+        return NO_DRIVER
     return None if status == 0 and count.value > 0 else f"the NVIDIA driver shows no usable GPU (CUDA error {status})"
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import math
 import os
 import zipfile
 from collections.abc import Callable, Iterable
@@ -24,6 +25,7 @@ DIGEST_KEY = "bundle_sha256"
 STAGES = {"list", "decode"}
 CLASS_COLUMNS = ["id", "label", "predicted", "probability"]
 ERROR_COLUMNS = ["path", "stage", "reason"]
+MOST_HEADER = 1 << 24  # bytes of a CSV file's first line
 _HEAD = 8192  # bytes of a page
 _DAMAGED = (OSError, ValueError, SyntaxError, zipfile.BadZipFile, csv.Error, pa.ArrowException)
 
@@ -97,7 +99,29 @@ def _schema(path: Path) -> pa.Schema:
         return pq.read_schema(stream)
 
 
+def names_in(line: bytes) -> list[str]:
+    """The names in the first line of a CSV file. Raises `ValueError` when it is none."""
+    try:
+        return next(csv.reader([line.decode("utf-8-sig").rstrip("\r\n")]), [])
+    except csv.Error as error:
+        raise ValueError(str(error)) from error
+
+
+def is_csv_header(names: list[str]) -> bool:
+    """Whether these are the columns of features: `id`, `label` if there are any, `f0`, `f1`, ..."""
+    texts = [name for name in names[:2] if name in ("id", "label")]
+    dim = len(names) - len(texts)
+    return texts[:1] == ["id"] and dim > 0 and names == [*texts, *(f"f{number}" for number in range(dim))]
+
+
 def _is_features(path: Path) -> bool:
+    if path.suffix.lower() == ".csv":
+        with open(path, "rb") as stream:
+            line = stream.readline(MOST_HEADER)
+            row = names_in(stream.readline(MOST_HEADER))
+        columns = names_in(line)
+        ours = columns[:2] == ["id", "label"] and is_csv_header(columns) and line == _quoted(columns)
+        return ours and (not row or (len(row) == len(columns) and all(math.isfinite(float(text)) for text in row[2:])))
     if path.suffix.lower() == ".npz":
         with zipfile.ZipFile(path) as archive:
             names = {name.removesuffix(".npy") for name in archive.namelist()}
@@ -106,10 +130,15 @@ def _is_features(path: Path) -> bool:
     return schema.names == ["id", "label", "features"] and DIGEST_KEY.encode() in (schema.metadata or {})
 
 
+def _quoted(names: list[str]) -> bytes:
+    """The first line of a CSV file as we write it."""
+    return ",".join(f'"{name}"' for name in names).encode() + b"\n"
+
+
 def _is_classes(path: Path) -> bool:
     if path.suffix.lower() == ".csv":
         with open(path, encoding="utf-8", newline="") as stream:
-            exact = stream.readline() == ",".join(f'"{name}"' for name in CLASS_COLUMNS) + "\n"
+            exact = stream.readline().encode() == _quoted(CLASS_COLUMNS)
             first = next(csv.reader(stream), None)
         return exact and (first is None or (len(first) == len(CLASS_COLUMNS) and 0 <= float(first[3]) <= 1))
     schema = _schema(path)

@@ -31,7 +31,13 @@ class Recipe(ValueError):
 
 def missing(package: str, extra: str, wanted_by: str) -> str:
     """What to do about a missing package of an extra; `wanted_by` names the option or task that needs it."""
-    return f"{wanted_by} needs {package}, which is not installed; run: pip install 'byol[{extra}]'"
+    return f"{wanted_by} needs {package}, which is not installed; {install(extra)}"
+
+
+def install(extra: str = "") -> str:
+    """How to install byol or an extra: from the source, since the name in a package index may be a stranger's."""
+    what = f"'.[{extra}]'" if extra else "."
+    return f"in a checkout of byol, run: pip install {what}"
 
 
 def duration(seconds: float) -> str:

@@ -39,37 +39,39 @@ from byol.text import printable
     "--from",
     "toolkit",
     type=click.Choice(TOOLKITS),
-    help="CHECKPOINT is another toolkit's: its online encoder is found by the toolkit's names. Needs --arch.",
+    help="The toolkit that wrote CHECKPOINT, if not byol; needs --arch.",
 )
-@click.option("--prefix", help="Of a foreign CHECKPOINT, the part that is the encoder, where its names are not known.")
+@click.option(
+    "--prefix", help="What the encoder's tensors begin with in a foreign CHECKPOINT, where that is not known."
+)
 @click.option(
     "--arch",
     help="Encoder of a foreign CHECKPOINT: a torchvision ResNet, or timm:NAME or timm:NAME.TAG (--from timm: NAME).",
 )
 @click.option(
-    "--image-size", type=click.IntRange(8, LARGEST_SIZE), help="Its input side in pixels.  [default: timm's, or 224]"
+    "--image-size", type=click.IntRange(8, LARGEST_SIZE), help="Side of its input in pixels.  [default: timm's, or 224]"
 )
 @click.option(
     "--mean",
     type=FiniteRange(0, 1),
     nargs=3,
-    help="Its channel means, of values in 0..1.  [default: timm's, or ImageNet's]",
+    help="Channel means of its input, scaled to 0..1.  [default: timm's, or ImageNet's]",
 )
 @click.option(
     "--std",
     type=FiniteRange(0, 1, min_open=True),
     nargs=3,
-    help="Its channel deviations.  [default: timm's, or ImageNet's]",
+    help="Channel deviations of its input, scaled to 0..1.  [default: timm's, or ImageNet's]",
 )
 @click.option(
     "--precision",
     "precisions",
     type=click.Choice(["fp16", "int8"]),
     multiple=True,
-    help="Add the encoder with fewer bits (repeat for both).",
+    help="Also write the encoder with fewer bits; repeatable.",
 )
-@click.option("--calibrate", type=LOCATION, help="Images that are typical of the use, for int8; labels do not matter.")
-@click.option("--any-size", is_flag=True, help="Add an encoder that resizes and crops pictures itself.")
+@click.option("--calibrate", type=LOCATION, help="Typical images, to choose int8's ranges by; labels do not matter.")
+@click.option("--any-size", is_flag=True, help="Also write an encoder that resizes and crops pictures itself.")
 @click.option("--eval-train", type=LOCATION, help="Labelled images: the bank for the kNN accuracy of every variant.")
 @click.option("--eval-test", type=LOCATION, help="Labelled images: the queries.")
 @click.option(
@@ -79,7 +81,7 @@ from byol.text import printable
 def export(source: Path, out: Path, triton: Path | None, **options: Any) -> None:
     """Write the online encoder of a run folder, or of one checkpoint file, as a verified bundle.
 
-    Nothing is written unless ONNX Runtime reproduces torch, and every added graph the encoder.
+    Nothing is written unless ONNX Runtime reproduces torch's features, and every further graph those of the encoder.
     """
     untrained = options.pop("untrained")
     names = ("toolkit", "prefix", "arch", "image_size", "mean", "std")

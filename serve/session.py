@@ -19,7 +19,7 @@ import onnxruntime as ort
 
 from byol.bundle.model import Model
 from byol.machine import DEVICES, driver_problem, usable_cores
-from byol.text import first_line
+from byol.text import first_line, install
 
 Feeds = Mapping[str, np.ndarray | ort.OrtValue]
 WarmUp = Callable[[str], Feeds]  # device -> inputs of the size that will be run there
@@ -77,8 +77,8 @@ def open_session(model: bytes | Model, device: str, warm_up: WarmUp, shares_core
     model = model if isinstance(model, Model) else Model(model)
     if device not in DEVICES:
         raise DeviceError(f"device is {device!r}; expected one of {', '.join(DEVICES)}")
-    # Without a GPU `auto` need not list the libraries that are missing too; `cuda` does, to name all at once.
-    reason = "asked for" if device == "cpu" else device == "auto" and (build_problem() or driver_problem())
+    # Without a GPU `auto` need not say what else is missing; `cuda` does, to name all at once.
+    reason = "asked for" if device == "cpu" else device == "auto" and (driver_problem() or build_problem())
     if reason:
         return _cpu_session(model, reason, warm_up, shares_cores)
     try:
@@ -151,7 +151,7 @@ def build_problem() -> str | None:
         return None
     return (
         f"the installed onnxruntime {ort.__version__} is built without CUDA "
-        "(pip uninstall onnxruntime, then pip install 'byol[gpu]')"
+        f"(run pip uninstall onnxruntime; then, {install('gpu')})"
     )
 
 
@@ -183,7 +183,7 @@ def cuda_libraries() -> list[str]:
 
 def _library_problem() -> list[str]:
     missing = missing_libraries()
-    text = f"libraries that cannot be loaded: {', '.join(missing)} (pip install 'byol[gpu]' brings them)"
+    text = f"libraries that cannot be loaded: {', '.join(missing)} (to get them, {install('gpu')})"
     return [text] if missing else []
 
 

@@ -46,3 +46,15 @@ def test_an_import_that_is_a_defect_is_shown_whole(monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(cli, "byol", fail)
     with pytest.raises(ImportError):
         cli._run()
+
+
+def test_a_missing_dependency_is_one_line(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    def fail(**_: Any) -> None:
+        raise ModuleNotFoundError("No module named 'onnxruntime'", name="onnxruntime")
+
+    monkeypatch.setattr(cli, "byol", fail)
+    with pytest.raises(SystemExit) as ended:
+        cli._run()
+    assert ended.value.code == 1
+    line = "Error: this command needs onnxruntime, which is not installed; in a checkout of byol, run: pip install .\n"
+    assert capsys.readouterr().err == line

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 import pytest
 
 from byol import console
+from byol.machine import NO_DRIVER
 
 
 def test_without_a_terminal_progress_is_a_line_now_and_then(
@@ -17,6 +18,23 @@ def test_without_a_terminal_progress_is_a_line_now_and_then(
         for _ in range(3):
             advance(1000)
     assert capsys.readouterr().err == "extract: 2,000 of 5,000\n"
+
+
+@pytest.mark.parametrize(
+    ("asked", "reason", "line"),
+    [
+        ("auto", NO_DRIVER, ""),
+        ("auto", "the NVIDIA driver shows no usable GPU (CUDA error 804)", "device: cpu (the NVIDIA driver shows "),
+        ("cpu", "asked for", ""),
+    ],
+)
+def test_the_device_is_said_where_there_was_a_choice(
+    asked: str, reason: str, line: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    console.note_device(asked, "cpu", reason)
+    said = capsys.readouterr().err
+    assert said.startswith(line)
+    assert said.count("\n") == bool(line)
 
 
 class Said:

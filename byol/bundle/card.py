@@ -24,22 +24,22 @@ tags: [self-supervised, byol, onnx]
 # {name} encoder{by_byol}
 
 Maps an RGB image to {dim} features. {training}
-Teacher, projector and predictor are not in here.
+The target network, projector and predictor are not included.
 
 ## Use
 
 ```python
 import os
-os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")  # before the import: ONNX Runtime else reports its use
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")  # before the import; otherwise ONNX Runtime reports usage
 import numpy as np, onnxruntime
 from PIL import Image
 
 
-def upright(image):  # turned as EXIF's orientation says; whatever else stands in there may be odd
+def upright(image):  # rotated as EXIF says; nothing else in EXIF is read, as it may be damaged
     image.load()
     try:
         return image.transpose({{2: 0, 3: 3, 4: 1, 5: 5, 6: 4, 7: 6, 8: 2}}[image.getexif()[274]])
-    except Exception:  # there is none
+    except Exception:  # EXIF does not say
         return image
 
 
@@ -51,7 +51,8 @@ image = image.resize(({crop}, {crop}), Image.Resampling.BICUBIC, (left, top, lef
 features = session.run(["features"], {{"images": np.asarray(image)[None]}})[0]  # (1, {dim}) float32
 ```
 
-Or `pip install byol` and `byol extract BUNDLE IMAGES --out features.parquet`.
+With byol, installed from its source (a package of that name in an index may be somebody else's):
+`byol extract BUNDLE IMAGES --out features.parquet`.
 {any_size}{classifier}
 ## Interface
 
@@ -60,7 +61,7 @@ Or `pip install byol` and `byol extract BUNDLE IMAGES --out features.parquet`.
 | input | `images` uint8 [batch, {crop}, {crop}, 3], RGB, 0 to 255; normalisation is inside the graph |
 | output | `features` float32 [batch, {dim}], pooled, not L2-normalised |
 | preprocessing | EXIF orientation applied, shorter side to {resize}, central {crop} x {crop}, bicubic, antialiased |
-| graph | ONNX opset {opset}, IR version {ir}; no batch-norm left |
+| graph | ONNX opset {opset}, IR version {ir}; no batch-norm nodes |
 | weights | `encoder.safetensors`, {rebuild} |
 
 ## Proof
@@ -83,9 +84,9 @@ features = session.run(["features"], {"images": np.asarray(picture)[None]})[0]  
 """
 
 _CLASSIFIER = """
-`classifier.onnx` ends in a linear layer for {count} classes: `session.run(["probabilities"], {{"images": ...}})` in the
-order of `classes` in `manifest.json` and in the graph's metadata. Fitted on {n_train} images of {train} ({how}){score}.
-Or `byol classify BUNDLE IMAGES --out FILE`.
+`classifier.onnx` adds a linear layer for {count} classes: `session.run(["probabilities"], {{"images": ...}})` returns
+(N, {count}) float32 in the order of `classes` in `manifest.json`, which the graph's metadata repeat. Fitted on
+{n_train} images of {train} ({how}){score}. With byol: `byol classify BUNDLE IMAGES --out FILE`.
 """
 
 
@@ -162,7 +163,7 @@ def _classifier(manifest: Manifest) -> str:
     how = "together with the encoder" if head.l2 is None else f"l2 {head.l2:g}"
     score = ""
     if head.top1 is not None and head.test is not None:
-        score = f", it\nis right for {head.top1:.2%} of {head.n_test} images of {code_span(head.test)}"
+        score = f"; it\nclassifies {head.top1:.2%} of {head.n_test} images of {code_span(head.test)} correctly"
     train = code_span(head.train)
     return _CLASSIFIER.format(
         count=len(head.classes),

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import shlex
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -33,6 +34,7 @@ from byol.bundle.model import Model
 from byol.bundle.schema import BundleError, read_object
 from byol.files.atomic import contents, is_half_filled, open_regular, read_regular, require_folder_place, sha256_of
 from byol.limits import limit
+from byol.run import is_run_folder
 from byol.text import printable, reason_of
 
 _MOST_PADDING = 65_536  # bytes in a file of weights behind the last one
@@ -51,13 +53,16 @@ class Bundle:
         """Read and check the manifest; other files are checked when read. Raises `BundleError`."""
         path = Path(folder)
         if not path.is_dir():
-            raise BundleError(f"{printable(path)} is not a folder; expected a bundle written by `byol export`")
+            raise BundleError(f"{printable(path)} is not a folder; expected a bundle: {_export(path)}")
         file = path / MANIFEST
         try:
             text = read_regular(file, MAX_BYTES, follow=False)
             manifest = Manifest.from_json(text)
         except FileNotFoundError:
-            raise BundleError(f"{printable(path)} is not a bundle: it holds no {MANIFEST}") from None
+            why = f"is not a bundle: it holds no {MANIFEST}"
+            if is_run_folder(os.fspath(path)):
+                why = f"is a run, not a bundle; export it first: {_export(path)}"
+            raise BundleError(f"{printable(path)} {why}") from None
         except (OSError, BundleError) as error:
             raise BundleError(f"{printable(file)}: {reason_of(error)}") from error
         return cls(path, manifest, hashlib.sha256(text).hexdigest())
@@ -151,6 +156,12 @@ class Bundle:
             listed = ", ".join(f"`{tensor}`" for tensor in sorted(wanted))
             raise BundleError(f"{name} must hold {listed}, found {sorted(tensors)}")
         return tensors
+
+
+def _export(path: Path) -> str:
+    """The command that makes a bundle of a run; for a checkpoint too, but not for what is neither."""
+    is_checkpoint = path.is_dir() or path.suffix == ".safetensors"
+    return f"byol export {shlex.quote(printable(path)) if is_checkpoint else 'RUN'} --out BUNDLE"
 
 
 def golden_names(graph: str) -> tuple[str, str]:

@@ -260,7 +260,7 @@ def _check_version(version: object) -> None:
     check(type(version) is int and version >= 1, f"schema_version must be a positive integer, found {version!r}")
     check(
         version == SCHEMA_VERSION,
-        f"schema_version is {version}, this byol reads {SCHEMA_VERSION}; upgrade it: pip install -U byol",
+        f"schema_version is {version}, this byol reads {SCHEMA_VERSION}; upgrade byol",
     )
 
 

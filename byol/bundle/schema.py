@@ -75,7 +75,7 @@ def _build_dataclass(cls: Any, value: Any, where: str) -> Any:
     unknown = sorted(set(value) - set(hints))
     check(
         not unknown,
-        f"unknown key {dot}{unknown[0]}; this byol does not know it; upgrade: pip install -U byol" if unknown else "",
+        f"unknown key {dot}{unknown[0]}; this byol does not know it; upgrade byol" if unknown else "",
     )
     # In a file everything is spelt out, so that other readers need no table of defaults; only null fields may lack.
     for name, hint in hints.items():

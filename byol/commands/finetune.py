@@ -37,11 +37,17 @@ SCORES = ("top1", "top5", "mean_per_class")
 @click.argument("data", type=LOCATION)
 @click.option("--out", type=Output(), required=True, help="Folder of the result.")
 @click.option("--label-fraction", type=FiniteRange(0, 1, min_open=True), help="Use this share of each class.")
-@click.option("--labels-per-class", type=click.IntRange(min=1), help="Use so many images of each class.")
-@click.option("--draws", type=click.IntRange(min=1), default=1, show_default=True, help="Of the labels, one fit each.")
+@click.option("--labels-per-class", type=click.IntRange(min=1), help="Use this many images of each class.")
+@click.option(
+    "--draws",
+    type=click.IntRange(min=1),
+    default=1,
+    show_default=True,
+    help="Random draws of these labels, each with a fit.",
+)
 @click.option("--test", type=LOCATION, help="Labelled images to score the final fits on.")
-@click.option("--lr", type=float, multiple=True, help="Learning rate; several are tried.  [default: the paper's five]")
-@click.option("--epochs", type=int, multiple=True, help="Passes; several are tried.  [default: the paper's 30 and 50]")
+@click.option("--lr", type=float, multiple=True, help="Learning rate to try; repeatable.  [default: the paper's five]")
+@click.option("--epochs", type=int, multiple=True, help="Passes to try; repeatable.  [default: the paper's 30 and 50]")
 @click.option("--batch-size", type=int, default=FinetuneConfig.batch_size, show_default=True, help="Images per step.")
 @click.option(
     "--crop-area",
@@ -51,14 +57,14 @@ SCORES = ("top1", "top5", "mean_per_class")
     help="Smallest share of an image's area that a training crop covers.",
 )
 @click.option("--flip/--no-flip", default=True, show_default=True, help="Flip training images left to right at random.")
-@click.option("--from-scratch", is_flag=True, help="The baseline: random weights instead of the encoder's.")
-@click.option("--device", type=click.Choice(DEVICES), default="auto", show_default=True, help="Where.")
+@click.option("--from-scratch", is_flag=True, help="Start from random weights instead of the encoder's: the baseline.")
+@click.option("--device", type=click.Choice(DEVICES), default="auto", show_default=True, help="Where to run.")
 @click.option(
     "--precision",
     type=click.Choice(PRECISIONS),
     default="auto",
     show_default=True,
-    help="Of training; auto: bf16 where it is fast. Accuracies are measured in fp32.",
+    help="Precision of training; auto: bf16 where it is fast. Accuracies are measured in fp32.",
 )
 @click.option("--resume", is_flag=True, help="Continue the sweep in --out; start one if there is none.")
 @export_check_option

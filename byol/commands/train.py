@@ -57,7 +57,7 @@ def _one_line_each() -> str:
 @click.option(
     "--arch",
     metavar=f"[{'|'.join(ARCHITECTURES)}|{TIMM}NAME]",
-    help="Encoder; timm:NAME is any model of timm's (needs the `timm` extra).",
+    help="Encoder; timm:NAME is any model of timm's.",
 )
 @click.option(
     "--stem", type=click.Choice(STEMS), help="First layers of a ResNet; auto: cifar up to 64 px, imagenet above."

@@ -60,7 +60,7 @@ def _build_timm_encoder(name: str, stem: str, image_size: int) -> nn.Module:
     except ModuleNotFoundError as error:
         if error.name != "timm":
             raise
-        raise ValueError(missing("timm", "timm", f"{TIMM}{name}")) from error
+        raise ValueError(missing("timm", "train", f"{TIMM}{name}")) from error
     if stem != "imagenet":
         raise ValueError(f"stem is {stem!r}; a model of timm's has first layers of its own, legal: imagenet")
     return build_timm_encoder(name, image_size)

@@ -1,4 +1,4 @@
-"""Encoders from timm, for `--arch timm:NAME`. Needs the `timm` extra; nothing else imports timm.
+"""Encoders from timm, for `--arch timm:NAME`. Nothing else imports timm.
 
 Legend: B batch, S view pixels, D feature.
 """
@@ -14,19 +14,33 @@ from timm.data.config import resolve_data_config
 from timm.models import get_pretrained_cfg
 from torch import nn
 
+EXAMPLES = ("resnet10t", "convnext_atto", "vit_tiny_patch16_224")  # the smallest of three families
+
 
 def check_name(name: str) -> None:
     """Raise `ValueError`, with the nearest names, unless timm has an architecture of this name."""
     architecture, _, tag = name.partition(".")
     if not timm.is_model(architecture):
-        near = difflib.get_close_matches(architecture, timm.list_models(), n=3)
-        hint = f"did you mean {' or '.join(near)}?" if near else "timm.list_models() lists all"
-        raise ValueError(f"timm {timm.__version__} has no model {name!r}; {hint}")
+        near = _near(architecture)
+        hint = f"did you mean {' or '.join(near)}?" if near else f"take one such as {', '.join(EXAMPLES)};"
+        lists = "docs/export.md lists those that were exported, timm.list_models() all"
+        raise ValueError(f"timm {timm.__version__} has no model {name!r}; {hint} {lists}")
     if name != architecture:
         raise ValueError(
             f"timm:{name} names the pretrained weights {tag!r}, but training starts from random ones: "
             f"use timm:{architecture}"
         )
+
+
+def _near(name: str) -> list[str]:
+    """Up to three names that begin with this one, are like it, or begin like it; the shortest first."""
+    known = sorted((model for model in timm.list_models() if not model.startswith("test_")), key=len)
+    if not name:
+        return []
+    begun = [model for model in known if model.startswith(name)][:3]
+    cut = {model[: len(name)]: model for model in reversed(known)}  # of equal beginnings the shortest name stays
+    like = difflib.get_close_matches(name, cut, n=3)
+    return begun or difflib.get_close_matches(name, known, n=3) or [cut[beginning] for beginning in like]
 
 
 def size_argument(name: str, image_size: int) -> dict[str, Any]:

@@ -8,6 +8,7 @@ import os
 import re
 import shutil
 import stat
+import sys
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
@@ -20,6 +21,7 @@ from byol.text import printable
 NO_FILE = "not a regular file"
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 A_LINK = "a symbolic link; replace it with the file itself"
+_SYNCED = os.O_RDWR if sys.platform == "win32" else os.O_RDONLY  # Windows syncs only what may be written
 
 
 @contextmanager
@@ -276,8 +278,8 @@ def sha256_of(path: str | os.PathLike[str]) -> str:
 
 def _publish(path: Path, mode: int) -> None:
     """Give a new file the usual permissions (some writers create private ones), then sync it."""
-    flags = os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0)
-    descriptor = os.open(path, flags)
+    flags = getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0)
+    descriptor = os.open(path, _SYNCED | flags)
     try:
         os.chmod(descriptor if os.chmod in os.supports_fd else path, mode)
         os.fsync(descriptor)
@@ -287,7 +289,9 @@ def _publish(path: Path, mode: int) -> None:
 
 def sync(path: Path) -> None:
     """Wait until a file or a folder's entries are on the disk."""
-    descriptor = os.open(path, os.O_RDONLY)
+    if sys.platform == "win32" and path.is_dir():  # Windows opens no folder
+        return
+    descriptor = os.open(path, _SYNCED)
     try:
         os.fsync(descriptor)
     finally:

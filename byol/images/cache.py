@@ -13,12 +13,13 @@ import secrets
 import shutil
 import stat
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from byol.console import note
 from byol.files.atomic import lowest_there, read_regular, remove, sync
 from byol.files.locks import only_writer
 from byol.strict_json import read_object
@@ -120,7 +121,17 @@ class DecodedCache:
             stack.callback(shutil.rmtree, temporary, ignore_errors=True)
             yield temporary
             with self.failing_alone():
-                self._publish(temporary, self.root / key)
+                grown = self._publish(temporary, self.root / key)
+        if grown:
+            self._tell(key)
+
+    def _tell(self, key: str) -> None:
+        """Say what was added, and how large all of it is now: nobody asked for it, and it stays."""
+        sizes = {entry.path.name: entry.size for entry in self.entries()}
+        note(
+            f"kept {gigabytes(sizes.get(key, 0))} of decoded images for later runs; `byol cache` shows all "
+            f"{gigabytes(sum(sizes.values()))} (of {self.limit / 1e9:g} GB at most) and clears them"
+        )
 
     @contextmanager
     def failing_alone(self) -> Iterator[None]:
@@ -130,7 +141,8 @@ class DecodedCache:
         except OSError as error:
             raise CacheError(error.errno, f"{printable(self.root)} keeps no images: {reason_of(error)}") from error
 
-    def _publish(self, temporary: Path, final: Path) -> None:
+    def _publish(self, temporary: Path, final: Path) -> bool:
+        """Give the folder its name; False if another process was first."""
         for file in temporary.iterdir():
             sync(file)
         try:
@@ -138,20 +150,26 @@ class DecodedCache:
         except OSError:
             if not final.exists():  # no other process was first: a real failure
                 raise
+            return False
         sync(self.root)
+        return True
 
     def drop(self, key: str) -> None:
         """Remove an entry. Processes that have mapped its files keep them."""
         with suppress(OSError):
             remove(self.root / key)
 
-    def clear(self) -> int:
-        """Remove all entries; returns the bytes freed."""
+    def clear(self, keys: Sequence[str] = ()) -> int:
+        """Remove the entries whose keys begin so, or all; returns the bytes freed.
+
+        Raises `ValueError`, removing nothing, where no entry or several begin so.
+        """
         entries = self.entries()
-        for entry in entries:
+        chosen = [_only(entries, key) for key in keys] if keys else entries
+        for entry in chosen:
             self.drop(entry.path.name)
         self._remove_abandoned()
-        return sum(entry.size for entry in entries)
+        return sum(entry.size for entry in chosen)
 
     def _make_room(self, size: int) -> None:
         entries = self.entries()
@@ -170,6 +188,19 @@ class DecodedCache:
             with suppress(OSError):
                 if path.is_dir() and _is_abandoned(path):
                     shutil.rmtree(path, ignore_errors=True)
+
+
+def gigabytes(size: int) -> str:
+    """Bytes for people."""
+    return f"{size / 1e9:.2f} GB" if size >= 1e9 else f"{size / 1e6:.0f} MB"
+
+
+def _only(entries: Sequence[Entry], key: str) -> Entry:
+    """The entry whose key begins so."""
+    found = [entry for entry in entries if entry.path.name.startswith(key)]
+    if len(found) != 1 or not key:
+        raise ValueError(f"{'several entries have' if found else 'no entry has'} a key that begins with {key!r}")
+    return found[0]
 
 
 def _lock_of(temporary: Path) -> Path:

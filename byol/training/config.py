@@ -198,7 +198,7 @@ class TrainConfig:
         for name, legal in choices.items():
             require_legal(getattr(self, name) in legal, name, getattr(self, name), ", ".join(legal))
         known = self.arch in ARCHITECTURES or bool(self.timm_name)
-        require_legal(known, "arch", self.arch, f"{', '.join(ARCHITECTURES)}, {TIMM}NAME")
+        require_legal(known, "arch", self.arch, f"{', '.join(ARCHITECTURES)}, {TIMM}NAME, such as {TIMM}resnet10t")
         if self.timm_name and self.stem == "cifar":
             raise ValueError(
                 f"stem cifar is for torchvision's ResNets; {self.arch} keeps its own first layers: use --stem auto"

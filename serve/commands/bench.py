@@ -44,8 +44,16 @@ class Timing:
 @click.command()
 @click.argument("bundle", type=BUNDLE)
 @click.option("--images", type=LOCATION, help="Pictures to measure with  [default: generated JPEGs of 500 x 375]")
-@click.option("--seconds", type=FiniteRange(0.05, 600), default=2.0, show_default=True, help="For each row.")
-@click.option("--variant", type=click.Choice(VARIANT_NAMES), default="fp32", show_default=True)
+@click.option(
+    "--seconds", type=FiniteRange(0.05, 600), default=2.0, show_default=True, help="Seconds to measure each row for."
+)
+@click.option(
+    "--variant",
+    type=click.Choice(VARIANT_NAMES),
+    default="fp32",
+    show_default=True,
+    help="Which of the bundle's encoders to measure; auto: the fastest on this device.",
+)
 @device_option
 @json_option
 def bench(bundle: Path, images: Location | None, seconds: float, variant: str, device: str, as_json: bool) -> None:

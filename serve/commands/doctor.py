@@ -6,16 +6,19 @@ import os
 import platform
 import sys
 from importlib import metadata
+from importlib.util import find_spec
 from typing import Any
 
 import click
 
 from byol import __version__, machine, telemetry
 from byol.console import show_json, show_table
+from byol.text import install
 
 WHEELS = ("onnxruntime", "onnxruntime-gpu")
-# Serving's dependencies, and torch, whose CUDA libraries ONNX Runtime may find. Read from metadata, not imported.
-PACKAGES = ("numpy", "onnx", "pillow", "pyarrow", "safetensors", "scipy", "torch")
+NEEDED = ("numpy", "onnx", "pillow", "protobuf", "pyarrow", "rich", "safetensors", "scipy", "threadpoolctl")
+# With torch, whose CUDA libraries ONNX Runtime may find. Read from metadata, not imported.
+PACKAGES = (*NEEDED, "torch")
 
 
 @click.command()
@@ -58,19 +61,28 @@ def examine() -> dict[str, Any]:
         "driver_cuda": machine.driver_cuda_version(),
         "telemetry": telemetry.state(),
     }
-    problems = []
-    if len(wheels) > 1:
-        problems.append(
-            f"{' and '.join(wheels)} are both installed and overwrite each other; "
-            f"run: pip uninstall {' '.join(wheels)}, then install one of them"
-        )
+    problems = _lacks(wheels)
     try:
-        report |= _devices()
+        report |= {} if problems else _devices()
     except (ImportError, AttributeError) as error:  # AttributeError: an empty package folder
-        problems.append(f"ONNX Runtime cannot be imported ({error}); reinstall {' or '.join(WHEELS)}")
+        problems.append(f"ONNX Runtime cannot be imported ({error}); reinstall {' or '.join(wheels or WHEELS)}")
     if report.get("cpu", "ok") != "ok":
         problems.append(f"ONNX Runtime does not run on the CPU: {report['cpu']}")
     return report | {"problems": problems}
+
+
+def _lacks(wheels: dict[str, str]) -> list[str]:
+    """What is wrong with the installed packages: some are missing, or ONNX Runtime is there twice or not at all."""
+    missing, either = [name for name in NEEDED if not _version(name)], " or ".join(WHEELS)
+    problems = [f"not installed: {', '.join(missing)}; {install()}"] if missing else []
+    if len(wheels) > 1:
+        problems.append(
+            f"{' and '.join(wheels)} are both installed and overwrite each other; run: "
+            f"pip uninstall {' '.join(wheels)}, then pip install {either} (the latter for NVIDIA GPUs)"
+        )
+    if not wheels and find_spec("onnxruntime") is None:
+        problems.append(f"ONNX Runtime is not installed; run: pip install {either} (the latter for NVIDIA GPUs)")
+    return problems
 
 
 def _devices() -> dict[str, Any]:
@@ -90,7 +102,7 @@ def _devices() -> dict[str, Any]:
         "libraries": {name: "missing" if name in missing else "ok" for name in session.cuda_libraries()},
         **results,
         "device": chosen,
-        "reason": "CUDA runs" if chosen == "cuda" else results["cuda"],
+        "reason": "CUDA runs" if chosen == "cuda" else machine.driver_problem() or results["cuda"],
     }
 
 

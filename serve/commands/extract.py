@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 @click.command()
 @click.argument("bundle", type=BUNDLE)
 @click.argument("images", type=LOCATION)
-@click.option("--out", required=True, help="FILE.parquet, FILE.npz, or a folder.")
+@click.option("--out", required=True, help="FILE.parquet, FILE.npz, FILE.csv, or a folder (written in parts).")
 @device_option
 @batch_option
 @on_error_option
@@ -42,7 +42,7 @@ if TYPE_CHECKING:
     type=click.Choice(VARIANT_NAMES),
     default="fp32",
     show_default=True,
-    help="Which of the bundle's encoders; auto: the fastest on the device.",
+    help="Which of the bundle's encoders to use; auto: the fastest on this device.",
 )
 @click.option(
     "--dtype",
@@ -56,12 +56,12 @@ if TYPE_CHECKING:
     type=click.IntRange(1, 10_000_000),
     default=PART_IMAGES,
     show_default=True,
-    help="Images of each part, where --out is a folder.",
+    help="Images per part, if --out is a folder.",
 )
 @click.option(
     "--retry-skipped",
     is_flag=True,
-    help="Redo finished parts that skipped images, where --out is a folder.",
+    help="Redo finished parts that skipped images, if --out is a folder.",
 )
 @click.option("--processes", type=click.IntRange(1, 256), help="Processes that encode  [default: one per GPU].")
 @click.option(
@@ -71,7 +71,9 @@ if TYPE_CHECKING:
     show_default=True,
     help="ray: a cluster decodes and encodes (needs the `ray` extra).",
 )
-@click.option("--ray-address", help="Of the cluster, as ray://host:10001 or auto  [default: start one here].")
+@click.option(
+    "--ray-address", help="Address of a running cluster, ray://HOST:10001 or auto  [default: start one here]."
+)
 @threads_option
 @max_errors_option
 @json_option
@@ -93,7 +95,7 @@ def extract(
 ) -> None:
     """Compute the features of IMAGES (a folder, an image, an .npz, shards, a URL) with BUNDLE.
 
-    A folder is written in parts: run the same command again to continue after the finished ones.
+    A folder is written in parts. After an interruption, run the same command again: finished parts are kept.
     """
     from byol.serve.extract.engine import errors_of
     from byol.serve.extract.resumable import Task
@@ -123,14 +125,14 @@ def extract(
         kept = "" if file else "; finished parts are kept, run the same command again to continue"
         raise click.ClickException(f"{error}{kept}") from None
     if result.was_complete:
-        note(f"{printable(out)} is already complete; for other images use an empty folder")
+        note(f"nothing left to do: {printable(out)} is complete; for other images use an empty folder")
     errors = errors_of(file) if file else Path(out) / ERRORS
     note_skipped(result.skipped, listed_in=printable(errors))
     values = {
         "images": result.images,
         "skipped": len(result.skipped),
         "dim": facts.pop("dim"),
-        "images_per_second": round(result.computed / result.seconds, 3),
+        "images_per_second": round(result.computed / result.seconds, 3) if result.computed else None,
         "device": facts.pop("device"),
         "out": printable(out),
     }

@@ -14,30 +14,30 @@ from byol.machine import DEVICES
 if TYPE_CHECKING:
     from byol.serve.extract.engine import Options
 
-BUNDLE = click.Path(exists=True, file_okay=False, path_type=Path)
+BUNDLE = click.Path(exists=True, path_type=Path)  # `Bundle.open` says what else it is: a run, its checkpoint
 
 device_option = click.option(
     "--device",
     type=click.Choice(DEVICES),
     default="auto",
     show_default=True,
-    help="cuda fails where CUDA does not run; auto falls back to the CPU and says why.",
+    help="Where to run; auto: CUDA where it works, else the CPU; cuda: fail where CUDA does not work.",
 )
 batch_option = click.option(
-    "--batch-size", type=click.IntRange(1, MAX_BATCH_SIZE), help="Images per run [default: what suits the device]."
+    "--batch-size", type=click.IntRange(1, MAX_BATCH_SIZE), help="Images per run  [default: what suits the device]."
 )
 on_error_option = click.option(
     "--on-error",
     type=click.Choice(["skip", "fail"]),
     default="skip",
     show_default=True,
-    help="With an unreadable image: skip and list it, or stop.",
+    help="What to do with an unreadable image: skip and list it, or stop.",
 )
 max_errors_option = click.option(
     "--max-errors", type=click.IntRange(min=0), help="Stop when more images than this cannot be read."
 )
 threads_option = click.option(
-    "--decode-threads", type=click.IntRange(1, 1024), help="Threads that decode [default: one per usable core]."
+    "--decode-threads", type=click.IntRange(1, 1024), help="Threads that decode  [default: one per usable core]."
 )
 json_option = click.option("--json", "as_json", is_flag=True, help="Print one JSON object on stdout, nothing else.")
 
@@ -63,12 +63,13 @@ class Positive(click.ParamType[float | str]):
 
 
 def show(values: dict[str, Any], as_json: bool) -> None:
-    """The results of a command: one JSON object, or a table in which shares are percentages."""
+    """The results of a command: one JSON object, or a table without what is None, in which shares are percentages."""
     if as_json:
         show_json(values)
         return
     percent = {"top1", "top5", "mean_per_class"}
-    show_table([(key, f"{value:.2%}" if key in percent else value) for key, value in values.items()])
+    known = {key: value for key, value in values.items() if value is not None}
+    show_table([(key, f"{value:.2%}" if key in percent else value) for key, value in known.items()])
 
 
 def extraction_options(

@@ -15,7 +15,7 @@ from byol.options import LOCATION, Output, of_option
 from byol.outputs import require_output
 from byol.serve.commands.comparison import baselines_option, compare, require_images
 from byol.serve.commands.evaluation import note_left_out
-from byol.serve.commands.options import BUNDLE, device_option
+from byol.serve.commands.options import device_option
 from byol.text import printable
 
 if TYPE_CHECKING:
@@ -25,7 +25,13 @@ if TYPE_CHECKING:
 
 
 @click.command()
-@click.argument("paths", metavar="RUN|BUNDLE...", type=BUNDLE, nargs=-1, required=True)
+@click.argument(
+    "paths",
+    metavar="RUN|BUNDLE...",
+    type=click.Path(exists=True, file_okay=False, path_type=Path),
+    nargs=-1,
+    required=True,
+)
 @click.option("--train", type=LOCATION, help="Labelled images to learn from; without labels, only neighbours and map.")
 @click.option("--test", type=LOCATION, help="Images to measure and show.")
 @click.option("--out", type=Output(dir_okay=False), required=True, metavar="FILE.html", help="The page.")

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import numpy as np
@@ -19,9 +19,11 @@ from byol.files.atomic import atomic_file, behind_links, made_folder
 from byol.images.source import ImageSource, Skipped
 from byol.serve.encoder import ImageClassifier
 from byol.serve.extract.engine import Advance, Extraction, Options, checked_batches, errors_of, require_images
+from byol.serve.features.spreadsheet import cells, is_csv
 from byol.serve.features.write import write_errors
 from byol.serve.pipeline import Batch
-from byol.text import cell
+
+Texts = Callable[[Iterable["str | None"]], pa.Array]
 
 
 def classify(
@@ -37,12 +39,12 @@ def classify(
     start = time.perf_counter()
     images = 0
     skipped: list[Skipped] = []
-    is_csv = out.suffix.lower() == ".csv"
-    schema = _schema(classifier.classes, with_all=not is_csv)
+    as_csv = is_csv(out)
+    schema = _schema(classifier.classes, with_all=not as_csv)
     with made_folder(behind_links(out).parent), atomic_file(out) as temporary, open(temporary, "wb") as stream:
-        with (pyarrow.csv.CSVWriter if is_csv else pq.ParquetWriter)(stream, schema) as writer:
+        with (pyarrow.csv.CSVWriter if as_csv else pq.ParquetWriter)(stream, schema) as writer:
             for _, batch in checked_batches(classifier, [source], options, advance):
-                table = _table(source, batch, classifier.classes, cell if is_csv else str)
+                table = _table(source, batch, classifier.classes, cells if as_csv else _texts)
                 writer.write_table(table.select(schema.names).cast(schema))
                 images += len(batch.indices)
                 skipped += batch.skipped
@@ -59,14 +61,18 @@ def _schema(classes: tuple[str, ...], with_all: bool) -> pa.Schema:
     return pa.schema(fields, metadata={"classes": json.dumps(classes, ensure_ascii=False)})
 
 
-def _table(source: ImageSource, batch: Batch, classes: tuple[str, ...], text: Callable[[str], str]) -> pa.Table:
+def _texts(texts: Iterable[str | None]) -> pa.Array:
+    """Texts as they are."""
+    return pa.array(texts, pa.string())
+
+
+def _table(source: ImageSource, batch: Batch, classes: tuple[str, ...], texts: Texts) -> pa.Table:
     best = batch.outputs.argmax(1)  # (B,)
-    labels = [source.labels[i] for i in batch.indices]
     values = pa.array(np.ascontiguousarray(batch.outputs).reshape(-1))
     columns = {
-        "id": pa.array([text(source.ids[i]) for i in batch.indices], pa.string()),
-        "label": pa.array([None if label is None else text(label) for label in labels], pa.string()),
-        "predicted": pa.array([text(classes[i]) for i in best], pa.string()),
+        "id": texts([source.ids[i] for i in batch.indices]),
+        "label": texts([source.labels[i] for i in batch.indices]),
+        "predicted": texts([classes[i] for i in best]),
         "probability": pa.array(batch.outputs[np.arange(len(best)), best], pa.float32()),
         "probabilities": pa.FixedSizeListArray.from_arrays(values, len(classes)),
     }

@@ -52,17 +52,17 @@ class Extraction:
 def output_file(out: str) -> Path | None:
     """The features file that `--out` names, None for a folder. Raises `ValueError` for anything else."""
     if not out:
-        raise ValueError("the name is empty; name a folder, or a file ending in .parquet or .npz")
+        raise ValueError("the name is empty; name a folder, or a file ending in .parquet, .npz or .csv")
     if is_url(out):
         raise ValueError("features are written to a local disk only; name a local path and copy them when done")
     path = Path(out)
     if path.is_file() and (out.endswith(("/", os.sep)) or not path.suffix):
-        raise ValueError(f"{out} is a file; name a folder, or a file ending in .parquet or .npz")
+        raise ValueError(f"{out} is a file; name a folder, or a file ending in .parquet, .npz or .csv")
     if path.is_dir() or out.endswith(("/", os.sep)) or not path.suffix:
         return None
-    if path.suffix.lower() in (".parquet", ".npz"):
+    if path.suffix.lower() in (".parquet", ".npz", ".csv"):
         return path
-    raise ValueError(f"{path.suffix!r} is not supported; end in .parquet or .npz, or in / for a folder")
+    raise ValueError(f"{path.suffix!r} is not supported; end in .parquet, .npz or .csv, or in / for a folder")
 
 
 class Batches(Protocol):

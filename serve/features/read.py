@@ -1,4 +1,4 @@
-"""Read features files strictly: Parquet (one file, or a folder of parts) and `.npz`.
+"""Read features files strictly: Parquet (one file, or a folder of parts), `.npz` and CSV (see `spreadsheet.py`).
 
 Parquet columns: `id` string, `label` string or null, `features` fixed-size list of float32; the schema's metadata
 names the bundle. `.npz` arrays: `ids`, `labels` (absent when there are none; "" means none), `features` (N, D),
@@ -22,7 +22,8 @@ from byol.images.labels import labels_of_array
 from byol.images.location import Location, is_url
 from byol.images.shards.parquet import image_column
 from byol.outputs import DIGEST_KEY
-from byol.serve.features.listing import complete_parts, is_begun, others_files, part_files
+from byol.serve.features.listing import complete_parts, is_begun, naming, others_files, part_files
+from byol.serve.features.spreadsheet import holds_features, is_csv, read_csv
 from byol.serve.features.tables import READ_ROWS, read_tables
 from byol.text import printable, reason_of
 
@@ -46,7 +47,7 @@ class Features:
 
 
 def is_features(path: Location) -> bool:
-    """Whether this is what `extract` writes: Parquet, a folder of parts, an `.npz` with `features`.
+    """Whether this is what `extract` writes: Parquet, a folder of parts, an `.npz` with `features`, CSV with `f0`.
 
     Parquet with a column of images, and none called `features`, is a source of images. Raises `ValueError` for an
     `.npz` that holds both images and features. A URL counts as images.
@@ -59,6 +60,8 @@ def is_features(path: Location) -> bool:
         return is_features(parts[0]) if parts else is_begun(path) or _is_of_others(path)
     if path.suffix.lower() == ".npz":
         return _npz_holds_features(path)
+    if is_csv(path):
+        return holds_features(path)
     return path.suffix.lower() == ".parquet" and not _holds_images(path)
 
 
@@ -74,6 +77,9 @@ def read_features(path: str | Path) -> Features:
         raise ValueError(f"{name} does not exist")
     if path.suffix.lower() == ".npz" and not path.is_dir():
         features = _read_npz(name, path)
+    elif is_csv(path) and not path.is_dir():
+        with naming(path):
+            features = Features(name, *read_csv(path), None)
     else:
         folder = path if path.is_dir() else None
         bank, digest = read_tables(name, complete_parts(folder) if folder else [path], folder)

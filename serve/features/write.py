@@ -1,4 +1,4 @@
-"""Write features files, Parquet or `.npz`, and lists of errors: whole or not at all. The format: `read.py`.
+"""Write features files, Parquet, `.npz` or CSV, and lists of errors: whole or not at all. The format: `read.py`.
 
 Shapes: B rows of a batch, D features.
 """
@@ -18,6 +18,7 @@ from byol import outputs
 from byol.files.atomic import atomic_file
 from byol.images.source import Skipped
 from byol.outputs import DIGEST_KEY, require_output
+from byol.serve.features.spreadsheet import csv_writer, is_csv
 from byol.text import printable
 
 ERRORS = "errors.parquet"
@@ -34,10 +35,15 @@ def feature_file(
 ) -> Iterator[Write]:
     """Yield a function write(ids, labels, features (B, D)); the file appears when the block ends well.
 
-    `.npz` is collected in memory; Parquet is written in row groups as rows arrive, with `notes`, as they are when the
-    block ends, in its metadata. `dtype`: float32 or float16; write raises `ValueError` for features beyond its range.
+    `.npz` is collected in memory. CSV is written as rows arrive, and so is Parquet, in row groups, with `notes`, as
+    they are when the block ends, in its metadata. `dtype`: float32 or float16 (in CSV, rounded to it); write raises
+    `ValueError` for features beyond its range.
     """
     with atomic_file(path) as temporary:
+        if is_csv(path):
+            with csv_writer(temporary, dim) as write:
+                yield _narrowed(write, dtype)
+            return
         if path.suffix.lower() == ".npz":
             with _npz_writer(temporary, dim, digest, dtype) as write:
                 yield _narrowed(write, dtype)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from byol.bundle.parity import compare_features
 from byol.bundle.schema import BundleError
 from byol.serve import Encoder
 from byol.serve.proof import verify
+from tests.support.command_line import byol
 from tests.support.tiny import tiny_manifest, write_tiny_bundle
 
 
@@ -202,6 +204,18 @@ def test_places_that_are_no_bundle_are_named(tmp_path: Path) -> None:
         Bundle.open(tmp_path / "nothing")
     with pytest.raises(BundleError, match=r"is not a bundle: it holds no manifest\.json"):
         Bundle.open(tmp_path)
+
+
+def test_of_a_run_and_its_checkpoint_the_command_is_named(tmp_path: Path) -> None:
+    run = tmp_path / "my run"
+    run.mkdir()
+    (run / "config.json").write_text(json.dumps({"versions": {"byol": "0.1.0"}}))
+    (run / "last.safetensors").touch()
+    for path, said in ((run, "is a run, not a bundle; export it first"), (run / "last.safetensors", "is not a folder")):
+        done = byol("info", path)
+        assert done.code == 1
+        assert f"{path} {said}" in done.err
+        assert f"byol export '{path}' --out BUNDLE" in done.err
 
 
 # ---------------------------------------------------------------------------------------------- compare_features

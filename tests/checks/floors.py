@@ -18,15 +18,7 @@ from pathlib import Path
 from packaging.requirements import Requirement
 
 from tests.support.small import REPOSITORY
-
-NEEDED = ("pytest", "hypothesis", "markdown-it-py", "scikit-learn")  # by the tests, at any version
-TESTS = (
-    *("test_imports", "test_console", "test_text", "test_machine", "files/test_atomic", "images/test_source"),
-    *("images/test_open", "bundle/test_folder", "bundle/test_manifest", "training/test_config", "serve/test_encoder"),
-    *("serve/test_session", "serve/features", "serve/extract/test_resumable", "serve/extract/test_processes"),
-    *("serve/evaluate/test_knn", "serve/evaluate/test_linear", "serve/commands/test_bench"),
-    *("serve/commands/test_commands", "serve/commands/test_transfer", "whole/test_bad_input"),
-)
+from tests.support.torch_free import NEEDED, run
 
 
 def floors() -> list[str]:
@@ -44,10 +36,7 @@ def main() -> int:
         python = str(Path(folder) / ("Scripts" if os.name == "nt" else "bin") / "python")
         print(f"floors on Python {sys.version.split()[0]}: {', '.join(floors())}", flush=True)
         subprocess.run([python, "-m", "pip", "install", "--quiet", *floors(), *NEEDED], check=True)
-        files = [f"tests/{name}{'' if (REPOSITORY / 'tests' / name).is_dir() else '.py'}" for name in TESTS]
-        environment = {**os.environ, "PYTHONPATH": str(REPOSITORY)}
-        call = [python, "-m", "pytest", "-p", "no:cacheprovider", *files]
-        return subprocess.run(call, cwd=REPOSITORY, env=environment, check=False).returncode
+        return run(python)
 
 
 if __name__ == "__main__":

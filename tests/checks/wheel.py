@@ -1,6 +1,7 @@
-"""Builds the wheel, installs it alone where torch is not, and runs every serving command on a bundle made here.
+"""Builds the wheel, installs it where torch is not, and runs every serving command on a bundle made here.
 
-Run it as `make wheel-check`. It is a script, not a test: it needs a package index and about a minute.
+Twice: alone, as `pip install` does it, and beside the plain ONNX Runtime of requirements-cpu.txt. Run it as
+`make wheel-check`. It is a script, not a test: it needs a package index and about two minutes.
 """
 
 import json
@@ -48,15 +49,23 @@ def main() -> None:
         export_bundle(work / "run", work / "bundle")
         run(sys.executable, "-m", "build", "--wheel", "--outdir", work / "dist", REPOSITORY, cwd=work)
         (wheel,) = (work / "dist").glob("*.whl")
-        venv.create(work / "venv", with_pip=True)
-        bin_folder = work / "venv" / ("Scripts" if os.name == "nt" else "bin")
-        run(bin_folder / "python", "-m", "pip", "install", "--quiet", wheel, cwd=work)
-        check(work, bin_folder, train, test)
-    print("1 passed, 0 failed")
+        installs: list[list[tuple[object, ...]]] = [
+            [(wheel,)],
+            [("-r", REPOSITORY / "requirements-cpu.txt"), ("--no-deps", wheel)],
+        ]
+        for number, install in enumerate(installs):
+            venv.create(work / f"venv-{number}", with_pip=True)
+            bin_folder = work / f"venv-{number}" / ("Scripts" if os.name == "nt" else "bin")
+            for words in install:
+                run(bin_folder / "python", "-m", "pip", "install", "--quiet", *words, cwd=work)
+            check(work, bin_folder, train, test)
+        wheels = json.loads(run(bin_folder / "byol", "doctor", "--json", cwd=work))["wheels"]
+        assert wheels.keys() == {"onnxruntime"}, wheels
+    print("2 passed, 0 failed")
 
 
 def check(work: Path, bin_folder: Path, train: Path, test: Path) -> None:
-    """Every serving command in the fresh environment, and no torch there."""
+    """Every serving command in a fresh environment, and no torch there."""
     byol, python = bin_folder / "byol", bin_folder / "python"
     absent = subprocess.run([python, "-c", "import torch"], cwd=work, capture_output=True, text=True, check=False)
     assert absent.returncode != 0, "torch is installed where it must not be"
@@ -77,7 +86,7 @@ def check(work: Path, bin_folder: Path, train: Path, test: Path) -> None:
         [byol, "train", train, "--out", "x"], cwd=work, capture_output=True, text=True, check=False
     )
     assert message.returncode == 1, message.stderr
-    assert "pip install 'byol[train]'" in message.stderr, message.stderr
+    assert "pip install '.[train]'" in message.stderr, message.stderr
     assert "Traceback" not in message.stderr, message.stderr
 
 

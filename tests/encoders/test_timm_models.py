@@ -16,6 +16,7 @@ from byol import load_encoder
 from byol.bundle.graph.operators import OPERATORS
 from byol.bundle.manifest import ENCODER, VARIANTS
 from byol.encoders.build import build_encoder, feature_dim
+from byol.encoders.timm_models import EXAMPLES
 from byol.export.exporter import export_bundle
 from byol.export.graph import encoder_to_onnx
 from byol.export.parity import measure, sample_images, torch_features
@@ -26,7 +27,7 @@ from byol.training.config import TrainConfig
 from byol.training.model import BYOL
 from tests.support.command_line import byol
 from tests.support.documents import code
-from tests.support.small import config, folder
+from tests.support.small import REPOSITORY, config, folder
 
 timm = pytest.importorskip("timm")
 
@@ -170,6 +171,9 @@ def test_both_networks_are_trained_without_dropout_of_their_own():
     ("arch", "message"),
     [
         ("timm:vit_tiny_patch16_244", "did you mean vit_tiny_patch16_224"),
+        ("timm:vit_tiny", "did you mean vit_tiny_patch16_224 or vit_tiny_"),
+        ("timm:mobilnet", "did you mean mobile"),
+        ("timm:zzz", "take one such as resnet10t, convnext_atto, vit_tiny_patch16_224; docs/export.md lists"),
         ("timm:hf-hub:someone/something", "has no model 'hf-hub:someone/something'"),
         ("timm:resnet18.a1_in1k", "pretrained weights 'a1_in1k', but training starts from random ones: use timm:res"),
     ],
@@ -278,3 +282,10 @@ def test_families_export_at_their_own_size(name):
     proto = encoder_to_onnx(encoder, 160, MEAN, STD)
     parity, _ = measure(encoder, proto.SerializeToString(), 160, MEAN, STD)
     assert parity.max_relative_error < 1e-5
+
+
+def test_the_names_for_whoever_has_none_were_exported() -> None:
+    with pytest.raises(ValueError, match=f"has no model ''; take one such as {', '.join(EXAMPLES)}; "):
+        build_encoder("timm:", "imagenet")
+    rows = json.loads((REPOSITORY / "benchmarks" / "results" / "families-cpu.json").read_bytes())["rows"]
+    assert {row["name"] for row in rows if "error" in row} >= set(EXAMPLES)

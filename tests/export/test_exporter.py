@@ -226,7 +226,7 @@ def test_load_encoder_refuses_a_damaged_or_edited_bundle(bundle, tmp_path):
     with pytest.raises(ValueError, match="image_size is 17"):
         load_encoder(copy)
     manifest.write_text(text.replace('"schema_version": 1', '"schema_version": 2'))
-    with pytest.raises(ValueError, match="upgrade it"):
+    with pytest.raises(ValueError, match="upgrade byol"):
         load_encoder(copy)
 
 

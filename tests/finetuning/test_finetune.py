@@ -247,7 +247,7 @@ def test_the_bundle_classifies_as_was_reported(quick, result, tmp_path):
     assert manifest.training == Bundle.open(quick / "bundle").manifest.training
     card = (tmp_path / "bundle" / "README.md").read_text()
     assert "Then fine-tuned on 12 labelled images of `train`." in card
-    assert "(together with the encoder), it\nis right for" in card
+    assert "(together with the encoder); it\nclassifies" in card
     assert "train, 12 labelled images, 10 epochs" in byol("info", tmp_path / "bundle").out
     encoder, stored = load_encoder(tmp_path / "bundle"), load_file(out / "last.safetensors")
     assert all(torch.equal(value, stored[f"encoder.{name}"]) for name, value in encoder.state_dict().items())

@@ -294,4 +294,25 @@ def test_names_in_the_cache_are_shown_on_their_line(tmp_path: Path, monkeypatch:
         (entry / META).write_text(json.dumps(WHOLE | {"name": "a\x1b[2J\nb\ud800"}))
     shown = CliRunner().invoke(cache_command, [])
     assert shown.exit_code == 0
-    assert "  a\\x1b[2J\\nb\\ud800: 1 images at 2 px" in shown.output
+    assert "  k  a\\x1b[2J\\nb\\ud800: 1 images at 2 px" in shown.output
+
+
+def test_one_entry_is_cleared(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("BYOL_HOME", str(tmp_path))
+    for key, size in (("aa11", 2_000_000), ("aa22", 3_000_000), ("bb11", 1)):
+        with DecodedCache(limit=10**10).create(key, 10) as entry:
+            (entry / META).write_text(json.dumps(WHOLE))
+            (entry / "pixels.npy").write_bytes(bytes(size))
+    said = capsys.readouterr().err.splitlines()
+    assert [line.partition(";")[0] for line in said[:2]] == [
+        "kept 2 MB of decoded images for later runs",
+        "kept 3 MB of decoded images for later runs",
+    ]
+    assert "`byol cache` shows all 5 MB (of 10 GB at most)" in said[1]
+    for key, why in (("aa", "several entries have"), ("c", "no entry has"), ("", "several entries have")):
+        done = CliRunner().invoke(cache_command, ["clear", "bb", key])
+        assert (done.exit_code, why in done.output) == (2, True)
+    assert CliRunner().invoke(cache_command, ["clear", "aa2", "bb11"]).exit_code == 0
+    assert [entry.path.name for entry in DecodedCache().entries()] == ["aa11"]

@@ -228,3 +228,31 @@ def test_the_encoders_said_to_export_are_those_that_were_measured():
     assert max(row["error"] for row in measured) < 1e-5
     for row in found["rows"]:
         assert "error" in row or row["refused"] in page
+
+
+# ---------------------------------------------------------------------------------------------------- installing
+
+# The name in a package index is not ours: anybody could register it, and be recommended by every bundle.
+FROM_AN_INDEX = re.compile(
+    r"\b(?:(?:pipx?|uv|conda|poetry)\s(?:\w+\s)?(?:install|add|run|download)|uvx)\s"
+    r"[^`\n]*?(?<=[\s'\"])byol(?=[\s'\"\[`=<>~!;,)]|$)",
+    re.MULTILINE,
+)
+TEXTS = {".md", ".py", ".toml", ".txt", ".html", ".yml", ".mjs", ".js"}
+
+
+@pytest.mark.parametrize("tool", ["pip install", "python -m pip install -U", "uv add", "uvx", "pipx run"])
+@pytest.mark.parametrize("wanted", ["byol", "'byol[train]'", "numpy byol", "byol==0.1"])
+def test_an_install_from_an_index_is_found(tool: str, wanted: str) -> None:
+    assert FROM_AN_INDEX.search(f"then `{tool} {wanted}` once")
+
+
+def test_nothing_installs_byol_from_an_index() -> None:
+    own = Path(__file__)
+    files = [path for top in ("*", ".ci/*", ".github/**/*") for path in REPOSITORY.glob(top) if path.is_file()]
+    folders = ("byol", "export", "serve", "docs", "tests", "benchmarks", "constraints")
+    files += [path for name in folders for path in (REPOSITORY / name).rglob("*") if "_build" not in path.parts]
+    read = [path for path in files if path != own and (path.suffix in TEXTS or path.name in ("Makefile", "run"))]
+    assert len(read) > 300
+    found = [(path.name, match[0]) for path in read for match in FROM_AN_INDEX.finditer(path.read_text())]
+    assert found == []

@@ -42,7 +42,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (images / "cat" / "002x.png").write_bytes(b"broken")
     for dtype in DTYPES:
         (root / dtype).mkdir()
-        for out in ("features/", "features.parquet", "features.npz"):
+        for out in ("features/", "features.parquet", "features.npz", "features.csv"):
             words = ("--out", f"{root / dtype}/{out}", "--dtype", dtype, "--part-images", 4, "--batch-size", 3)
             done = byol("extract", bundle, images, *words, "--device", "cpu", "--json")
             assert (done.code, json.loads(done.out)["images"]) == (0, 13), done.err
@@ -51,8 +51,9 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
-def recipe(reader: str) -> str:
-    (block,) = (block for block in code("extraction.md", "Reading") if block.startswith(f"import {reader}"))
+def recipe(reader: str, csv: bool = False) -> str:
+    blocks = (block for block in code("extraction.md", "Reading") if ("read_csv" in block) == csv)
+    (block,) = (block for block in blocks if block.startswith(f"import {reader}"))
     return block
 
 
@@ -81,3 +82,13 @@ def test_npz(place: Path, monkeypatch: pytest.MonkeyPatch, dtype: str) -> None:
     assert read["x"].dtype == dtype
     np.testing.assert_allclose(read["x"].astype(np.float32), parts.x, rtol=2e-3 if dtype == "float16" else 1e-5)
     np.testing.assert_array_equal(read["x"].astype(np.float32), read_features("features.npz").x)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_csv(place: Path, monkeypatch: pytest.MonkeyPatch, dtype: str) -> None:
+    monkeypatch.chdir(place / dtype)
+    parts, read = read_features("features"), dict[str, Any]()
+    exec(recipe("pandas", csv=True), read)
+    assert IDS_AND_LABELS["pandas"](read["table"]) == (parts.ids, parts.labels)
+    np.testing.assert_array_equal(read["x"], read_features("features.csv").x)
+    np.testing.assert_allclose(read["x"], parts.x, rtol=2e-3 if dtype == "float16" else 1e-5)

@@ -132,6 +132,17 @@ def test_fastapi_answers_with_features(client: TestClient, photos: list[bytes], 
         np.testing.assert_array_equal(np.array(answer.json(), np.float32), features)
 
 
+def test_fastapi_serves_a_bundle_without_a_classifier(
+    place: Path, tmp_path: Path, photos: list[bytes], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("BUNDLE", str(place / "bundle"))
+    (block,) = code("serving.md", "FastAPI")
+    with TestClient(write_module(tmp_path, "bare", block).app) as client:
+        assert len(client.post("/features", files={"image": photos[0]}).json()) == 512
+        answer = client.post("/classes", files={"image": photos[0]})
+    assert (answer.status_code, answer.json()) == (404, {"detail": "this bundle has no classifier"})
+
+
 def test_fastapi_answers_with_classes(client: TestClient, bundle: Path, place: Path, photos: list[bytes]) -> None:
     session = onnxruntime.InferenceSession(bundle / "classifier.onnx")
     paths = sorted((place / "test").rglob("*.png"))

@@ -101,6 +101,10 @@ def test_every_command_of_the_page_does_what_it_shows(place: Path) -> None:
         assert shares is not None
         assert float(shares[1]) > 15  # ten classes; even an untrained encoder is at 20 to 30
 
+    page = (place / "report.html").read_text()
+    assert page.startswith("<!doctype html>")
+    assert all(name in page for name in classes)
+
     with open(place / "predictions.csv", newline="") as file:
         predicted = {row["id"]: row["predicted"] for row in csv.DictReader(file)}
     assert len(predicted) == 600

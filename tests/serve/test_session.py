@@ -92,8 +92,9 @@ def test_cuda_fails_on_a_machine_without_it(capfd: pytest.CaptureFixture[str]) -
 
 def test_cpu_wheel_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ort, "get_available_providers", lambda: ["CPUExecutionProvider"])
-    with pytest.raises(DeviceError, match=r"onnxruntime \S+ is built without CUDA .*pip install 'byol\[gpu\]'"):
+    with pytest.raises(DeviceError, match=r"onnxruntime \S+ is built without CUDA .*pip install '\.\[gpu\]'"):
         open_session(_convolution(), "cuda", lambda device: IMAGE)
+    monkeypatch.setattr(session, "driver_problem", lambda: None)
     assert "built without CUDA" in open_session(_convolution(), "auto", lambda device: IMAGE).reason
 
 
@@ -103,7 +104,10 @@ def test_missing_libraries_are_named(monkeypatch: pytest.MonkeyPatch, capfd: pyt
     monkeypatch.setattr(session, "build_problem", lambda: None)
     monkeypatch.setattr(session, "driver_problem", lambda: None)
     monkeypatch.setattr(session, "missing_libraries", lambda: ["libcurand.so.10"])
-    with pytest.raises(DeviceError, match=r"libraries that cannot be loaded: libcurand\.so\.10 \(pip install"):
+    with pytest.raises(
+        DeviceError,
+        match=r"cannot be loaded: libcurand\.so\.10 \(to get them, .*pip install '\.\[gpu\]'",
+    ):
         open_session(_convolution(), "cuda", lambda device: IMAGE)
     opened = open_session(_convolution(), "auto", lambda device: IMAGE)
     assert opened.device == "cpu"

@@ -141,13 +141,14 @@ def test_without_timm_the_extra_is_named(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "timm", None)  # an import of it fails as if it were not installed
     monkeypatch.delitem(sys.modules, "byol.encoders.timm_models", raising=False)
     with pytest.raises(
-        ValueError, match=r"timm:\w+ needs timm, which is not installed; run: pip install 'byol\[timm\]'"
+        ValueError,
+        match=r"timm:\w+ needs timm, which is not installed; in a checkout of byol, run: pip install '\.\[timm\]'",
     ):
         build_encoder("timm:resnet10t", "imagenet", 32)
     done = byol("train", tmp_path, "--out", tmp_path / "run", "--arch", "timm:resnet10t")
     assert (done.code, done.err) == (
         1,
-        "Error: this command needs timm, which is not installed; run: pip install 'byol[timm]'\n",
+        "Error: this command needs timm, which is not installed; in a checkout of byol, run: pip install '.[train]'\n",
     )
 
 

@@ -21,7 +21,7 @@ from byol.images.location import NotAllowed, allowed_protocol, without_query
 from byol.images.picture.read import read_image
 from byol.images.remote.faults import AGAIN, Fault, Refusal, patiently
 from byol.limits import limit
-from byol.text import printable, reason_of
+from byol.text import install, printable, reason_of
 
 T = TypeVar("T")
 
@@ -200,7 +200,7 @@ def remote_path(url: str, in_list: bool = False) -> RemotePath:
     try:
         kind, options = _files_of(protocol, in_list)
     except ImportError as error:
-        advice = str(error) if "nstall" in str(error) else "pip install 'byol[remote]'"  # fsspec names the package
+        advice = str(error) if "nstall" in str(error) else install("remote")  # fsspec names the package
         raise ValueError(f"{printable(url)} needs a package that is not installed: {advice}") from error
     except ValueError as error:
         raise ValueError(f"{printable(url)} cannot be used: {reason_of(error)}") from error

@@ -147,7 +147,7 @@ def cifar10_cpu() -> TrainConfig:
 
     Our own numbers. timm's ResNet-10 with its stem of three 3x3 convolutions, on images enlarged to 48 px: 1.7
     times the images/s of ResNet-18, which with its 7x7 stem reached 50.3 % in the same time. Views nearly solo-learn's;
-    heads and decay as lightly's. The rate, tau and length were not tuned. Needs the `timm` extra.
+    heads and decay as lightly's. The rate, tau and length were not tuned.
     """
     view = ViewConfig(crop_area=(0.2, 1.0), blur=0.0, additive_brightness=False)
     return TrainConfig(

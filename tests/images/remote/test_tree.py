@@ -188,7 +188,7 @@ def test_without_fsspec_the_extra_is_named(place: Path, tmp_path: Path, monkeypa
     monkeypatch.setitem(sys.modules, "fsspec", None)  # importing it fails, as where it is not installed
     done = byol("extract", place / "bundle", "s3://a/b", "--out", tmp_path / "x.parquet")
     assert done.code == 1
-    assert "pip install 'byol[remote]'" in done.err
+    assert "in a checkout of byol, run: pip install '.[remote]'" in done.err
 
 
 def test_a_server_that_is_gone_stops_the_work(place: Path, server: object, monkeypatch: pytest.MonkeyPatch) -> None:

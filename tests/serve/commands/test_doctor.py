@@ -7,6 +7,7 @@ import os
 import shutil
 import subprocess
 import sys
+import tomllib
 from importlib import metadata
 from pathlib import Path
 
@@ -14,9 +15,11 @@ import onnxruntime as ort
 import pytest
 import torch
 
-from byol import machine
+from byol import cli, machine
 from byol.serve import Encoder
+from byol.serve.commands import doctor
 from tests.support.command_line import byol
+from tests.support.small import REPOSITORY
 from tests.support.tiny import write_tiny_bundle
 
 
@@ -73,6 +76,29 @@ def test_what_is_left_of_an_onnxruntime_is_an_error(tmp_path: Path, content: str
     assert "Error: ONNX Runtime cannot be imported (" in done.stderr
     assert "Traceback" not in done.stderr
     assert "cores usable" in done.stdout
+
+
+def test_what_is_not_installed_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(doctor, "find_spec", lambda name: None)
+    monkeypatch.setattr(doctor, "_version", lambda name: None if name in ("scipy", *doctor.WHEELS) else "1")
+    first, second = doctor.examine()["problems"]
+    assert first == "not installed: scipy; in a checkout of byol, run: pip install ."
+    assert second.startswith("ONNX Runtime is not installed; run: pip install onnxruntime or onnxruntime-gpu")
+
+
+def test_a_build_under_another_name_is_tried(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(doctor, "_version", lambda name: None if name in doctor.WHEELS else "1")
+    report = doctor.examine()
+    assert (report["wheels"], report["cpu"], report["problems"]) == ({}, "ok", [])
+
+
+def test_it_looks_for_every_dependency_and_so_does_the_file_for_the_cpu() -> None:
+    project = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["project"]
+    both = [line.partition(";")[0] for line in project["dependencies"]]
+    lines = [line for line in (REPOSITORY / "requirements-cpu.txt").read_text().splitlines() if line[0] != "#"]
+    assert lines == [line for line in both if not line.startswith("onnxruntime-gpu")]
+    assert {line.partition(">")[0] for line in lines} == {"click", "onnxruntime", *doctor.NEEDED}
+    assert len(cli.NEEDED) == len(lines) - 1  # without click, which says it
 
 
 # --------------------------------------------------------------------------------------------------------- hardware

@@ -245,7 +245,7 @@ def test_without_torch_the_line_says_what_to_install(place: Path, monkeypatch: p
     found = importlib.util.find_spec
     monkeypatch.setattr("importlib.util.find_spec", lambda name, *rest: None if name == "torch" else found(name, *rest))
     why = baselines._why_not_untrained(Bundle.open(place / "bundle"))
-    assert why == "building it needs torch, which is not installed; run: pip install 'byol[train]'"
+    assert why == "building it needs torch, which is not installed; in a checkout of byol, run: pip install '.[train]'"
 
 
 def test_features_files_are_refused_and_say_what_to_give(place: Path, tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 from pathlib import Path
 
 import numpy as np
@@ -10,19 +11,20 @@ import pyarrow.parquet as pq
 import pytest
 
 from byol.images.source import Skipped
+from byol.outputs import FEATURES
 from byol.serve.features.read import is_features, read_features
 from byol.serve.features.write import feature_file, write_errors
 from tests.support.features import DIGEST, DIM, rows, write
 
 
-@pytest.mark.parametrize("name", ["f.parquet", "f.npz"])
+@pytest.mark.parametrize("name", ["f.parquet", "f.npz", "f.csv"])
 @pytest.mark.parametrize("labels", [["cat", None, "dog"], ["cat", "cat", "dog"], [None, None, None]])
 def test_round_trip(tmp_path: Path, name: str, labels: list[str | None]) -> None:
     x = write(tmp_path / name, 3, 2, labels)
     read = read_features(tmp_path / name)
     assert read.ids == ["a/0.png", "a/1.png", "a/2.png"]
     assert read.labels == labels
-    assert read.bundle == DIGEST
+    assert read.bundle == (None if name == "f.csv" else DIGEST)
     assert read.x.dtype == np.float32
     np.testing.assert_array_equal(read.x, x)
     assert is_features(tmp_path / name)
@@ -40,6 +42,44 @@ def test_parquet_has_the_documented_schema(tmp_path: Path) -> None:
     np.testing.assert_array_equal(np.array(table["features"].to_pylist(), np.float32), x)
 
 
+def test_csv_is_plain_and_safe_in_a_spreadsheet(tmp_path: Path) -> None:
+    path = tmp_path / "f.csv"
+    with feature_file(path, 2, DIGEST, "float16") as put:
+        put(["=1+1.png", "b,\n.png"], ["@cat", None], np.array([[0.1, -3], [1e-7, 2]], np.float32))
+    with open(path, newline="") as stream:
+        header, *found = csv.reader(stream)
+    assert header == ["id", "label", "f0", "f1"]
+    assert [row[:2] for row in found] == [["'=1+1.png", "'@cat"], ["b,\\n.png", ""]]
+    assert np.array([row[2:] for row in found], np.float32).tolist() == [[np.float16(0.1), -3], [np.float16(1e-7), 2]]
+    assert FEATURES.holds(path)
+
+
+def test_csv_of_a_spreadsheet_is_read(tmp_path: Path) -> None:
+    path = tmp_path / "f.CSV"
+    path.write_bytes(b"\xef\xbb\xbfid,f0,f1\r\na,1,-2.5\r\nb,3e0,4\r\n")
+    assert is_features(path)
+    assert not FEATURES.holds(path)  # not as we write it: never overwritten
+    read = read_features(path)
+    assert (read.ids, read.labels, read.x.tolist()) == (["a", "b"], [None, None], [[1, -2.5], [3, 4]])
+
+
+@pytest.mark.parametrize(
+    ("text", "why"),
+    [
+        ("id,label,f1\na,,1\n", "its columns must be id, label"),
+        ("id,f0\na,x\n", "CSV conversion error to float"),
+        ("id,f0\na,1,2\n", "Expected 2 columns, got 3"),
+        ("id,f0\n,1\n", "a row has no id"),
+        ("id,f0\na,\n", "1 rows have values that are not finite"),
+        ("id,f0\n", "holds no features"),
+    ],
+)
+def test_csv_that_is_no_features_is_refused(tmp_path: Path, text: str, why: str) -> None:
+    (tmp_path / "f.csv").write_text(text)
+    with pytest.raises(ValueError, match=rf"f\.csv.*{why}"):
+        read_features(tmp_path / "f.csv")
+
+
 def test_npz_needs_no_pickle(tmp_path: Path) -> None:
     x = write(tmp_path / "f.npz")
     with np.load(tmp_path / "f.npz", allow_pickle=False) as archive:
@@ -48,7 +88,7 @@ def test_npz_needs_no_pickle(tmp_path: Path) -> None:
         assert str(archive["bundle_sha256"]) == DIGEST
 
 
-@pytest.mark.parametrize("name", ["f.parquet", "f.npz"])
+@pytest.mark.parametrize("name", ["f.parquet", "f.npz", "f.csv"])
 def test_same_rows_give_the_same_bytes(tmp_path: Path, name: str) -> None:
     for folder in ("one", "two"):
         (tmp_path / folder).mkdir()
@@ -64,7 +104,7 @@ def test_parquet_is_written_in_row_groups(tmp_path: Path, monkeypatch: pytest.Mo
     np.testing.assert_array_equal(read_features(tmp_path / "f.parquet").x, x)
 
 
-@pytest.mark.parametrize("name", ["f.parquet", "f.npz"])
+@pytest.mark.parametrize("name", ["f.parquet", "f.npz", "f.csv"])
 def test_failure_leaves_the_old_file_alone(tmp_path: Path, name: str) -> None:
     write(tmp_path / name)
     before = (tmp_path / name).read_bytes()
@@ -180,6 +220,7 @@ def test_ids_and_labels_that_other_programs_write(
 
 def test_folders_that_other_programs_write(tmp_path: Path) -> None:
     """Hive's layout, as pandas, polars, Spark and DuckDB write it: the label is a folder's name."""
+    pytest.importorskip("pandas")
     frame = table(label=pa.array(["cat", None])).to_pandas()
     frame.loc[2] = ["c", "great dog", [5.0, 6.0]]
     frame.to_parquet(tmp_path / "pandas", partition_cols=["label"])
