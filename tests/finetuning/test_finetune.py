@@ -268,7 +268,7 @@ def test_from_a_bundle_without_a_test_set(quick, tmp_path):
     assert (manifest.training, manifest.classifier.top1, manifest.finetuning.from_scratch) == (None, None, True)
     card = (tmp_path / "bundle" / "README.md").read_text()
     assert "Trained with labels, from random weights, on 32 images of `train`." in card
-    assert "(together with the encoder).\n" in card
+    assert "(together with the encoder). With byol:" in card
 
 
 def test_an_interrupted_sweep_goes_on_and_ends_the_same(quick, result, tmp_path, monkeypatch):

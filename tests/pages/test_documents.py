@@ -34,6 +34,7 @@ from byol.training.config import TrainConfig
 from byol.training.data.view_config import ViewConfig
 from byol.training.recipes.presets import PRESETS
 from tests.support.documents import DOCS, PAGES, blocks, code, inline_code
+from tests.support.settings_table import table
 from tests.support.small import REPOSITORY, folder
 
 SHELL = ("", "sh", "console")
@@ -215,6 +216,12 @@ def test_options_and_settings_in_prose_exist(page: str) -> None:
         legal = known[command[1]] if command else set().union(*known.values())
         assert set(re.findall(r"--[a-z][a-z0-9-]*", span)) <= legal, span
         assert set(re.findall(r"--set (?:view[12]\.)?([a-z_0-9]+)=", span)) <= settings, span
+
+
+def test_every_setting_is_listed_with_its_default_and_meaning():
+    page = (DOCS / "recipe.md").read_text()
+    for lines in (table(TrainConfig, leave_out=("preset", "init")), table(ViewConfig)):
+        assert "\n".join(lines) in page, "docs/recipe.md: write the lines of tests.support.settings_table anew"
 
 
 def test_the_encoders_said_to_export_are_those_that_were_measured():

@@ -142,7 +142,7 @@ def test_without_timm_the_extra_is_named(tmp_path, monkeypatch):
     monkeypatch.delitem(sys.modules, "byol.encoders.timm_models", raising=False)
     with pytest.raises(
         ValueError,
-        match=r"timm:\w+ needs timm, which is not installed; in a checkout of byol, run: pip install '\.\[timm\]'",
+        match=r"timm:\w+ needs timm, which is not installed; in a checkout of byol, run: pip install '\.\[train\]'",
     ):
         build_encoder("timm:resnet10t", "imagenet", 32)
     done = byol("train", tmp_path, "--out", tmp_path / "run", "--arch", "timm:resnet10t")
