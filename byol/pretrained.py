@@ -10,7 +10,7 @@ from safetensors.torch import load
 from torch import Tensor, nn
 
 from byol.bundle.folder import Bundle
-from byol.bundle.manifest import WEIGHTS, Manifest, Training
+from byol.bundle.manifest import MANIFEST, WEIGHTS, Manifest, Training
 from byol.encoders import TIMM
 from byol.encoders.build import encoder_with
 from byol.encoders.pretrained import Pretrained, Three
@@ -42,7 +42,7 @@ def read_pretrained(path: Path) -> Pretrained:
 
 def is_bundle(path: Path) -> bool:
     """Whether a path is a bundle, not a run or a checkpoint."""
-    return (path / "manifest.json").is_file()
+    return (path / MANIFEST).is_file()
 
 
 def training_facts(checkpoint: Checkpoint) -> Training:
@@ -54,6 +54,7 @@ def training_facts(checkpoint: Checkpoint) -> Training:
         steps=checkpoint.step,
         epochs=round(checkpoint.step * checkpoint.config.batch_size / images, 3),
         config_sha256=settings_digest(checkpoint.config.to_dict()),
+        init=on_one_line(checkpoint.config.init) or None,
     )
 
 

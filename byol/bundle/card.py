@@ -146,7 +146,8 @@ def _provenance(manifest: Manifest) -> str:
     if training is None:
         return f"Its weights were trained elsewhere.{_read_from(origin) if origin else ''}{with_labels}"
     return (
-        f"Trained without labels by BYOL (arXiv 2006.07733) on {training.images} images, {training.epochs:g} epochs."
+        f"Trained without labels by BYOL (arXiv 2006.07733) on {training.images} images, {training.epochs:g} epochs"
+        + (f", started from the weights {code_span(training.init)}." if training.init else ".")
         + with_labels
     )
 

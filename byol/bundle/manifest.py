@@ -126,13 +126,21 @@ class FileEntry:
 
 @dataclass(frozen=True)
 class Training:
-    """Where the weights come from: data name, number of images, optimizer steps, epochs, digest of the settings."""
+    """Where the weights come from: data name, number of images, optimizer steps, epochs, digest of the settings.
+
+    `init`: name and digest of the weights that training started from; None for random ones.
+    """
 
     data: str
     images: int
     steps: int
     epochs: float
     config_sha256: str
+    init: str | None = None
+
+    def __str__(self) -> str:
+        started = f", started from {self.init}" if self.init else ""
+        return f"{self.data}, {self.images:,} images, {self.epochs:g} epochs, {self.steps:,} steps{started}"
 
 
 @dataclass(frozen=True)

@@ -73,12 +73,7 @@ def info_rows(bundle: Bundle) -> list[tuple[str, object]]:
         ("written by", f"byol {manifest.byol_version}"),
     ]
     if training:
-        rows.append(
-            (
-                "training",
-                f"{training.data}, {training.images:,} images, {training.epochs:g} epochs, {training.steps:,} steps",
-            )
-        )
+        rows.append(("training", str(training)))
     if manifest.untrained_seed is not None:
         rows.append(("training", f"none: random weights of seed {manifest.untrained_seed}"))
     if manifest.finetuning:

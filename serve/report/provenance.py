@@ -6,7 +6,8 @@ import json
 from typing import Any
 
 from byol.bundle.folder import Bundle
-from byol.bundle.manifest import FileEntry, Manifest
+from byol.bundle.manifest import ENCODER, FileEntry, Manifest
+from byol.bundle.parity import GATES
 from byol.serve.report.runs import Entry, Run
 
 Rows = list[tuple[str, str]]
@@ -47,11 +48,12 @@ def _size(count: int) -> str:
 
 def _parity(manifest: Manifest) -> str:
     """How the figures of the table were measured."""
-    parity = manifest.files["encoder.onnx"].parity
+    parity = manifest.files[ENCODER].parity
     assert parity is not None  # the manifest's own check
     return (
         f"At export ONNX Runtime {parity.onnxruntime} ({parity.provider}) computed the features of {parity.images} "
-        "images and was compared with the reference; an error beyond the gate (1e-4 for encoder.onnx) refuses it."
+        "images and was compared with the reference; an error beyond the gate "
+        f"({GATES[ENCODER].max_relative_error:g} for {ENCODER}) refuses it."
     )
 
 
@@ -72,13 +74,7 @@ def _bundle_facts(bundle: Bundle) -> Rows:
     ]
     training, origin, tuning = manifest.training, manifest.origin, manifest.finetuning
     if training:
-        rows.append(
-            (
-                "Trained on",
-                f"{training.data}: {training.images:,} images, {training.steps:,} steps, {training.epochs:g} epochs "
-                f"(settings: SHA-256 {training.config_sha256[:16]})",
-            )
-        )
+        rows.append(("Trained on", f"{training} (settings: SHA-256 {training.config_sha256[:16]})"))
     elif manifest.untrained_seed is not None:
         rows.append(("Trained", f"not at all: random weights of seed {manifest.untrained_seed}"))
     elif not (tuning and tuning.from_scratch):

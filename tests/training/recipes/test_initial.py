@@ -73,6 +73,12 @@ def test_a_run_begins_with_the_weights_given(first, images, tmp_path):
     assert started.config.init == read_initial(first).name
     stored = json.loads((tmp_path / "run" / "config.json").read_text())
     assert stored["inputs"]["init"] == str(first)
+    manifest = export_bundle(tmp_path / "run", tmp_path / "bundle")
+    assert manifest.training is not None
+    assert manifest.training.init == started.config.init
+    for said in (byol("info", tmp_path / "bundle").out, (tmp_path / "bundle" / "README.md").read_text()):
+        assert "started from" in said
+        assert started.config.init in said
 
 
 def test_a_run_killed_before_its_first_step_still_begins_with_them(first, images, tmp_path, monkeypatch):
