@@ -22,7 +22,7 @@ from byol.export.any_size import any_size_graph
 from byol.export.parity import sample_images
 from byol.export.precision import fp16_graph, int8_graph
 from byol.images.decode import Preprocess, decode
-from byol.images.location import Location
+from byol.images.location import Location, same_place
 from byol.images.open import open_source
 from byol.images.source import Skipped
 from byol.images.surroundings import UnreadableImage
@@ -82,6 +82,10 @@ class Additions:
             _require_enough(source.name, len(source))
         if self.eval_train is not None and self.eval_test is not None:
             open_labelled(self.eval_train, self.eval_test)
+            if same_place(self.eval_train, self.eval_test):
+                raise ValueError(
+                    "--eval-train and --eval-test are the same images: each would be its own nearest neighbour"
+                )
 
 
 @dataclass(frozen=True)

@@ -18,11 +18,11 @@ from byol.encoders.pretrained import Pretrained
 from byol.images.location import Location, location_of
 from byol.images.open import open_source
 from byol.images.source import ImageSource
-from byol.run import INPUTS, TRAIN, VAL_DATA
+from byol.run import INPUTS, VAL_DATA
 from byol.signals import Ended
 from byol.strict_json import read_object
-from byol.text import duration, printable
-from byol.training.begun import Begun, contents, described, difference, identity, keeping_threads
+from byol.text import duration
+from byol.training.begun import Begun, contents, identity, keeping_threads
 from byol.training.checkpoint import Checkpoint
 from byol.training.config import TrainConfig
 from byol.training.data.intake import ImageTensor, StreamedImages
@@ -34,6 +34,14 @@ from byol.training.parallel.processes import World, joined
 from byol.training.recipes.forecast import planned
 from byol.training.recipes.initial import Initial, read_initial
 from byol.training.recipes.settings import Job, settings_for
+from byol.training.resumed import (
+    initial_again,
+    reopened,
+    require_same_images,
+    require_same_time,
+    require_same_validation,
+    validation_of,
+)
 from byol.training.run_folder import RunFolder, versions
 from byol.training.setup import Plan, Setup
 from byol.training.trainer import Trainer
@@ -75,35 +83,39 @@ def run_training(
 
     Raises `ValueError` or `OSError` for whatever a user can cause, `Ended` when stopped by a signal or out of memory.
     """
-    began, run = time.monotonic(), RunFolder(job.out)
+    began, run, given = time.monotonic(), RunFolder(job.out), job
     with keeping_threads(), joined() as world, run.alone() if world.first else nullcontext():
         continuing = job.resume and run.exists()
         if continuing:
-            _require_same_time(job, run)
+            require_same_time(job, run)
             job = job.continued(run.inputs())
         elif world.first:
             run.require_new()
         if job.tensorboard:
             require_tensorboard()
-        source = open_source(job.images)
+        source = reopened(job.images, given.data) if continuing else open_source(job.images)
         if continuing:
             config = config or run.config()
             checkpoint, initial = run.checkpoint(), None
             if checkpoint is None and config.init:
-                initial = _again(job, config)
+                initial = initial_again(job, config)
         else:
             checkpoint, initial = None, read_initial(job.init) if job.init else None
             config = _chosen(world, job, source, config, change, initial)
         with _enough_memory(config):
-            start = _Start(world, job, run, continuing, checkpoint, initial, began)
+            start = _Start(world, given, job, run, continuing, checkpoint, initial, began)
             _train(start, config, source)
 
 
 @dataclass(frozen=True)
 class _Start:
-    """Where a training starts: `continuing` a run, from `checkpoint` if it has one, from `initial` weights or anew."""
+    """Where a training starts: `continuing` a run, from `checkpoint` if it has one, from `initial` weights or anew.
+
+    `given`: what was asked for; `job`: with what the run remembers.
+    """
 
     world: World
+    given: Job
     job: Job
     run: RunFolder
     continuing: bool
@@ -114,24 +126,6 @@ class _Start:
     def seconds_left(self) -> float:
         """Of the time that the run was given."""
         return (self.job.seconds or 0.0) - (time.monotonic() - self.began)
-
-
-def _require_same_time(job: Job, run: RunFolder) -> None:
-    """Raise `ValueError` when a resumed run is given another time than it was planned for."""
-    plan = run.content(TRAIN).get("plan")
-    if job.seconds and job.seconds != (plan.get("seconds") if isinstance(plan, dict) else None):
-        raise ValueError("a resumed run keeps its length; leave out --time, or start a new run from it with --init")
-
-
-def _again(job: Job, config: TrainConfig) -> Initial:
-    """The weights that a run without a checkpoint was to start from. Raises `ValueError` when they are others now."""
-    found = read_initial(job.init) if job.init else None
-    if found is None or found.name != config.init:
-        raise ValueError(
-            f"{printable(job.out)} was to start from the weights {config.init} and has no checkpoint yet; "
-            "give --init with the same ones"
-        )
-    return found
 
 
 def _chosen(
@@ -169,7 +163,7 @@ def _is_out_of_memory(error: BaseException) -> bool:
 def _train(start: _Start, config: TrainConfig, source: ImageSource) -> None:
     """Check, decode, plan, then train to the end."""
     world, job, run, continuing, checkpoint = start.world, start.job, start.run, start.continuing, start.checkpoint
-    validation = open_source(job.val_data) if job.val_data else None
+    validation = validation_of(job, start.given)
     sets = KNNSets.choose(config, source, validation) if validation and config.knn_every else None
     facts = identity(job.images, source)
     compared = (
@@ -178,8 +172,8 @@ def _train(start: _Start, config: TrainConfig, source: ImageSource) -> None:
     begun = run.begun() if continuing else Begun()
     if continuing:
         if begun.intake:
-            _require_same_images(run, checkpoint, {**facts, "images": begun.intake.count(source)})
-        _require_same_validation(run, compared, world)
+            require_same_images(run, checkpoint, {**facts, "images": begun.intake.count(source)})
+        require_same_validation(run, compared, world)
     _require_possible(config, source, world, checkpoint, run, begun)
     if not continuing and job.export_check and world.first:
         _require_exportable(config)
@@ -189,7 +183,7 @@ def _train(start: _Start, config: TrainConfig, source: ImageSource) -> None:
     images, intake = opened(world, source, config.canvas_size, begun.intake)
     facts["images"] = len(images)  # that can be read
     if continuing:
-        _require_same_images(run, checkpoint, facts)
+        require_same_images(run, checkpoint, facts)
     with warnings_as_notes():
         knn = world.first_then_others(lambda: _monitor(world, config, sets)) if sets else None
     plan: dict[str, Any] = {}
@@ -205,7 +199,7 @@ def _train(start: _Start, config: TrainConfig, source: ImageSource) -> None:
         note_skipped(images.skipped)
         if not continuing:
             run.create(config, {"data": facts, **plan, **contents(intake, trainer.computed)}, images.skipped)
-        run.remember(INPUTS, job.inputs())
+        run.remember(INPUTS, {**run.inputs(), **job.inputs()})
         note(_headline(trainer, images, done))
         if start.initial:
             note(f"starting from {start.initial.name}: {loaded}")
@@ -263,18 +257,6 @@ def _require_exportable(config: TrainConfig) -> None:
     require_exportable(Pretrained(encoder, config.arch, stem, size, config.mean, config.std))
 
 
-def _require_same_validation(run: RunFolder, found: dict[str, Any] | None, world: World) -> None:
-    """Raise `ValueError` when a run's kNN was measured on other images; warn when there are none now."""
-    stored = run.content(TRAIN).get(VAL_DATA)
-    if not isinstance(stored, dict):
-        return
-    if found is None:
-        if world.first:
-            note(f"warning: no kNN from here on; to continue it, give --val-data ({described(stored)})")
-    elif changed := difference(stored, found):
-        raise ValueError(f"{printable(run.path)} measures kNN on {changed}; give the validation images it began with")
-
-
 def _headline(trainer: Trainer, images: ImageTensor | StreamedImages, done: int) -> str:
     """What is trained, on what, and how."""
     config, world = trainer.config, trainer.world
@@ -288,16 +270,6 @@ def _headline(trainer: Trainer, images: ImageTensor | StreamedImages, done: int)
         + (f", {world.size} processes{norms}" if world.size > 1 else "")
         + (f"; continuing after step {done}" if done else "")
     )
-
-
-def _require_same_images(run: RunFolder, checkpoint: Checkpoint | None, facts: dict[str, Any]) -> None:
-    """Raise `ValueError` when a run began with other images, before anything is changed."""
-    stored = checkpoint.data if checkpoint else run.content(TRAIN).get("data", facts)
-    if found := difference(stored, facts):
-        raise ValueError(
-            f"{printable(run.path)} was trained on {found}; give the images it began with, or start a new run "
-            "with another --out"
-        )
 
 
 def _continue(trainer: Trainer, run: RunFolder, checkpoint: Checkpoint | None) -> int:

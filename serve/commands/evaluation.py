@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from byol.console import note_device, note_skipped, progress, warnings_as_notes
-from byol.images.location import Location
+from byol.console import note, note_device, note_skipped, progress, warnings_as_notes
+from byol.images.location import Location, same_place
 from byol.serve.commands.comparison import compare, require_images
+from byol.text import printable
 
 if TYPE_CHECKING:
     from byol.serve.evaluate.classifier import Classifier
@@ -35,8 +36,8 @@ def load(
     from byol.images.open import open_source
     from byol.images.splits import draw
     from byol.serve.evaluate.sets import load_opened, needs_bundle, open_labelled
-    from byol.text import printable
 
+    note_same(train, test)
     given = (train,) if test is None else (train, test)
     if baselines:
         require_images(bundle, *given)
@@ -59,6 +60,15 @@ def load(
         note_device(device, data.encoder.device, data.encoder.reason)
     note_left_out(data)
     return compared.split(data) if compared else data
+
+
+def note_same(train: Location, test: Location | None) -> None:
+    """Warn where accuracies would be of the very images that were learned from."""
+    if test is not None and same_place(train, test):
+        note(
+            f"warning: {printable(test)} is train and test: accuracies on images that were learned from say nothing "
+            "about others (`byol knn` without --test leaves each one out)"
+        )
 
 
 def note_left_out(data: Evaluation, train: str = "--train", test: str = "--test") -> None:

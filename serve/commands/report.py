@@ -14,7 +14,7 @@ from byol.images.location import Location
 from byol.options import LOCATION, Output, of_option
 from byol.outputs import require_output
 from byol.serve.commands.comparison import baselines_option, compare, require_images
-from byol.serve.commands.evaluation import note_left_out
+from byol.serve.commands.evaluation import note_left_out, note_same
 from byol.serve.commands.options import device_option
 from byol.text import printable
 
@@ -94,6 +94,7 @@ def _evaluated(entries: list[Entry], sets: tuple[Location, Location], device: st
     for entry in entries:
         if entry.bundle is None:
             note(f"{entry.name}: no accuracies, as its bundle is not given (byol export RUN --out BUNDLE)")
+    note_same(*sets)
     first, exploration, scores = next(iter(bundles)), None, {}
     table: dict[str, Any] = {}
     for name, bundle in bundles.items():

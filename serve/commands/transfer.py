@@ -12,7 +12,7 @@ from byol.console import note, note_device, progress, show_json, show_line, warn
 from byol.images.location import Location, location_of
 from byol.run import KNN_K, KNN_TEMPERATURE
 from byol.serve.commands.comparison import baselines_option, compare, note_better, require_images
-from byol.serve.commands.evaluation import note_left_out
+from byol.serve.commands.evaluation import note_left_out, note_same
 from byol.serve.commands.options import BUNDLE, Positive, device_option, json_option
 from byol.text import as_message, printable
 
@@ -58,6 +58,7 @@ def transfer(
         name, train, test = data_set(text)
         if name in locations:
             raise click.UsageError(f"two data sets are called {name!r}; rename one: NAME=TRAIN,TEST")
+        note_same(train, test)
         locations[name] = train, test
     if baselines:
         require_images(bundle, *(location for pair in locations.values() for location in pair))

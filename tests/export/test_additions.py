@@ -134,6 +134,7 @@ def test_what_does_not_go_together_is_a_wrong_command(place, tmp_path, words, me
     ("words", "message"),
     [
         (["--calibrate", "nothing", "--precision", "int8"], "nothing does not exist"),
+        (["--eval-train", "test", "--eval-test", "./test"], "--eval-train and --eval-test are the same images"),
         (["--eval-train", "nothing", "--eval-test", "nothing"], "nothing does not exist"),
         (["--calibrate", "test/cat", "--precision", "int8"], "8 readable images; calibration needs at least 20"),
         (["--eval-train", "test", "--eval-test", "test/cat"], "8 of 8 images have no label"),

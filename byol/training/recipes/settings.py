@@ -51,7 +51,7 @@ class Job:
     def inputs(self) -> dict[str, Any]:
         """What a run remembers of it, so that it resumes without being told again."""
         places = {"data": self.data, "val_data": self.val_data, "init": self.init}
-        found: dict[str, Any] = {name: _text(place) for name, place in places.items() if place is not None}
+        found = {name: text for name, place in places.items() if place is not None and (text := _text(place))}
         return {**found, "tensorboard": self.tensorboard}
 
     def continued(self, stored: Mapping[str, Any]) -> Job:

@@ -70,7 +70,7 @@ class Reporter:
         untrained: float | None = None,
     ):
         self.total, self.done, self.events, self.shown, self.untrained = total, start, events, shown, untrained
-        self.knn = ""
+        self.knn, self.top1 = "", math.nan
         self.clock = Clock(total, start)
         self.bar = training_bar(total, start) if shown and sys.stderr.isatty() else None
         self._start, self._lines, self._told, self._warned_of_length = start, 0, -math.inf, False
@@ -101,7 +101,7 @@ class Reporter:
             self.events.log(record)
         measured = "knn_top1" in record
         if measured:
-            self.knn = self._knn(record)
+            self.knn, self.top1 = self._knn(record), record["knn_top1"]
         if "loss" in record:
             self._report_step(record, measured)
         else:
@@ -112,7 +112,7 @@ class Reporter:
     def _report_step(self, record: dict[str, Any], measured: bool) -> None:
         text = f"loss {record['loss']:.4f}"
         if self.bar:
-            brief = f"  kNN {self.knn.split()[1]} %" if self.knn else ""
+            brief = f"  kNN {100 * self.top1:.1f} %" if self.knn else ""
             self.bar.update(self.bar.task_ids[0], description=text + brief)
         end_of_epoch = float(record["epoch"]).is_integer() or record["step"] == self.total
         due = measured or record["step"] == self.total or self._lines < FIRST_LINES

@@ -27,7 +27,7 @@ def test_places_hold_in_any_folder_and_hold_no_secrets(tmp_path, monkeypatch):
     }
     assert Job(Path("cifar10:test"), Path("run")).inputs()["data"] == "cifar10:test"
     for unknowable in (Path("-"), "https://user:secret@host/a.tar", "https://host/a.tar?token=secret"):
-        assert Job(unknowable, Path("run")).inputs()["data"] is None
+        assert Job(unknowable, Path("run")).inputs() == {"tensorboard": False}
 
 
 def test_what_is_given_anew_counts_and_the_rest_is_remembered():
@@ -91,3 +91,19 @@ def test_other_settings_for_a_resumed_run_point_to_init(images, tmp_path):
         done = byol("train", "--out", tmp_path / "run", "--resume", *words)
         assert done.code in (1, 2)
         assert message in " ".join(done.err.split())
+
+
+def test_a_run_goes_on_without_validation_images_that_are_gone_and_says_whose_images_are(tmp_path):
+    images, validation = folder(tmp_path / "train", per_class=8), folder(tmp_path / "val", per_class=4, start=5000)
+    job.run_training(Job(images, tmp_path / "run", validation), config(epochs=1))
+    validation.rename(tmp_path / "away")
+    done = byol("train", "--out", tmp_path / "run", "--resume")
+    assert done.code == 0, done.err
+    assert "warning: no kNN from here on; to continue it, give --val-data (8 images of val" in done.err
+    assert "does not exist" in byol("train", "--out", tmp_path / "run", "--resume", "--val-data", validation).err
+    (tmp_path / "away").rename(validation)
+    assert "kNN: 8" in byol("train", "--out", tmp_path / "run", "--resume").err  # it still knows them
+    images.rename(tmp_path / "away")
+    done = byol("train", "--out", tmp_path / "run", "--resume")
+    assert done.code == 1
+    assert "the run began with these images: give DATA if they have moved" in done.err
