@@ -17,7 +17,7 @@ from byol.images.location import Location
 from byol.machine import DEVICES
 from byol.options import LOCATION, Duration, Output, export_check_option
 from byol.text import printable
-from byol.training.config import OPTIMIZERS, PRECISIONS, STEMS, TrainConfig
+from byol.training.config import OPTIMIZERS, PRECISIONS, STEMS, VIEWS, TrainConfig
 from byol.training.data.view_config import ViewConfig
 from byol.training.recipes.presets import PRESETS
 
@@ -167,11 +167,9 @@ def _require_possible(config: TrainConfig, val_data: Location | None, processes:
     from byol.training.setup import micro_batch
 
     if config.timm_name:
-        from byol.encoders.timm_models import check_name, require_any_size  # without timm `main` names the extra
+        from byol.encoders.timm_models import check_name  # without timm `main` names the extra
 
         check_name(config.timm_name)
-        if config.start_size:
-            require_any_size(config.timm_name)
     if val_data and not config.knn_every:
         raise ValueError("--val-data measures kNN, but knn_every is 0; leave one of them out")
     if processes > 1:
@@ -245,7 +243,7 @@ def _given(base: TrainConfig, options: dict[str, Any]) -> dict[str, Any]:
 
 
 def _apply_setting(base: TrainConfig, given: dict[str, Any], text: str) -> None:
-    """Add one `--set` to the given settings; `view1.` and `view2.` reach into the views."""
+    """Add one `--set` to the given settings; `view1.` and its like reach into the views."""
     name, separator, value = text.partition("=")
     if not separator:
         raise ValueError(f"--set {text!r} has no `=`; write NAME=VALUE")
@@ -257,7 +255,7 @@ def _apply_setting(base: TrainConfig, given: dict[str, Any], text: str) -> None:
     outer, dot, inner = name.partition(".")
     if name in ("preset", "init"):
         raise ValueError(f"{name} cannot be given by --set; use --{name}")
-    if outer in ("view1", "view2") and not dot:
+    if outer in VIEWS and not dot:
         raise ValueError(f"--set {name} needs a field of the view, such as --set {name}.flip=0.5")
     if not dot:
         given[name] = parsed

@@ -5,7 +5,7 @@ Legend: B batch, C channels, S view pixels, D feature.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import torch
 import torchvision
@@ -24,17 +24,20 @@ class MeanPool(nn.Module):
         return x.mean(dim=(2, 3))
 
 
-def build_encoder(arch: str, stem: str, image_size: int = 224) -> nn.Module:
+def build_encoder(
+    arch: str, stem: str, image_size: int = 224, further_sizes: Sequence[int] = (), drop_path: float = 0.0
+) -> nn.Module:
     """An encoder with random weights that returns its pooled features: (B, 3, S, S) to (B, D).
 
     Its parameters keep the names of torchvision (a ResNet, without `fc`) or timm (`timm:NAME`, without classifier).
     Stem `cifar` replaces a ResNet's 7x7 stride-2 convolution and max-pool by one 3x3 stride-1 convolution, for small
     images. Two more are for weights trained elsewhere: `cifar-no-relu` also lacks the ReLU after it, `imagenet-same`
     pads as TensorFlow does. `image_size` S matters to the latter (a multiple of 32) and to timm's models, some of
-    which have one size. Raises `ValueError` for an unknown name, an unsuitable size, and when timm is missing.
+    which have one size; for training, these can be made for `further_sizes` too, and with stochastic depth at the rate
+    `drop_path`. Raises `ValueError` for an unknown name, an unsuitable size, and when timm is missing.
     """
     if arch.startswith(TIMM):
-        return _build_timm_encoder(arch.removeprefix(TIMM), stem, image_size)
+        return _build_timm_encoder(arch.removeprefix(TIMM), stem, image_size, further_sizes, drop_path)
     if arch not in ARCHITECTURES:
         raise ValueError(f"arch is {arch!r}; legal: {', '.join(ARCHITECTURES)}, {TIMM}NAME")
     if stem not in STEMS:
@@ -54,7 +57,9 @@ def build_encoder(arch: str, stem: str, image_size: int = 224) -> nn.Module:
     return encoder
 
 
-def _build_timm_encoder(name: str, stem: str, image_size: int) -> nn.Module:
+def _build_timm_encoder(
+    name: str, stem: str, image_size: int, further_sizes: Sequence[int], drop_path: float
+) -> nn.Module:
     try:
         from byol.encoders.timm_models import build_timm_encoder
     except ModuleNotFoundError as error:
@@ -63,7 +68,7 @@ def _build_timm_encoder(name: str, stem: str, image_size: int) -> nn.Module:
         raise ValueError(missing("timm", "train", f"{TIMM}{name}")) from error
     if stem != "imagenet":
         raise ValueError(f"stem is {stem!r}; a model of timm's has first layers of its own, legal: imagenet")
-    return build_timm_encoder(name, image_size)
+    return build_timm_encoder(name, image_size, further_sizes, drop_path)
 
 
 def feature_dim(encoder: nn.Module) -> int:

@@ -6,11 +6,13 @@ Legend: B batch, S view pixels, D feature.
 from __future__ import annotations
 
 import difflib
+from collections.abc import Sequence
 from typing import Any
 
 import timm
 import torch
 from timm.data.config import resolve_data_config
+from timm.layers.drop import DropPath
 from timm.models import get_pretrained_cfg
 from torch import nn
 
@@ -75,29 +77,42 @@ def classifier_tensors(name: str) -> set[str]:
     return set(whole.state_dict()) - set(bare.state_dict())
 
 
-def require_any_size(name: str) -> None:
-    """Raise `ValueError` for a model that is built for one image size: its views cannot start smaller."""
-    check_name(name)
-    if size_argument(name, 0):
-        raise ValueError(f"timm:{name} takes one image size only; add --set start_size=0")
-
-
-def build_timm_encoder(name: str, image_size: int) -> nn.Module:
+def build_timm_encoder(
+    name: str, image_size: int, further_sizes: Sequence[int] = (), drop_path: float = 0.0
+) -> nn.Module:
     """timm's model without its classifier, with random weights: (B, 3, S, S) to (B, D), D its `head_hidden_size`.
 
-    Dropout and stochastic depth stay at timm's default, off: BYOL's two views are its only noise. Raises `ValueError`
-    for an unknown name, and for a model that makes no feature vector of an image of this size.
+    S is `image_size`, in training also one of `further_sizes`. Dropout stays at timm's default, off: BYOL's views are
+    its noise; `drop_path` is the rate of stochastic depth. Raises `ValueError` for an unknown name, and for a model
+    that makes no feature vector of an image of these sizes.
     """
     check_name(name)
     where, arguments = f"timm:{name} at {image_size} px", {"num_classes": 0, **size_argument(name, image_size)}
+    if drop_path:
+        arguments["drop_path_rate"] = drop_path
+    if further_sizes and size_argument(name, image_size):
+        arguments["dynamic_img_size"] = True
+        where += f" and {', '.join(map(str, further_sizes))} px"
     try:
         with torch.device("meta"), torch.no_grad():  # a trial that takes no memory, whatever the size
             trial: nn.Module = timm.create_model(name, pretrained=False, **arguments)
-            shape = tuple(trial.eval()(torch.zeros(1, 3, image_size, image_size)).shape)
-        if shape != (1, trial.head_hidden_size):
-            raise ValueError(f"it returns {shape} for one image, not one feature vector")
+            for size in (image_size, *further_sizes):
+                shape = tuple(trial.eval()(torch.zeros(1, 3, size, size)).shape)
+                if shape != (1, trial.head_hidden_size):
+                    raise ValueError(f"it returns {shape} for one image, not one feature vector")
         encoder: nn.Module = timm.create_model(name, pretrained=False, **arguments)
     except Exception as error:  # whatever some model of timm's raises when the size or the call does not suit it
         reason = str(error).strip().partition("\n")[0] or type(error).__name__
+        if "dynamic_img_size" in reason:
+            raise ValueError(
+                f"timm:{name} takes one image size only; add --set start_size=0 --set local_views=0"
+            ) from error
         raise ValueError(f"{where} cannot be built: {reason}; choose another --image-size or --arch") from error
     return encoder.train()
+
+
+def without_drop_path(module: nn.Module) -> None:
+    """Turn stochastic depth off."""
+    for layer in module.modules():
+        if isinstance(layer, DropPath):
+            layer.drop_prob = 0.0

@@ -16,20 +16,32 @@ from byol.limits import LARGEST_SIZE
 from byol.machine import DEVICES
 from byol.run import KNN_K, KNN_TEMPERATURE
 from byol.strict_json import check_fields, require_legal
-from byol.training.data.view_config import ViewConfig
+from byol.training.data.view_config import Kind, ViewConfig
 
 STEMS = ("auto", "imagenet", "cifar")
 OPTIMIZERS = ("lars", "sgd", "adamw")
+VIEWS = ("view1", "view2", "local", "cutout")  # the settings that are views
 COMPILE = ("auto", "all", "augmentation", "none")
 PRECISIONS = ("auto", "fp32", "bf16")
 
 # What no run needs more of; beyond it arithmetic on sizes overflows, and a slip of the keyboard takes all memory.
 LARGEST = {
     **dict.fromkeys(("projector_hidden", "projector_out", "predictor_hidden", "batch_size"), 1 << 20),
-    **dict.fromkeys(("image_size", "start_size"), LARGEST_SIZE),
+    **dict.fromkeys(("image_size", "start_size", "local_size"), LARGEST_SIZE),
     "canvas_size": 1 << 14,
+    **dict.fromkeys(("local_views", "cutout_views", "projector_layers"), 64),
     **dict.fromkeys(("epochs", "max_steps", "keep_every", "checkpoint_every", "knn_every", "log_every"), 1 << 40),
     **dict.fromkeys(("knn_k", "knn_bank", "knn_queries"), 1 << 40),
+}
+
+LEAST = {
+    **dict.fromkeys(("projector_hidden", "projector_out", "epochs", "accumulate"), 1),
+    **dict.fromkeys(("knn_k", "knn_bank", "knn_queries", "log_every"), 1),
+    **dict.fromkeys(("predictor_hidden", "max_steps", "keep_every", "checkpoint_every", "knn_every"), 0),
+    **dict.fromkeys(("start_size", "canvas_size", "local_views", "local_size", "cutout_views"), 0),
+    **dict.fromkeys(("weight_decay", "warmup_epochs", "clip_grad"), 0),
+    "projector_layers": 2,
+    "image_size": 8,
 }
 
 # A base rate above this is one meant for LARS: with another optimizer it diverges or collapses within a few steps.
@@ -57,10 +69,14 @@ class TrainConfig:
     """Width of the projector's hidden layer."""
     projector_out: int = 256
     """Width of the projection and of the prediction."""
+    projector_layers: int = 2
+    """Linear layers of the projector."""
     predictor_hidden: int = 4096
     """Width of the predictor's hidden layer; 0 leaves the predictor out (an ablation: training collapses)."""
     predictor_norm: bool = True
     """Batch-norm in the predictor's hidden layer."""
+    drop_path: float = 0.0
+    """Rate of stochastic depth in the online encoder, of a timm model that knows it."""
 
     image_size: int = 224
     """Side of a view in pixels, and of the exported encoder's input."""
@@ -78,6 +94,18 @@ class TrainConfig:
     """The first view."""
     view2: ViewConfig = field(default_factory=lambda: ViewConfig(blur=0.1, solarize=0.2))
     """The second view."""
+    local_views: int = 0
+    """Small crops of each image besides the two views, seen by the online network alone; 0: none."""
+    local_size: int = 0
+    """Side of a small crop in pixels; 0: half of image_size."""
+    local: ViewConfig = field(default_factory=lambda: ViewConfig(crop_area=(0.05, 0.25), blur=0.5))
+    """The small crops."""
+    cutout_views: int = 0
+    """Partly covered views of each image besides the two, seen by the online network alone; 0: none."""
+    cutout: ViewConfig = field(default_factory=lambda: ViewConfig(crop_area=(0.25, 1.0), blur=0.5, cutout=(0.2, 0.4)))
+    """The partly covered views."""
+    own_predictors: bool = True
+    """A predictor for each kind of view: the two views, small crops, covered views; else one for all."""
 
     epochs: int = 100
     """Passes over the images; sets the length of the schedules."""
@@ -94,6 +122,10 @@ class TrainConfig:
     """Base learning rate per 256 images: the peak rate is lr * batch_size / 256."""
     momentum: float = 0.9
     """Momentum of LARS and SGD."""
+    beta2: float = 0.999
+    """Decay of AdamW's mean of squared gradients."""
+    clip_grad: float = 0.0
+    """Largest norm of a step's gradient, to which it is scaled down; 0: no limit."""
     weight_decay: float = 1e-6
     """Weight decay; biases and norm parameters are excluded."""
     lars_eta: float = 1e-3
@@ -145,27 +177,18 @@ class TrainConfig:
     def __post_init__(self) -> None:
         check_fields(self)
         self._check_choices()
-        for name in ("projector_hidden", "projector_out", "image_size", "epochs", "accumulate"):
-            require_legal(getattr(self, name) >= 1, name, getattr(self, name), "1 or more")
-        for name in (
-            "predictor_hidden",
-            "max_steps",
-            "keep_every",
-            "checkpoint_every",
-            "knn_every",
-            "start_size",
-            "canvas_size",
-        ):
-            require_legal(getattr(self, name) >= 0, name, getattr(self, name), "0 or more")
-        for name in ("knn_k", "knn_bank", "knn_queries", "log_every"):
-            require_legal(getattr(self, name) >= 1, name, getattr(self, name), "1 or more")
+        for name, least in LEAST.items():
+            require_legal(getattr(self, name) >= least, name, getattr(self, name), f"{least} or more")
         for name, most in LARGEST.items():
             require_legal(getattr(self, name) <= most, name, getattr(self, name), f"at most {most:,}")
-        require_legal(self.image_size >= 8, "image_size", self.image_size, "8 or more")
-        require_legal(not 0 < self.start_size < 8, "start_size", self.start_size, "0, or 8 or more")
-        at_most = f"at most image_size, {self.image_size}"
-        require_legal(self.start_size <= self.image_size, "start_size", self.start_size, at_most)
-        require_legal(0 <= self.start_share <= 1, "start_share", self.start_share, "0 to 1")
+        for name in ("start_size", "local_size"):
+            size = getattr(self, name)
+            require_legal(not 0 < size < 8, name, size, "0, or 8 or more")
+            require_legal(size <= self.image_size, name, size, f"at most image_size, {self.image_size}")
+        for name in ("start_share", "tau"):
+            require_legal(0 <= getattr(self, name) <= 1, name, getattr(self, name), "0 to 1")
+        for name in ("momentum", "beta2", "drop_path"):
+            require_legal(0 <= getattr(self, name) < 1, name, getattr(self, name), "0 to below 1")
         require_legal(self.batch_size >= 2, "batch_size", self.batch_size, "2 or more, batch-norm needs two images")
         micro, rest = divmod(self.batch_size, self.accumulate)
         require_legal(
@@ -174,14 +197,12 @@ class TrainConfig:
             self.accumulate,
             f"a divisor of batch_size {self.batch_size} that leaves 2 or more images",
         )
-        require_legal(0 <= self.tau <= 1, "tau", self.tau, "0 to 1")
-        require_legal(0 <= self.momentum < 1, "momentum", self.momentum, "0 to below 1")
         require_legal(self.lars_eta > 0, "lars_eta", self.lars_eta, "above 0")
         require_legal(-(2**63) <= self.seed < 2**64, "seed", self.seed, "a number of at most 64 bits")
-        require_legal(self.weight_decay >= 0, "weight_decay", self.weight_decay, "0 or more")
-        require_legal(self.warmup_epochs >= 0, "warmup_epochs", self.warmup_epochs, "0 or more")
         require_legal(self.knn_temperature > 0, "knn_temperature", self.knn_temperature, "above 0")
         require_legal(all(value >= 1e-6 for value in self.std), "std", self.std, "1e-6 or more")
+        if self.drop_path and not self.timm_name:
+            raise ValueError(f"drop_path is for timm's models; {self.arch} has none: leave it out")
         if self.recompute and self.compile == "all":
             raise ValueError("recompute excludes compile=all; use --set compile=augmentation")
         self._check_lr()
@@ -229,6 +250,27 @@ class TrainConfig:
         return "cifar" if self.image_size <= 64 else "imagenet"
 
     @property
+    def kinds(self) -> tuple[Kind, ...]:
+        """The kinds of view besides the two global ones, at the size they have beside views of image_size."""
+        local_size = self.local_size or max(8, self.image_size // 2)
+        kinds = (
+            Kind("local", self.local_views, local_size, self.local),
+            Kind("cutout", self.cutout_views, self.image_size, self.cutout),
+        )
+        return tuple(kind for kind in kinds if kind.count)
+
+    def size_beside(self, kind: Kind, size: int) -> int:
+        """The side of a kind's views beside global ones of `size`: smaller in proportion."""
+        return max(8, round(kind.size * size / self.image_size))
+
+    @property
+    def further_sizes(self) -> tuple[int, ...]:
+        """The sizes of views, besides image_size, that the encoder meets in training."""
+        starts = {self.start_size or self.image_size, self.image_size}
+        sizes = starts | {self.size_beside(kind, start) for kind in self.kinds for start in starts}
+        return tuple(sorted(sizes - {self.image_size}))
+
+    @property
     def peak_lr(self) -> float:
         """The learning rate at the end of the warm-up: lr * batch_size / 256 (paper section 3.2)."""
         return self.lr * self.batch_size / 256
@@ -260,7 +302,7 @@ class TrainConfig:
         if unknown:
             raise ValueError(f"this version does not know the settings {', '.join(unknown[:5])}")
         plain: dict[str, Any] = _tuples(values)
-        for view in {"view1", "view2"} & set(values):
+        for view in set(VIEWS) & set(values):
             try:
                 plain[view] = ViewConfig(**_tuples(values[view]))
             except (TypeError, AttributeError, ValueError) as error:

@@ -50,11 +50,11 @@ def fit(
         meter = Meter(trainer)
         for step in range(start, plan.total):
             try:
-                loss, seen = trainer.step(step, give_up)
+                losses, seen = trainer.step(step, give_up)
             except GivenUp:
                 _save(trainer, run, data, step, kept=False)
                 raise _interrupted(stop.requested, step) from None
-            meter.add(loss)
+            meter.add(losses)
             done, last = step + 1, step + 1 == plan.total
             reporter.advance(done)
             epoch_end = done % plan.steps_per_epoch == 0 or last
@@ -156,6 +156,7 @@ def _record(trainer: Trainer, step: int, meter: Meter, seen: Observation) -> dic
         "step": step + 1,
         "epoch": round((step + 1) / plan.steps_per_epoch, 4),
         "loss": round(measured.pop("loss"), 6),
+        **{f"loss_{name}": round(measured.pop(f"loss_{name}"), 6) for name in meter.kinds},
         "lr": learning_rate(step, plan.total, plan.warmup, config.peak_lr),
         "tau": trainer.tau(step),
         **measured,
@@ -168,13 +169,15 @@ class Meter:
 
     def __init__(self, trainer: Trainer):
         self.trainer, self.steps, self.pauses = trainer, 0, 0.0
-        self.loss: Tensor | float = 0.0
+        self.losses: Tensor | float = 0.0  # (K,), see `Trainer.step`
+        kinds = [kind.name for kind in trainer.config.kinds]
+        self.kinds = ["global", *kinds] if kinds else []
         self.waited = trainer.feed.waited
         self.started = time.perf_counter()
 
-    def add(self, loss: Tensor) -> None:
-        """Count one step."""
-        self.loss = self.loss + loss
+    def add(self, losses: Tensor) -> None:
+        """Count one step, by its losses (K,)."""
+        self.losses = self.losses + losses
         self.steps += 1
 
     @contextmanager
@@ -185,12 +188,17 @@ class Meter:
         self.pauses += time.perf_counter() - started
 
     def result(self) -> dict[str, float]:
-        """`loss` and `images_per_second` of all processes, `data_wait_percent` and `peak_memory_gb` of this one."""
+        """`loss` and `images_per_second` of all processes, `data_wait_percent` and `peak_memory_gb` of this one.
+
+        `loss` is the sum of those of the kinds of view, beside it (`loss_global`, ...) where there are several.
+        """
         trainer = self.trainer
-        loss = float(trainer.world.mean(torch.as_tensor(self.loss))) / self.steps  # the clock waits for the device
+        means = trainer.world.mean(torch.as_tensor(self.losses)).tolist()  # the clock waits for the device
+        losses = [mean / self.steps for mean in means]
         seconds = time.perf_counter() - self.started - self.pauses
         return {
-            "loss": loss,
+            "loss": sum(losses),
+            **{f"loss_{name}": loss for name, loss in zip(self.kinds, losses, strict=False)},
             "images_per_second": round(self.steps * trainer.config.batch_size / seconds, 1),
             "data_wait_percent": round(100 * (trainer.feed.waited - self.waited) / seconds, 2),
             "peak_memory_gb": round(peak_memory(trainer.device) / 1e9, 3),

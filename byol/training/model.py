@@ -17,14 +17,16 @@ from byol.encoders.build import build_encoder, feature_dim
 from byol.training.config import TrainConfig
 
 
-def mlp(inputs: int, hidden: int, outputs: int, norm: bool = True) -> nn.Sequential:
-    """Projector or predictor: linear, batch-norm, ReLU, linear without bias and without norm (paper section 3.2)."""
-    layers = [
-        nn.Linear(inputs, hidden),
-        nn.BatchNorm1d(hidden) if norm else nn.Identity(),
-        nn.ReLU(inplace=True),
-    ]
-    return nn.Sequential(*layers, nn.Linear(hidden, outputs, bias=False))
+def mlp(inputs: int, hidden: int, outputs: int, norm: bool = True, layers: int = 2) -> nn.Sequential:
+    """Projector or predictor: linear, batch-norm, ReLU, linear without bias and without norm (paper section 3.2).
+
+    With `layers` above 2, the first three of these as often as it takes.
+    """
+    parts: list[nn.Module] = []
+    for width in (inputs, *[hidden] * (layers - 2)):
+        norms = nn.BatchNorm1d(hidden) if norm else nn.Identity()
+        parts += [nn.Linear(width, hidden), norms, nn.ReLU(inplace=True)]
+    return nn.Sequential(*parts, nn.Linear(hidden, outputs, bias=False))
 
 
 class Network(nn.Module):
@@ -48,29 +50,43 @@ class Observation(NamedTuple):
     projection: Tensor  # (B, P)
     prediction: Tensor  # (B, P)
     target: Tensor  # (B, P) target projection of view 2
+    own_target: Tensor  # (B, P) target projection of view 1
 
 
 class BYOL(nn.Module):
     """The online network with its predictor, and the target network that follows it.
 
     The target network stays in training mode, so it normalises by its own batch statistics; its parameters get no
-    gradient and move only in `update_target`.
+    gradient and move only in `update_target`. Further kinds of view have predictors of their own (arXiv 2602.05845):
+    aligning a small crop or a masked view with a whole one is another task than aligning two whole ones.
     """
 
     def __init__(self, config: TrainConfig):
         super().__init__()
-        encoder = build_encoder(config.arch, config.resolved_stem, config.image_size)
-        projector = mlp(feature_dim(encoder), config.projector_hidden, config.projector_out)
+        sizes = config.further_sizes
+        encoder = build_encoder(config.arch, config.resolved_stem, config.image_size, sizes, config.drop_path)
+        layers, width = config.projector_layers, config.projector_hidden
+        projector = mlp(feature_dim(encoder), width, config.projector_out, layers=layers)
         self.online = Network(encoder, projector)
-        self.predictor: nn.Module = nn.Identity()
-        if config.predictor_hidden:
-            self.predictor = mlp(
-                config.projector_out, config.predictor_hidden, config.projector_out, config.predictor_norm
-            )
+        self.predictor = _predictor(config)
         self.target = copy.deepcopy(self.online).requires_grad_(False)
+        if config.drop_path:
+            from byol.encoders.timm_models import without_drop_path
 
-    def forward(self, view1: Tensor, view2: Tensor) -> tuple[Tensor, Observation]:
-        """The symmetric loss of two views (B, 3, S, S), a float32 scalar, and what to monitor (paper section 3.1).
+            without_drop_path(self.target)  # stochastic depth is for who learns
+        own = config.kinds if config.own_predictors else ()
+        self.predictors = nn.ModuleDict({kind.name: _predictor(config) for kind in own})
+
+    def forward(self, *views: Tensor, kind: str = "", targets: tuple[Tensor, ...] = ()) -> tuple[Tensor, Observation]:
+        """The loss of one kind of view, a float32 scalar in 0 to 8, and what to monitor.
+
+        Without `kind`: the symmetric loss of the two global views (B, 3, S, S). Else: of views of this kind, against
+        the `targets` (B, P) of both global ones.
+        """
+        return self._further(kind, views, targets) if kind else self._global(*views)
+
+    def _global(self, view1: Tensor, view2: Tensor) -> tuple[Tensor, Observation]:
+        """The symmetric loss (paper section 3.1).
 
         Each view is a forward of its own, in both networks, so that batch-norm sees one view at a time.
         """
@@ -80,7 +96,22 @@ class BYOL(nn.Module):
         with torch.no_grad():
             target1, target2 = self.target(view1), self.target(view2)
         loss = byol_loss(prediction1, target2) + byol_loss(prediction2, target1)
-        seen = (features1, projection1, prediction1, target2)
+        seen = (features1, projection1, prediction1, target2, target1)
+        return loss, Observation(*(tensor.detach() for tensor in seen))
+
+    def _further(self, kind: str, views: tuple[Tensor, ...], targets: tuple[Tensor, ...]) -> tuple[Tensor, Observation]:
+        """Twice the mean loss of all pairs of a view and a target, as of the global views; all views in one batch.
+
+        Batch-norm sees them together: they are alike.
+        """
+        count = len(views)
+        features = self.online.encoder(torch.cat(views))  # (V * B, D)
+        projection = self.online.projector(features)
+        predictor = self.predictors[kind] if self.predictors else self.predictor
+        prediction = predictor(projection)
+        own_target, target = (tensor.repeat(count, 1) for tensor in targets)
+        loss = byol_loss(prediction, own_target) + byol_loss(prediction, target)
+        seen = (features, projection, prediction, target, own_target)
         return loss, Observation(*(tensor.detach() for tensor in seen))
 
     def trained_parameters(self) -> dict[str, nn.Parameter]:
@@ -91,6 +122,11 @@ class BYOL(nn.Module):
     def update_target(self, tau: float) -> None:
         """target = tau * target + (1 - tau) * online, for every parameter; buffers are left alone (paper eq. 1)."""
         torch._foreach_lerp_(list(self.target.parameters()), list(self.online.parameters()), 1 - tau)
+
+
+def _predictor(config: TrainConfig) -> nn.Module:
+    width, hidden = config.projector_out, config.predictor_hidden
+    return mlp(width, hidden, width, config.predictor_norm) if hidden else nn.Identity()
 
 
 def byol_loss(prediction: Tensor, target: Tensor) -> Tensor:

@@ -89,7 +89,7 @@ def build_optimizer(config: TrainConfig, parameters: dict[str, nn.Parameter]) ->
     excluded = [p for p in parameters.values() if p.ndim <= 1]
     groups: list[dict[str, Any]] = [{"params": weights}, {"params": excluded, "weight_decay": 0.0}]
     if config.optimizer == "adamw":
-        return AdamW(groups, lr=config.peak_lr, weight_decay=config.weight_decay)
+        return AdamW(groups, lr=config.peak_lr, betas=(0.9, config.beta2), weight_decay=config.weight_decay)
     if config.optimizer == "sgd":
         return SGD(groups, lr=config.peak_lr, momentum=config.momentum, weight_decay=config.weight_decay)
     groups[1]["adapt"] = False

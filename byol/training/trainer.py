@@ -21,10 +21,10 @@ from byol.encoders.strides import step_by_one
 from byol.training.begun import Computed
 from byol.training.checkpoint import Checkpoint
 from byol.training.config import TrainConfig
-from byol.training.data.augment import draw, render
+from byol.training.data.augment import cut_out, draw, render
 from byol.training.data.batches import Batch, Feed, Order, open_feed, seeded, share
 from byol.training.data.intake import ImageTensor, StreamedImages
-from byol.training.data.view_config import ViewConfig
+from byol.training.data.view_config import Kind, ViewConfig
 from byol.training.device import compiled_or_eager, silence_compiler
 from byol.training.model import BYOL, Observation, use_channels_last
 from byol.training.optim import (
@@ -82,7 +82,7 @@ class Trainer:
         self._network = self._connected()
         self._forward: Callable[..., Any] = self._network
         self._render: Callable[..., Tensor] = render
-        # Not dynamic: a run has one size of views, or two, and each gets code of its own.
+        # Not dynamic: a run has few sizes of views, and each gets code of its own.
         if self.compiled == "all":
             self._forward = torch.compile(self._network, dynamic=False)
         if self.compiled != "none":
@@ -115,14 +115,19 @@ class Trainer:
         with warnings.catch_warnings():  # torch 2.15 has another name for it, which 2.14 does not know
             warnings.filterwarnings("ignore", "`broadcast_buffers`", FutureWarning)
             return DistributedDataParallel(
-                self.model, device_ids=devices, broadcast_buffers=False, gradient_as_bucket_view=True
+                self.model,
+                device_ids=devices,
+                broadcast_buffers=False,
+                gradient_as_bucket_view=True,
+                find_unused_parameters=len(self.model.predictors) > 0,  # a forward takes one predictor of several
             )
 
     def step(self, step: int, give_up: Callable[[], bool] = lambda: False) -> tuple[Tensor, Observation]:
         """Optimizer step number `step` (from 0): gradients of all micro-batches, update, then the target follows.
 
-        Returns this process's mean loss, a scalar tensor on the device, and the observation of its part of the batch.
-        Raises `GivenUp`, with nothing changed, when `give_up` says so between two micro-batches.
+        Returns this process's mean losses (K,) on the device, of the global views and of each further kind, and the
+        observation of its part of the batch. Raises `GivenUp`, with nothing changed, when `give_up` says so between two
+        micro-batches.
         """
         config, plan = self.config, self.plan
         pixels, aspect = self.feed.batch(step)
@@ -130,7 +135,7 @@ class Trainer:
         torch.manual_seed(generator.initial_seed())  # for the encoder's own random numbers
         set_learning_rate(self.optimizer, learning_rate(step, plan.total, plan.warmup, config.peak_lr))
         self.optimizer.zero_grad(set_to_none=True)
-        total, observed = torch.zeros((), device=self.device), []
+        total, observed = torch.zeros(1 + len(config.kinds), device=self.device), []
         before = [buffer.clone() for buffer in self.model.buffers()] if config.accumulate > 1 else []  # batch-norm's
         micro_batches = zip(pixels.chunk(config.accumulate), aspect.chunk(config.accumulate), strict=True)
         for number, micro in enumerate(micro_batches, 1):
@@ -138,16 +143,32 @@ class Trainer:
                 for buffer, value in zip(self.model.buffers(), before, strict=True):
                     buffer.copy_(value)
                 raise GivenUp
-            view1, view2 = self.views(micro, generator, self.view_size(step))
-            with self._exchange(last=number == config.accumulate):
-                with self._autocast():
-                    loss, seen = self._forward(view1, view2)
-                (loss / config.accumulate).backward()
-            total += loss.detach() / config.accumulate
+            losses, seen = self._gradients(micro, generator, self.view_size(step), number == config.accumulate)
+            total += losses / config.accumulate
             observed.append(seen)
+        if config.clip_grad:
+            nn.utils.clip_grad_norm_(self.parameters.values(), config.clip_grad)
         self.optimizer.step()
         self.model.update_target(self.tau(step))
         return total, Observation(*(torch.cat(parts) for parts in zip(*observed, strict=True)))
+
+    def _gradients(self, batch: Batch, generator: torch.Generator, size: int, last: bool) -> tuple[Tensor, Observation]:
+        """Add the gradients of a micro-batch, the step's `last` or not, kind of view by kind: one is held at a time.
+
+        Returns the losses (K,) and the observation of the global views.
+        """
+        kinds, losses, targets, observed = self.config.kinds, [], (), []
+        for kind in (None, *kinds):
+            views = self.further_views(kind, batch, generator, size) if kind else self.views(batch, generator, size)
+            named = {"kind": kind.name, "targets": targets} if kind else {}
+            with self._exchange(last and kind is (None, *kinds)[-1]):
+                with self._autocast():
+                    loss, seen = self._forward(*views, **named)
+                (loss / self.config.accumulate).backward()
+            targets = targets or (seen.own_target, seen.target)
+            losses.append(loss.detach())
+            observed.append(seen)
+        return torch.stack(losses), observed[0]
 
     def _exchange(self, last: bool) -> AbstractContextManager[None]:
         """Gradients are averaged over the processes once a step, in the backward pass of the last micro-batch."""
@@ -164,28 +185,49 @@ class Trainer:
         early = self.config.start_size and step < self.config.start_share * self.plan.total
         return self.config.start_size if early else self.config.image_size
 
-    @torch.no_grad()
     def views(
         self, batch: Batch, generator: torch.Generator, size: int, render: Callable[..., Tensor] | None = None
-    ) -> tuple[Tensor, Tensor]:
+    ) -> tuple[Tensor, ...]:
         """Two normalised random views (B, 3, S, S) of a batch; S is `size`. `render` in place of the run's own."""
+        configs = (self.config.view1, self.config.view2)
+        return tuple(self._view(config, batch, generator, size, render) for config in configs)
+
+    def further_views(
+        self,
+        kind: Kind,
+        batch: Batch,
+        generator: torch.Generator,
+        size: int,
+        render: Callable[..., Tensor] | None = None,
+    ) -> tuple[Tensor, ...]:
+        """The normalised views of a kind, beside global ones of `size`."""
+        own = self.config.size_beside(kind, size)
+        return tuple(self._view(kind.config, batch, generator, own, render) for _ in range(kind.count))
+
+    @torch.no_grad()
+    def _view(
+        self,
+        config: ViewConfig,
+        batch: Batch,
+        generator: torch.Generator,
+        size: int,
+        render: Callable[..., Tensor] | None,
+    ) -> Tensor:
         pixels, aspect = batch
-        render = render or self._render
-        images = pixels.permute(0, 3, 1, 2)  # (B, 3, M, M)
-
-        def view(config: ViewConfig) -> Tensor:
-            params = draw(config, aspect, generator, self.world.rank, self.world.size)
-            return self._normalise(render(config, images, params, size))
-
-        return view(self.config.view1), view(self.config.view2)
+        params = draw(config, aspect, generator, self.world.rank, self.world.size)
+        view = self._normalise((render or self._render)(config, pixels.permute(0, 3, 1, 2), params, size))
+        return cut_out(view, params.cutout) if config.cutout[1] else view
 
     def first_views(self, most: int = 16) -> list[Column]:
-        """The first images of the first step as they are, and their two views, for people to look at."""
-        pixels, aspect = (part[:most] for part in self.feed.batch(0))
-        generator = seeded(self.device, self.config.seed, "views", 0)
-        views = self.views((pixels, aspect), generator, self.view_size(0), render)  # not compiled for it
-        named = [(f"view {i}", pictures(view * self.std + self.mean)) for i, view in enumerate(views, 1)]
-        return [("image", originals(pixels, aspect)), *named]
+        """The first images of the first step as they are, and their views, for people to look at."""
+        pixels, aspect = batch = tuple(part[:most] for part in self.feed.batch(0))
+        generator, size = seeded(self.device, self.config.seed, "views", 0), self.view_size(0)
+        named = [(f"view {i}", view) for i, view in enumerate(self.views(batch, generator, size, render), 1)]
+        for kind in self.config.kinds:
+            further = self.further_views(kind, batch, generator, size, render)  # not compiled for it
+            named += [(f"{kind.name} {i}", view) for i, view in enumerate(further, 1)]
+        shown = [(word, pictures(view * self.std + self.mean)) for word, view in named]
+        return [("image", originals(pixels, aspect)), *shown]
 
     def _normalise(self, view: Tensor) -> Tensor:
         view = (view - self.mean) / self.std

@@ -10,6 +10,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from safetensors.torch import load_file
+from timm.layers.drop import DropPath
 from torch import nn
 
 from byol import load_encoder
@@ -194,12 +195,25 @@ def test_a_size_that_does_not_suit_the_model_is_refused():
         build_encoder("timm:resnet10t", "cifar", 32)
 
 
-def test_views_that_start_small_need_a_model_for_any_size(images, tmp_path):
+def test_a_transformer_learns_from_views_of_other_sizes_and_a_model_that_cannot_is_refused(images, tmp_path):
     words = ("train", images, "--out", tmp_path / "run", "--image-size", "32", "--set", "start_size=16")
-    done = byol(*words, "--arch", "timm:vit_tiny_patch16_224")
-    assert (done.code, "takes one image size only" in done.err) == (2, True)
-    done = byol(*words, "--arch", "timm:resnet10t", "--batch-size", "8", "--max-steps", "2")
-    assert (done.code, "timm:resnet10t at 32 px" in done.err) == (0, True)
+    done = byol(*words, "--arch", "timm:swin_tiny_patch4_window7_224")
+    assert (done.code, "takes one image size only" in done.err) == (1, True), done.err
+    small = ("--set", "local_views=1", "--set", "local_size=16", "--set", "drop_path=0.1", "--batch-size", "8")
+    done = byol(*words, *small, "--arch", "timm:test_vit", "--max-steps", "2", "--device", "cpu")
+    assert (done.code, "timm:test_vit at 32 px" in done.err) == (0, True), done.err
+    bundle = byol("export", tmp_path / "run", "--out", tmp_path / "bundle")
+    assert bundle.code == 0, bundle.err
+
+
+def test_the_target_network_has_no_stochastic_depth():
+    model = BYOL(TrainConfig(arch="timm:test_vit", image_size=32, drop_path=0.3))
+    rates = [
+        [layer.drop_prob for layer in network.modules() if isinstance(layer, DropPath)]
+        for network in (model.online, model.target)
+    ]
+    assert max(rates[0]) > 0
+    assert not any(rates[1])
 
 
 class Tokens(nn.Module):

@@ -59,6 +59,38 @@ def test_loss_pairs_different_views_symmetrically_one_forward_per_view(model):
     assert not torch.allclose(joined[: len(v1)], q1, atol=1e-3)
 
 
+@pytest.mark.parametrize("own", [True, False])
+def test_further_views_are_compared_with_both_targets_by_a_predictor_of_their_own(own):
+    torch.manual_seed(0)
+    model = BYOL(config(local_views=2, own_predictors=own))
+    other = copy.deepcopy(model)
+    v1, v2 = views()
+    _, seen = model(v1, v2)
+    small1, small2 = (view[:, :, 4:12, 4:12] for view in views())
+    found, _ = model(small1, small2, kind="local", targets=(seen.own_target, seen.target))
+    z1, z2 = other.target(v1), other.target(v2)
+    predictor = other.predictors["local"] if own else other.predictor
+    both = predictor(other.online(torch.cat([small1, small2])))
+    pairs = [byol_loss(q, z) for q in both.chunk(2) for z in (z1, z2)]
+    assert float(found.detach()) == pytest.approx(2 * np.mean([float(pair.detach()) for pair in pairs]), rel=1e-6)
+    found.backward()
+    reached = {name for name, p in model.trained_parameters().items() if p.grad is not None and p.grad.any()}
+    assert any(name.startswith("online.encoder") for name in reached)
+    assert any(name.startswith("predictors.local.") for name in reached) is own
+    assert any(name.startswith("predictor.") for name in reached) is not own
+
+
+def test_further_kinds_leave_the_first_weights_as_they_are():
+    built = []
+    for settings in (config(), config(local_views=2, cutout_views=1)):
+        torch.manual_seed(0)
+        built.append(BYOL(settings).state_dict())
+    plain, more = built
+    assert all(torch.equal(value, more[name]) for name, value in plain.items())
+    own = {name.split(".")[1] for name in more.keys() - plain.keys()}
+    assert own == {"local", "cutout"}
+
+
 def test_gradients_reach_the_online_network_only(model):
     model(*views())[0].backward()
     assert all(p.grad is None and not p.requires_grad for p in model.target.parameters())
@@ -110,6 +142,8 @@ def test_heads_follow_the_recipe(model):
     assert model.online.projector[3].bias is None
     assert [type(layer) for layer in BYOL(config(predictor_norm=False)).predictor.children()][1] is nn.Identity
     assert isinstance(BYOL(config(predictor_hidden=0)).predictor, nn.Identity)
+    deeper = BYOL(config(projector_layers=3)).online.projector
+    assert [type(layer) for layer in deeper] == [nn.Linear, nn.BatchNorm1d, nn.ReLU] * 2 + [nn.Linear]
     norms = [m for m in model.modules() if isinstance(m, nn.BatchNorm1d | nn.BatchNorm2d)]
     assert {(m.momentum, m.eps) for m in norms} == {(0.1, 1e-5)}
 

@@ -6,6 +6,7 @@ import random
 import signal
 import sys
 import time
+from dataclasses import replace
 
 import pytest
 import torch
@@ -23,6 +24,7 @@ from byol.training.data.batches import Order, seeded
 from byol.training.data.decoded import load_canvases
 from byol.training.data.view_config import ViewConfig
 from byol.training.loop import fit
+from byol.training.model import BYOL
 from byol.training.run_folder import RunFolder
 from byol.training.setup import Plan
 from byol.training.trainer import Trainer
@@ -156,7 +158,7 @@ def test_what_is_observed_is_the_whole_batch(images):
     for parts in (1, 4):
         t = trainer(images, accumulate=parts)
         _, seen = t.step(0)
-        assert [len(tensor) for tensor in seen] == [8] * 4
+        assert [len(tensor) for tensor in seen] == [8] * 5
 
 
 def test_accumulated_gradients_are_the_mean_of_the_micro_batches(images):
@@ -188,10 +190,56 @@ def test_views_start_small_for_a_share_of_the_steps(images):
     ]
 
 
+def test_every_kind_of_view_has_its_size_and_its_loss(images, tmp_path):
+    settings = config(local_views=2, local_size=10, cutout_views=1, accumulate=2)
+    t = trainer(images, local_views=2, local_size=10, cutout_views=1)
+    seen = []
+    t.model.online.encoder.register_forward_pre_hook(lambda _module, inputs: seen.append(tuple(inputs[0].shape)))
+    losses, _ = t.step(0)
+    assert seen == [(8, 3, 16, 16), (8, 3, 16, 16), (16, 3, 10, 10), (8, 3, 16, 16)]
+    assert losses.shape == (3,)
+    words = [word for word, _ in t.first_views()]
+    assert words == ["image", "view 1", "view 2", "local 1", "local 2", "cutout 1"]
+    run_training(settings, images, tmp_path / "run")
+    records = RunFolder(tmp_path / "run").metrics()
+    for record in records:
+        parts = [record[f"loss_{name}"] for name in ("global", "local", "cutout")]
+        assert record["loss"] == pytest.approx(sum(parts), abs=3e-6)
+        assert all(0 < part < 8 for part in parts)
+    start, end = BYOL(settings).state_dict(), read_checkpoint(tmp_path / "run" / "last.safetensors").model()
+    moved = {name.rpartition(".")[0] for name, value in start.items() if not torch.equal(value, end[name])}
+    assert {f"predictors.{kind}.3" for kind in ("local", "cutout")} <= moved
+
+
+def test_a_covered_view_is_the_view_with_a_hole(images):
+    t = trainer(images, cutout_views=1)
+    (kind,) = t.config.kinds
+    batch, generators = t.feed.batch(0), [seeded("cpu", 0) for _ in range(2)]
+    (covered,) = t.further_views(kind, batch, generators[0], 16)
+    whole = replace(kind, config=replace(kind.config, cutout=(0.0, 0.0)))
+    (view,) = t.further_views(whole, batch, generators[1], 16)
+    hidden = covered == 0
+    assert torch.equal(covered[~hidden], view[~hidden])
+    assert 0.1 < hidden.float().mean() < 0.5
+
+
+@pytest.mark.parametrize("clip", [0.0, 1e-3])
+def test_a_step_is_clipped_as_a_whole(images, clip):
+    t = trainer(images, clip_grad=clip)
+    t.step(0)
+    norm = torch.linalg.vector_norm(torch.stack([p.grad.norm() for p in t.parameters.values()]))
+    assert (float(norm) <= 1.001e-3) is bool(clip)
+
+
 @pytest.mark.parametrize(
     "changes",
-    [{"optimizer": "lars"}, {"optimizer": "adamw", "lr": 1e-3}, {"start_size": 8, "start_share": 0.6}],
-    ids=["lars", "adamw", "two-sizes"],
+    [
+        {"optimizer": "lars"},
+        {"optimizer": "adamw", "lr": 1e-3, "beta2": 0.98, "clip_grad": 0.5, "drop_path": 0.1},
+        {"start_size": 8, "start_share": 0.6},
+        {"local_views": 2, "cutout_views": 1, "start_size": 8, "accumulate": 2},
+    ],
+    ids=["lars", "adamw", "two-sizes", "kinds-of-view"],
 )
 def test_resume_continues_exactly(images, tmp_path, changes):
     settings = config(epochs=2, **changes)
@@ -394,7 +442,7 @@ def test_a_full_disk_leaves_the_old_checkpoint(images, tmp_path):
     assert not [name for name in os.listdir(tmp_path / "run") if name.endswith(".tmp")]
 
 
-def shallow(arch, stem, image_size):
+def shallow(arch, stem, image_size, *_):
     """The stem and one block with a shortcut of its own: every kind of kernel, in a fraction of the compiler's time."""
     encoder = build_encoder(arch, stem, image_size)
     encoder.layer2 = encoder.get_submodule("layer2")[:1]  # type: ignore[index]

@@ -1,4 +1,4 @@
-"""The two views of BYOL as batched tensor code: random parameters for every image, branches for none.
+"""The views of BYOL as batched tensor code: random parameters for every image, branches for none.
 
 `draw` makes all random numbers of a batch; `render` turns uint8 images and those numbers into a view. `render` is a
 pure function of tensors, so it compiles, and tests can give it chosen parameters.
@@ -30,7 +30,7 @@ class ViewParams:
     """The random numbers of one view of a batch; every tensor has the batch as its first axis.
 
     `box` (B, 4) left, top, width, height of the crop as shares of the image; `flip`, `grey`, `solarize`,
-    `vertical_flip` (B,) bool;
+    `vertical_flip` (B,) bool; `cutout` (B, 4) as `box`, the rectangle that is covered, as shares of the view;
     `amount` (B, J) amounts of brightness, contrast, saturation, hue; `order` (B, J) the operation in each place;
     `sigma` (B,) deviation of the blur in pixels, 0 for none. Without jitter the amounts change nothing.
     """
@@ -43,6 +43,7 @@ class ViewParams:
     sigma: Tensor
     solarize: Tensor
     vertical_flip: Tensor
+    cutout: Tensor
 
 
 def draw(config: ViewConfig, aspect: Tensor, generator: torch.Generator, rank: int = 0, world: int = 1) -> ViewParams:
@@ -63,32 +64,40 @@ def draw(config: ViewConfig, aspect: Tensor, generator: torch.Generator, rank: i
     neutral = (0.0 if config.additive_brightness else 1.0, 1.0, 1.0, 0.0)
     amount = [n + r * c for n, r, c in zip(neutral, reach, change.unbind(1), strict=True)]
     blurred = uniform(0, 1) < config.blur
+
+    def box(area: tuple[float, float], within: Tensor) -> Tensor:
+        return _draw_box(area, config.crop_aspect, within, uniform(0, 1, CROP_TRIES + 1, 2), uniform(0, 1, 2))
+
+    # What is drawn only where it is used comes last: runs without it keep the random numbers they always had.
     return ViewParams(
-        box=_draw_box(config, aspect.to(device), uniform(0, 1, CROP_TRIES + 1, 2), uniform(0, 1, 2)),
+        box=box(config.crop_area, aspect.to(device)),
         flip=uniform(0, 1) < config.flip,
         amount=torch.stack(amount, dim=1),
         order=uniform(0, 1, 4).argsort(dim=1),
         grey=uniform(0, 1) < config.grey,
         sigma=torch.where(blurred, uniform(*config.blur_sigma), 0.0),
         solarize=uniform(0, 1) < config.solarize,
-        # Drawn only where it is used: runs without it keep the random numbers they always had.
         vertical_flip=uniform(0, 1) < config.vertical_flip if config.vertical_flip else torch.zeros_like(blurred),
+        cutout=box(config.cutout, torch.ones(count, device=device)) if config.cutout[1] else torch.zeros(count, 4),
     )
 
 
-def _draw_box(config: ViewConfig, aspect: Tensor, tries: Tensor, place: Tensor) -> Tensor:
-    """Crops of random area and aspect (B, 4): the first of ten tries that fits, else the largest central crop.
+def _draw_box(
+    areas: tuple[float, float], aspects: tuple[float, float], aspect: Tensor, tries: Tensor, place: Tensor
+) -> Tensor:
+    """Boxes of random area and aspect (B, 4) in images of `aspect` (B,).
 
-    The rule of torchvision's RandomResizedCrop, in shares of the image's width and height.
+    The rule of torchvision's RandomResizedCrop, in shares of the image's width and height: the first of ten tries that
+    fits, else the largest central crop.
     """
-    low, high = config.crop_area
+    low, high = areas
     area = low + (high - low) * tries[..., 0]  # (B, tries)
-    low, high = (math.log(value) for value in config.crop_aspect)
+    low, high = (math.log(value) for value in aspects)
     ratio = torch.exp(low + (high - low) * tries[..., 1]) / aspect[:, None]  # width share / height share
     size = torch.stack([(area * ratio).sqrt(), (area / ratio).sqrt()], dim=-1)  # (B, tries, 2)
     fits = (size <= 1).all(dim=-1)
     fits[:, -1] = True  # the last try stands for the central crop
-    nearest = aspect.clamp(*config.crop_aspect) / aspect
+    nearest = aspect.clamp(*aspects) / aspect
     size[:, -1] = torch.stack([nearest.clamp(max=1), (1 / nearest).clamp(max=1)], dim=-1)
     first = fits.int().argmax(dim=1)  # (B,)
     size = size[torch.arange(len(size), device=size.device), first]  # (B, 2)
@@ -119,6 +128,18 @@ def render(config: ViewConfig, images: Tensor, params: ViewParams, size: int) ->
     if config.solarize:
         view = torch.where(_each(params.solarize) & (view >= 0.5), 1 - view, view)
     return view.clamp(0, 1)
+
+
+def cut_out(view: Tensor, box: Tensor) -> Tensor:
+    """Set a rectangle of each normalised view (B, 3, S, S) to 0, the mean colour; `box` (B, 4) as in `ViewParams`.
+
+    A pixel is covered when its centre is.
+    """
+    centres = (torch.arange(view.shape[-1], device=view.device) + 0.5) / view.shape[-1]
+    left, top, width, height = (column[:, None] for column in box.unbind(1))
+    across = (centres >= left) & (centres < left + width)  # (B, S)
+    down = (centres >= top) & (centres < top + height)
+    return view.masked_fill((down[:, None, :, None] & across[:, None, None, :]), 0.0)
 
 
 # ------------------------------------------------------------------------------------------------------- geometry

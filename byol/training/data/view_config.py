@@ -1,4 +1,7 @@
-"""`ViewConfig`: the settings of one random view, checked when it is built. Standard library only."""
+"""`ViewConfig`: the settings of one random view, checked when it is built; `Kind`: several of them.
+
+Standard library only.
+"""
 
 from __future__ import annotations
 
@@ -42,6 +45,8 @@ class ViewConfig:
     """Probability of inverting the values of 0.5 and above."""
     vertical_flip: float = 0.0
     """Probability of an upside-down flip, for images without an up, as from above or through a microscope."""
+    cutout: tuple[float, float] = (0.0, 0.0)
+    """Smallest and largest share of the view that a rectangle of the mean colour covers; 0: none."""
 
     def __post_init__(self) -> None:
         check_fields(self)
@@ -56,3 +61,15 @@ class ViewConfig:
         require_legal(0 < low <= high, "crop_aspect", self.crop_aspect, "two numbers, 0 < smallest <= largest")
         low, high = self.blur_sigma
         require_legal(0 < low <= high, "blur_sigma", self.blur_sigma, "two numbers, 0 < smallest <= largest")
+        low, high = self.cutout
+        require_legal(0 <= low <= high < 1, "cutout", self.cutout, "two numbers, 0 <= smallest <= largest < 1")
+
+
+@dataclass(frozen=True)
+class Kind:
+    """A further kind of view: `count` of them an image, (3, `size`, `size`), seen by the online network alone."""
+
+    name: str
+    count: int
+    size: int
+    config: ViewConfig

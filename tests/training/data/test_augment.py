@@ -15,6 +15,7 @@ from byol.training.data.augment import (
     SATURATION,
     ViewParams,
     colour_jitter,
+    cut_out,
     draw,
     gaussian_blur,
     kernel_size,
@@ -43,6 +44,7 @@ def neutral(count, additive=True):
         sigma=torch.zeros(count),
         solarize=torch.zeros(count, dtype=torch.bool),
         vertical_flip=torch.zeros(count, dtype=torch.bool),
+        cutout=torch.zeros(count, 4),
     )
 
 
@@ -254,3 +256,29 @@ def test_every_image_of_a_batch_gets_its_own_view_and_the_seed_decides():
     assert torch.equal(views[0], views[1])
     assert not torch.equal(views[0], views[2])
     assert all(not torch.allclose(views[0][0], views[0][i]) for i in (1, 2, 3))
+
+
+def test_a_cutout_covers_its_share_of_the_view_with_the_mean_and_nothing_else():
+    config, generator = ViewConfig(cutout=(0.2, 0.4)), torch.Generator().manual_seed(0)
+    views = torch.rand(500, 3, 32, 32) + 1
+    params = draw(config, torch.linspace(0.5, 2, 500), generator)
+    covered = cut_out(views, params.cutout)
+    hidden = covered == 0
+    assert torch.equal(covered[~hidden], views[~hidden])
+    assert (hidden == hidden[:, :1]).all()  # in all channels
+    share = hidden[:, 0].float().mean(dim=(1, 2))
+    assert 0.15 < share.min() < 0.25
+    assert 0.35 < share.max() < 0.45
+    for mask in hidden[:, 0]:  # a rectangle
+        assert torch.equal(mask, mask.any(1)[:, None] & mask.any(0)[None])
+    assert hidden[:, 0].float().mean(0).min() > 0.1  # anywhere
+
+
+def test_a_cutout_changes_no_other_random_number():
+    plain, covered = (
+        draw(config, torch.ones(4), torch.Generator().manual_seed(0))
+        for config in (ViewConfig(), ViewConfig(cutout=(0.1, 0.2)))
+    )
+    assert not plain.cutout.any()
+    for name, value in vars(plain).items():
+        assert name == "cutout" or torch.equal(value, getattr(covered, name)), name

@@ -285,14 +285,14 @@ def norms(world, compiled):
     torch.testing.assert_close(net.eval()(x), reference.eval()(x))
 
 class Wide(Trainer):
-    def views(self, batch, generator, size):
+    def _view(self, *arguments):
         torch.set_default_dtype(torch.float32)  # rendered as ever, and float64 from the normalisation on
-        views = super().views(batch, generator, size)
+        view = super()._view(*arguments)
         torch.set_default_dtype(torch.float64)
-        return views
+        return view
 
-def weights(world, sync_norm="auto", steps=20):
-    settings = config(batch_size=16, epochs=20, warmup_epochs=2, lr=0.5, accumulate=2, sync_norm=sync_norm)
+def weights(world, sync_norm="auto", steps=20, **more):
+    settings = config(batch_size=16, epochs=20, warmup_epochs=2, lr=0.5, accumulate=2, sync_norm=sync_norm, **more)
     trainer, after = Wide(settings, images, world), {}
     for step in range(steps):
         trainer.step(step)
@@ -304,6 +304,11 @@ def steps(world):
     found = weights(world)
     each_its_own = weights(world, sync_norm="off", steps=4)
     alone = weights(World()) if world.first else copy.deepcopy(found)
+    of_kinds = {"steps": 8, "local_views": 2, "cutout_views": 1}
+    kinds = weights(world, **of_kinds)
+    kinds_alone = weights(World(), **of_kinds) if world.first else copy.deepcopy(kinds)
+    dist.broadcast(kinds_alone[8], 0)
+    torch.testing.assert_close(kinds[8], kinds_alone[8], atol=1e-5, rtol=0)
     for step in (4, 20):
         dist.broadcast(alone[step], 0)
     torch.testing.assert_close(found[20], alone[20], atol=1e-5, rtol=0)
