@@ -20,7 +20,7 @@ from byol.training.data.view_config import Kind, ViewConfig
 
 STEMS = ("auto", "imagenet", "cifar")
 OPTIMIZERS = ("lars", "sgd", "adamw")
-VIEWS = ("view1", "view2", "local", "cutout")  # the settings that are views
+VIEWS = ("view1", "view2")  # the settings that are views
 COMPILE = ("auto", "all", "augmentation", "none")
 PRECISIONS = ("auto", "fp32", "bf16")
 
@@ -98,12 +98,12 @@ class TrainConfig:
     """Small crops of each image besides the two views, seen by the online network alone; 0: none."""
     local_size: int = 0
     """Side of a small crop in pixels; 0: half of image_size."""
-    local: ViewConfig = field(default_factory=lambda: ViewConfig(crop_area=(0.05, 0.25), blur=0.5))
-    """The small crops."""
+    local_area: tuple[float, float] = (0.05, 0.25)
+    """Smallest and largest share of the image's area that a small crop covers."""
     cutout_views: int = 0
     """Partly covered views of each image besides the two, seen by the online network alone; 0: none."""
-    cutout: ViewConfig = field(default_factory=lambda: ViewConfig(crop_area=(0.25, 1.0), blur=0.5, cutout=(0.2, 0.4)))
-    """The partly covered views."""
+    cutout_area: tuple[float, float] = (0.2, 0.4)
+    """Smallest and largest share of such a view that is covered."""
     own_predictors: bool = True
     """A predictor for each kind of view: the two views, small crops, covered views; else one for all."""
 
@@ -197,6 +197,10 @@ class TrainConfig:
             self.accumulate,
             f"a divisor of batch_size {self.batch_size} that leaves 2 or more images",
         )
+        low, high = self.local_area
+        require_legal(0 < low <= high <= 1, "local_area", self.local_area, "two numbers, 0 < smallest <= largest <= 1")
+        low, high = self.cutout_area
+        require_legal(0 < low <= high < 1, "cutout_area", self.cutout_area, "two numbers, 0 < smallest <= largest < 1")
         require_legal(self.lars_eta > 0, "lars_eta", self.lars_eta, "above 0")
         require_legal(-(2**63) <= self.seed < 2**64, "seed", self.seed, "a number of at most 64 bits")
         require_legal(self.knn_temperature > 0, "knn_temperature", self.knn_temperature, "above 0")
@@ -251,11 +255,17 @@ class TrainConfig:
 
     @property
     def kinds(self) -> tuple[Kind, ...]:
-        """The kinds of view besides the two global ones, at the size they have beside views of image_size."""
+        """The kinds of view besides the two global ones, at the size they have beside views of image_size.
+
+        Their colours are those of view 1, their blur is between those of both.
+        """
         local_size = self.local_size or max(8, self.image_size // 2)
+        view = dataclasses.replace(self.view1, blur=(self.view1.blur + self.view2.blur) / 2)
+        local = dataclasses.replace(view, crop_area=self.local_area)
+        cutout = dataclasses.replace(view, cutout=self.cutout_area)
         kinds = (
-            Kind("local", self.local_views, local_size, self.local),
-            Kind("cutout", self.cutout_views, self.image_size, self.cutout),
+            Kind("local", self.local_views, local_size, local),
+            Kind("cutout", self.cutout_views, self.image_size, cutout),
         )
         return tuple(kind for kind in kinds if kind.count)
 

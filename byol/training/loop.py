@@ -170,7 +170,7 @@ class Meter:
     def __init__(self, trainer: Trainer):
         self.trainer, self.steps, self.pauses = trainer, 0, 0.0
         self.losses: Tensor | float = 0.0  # (K,), see `Trainer.step`
-        kinds = [kind.name for kind in trainer.config.kinds]
+        kinds = [kind.name for kind in trainer.kinds]
         self.kinds = ["global", *kinds] if kinds else []
         self.waited = trainer.feed.waited
         self.started = time.perf_counter()

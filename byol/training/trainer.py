@@ -59,7 +59,7 @@ class Trainer:
         world: World | None = None,
         begun: Computed | None = None,
     ):
-        self.config, self.world = config, world or World()
+        self.config, self.world, self.kinds = config, world or World(), config.kinds
         setup = Setup.of(config, len(images), self.world, begun)
         self.plan, self.device, self.precision = setup.plan, setup.device, setup.precision
         self.compiled, self.sync_norm = setup.compiled, setup.sync_norm
@@ -135,7 +135,7 @@ class Trainer:
         torch.manual_seed(generator.initial_seed())  # for the encoder's own random numbers
         set_learning_rate(self.optimizer, learning_rate(step, plan.total, plan.warmup, config.peak_lr))
         self.optimizer.zero_grad(set_to_none=True)
-        total, observed = torch.zeros(1 + len(config.kinds), device=self.device), []
+        total, observed = torch.zeros(1 + len(self.kinds), device=self.device), []
         before = [buffer.clone() for buffer in self.model.buffers()] if config.accumulate > 1 else []  # batch-norm's
         micro_batches = zip(pixels.chunk(config.accumulate), aspect.chunk(config.accumulate), strict=True)
         for number, micro in enumerate(micro_batches, 1):
@@ -157,11 +157,13 @@ class Trainer:
 
         Returns the losses (K,) and the observation of the global views.
         """
-        kinds, losses, targets, observed = self.config.kinds, [], (), []
-        for kind in (None, *kinds):
+        losses: list[Tensor] = []
+        observed: list[Observation] = []
+        targets: tuple[Tensor, ...] = ()
+        for kind in (None, *self.kinds):
             views = self.further_views(kind, batch, generator, size) if kind else self.views(batch, generator, size)
-            named = {"kind": kind.name, "targets": targets} if kind else {}
-            with self._exchange(last and kind is (None, *kinds)[-1]):
+            named: dict[str, Any] = {"kind": kind.name, "targets": targets} if kind else {}
+            with self._exchange(last and len(losses) == len(self.kinds)):
                 with self._autocast():
                     loss, seen = self._forward(*views, **named)
                 (loss / self.config.accumulate).backward()
@@ -223,7 +225,7 @@ class Trainer:
         pixels, aspect = batch = tuple(part[:most] for part in self.feed.batch(0))
         generator, size = seeded(self.device, self.config.seed, "views", 0), self.view_size(0)
         named = [(f"view {i}", view) for i, view in enumerate(self.views(batch, generator, size, render), 1)]
-        for kind in self.config.kinds:
+        for kind in self.kinds:
             further = self.further_views(kind, batch, generator, size, render)  # not compiled for it
             named += [(f"{kind.name} {i}", view) for i, view in enumerate(further, 1)]
         shown = [(word, pictures(view * self.std + self.mean)) for word, view in named]

@@ -1,0 +1,75 @@
+"""What further kinds of view are worth at equal time: the recipe of these images, one change a row.
+
+    python -m benchmarks.kinds --train SRC --out DIR [--time 20m] [--seeds 1] [--rows NAME ...] [-- MORE]
+
+Every row trains by `byol train SRC --time T` and its options; MORE goes to all. Scores are those of the exported bundles:
+kNN (k 20) of the training images, each compared with all the others, and a linear probe of --labels of them a class
+scored on the rest. No test set is looked at. Finished rows are kept: call again to go on. Writes DIR/kinds.json.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import click
+
+from benchmarks.evaluate import byol
+from benchmarks.first_try import labelled
+from benchmarks.train import command_line, machine
+
+LOCAL, CUTOUT = ["--set", "local_views=2"], ["--set", "cutout_views=1"]
+ROWS: dict[str, list[str]] = {
+    "two-views": [],
+    "kinds": [*LOCAL, *CUTOUT],
+    "one-predictor": [*LOCAL, *CUTOUT, "--set", "own_predictors=false"],
+    "local": LOCAL,
+    "cutout": CUTOUT,
+}
+
+
+def run_row(data: Path, few: Path, out: Path, minutes: str, seed: int, options: list[str]) -> dict[str, Any]:
+    """Train, export and score one row; accuracies in percent."""
+    run, bundle = out / "run", out / "bundle"
+    out.mkdir(exist_ok=True)
+    words = [str(data), "--out", str(run), "--time", minutes, "--seed", str(seed), *options]
+    with (out / "train.log").open("a") as log:
+        subprocess.run([sys.executable, "-m", "byol", "train", *words], stderr=log, check=True)
+    byol("export", run, "--out", bundle)
+    last = json.loads((run / "metrics.jsonl").read_text().splitlines()[-1])
+    row: dict[str, Any] = {"options": options, "seed": seed, "steps": last["step"], "epochs": last["epoch"]}
+    for task, images in (("knn", ["--train", data]), ("linear", ["--train", few, "--test", data])):
+        row[task] = round(100 * json.loads(byol(task, bundle, *images, "--json"))["top1"], 2)
+    return row
+
+
+@click.command()
+@click.option("--train", "data", type=click.Path(exists=True, path_type=Path), required=True)
+@click.option("--out", type=click.Path(path_type=Path), required=True)
+@click.option("--time", "minutes", default="20m", show_default=True)
+@click.option("--seeds", default=1, show_default=True)
+@click.option("--labels", default=100, show_default=True, help="Labelled images a class, of the probe.")
+@click.option("--rows", multiple=True, type=click.Choice(list(ROWS)), default=list(ROWS))
+@click.argument("more", nargs=-1)
+def main(
+    data: Path, out: Path, minutes: str, seeds: int, labels: int, rows: tuple[str, ...], more: tuple[str, ...]
+) -> None:
+    out.mkdir(parents=True, exist_ok=True)
+    few, found = labelled(data, labels, out / "labelled"), []
+    for seed in range(seeds):
+        for name in rows:
+            kept = out / f"{name}-{seed}.json"
+            if not kept.exists():
+                row = run_row(data, few, out / f"{name}-{seed}", minutes, seed, [*ROWS[name], *more])
+                kept.write_text(json.dumps({"row": name, **row}) + "\n")
+            found.append(json.loads(kept.read_text()))
+            click.echo(json.dumps(found[-1]))
+    facts = {"command": command_line("python -m benchmarks.kinds"), "machine": machine("cpu"), "rows": found}
+    (out / "kinds.json").write_text(json.dumps(facts, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main()
