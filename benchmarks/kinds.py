@@ -3,8 +3,8 @@
     python -m benchmarks.kinds --train SRC --out DIR [--time 20m] [--seeds 1] [--rows NAME ...] [-- MORE]
 
 Every row trains by `byol train SRC --time T` and its options; MORE goes to all. Scores are those of the exported bundles:
-kNN (k 20) of the training images, each compared with all the others, and a linear probe of --labels of them a class
-scored on the rest. No test set is looked at. Finished rows are kept: call again to go on. Writes DIR/kinds.json.
+kNN (k 20) of the training images, each compared with all the others, and a linear probe of some of them, scored on the
+rest. No test set is looked at. Finished rows are kept: call again to go on. Writes DIR/kinds.json.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ import click
 from benchmarks.evaluate import byol
 from benchmarks.first_try import labelled
 from benchmarks.train import command_line, machine
+from byol.images.open import open_source
 
 LOCAL, CUTOUT = ["--set", "local_views=2"], ["--set", "cutout_views=1"]
 ROWS: dict[str, list[str]] = {
@@ -31,7 +32,21 @@ ROWS: dict[str, list[str]] = {
 }
 
 
-def run_row(data: Path, few: Path, out: Path, minutes: str, seed: int, options: list[str]) -> dict[str, Any]:
+def unlabelled(data: Path, few: Path, folder: Path) -> Path:
+    """A folder of links to the images that are not among the labelled ones."""
+    if not folder.exists():
+        taken = set(open_source(few).ids)
+        for name in open_source(data).ids:
+            if name not in taken:
+                link = folder / name
+                link.parent.mkdir(parents=True, exist_ok=True)
+                link.symlink_to(data.resolve() / name)
+    return folder
+
+
+def run_row(
+    data: Path, few: Path, rest: Path, out: Path, minutes: str, seed: int, options: list[str]
+) -> dict[str, Any]:
     """Train, export and score one row; accuracies in percent."""
     run, bundle = out / "run", out / "bundle"
     out.mkdir(exist_ok=True)
@@ -41,7 +56,7 @@ def run_row(data: Path, few: Path, out: Path, minutes: str, seed: int, options: 
     byol("export", run, "--out", bundle)
     last = json.loads((run / "metrics.jsonl").read_text().splitlines()[-1])
     row: dict[str, Any] = {"options": options, "seed": seed, "steps": last["step"], "epochs": last["epoch"]}
-    for task, images in (("knn", ["--train", data]), ("linear", ["--train", few, "--test", data])):
+    for task, images in (("knn", ["--train", data]), ("linear", ["--train", few, "--test", rest])):
         row[task] = round(100 * json.loads(byol(task, bundle, *images, "--json"))["top1"], 2)
     return row
 
@@ -58,12 +73,13 @@ def main(
     data: Path, out: Path, minutes: str, seeds: int, labels: int, rows: tuple[str, ...], more: tuple[str, ...]
 ) -> None:
     out.mkdir(parents=True, exist_ok=True)
-    few, found = labelled(data, labels, out / "labelled"), []
+    few = labelled(data, labels, out / "labelled")
+    rest, found = unlabelled(data, few, out / "rest"), []
     for seed in range(seeds):
         for name in rows:
             kept = out / f"{name}-{seed}.json"
             if not kept.exists():
-                row = run_row(data, few, out / f"{name}-{seed}", minutes, seed, [*ROWS[name], *more])
+                row = run_row(data, few, rest, out / f"{name}-{seed}", minutes, seed, [*ROWS[name], *more])
                 kept.write_text(json.dumps({"row": name, **row}) + "\n")
             found.append(json.loads(kept.read_text()))
             click.echo(json.dumps(found[-1]))
