@@ -2,8 +2,8 @@
 
     python -m benchmarks.kinds --train SRC --out DIR [--time 20m] [--seeds 1] [--rows NAME ...] [-- MORE]
 
-Every row trains by `byol train SRC --time T` and its options; MORE goes to all. Scores are those of the exported bundles:
-kNN (k 20) of the training images, each compared with all the others, and a linear probe of some of them, scored on the
+Rows train by `byol train SRC --time T` and options of their own; MORE goes to all. Scores are the exported bundles':
+kNN (k 20) of the training images, each compared with all the others, and a linear probe of some, scored on the
 rest. No test set is looked at. Finished rows are kept: call again to go on. Writes DIR/kinds.json.
 """
 

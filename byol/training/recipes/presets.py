@@ -7,7 +7,7 @@ from dataclasses import replace
 
 from byol.training.config import TrainConfig
 from byol.training.data.view_config import ViewConfig
-from byol.training.recipes import photographs
+from byol.training.recipes import photographs, transformers
 
 CIFAR10_MEAN = (0.4914, 0.4822, 0.4465)
 CIFAR10_STD = (0.2470, 0.2435, 0.2616)
@@ -251,6 +251,8 @@ PRESETS: dict[str, Callable[[], TrainConfig]] = {
     "paper-300": paper_300,
     "paper-1000": paper_1000,
     "small-128": small_128,
+    "vit-tiny": transformers.vit_tiny,
+    "vit-small": transformers.vit_small,
     "greyscale": greyscale,
     "keep-colour": keep_colour,
     "cifar10": cifar10,
