@@ -271,7 +271,7 @@ def test_a_cutout_covers_its_share_of_the_view_with_the_mean_and_nothing_else():
     assert 0.35 < share.max() < 0.45
     for mask in hidden[:, 0]:  # a rectangle
         assert torch.equal(mask, mask.any(1)[:, None] & mask.any(0)[None])
-    assert hidden[:, 0].float().mean(0).min() > 0.1  # anywhere
+    assert hidden[:, 0].any(dim=0).float().mean() > 0.99  # anywhere
 
 
 def test_a_cutout_changes_no_other_random_number():
