@@ -176,7 +176,18 @@ def lightly_batches(data: Path, config: TrainConfig) -> Iterator[list[Tensor]]:
 
 
 def lightly(config: TrainConfig, data: Path, seconds: float) -> float:
-    """lightly's documented BYOL loop: its heads, loss, momentum update and transforms, fp32, plain SGD."""
+    """lightly's documented BYOL loop (see `lightly_loop`)."""
+    _, step = lightly_loop(config, data, lambda: 0.99)
+    return timed(step, seconds, torch.device(config.device), config.batch_size)
+
+
+def lightly_loop(
+    config: TrainConfig, data: Path, momentum: Callable[[], float]
+) -> tuple[torch.nn.Module, Callable[[int], None]]:
+    """The encoder and the step of lightly's documented BYOL loop.
+
+    Its heads, loss, momentum update and transforms, fp32, plain SGD at a constant rate. `momentum` is asked each step.
+    """
     from lightly.loss import NegativeCosineSimilarity
     from lightly.models.modules import BYOLPredictionHead, BYOLProjectionHead
     from lightly.models.utils import deactivate_requires_grad, update_momentum
@@ -194,8 +205,8 @@ def lightly(config: TrainConfig, data: Path, seconds: float) -> float:
     batches = lightly_batches(data, config)
 
     def step(number: int) -> None:
-        update_momentum(backbone, target_backbone, m=0.99)
-        update_momentum(projector, target_projector, m=0.99)
+        update_momentum(backbone, target_backbone, m=momentum())
+        update_momentum(projector, target_projector, m=momentum())
         view1, view2 = (view.to(device) for view in next(batches))
         prediction1, prediction2 = (predictor(projector(backbone(view))) for view in (view1, view2))
         target1, target2 = (target_projector(target_backbone(view)).detach() for view in (view1, view2))
@@ -204,7 +215,7 @@ def lightly(config: TrainConfig, data: Path, seconds: float) -> float:
         optimizer.step()
         optimizer.zero_grad()
 
-    return timed(step, seconds, device, config.batch_size)
+    return backbone, step
 
 
 def byol_pytorch(config: TrainConfig, data: Path, seconds: float) -> float:
