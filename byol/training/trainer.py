@@ -222,7 +222,8 @@ class Trainer:
 
     def first_views(self, most: int = 16) -> list[Column]:
         """The first images of the first step as they are, and their views, for people to look at."""
-        pixels, aspect = batch = tuple(part[:most] for part in self.feed.batch(0))
+        pixels, aspect = (part[:most] for part in self.feed.batch(0))
+        batch = (pixels, aspect)
         generator, size = seeded(self.device, self.config.seed, "views", 0), self.view_size(0)
         named = [(f"view {i}", view) for i, view in enumerate(self.views(batch, generator, size, render), 1)]
         for kind in self.kinds:

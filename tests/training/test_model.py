@@ -143,7 +143,7 @@ def test_heads_follow_the_recipe(model):
     assert [type(layer) for layer in BYOL(config(predictor_norm=False)).predictor.children()][1] is nn.Identity
     assert isinstance(BYOL(config(predictor_hidden=0)).predictor, nn.Identity)
     deeper = BYOL(config(projector_layers=3)).online.projector
-    assert [type(layer) for layer in deeper] == [nn.Linear, nn.BatchNorm1d, nn.ReLU] * 2 + [nn.Linear]
+    assert [type(layer) for layer in deeper.children()] == [nn.Linear, nn.BatchNorm1d, nn.ReLU] * 2 + [nn.Linear]
     norms = [m for m in model.modules() if isinstance(m, nn.BatchNorm1d | nn.BatchNorm2d)]
     assert {(m.momentum, m.eps) for m in norms} == {(0.1, 1e-5)}
 

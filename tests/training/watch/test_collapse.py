@@ -25,7 +25,7 @@ def test_rankme_counts_the_directions_in_use():
 
 
 def observation(projection):
-    return Observation(torch.randn(32, 24), projection, projection, projection)
+    return Observation(torch.randn(32, 24), projection, projection, projection, projection)
 
 
 def test_warning_names_collapse_and_only_collapse():
@@ -37,7 +37,7 @@ def test_warning_names_collapse_and_only_collapse():
 
 def test_a_low_rank_is_no_warning_where_the_batch_is_tiny():
     pair = torch.tensor([[1.0, 0.0], [-1.0, 0.0]])
-    seen = Observation(torch.randn(2, 24), pair, pair, pair)  # two centred rows have rank 1, whatever they are
+    seen = Observation(torch.randn(2, 24), pair, pair, pair, pair)  # two centred rows have rank 1, whatever they are
     statistics = collapse_statistics(seen)
     assert statistics["rankme"] < 1.5
     assert collapse_warning(statistics, 2) is None
