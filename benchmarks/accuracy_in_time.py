@@ -15,13 +15,15 @@ import math
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import click
 import torch
 
 from benchmarks.evaluate import byol
-from benchmarks.first_try import labelled
+from benchmarks.first_try import kept, labelled
 from benchmarks.train import command_line, machine
 from benchmarks.train_worker import lightly_loop
 from byol.images.open import open_source
@@ -35,7 +37,7 @@ LIGHTLY_BATCH = 256  # of its documentation
 
 def ours(data: Path, out: Path, minutes: float, seed: int) -> Path:
     """The bundle of a run that takes `minutes`, with no other choice made."""
-    words = [str(data), "--out", str(out / "run"), "--time", f"{minutes:g}m", "--seed", str(seed)]
+    words = [str(data), "--out", str(out / "run"), "--time", f"{round(60 * minutes)}s", "--seed", str(seed)]
     subprocess.run([sys.executable, "-m", "byol", "train", *words], check=True)
     byol("export", out / "run", "--out", out / "bundle")
     return out / "bundle"
@@ -85,15 +87,13 @@ def score(bundle: Path, data: Path, few: Path, test: str) -> dict[str, float]:
 @click.option("--labels", default=100, show_default=True, help="Labelled images a class, of the probe.")
 def main(data: Path, test: str, out: Path, minutes: float, seeds: int, labels: int) -> None:
     out.mkdir(parents=True, exist_ok=True)
-    few, rows = labelled(data, labels, out / "labelled"), []
-    for seed in range(seeds):
-        for name, train in ROWS.items():
-            kept = out / f"{name}-{seed}.json"
-            if not kept.exists():
-                bundle = train(data, out / f"{name}-{seed}", minutes, seed)
-                kept.write_text(json.dumps({"row": name, "seed": seed, **score(bundle, data, few, test)}) + "\n")
-            rows.append(json.loads(kept.read_text()))
-            click.echo(json.dumps(rows[-1]))
+    few = labelled(data, labels, out / "labelled")
+
+    def row(name: str, seed: int) -> dict[str, Any]:
+        bundle = ROWS[name](data, out / f"{name}-{seed}", minutes, seed)
+        return {"row": name, "seed": seed, **score(bundle, data, few, test)}
+
+    rows = [kept(out / f"{name}-{seed}.json", partial(row, name, seed)) for seed in range(seeds) for name in ROWS]
     command = command_line("python -m benchmarks.accuracy_in_time")
     facts = {"command": command, "machine": machine("cpu"), "minutes": minutes, "rows": rows}
     (out / "accuracy-in-time.json").write_text(json.dumps(facts, indent=2) + "\n")

@@ -13,6 +13,8 @@ import json
 import subprocess
 import sys
 import time
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +36,15 @@ def labelled(data: Path, count: int, folder: Path) -> Path:
             link.parent.mkdir(parents=True, exist_ok=True)
             link.symlink_to(data.resolve() / source.ids[row])
     return folder
+
+
+def kept(path: Path, make: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+    """The row in a file, which `make` finds if there is none yet; it is shown."""
+    if not path.exists():
+        path.write_text(json.dumps(make()) + "\n")
+    row: dict[str, Any] = json.loads(path.read_text())
+    click.echo(json.dumps(row))
+    return row
 
 
 def run_one(data: Path, few: Path, test: str, out: Path, minutes: str, seed: int) -> dict[str, Any]:
@@ -71,13 +82,9 @@ def run_one(data: Path, few: Path, test: str, out: Path, minutes: str, seed: int
 def main(data: Path, test: str, out: Path, minutes: str, seeds: int, labels: int) -> None:
     out.mkdir(parents=True, exist_ok=True)
     few = labelled(data, labels, out / "labelled")
-    rows = []
-    for seed in range(seeds):
-        kept = out / f"seed-{seed}.json"
-        if not kept.exists():
-            kept.write_text(json.dumps(run_one(data, few, test, out, minutes, seed)) + "\n")
-        rows.append(json.loads(kept.read_text()))
-        click.echo(json.dumps(rows[-1]))
+    rows = [
+        kept(out / f"seed-{seed}.json", partial(run_one, data, few, test, out, minutes, seed)) for seed in range(seeds)
+    ]
     facts = {"command": command_line("python -m benchmarks.first_try"), "machine": machine("cpu"), "rows": rows}
     (out / "first-try.json").write_text(json.dumps(facts, indent=2) + "\n")
 

@@ -12,13 +12,14 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import click
 
 from benchmarks.evaluate import byol
-from benchmarks.first_try import labelled
+from benchmarks.first_try import kept, labelled
 from benchmarks.train import command_line, machine
 from byol.images.open import open_source
 
@@ -74,15 +75,12 @@ def main(
 ) -> None:
     out.mkdir(parents=True, exist_ok=True)
     few = labelled(data, labels, out / "labelled")
-    rest, found = unlabelled(data, few, out / "rest"), []
-    for seed in range(seeds):
-        for name in rows:
-            kept = out / f"{name}-{seed}.json"
-            if not kept.exists():
-                row = run_row(data, few, rest, out / f"{name}-{seed}", minutes, seed, [*ROWS[name], *more])
-                kept.write_text(json.dumps({"row": name, **row}) + "\n")
-            found.append(json.loads(kept.read_text()))
-            click.echo(json.dumps(found[-1]))
+    rest = unlabelled(data, few, out / "rest")
+
+    def row(name: str, seed: int) -> dict[str, Any]:
+        return {"row": name, **run_row(data, few, rest, out / f"{name}-{seed}", minutes, seed, [*ROWS[name], *more])}
+
+    found = [kept(out / f"{name}-{seed}.json", partial(row, name, seed)) for seed in range(seeds) for name in rows]
     facts = {"command": command_line("python -m benchmarks.kinds"), "machine": machine("cpu"), "rows": found}
     (out / "kinds.json").write_text(json.dumps(facts, indent=2) + "\n")
 

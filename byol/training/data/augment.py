@@ -78,7 +78,9 @@ def draw(config: ViewConfig, aspect: Tensor, generator: torch.Generator, rank: i
         sigma=torch.where(blurred, uniform(*config.blur_sigma), 0.0),
         solarize=uniform(0, 1) < config.solarize,
         vertical_flip=uniform(0, 1) < config.vertical_flip if config.vertical_flip else torch.zeros_like(blurred),
-        cutout=box(config.cutout, torch.ones(count, device=device)) if config.cutout[1] else torch.zeros(count, 4),
+        cutout=box(config.cutout, torch.ones(count, device=device))
+        if config.cutout[1]
+        else torch.zeros((count, 4), device=device),
     )
 
 
