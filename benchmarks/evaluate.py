@@ -36,7 +36,8 @@ def byol(*words: object) -> str:
 def raw_pixels(source: ImageSource, size: int, out: Path) -> None:
     """A features file of raw pixels as `--baselines` has them, of whole images where `size` is at most 64."""
     pixels: list[np.ndarray] = []
-    for index, image in decode(source, Preprocess.for_size(size)):
+    transform = Preprocess.for_size(size)
+    for index, image in decode(source, transform, least_side=transform.least_side):
         if isinstance(image, Exception):
             raise click.ClickException(f"{source.ids[index]}: {image}")
         pixels.append(image)

@@ -69,7 +69,7 @@ def image_row(row: str, photos: Path, work: Path, options: dict[str, Any]) -> Ca
     encoder = Encoder(work / "bundle", options["device"], variant="int8" if "int8" in row else "fp32")
     transform = encoder.manifest.preprocess.transform()
     if row.startswith("decoding"):
-        return lambda: sum(1 for _ in decode(source, transform))
+        return lambda: sum(1 for _ in decode(source, transform, least_side=transform.least_side))
     if row.startswith("session"):
         batch = np.stack([transform(source.open(i)) for i in range(encoder.batch_size)])
 

@@ -180,7 +180,8 @@ def _read_calibration(location: Location, preprocess: Preprocess) -> _Calibratio
     count = min(len(source), CALIBRATION_IMAGES)
     chosen = source.subset(np.linspace(0, len(source) - 1, count, dtype=int).tolist())
     images, pictures, skipped = [], [], list(source.skipped)
-    for index, result in decode(chosen, lambda image: (preprocess(image), image)):
+    read = decode(chosen, lambda image: (preprocess(image), image), least_side=preprocess.least_side)
+    for index, result in read:
         if isinstance(result, UnreadableImage):
             skipped.append(Skipped(chosen.ids[index], str(result)))
             continue

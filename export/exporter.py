@@ -44,7 +44,7 @@ from byol.export.graph import INPUT, OUTPUT, encoder_to_onnx
 from byol.export.parity import measure, sample_images, torch_features
 from byol.export.source import read_run, read_untrained, untrained
 from byol.files.atomic import atomic_folder
-from byol.images.decode import Preprocess
+from byol.images.decode import JPEG_MARGIN, Preprocess
 from byol.serve.fuse import Layer
 
 ONLY_FP32 = Additions()
@@ -136,12 +136,14 @@ def try_export(trained: Pretrained) -> None:
 
 def _spec(source: Pretrained) -> PreprocessSpec:
     preprocess = _preprocess(source)
-    return PreprocessSpec(preprocess.resize, preprocess.crop, source.mean, source.std)
+    return PreprocessSpec(
+        preprocess.resize, preprocess.crop, source.mean, source.std, jpeg_margin=preprocess.jpeg_margin
+    )
 
 
 def _preprocess(source: Pretrained) -> Preprocess:
     size = source.image_size
-    return Preprocess(source.resize, size) if source.resize else Preprocess.for_size(size)
+    return Preprocess(source.resize, size, JPEG_MARGIN) if source.resize else Preprocess.for_size(size)
 
 
 def _manifest(source: Pretrained, proto: ModelProto, spec: PreprocessSpec, files: dict[str, FileEntry]) -> Manifest:

@@ -38,16 +38,20 @@ def items_source(items: Sequence[ImageItem] | np.ndarray) -> ImageSource:
     items = list(items)
     names = [_item_name(i, item) for i, item in enumerate(items)]
     anchors = Anchors()
-    return ImageSource("images", names, Labels.none(len(items)), [], lambda i: _open_item(items[i], anchors))
+
+    def opened(i: int, least_side: int = 0) -> Image.Image:
+        return _open_item(items[i], anchors, least_side)
+
+    return ImageSource("images", names, Labels.none(len(items)), [], opened)
 
 
 def _item_name(index: int, item: ImageItem) -> str:
     return printable(item) if isinstance(item, str | os.PathLike) else f"image {index}"
 
 
-def _open_item(item: ImageItem, anchors: Anchors) -> Image.Image:
+def _open_item(item: ImageItem, anchors: Anchors, least_side: int) -> Image.Image:
     if isinstance(item, str | os.PathLike):
-        image = read_image(item, anchors)
+        image = read_image(item, anchors, least_side)
         anchors.note_parents(os.fsencode(item))
         return image
     if isinstance(item, np.ndarray):

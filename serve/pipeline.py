@@ -70,7 +70,7 @@ class Pipeline:
         """Outputs of one image, in the caller's thread: on a busy server, waking another takes longer than decoding."""
         try:
             with PIXELS:
-                pixels = self._transform(source.open(0))  # (S, S, 3)
+                pixels = self._transform(source.open(0, self._transform.least_side))  # (S, S, 3)
         except UnreadableImage as error:
             raise ValueError(f"{source.ids[0]}: {error}") from error
         return self._checked(pixels[None], source, [0])
@@ -90,7 +90,7 @@ class Pipeline:
         current: ImageSource | None = None
         indices: list[int] = []
         skipped: list[Skipped] = []
-        for source, index, result in decode_all(sources, self._transform, threads):
+        for source, index, result in decode_all(sources, self._transform, threads, self._transform.least_side):
             if current is not None and current is not source and (indices or skipped):
                 yield current, Batch(indices, self._checked(pixels[: len(indices)], current, indices), skipped)
                 indices, skipped = [], []

@@ -15,7 +15,7 @@ from typing import Any
 from byol.bundle.measured import Evaluation, Head
 from byol.bundle.schema import build, check, plain, read_object
 from byol.files.atomic import atomic_file
-from byol.images.decode import Preprocess
+from byol.images.decode import JPEG_MARGIN, Preprocess
 from byol.limits import LARGEST_SIZE
 
 SCHEMA_VERSION = 1
@@ -44,7 +44,10 @@ class Architecture:
 
 @dataclass(frozen=True)
 class PreprocessSpec:
-    """The preprocessing contract. Only one is defined: `byol.images.Preprocess`; `mean` and `std` lie in the graph."""
+    """The preprocessing contract. Only one is defined: `byol.images.Preprocess`; `mean` and `std` lie in the graph.
+
+    `jpeg_margin`: at which scale JPEGs are decoded; null: whole.
+    """
 
     resize: int
     crop: int
@@ -56,22 +59,26 @@ class PreprocessSpec:
     color: str = "RGB"
     layout: str = "NHWC"
     dtype: str = "uint8"
+    jpeg_margin: int | None = None
 
     def __post_init__(self) -> None:
-        legal = {f.name: f.default for f in fields(self) if f.name not in ("resize", "crop", "mean", "std")}
+        free = ("resize", "crop", "mean", "std", "jpeg_margin")
+        legal = {f.name: f.default for f in fields(self) if f.name not in free}
         for name, value in legal.items():
             found = getattr(self, name)
             check(found == value, f"preprocess.{name} is {found!r}; this byol knows only {value!r}")
         fits = 1 <= self.crop <= self.resize <= 2 * LARGEST_SIZE and self.crop <= LARGEST_SIZE
         sizes = f"{self.crop}, {self.resize}"
         check(fits, f"preprocess needs 1 <= crop <= resize, crop at most {LARGEST_SIZE}, found {sizes}")
+        known = self.jpeg_margin in (None, JPEG_MARGIN)
+        check(known, f"preprocess.jpeg_margin is {self.jpeg_margin}; this byol knows only {JPEG_MARGIN}")
         for name, numbers in (("mean", self.mean), ("std", self.std)):
             check(len(numbers) == 3, f"preprocess.{name} must hold 3 numbers, found {len(numbers)}")
         check(min(self.std) > 0, f"preprocess.std must be positive, found {list(self.std)}")
 
     def transform(self) -> Preprocess:
         """The function that does what this says."""
-        return Preprocess(self.resize, self.crop)
+        return Preprocess(self.resize, self.crop, self.jpeg_margin)
 
 
 @dataclass(frozen=True)

@@ -22,6 +22,7 @@ T = TypeVar("T")
 C = TypeVar("C")
 
 MARGIN = Fraction(8, 7)  # an image's shorter side to a crop's: 256 to 224, as the paper has it
+JPEG_MARGIN = 2  # a JPEG's shorter side as decoded to what it is resized to (docs/bundle.md has what this changes)
 
 
 @dataclass(frozen=True)
@@ -29,20 +30,30 @@ class Preprocess:
     """How an image becomes the encoder's input: the shorter side to `resize`, then the central `crop` square.
 
     Done in one step: the central square of the source, of side `crop * min(W, H) / resize`, is resampled to
-    `crop` x `crop` (bicubic with antialiasing, as Pillow's `Image.resize` with `box` does).
+    `crop` x `crop` (bicubic with antialiasing, as Pillow's `Image.resize` with `box` does). With `jpeg_margin` a JPEG
+    is decoded at the smallest of libjpeg's scales (1, 1/2, 1/4, 1/8) at which its shorter side is still at least
+    `jpeg_margin * resize`; None: whole.
     """
 
     resize: int
     crop: int
+    jpeg_margin: int | None = None
 
     def __post_init__(self) -> None:
         if not 1 <= self.crop <= self.resize:
             raise ValueError(f"preprocessing needs 1 <= crop <= resize, found crop {self.crop}, resize {self.resize}")
+        if self.jpeg_margin is not None and self.jpeg_margin < 1:
+            raise ValueError(f"jpeg_margin must be at least 1, found {self.jpeg_margin}")
 
     @classmethod
     def for_size(cls, size: int) -> Preprocess:
         """The usual evaluation crop: 224 from 256 (the paper's 7/8); small images (up to 64 px) whole."""
-        return cls(resize=size if size <= 64 else round(size * MARGIN), crop=size)
+        return cls(size if size <= 64 else round(size * MARGIN), size, JPEG_MARGIN)
+
+    @property
+    def least_side(self) -> int:
+        """What `ImageSource.open` and `read_image` may keep of a JPEG's shorter side, in pixels; 0: all."""
+        return self.resize * (self.jpeg_margin or 0)
 
     def __call__(self, image: Image.Image) -> np.ndarray:
         """An RGB image as uint8 (crop, crop, 3)."""
@@ -54,17 +65,18 @@ class Preprocess:
 
 
 def decode(
-    source: ImageSource, transform: Callable[[Image.Image], T], threads: int = 0
+    source: ImageSource, transform: Callable[[Image.Image], T], threads: int = 0, least_side: int = 0
 ) -> Iterator[tuple[int, T | UnreadableImage]]:
     """Yield (index, transform(image)) in order, or (index, the error) where an image cannot be read.
 
-    Decodes in `threads` threads (0: one per usable core), at most a few chunks ahead of the consumer.
+    Decodes in `threads` threads (0: one per usable core), at most a few chunks ahead of the consumer. `least_side`: as
+    in `byol.images.picture.read.read_image`.
     """
-    return ((index, result) for _, index, result in decode_all([source], transform, threads))
+    return ((index, result) for _, index, result in decode_all([source], transform, threads, least_side))
 
 
 def decode_all(
-    sources: Iterable[ImageSource], transform: Callable[[Image.Image], T], threads: int = 0
+    sources: Iterable[ImageSource], transform: Callable[[Image.Image], T], threads: int = 0, least_side: int = 0
 ) -> Iterator[tuple[ImageSource, int, T | UnreadableImage]]:
     """The same for several sources, one after the other; each is requested once the last chunk before it has begun."""
     threads = threads or usable_cores()
@@ -76,16 +88,18 @@ def decode_all(
 
     def work(chunk: tuple[ImageSource, range]) -> list[tuple[ImageSource, int, T | UnreadableImage]]:
         source, indices = chunk
-        return [(source, i, _attempt(source, transform, i)) for i in indices]
+        return [(source, i, _attempt(source, transform, i, least_side)) for i in indices]
 
     with ThreadPoolExecutor(threads, thread_name_prefix="decode") as pool:
         yield from _in_order(pool, work, chunks(), ahead=2 * threads)
 
 
-def _attempt(source: ImageSource, transform: Callable[[Image.Image], T], index: int) -> T | UnreadableImage:
+def _attempt(
+    source: ImageSource, transform: Callable[[Image.Image], T], index: int, least_side: int
+) -> T | UnreadableImage:
     try:
         with PIXELS:  # until nothing but the transform's result is left
-            return transform(source.open(index))
+            return transform(source.open(index, least_side))
     except UnreadableImage as error:
         return error
 

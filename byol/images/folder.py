@@ -45,8 +45,8 @@ class Tree(Protocol):
     def walk(self, skip: Skip) -> Iterator[bytes]:
         """Yield the images as paths relative to the folder, sorted by their bytes."""
 
-    def open(self, path: bytes) -> Image.Image:
-        """Decode one of them. Raises `UnreadableImage`."""
+    def open(self, path: bytes, least_side: int = 0) -> Image.Image:
+        """Decode one of them; `least_side` as in `read_image`. Raises `UnreadableImage`."""
 
     def files(self, names: Names) -> Files:
         """Some of its images, to detect changes."""
@@ -125,7 +125,7 @@ def _section(tree: Tree, paths: Iterator[bytes], skipped: list[Skipped]) -> Imag
         ids=names,
         labels=Labels(np.frombuffer(codes, np.int32), [path_text(name) for name in classes]),
         skipped=skipped,
-        open=lambda i: tree.open(names.raw[i].as_py()),
+        open=lambda i, least_side=0: tree.open(names.raw[i].as_py(), least_side),
         stamp=lambda: tree.files(names).stamp(),
         content=lambda: tree.files(names).content(),
         places=Computed(len(names), lambda i: names.raw[i].as_py()),
@@ -149,9 +149,9 @@ class LocalTree:
         """Yield the images as paths relative to the folder, sorted by their bytes."""
         return Walk(self._root, self._anchors, skip).paths()
 
-    def open(self, path: bytes) -> Image.Image:
-        """Decode one of them. Raises `UnreadableImage`."""
-        return read_image(os.path.join(self._root, path), self._anchors)
+    def open(self, path: bytes, least_side: int = 0) -> Image.Image:
+        """Decode one of them; `least_side` as in `read_image`. Raises `UnreadableImage`."""
+        return read_image(os.path.join(self._root, path), self._anchors, least_side)
 
     def files(self, names: Names) -> ListedFiles:
         """Some of its images, to detect changes."""

@@ -51,7 +51,7 @@ def list_source(name: str, content: bytes, start: bytes | None) -> ImageSource:
         ids=Computed(len(names), lambda i: url_without_secrets(names[i])),
         labels=Labels.none(len(names)),
         skipped=[],
-        open=lambda i: _read_listed(names.raw[i].as_py(), here, anchors),
+        open=lambda i, least_side=0: _read_listed(names.raw[i].as_py(), here, anchors, least_side),
         stamp=lambda: digest(local.stamp(), *(str(facts_of(url)) for url in remote())),
         content=lambda: digest(local.content(), *(str(facts_of(url)[0]) for url in remote())),
         listing=digest,
@@ -76,12 +76,12 @@ def _unquoted(line: bytes) -> bytes:
     return line[1:-1] if len(line) > 2 and line[:1] == line[-1:] and line[:1] in (b'"', b"'") else line
 
 
-def read_file(path: AnyPath, anchors: Anchors) -> Image.Image:
-    """One image, local or remote. Raises `UnreadableImage`."""
+def read_file(path: AnyPath, anchors: Anchors, least_side: int = 0) -> Image.Image:
+    """One image, local or remote; `least_side` as in `read_image`. Raises `UnreadableImage`."""
     if not isinstance(path, RemotePath):
-        return read_image(path, anchors)
+        return read_image(path, anchors, least_side)
     try:
-        return path.picture()
+        return path.picture(least_side)
     except Refusal as refusal:
         raise UnreadableImage(refusal.reason) from refusal
 
@@ -98,14 +98,14 @@ def _common_folder(listed: Sequence[bytes], here: bytes) -> Anchors:
     return anchors
 
 
-def _read_listed(line: bytes, here: bytes, anchors: Anchors) -> Image.Image:
+def _read_listed(line: bytes, here: bytes, anchors: Anchors, least_side: int) -> Image.Image:
     if b"://" not in line:
         path = os.path.join(here, line)
-        image = read_image(path, anchors)
+        image = read_image(path, anchors, least_side)
         anchors.note_parents(path)
         return image
     try:
         remote = remote_path(line.decode(), in_list=True)
     except (NotAllowed, UnicodeDecodeError, Refusal) as error:
         raise UnreadableImage(reason_of(error)) from error
-    return read_file(remote, anchors)
+    return read_file(remote, anchors, least_side)

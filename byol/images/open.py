@@ -107,7 +107,11 @@ def _file_source(path: AnyPath, here: bytes | None) -> ImageSource:
     if suffix in SUFFIXES:
         name = printable(str(path))
         anchors = Anchors() if isinstance(path, RemotePath) else Anchors(os.fsencode(path.parent))
-        return ImageSource(name, [path_text(path.name)], Labels.none(1), [], lambda _: read_file(path, anchors))
+
+        def read(_: int, least_side: int = 0) -> Image.Image:
+            return read_file(path, anchors, least_side)
+
+        return ImageSource(name, [path_text(path.name)], Labels.none(1), [], read)
     if is_packed(os.fsencode(path.name)):
         raise ValueError(f"{printable(str(path))}: {PACKED_REASON}")
     raise ValueError(
@@ -193,13 +197,15 @@ def _last_of(end: str) -> bytes:
     return bytes.fromhex(end.removeprefix("path:"))
 
 
-def open_place(location: Location, place: Place, here: bytes | None = None) -> Image.Image:
+def open_place(location: Location, place: Place, here: bytes | None = None, least_side: int = 0) -> Image.Image:
     """Decode the image at a place that a section of `location` named, in any process that can read the location.
 
-    `here` is the folder in which relative paths of a list start. Raises `UnreadableImage`, and `SourceUnavailable` when
-    the location is gone.
+    `here` is the folder in which relative paths of a list start; `least_side`: as in `read_image`. Raises
+    `UnreadableImage`, and `SourceUnavailable` when the location is gone.
     """
-    return _rows_of(location, here).open(place) if isinstance(place, int) else _opener_below(location)(place)
+    if isinstance(place, int):
+        return _rows_of(location, here).open(place, least_side)
+    return _opener_below(location)(place, least_side)
 
 
 @functools.lru_cache(1)
@@ -208,7 +214,7 @@ def _rows_of(location: Location, here: bytes | None) -> ImageSource:
 
 
 @functools.lru_cache(1)
-def _opener_below(location: Location) -> Callable[[bytes], Image.Image]:
+def _opener_below(location: Location) -> Callable[[bytes, int], Image.Image]:
     return _tree(_path_of(location)).open
 
 
@@ -237,7 +243,7 @@ def _npz_source(path: AnyPath, name: str) -> ImageSource:
         ids=Computed(len(images), str),
         labels=Labels.none(len(images)) if labels is None else labels_of_array(labels),
         skipped=[],
-        open=lambda i: Image.fromarray(images[i]),
+        open=lambda i, least_side=0: Image.fromarray(images[i]),
         stamp=lambda: file_stamp([cast(Path, path)]),
         content=lambda: file_stamp([cast(Path, path)], times=False),
     )

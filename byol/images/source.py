@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 from PIL import Image
@@ -15,6 +16,13 @@ from PIL import Image
 from byol.images.columns import Computed, Labels
 
 Place = bytes | int
+
+
+class Opener(Protocol):
+    """A source's function that decodes image `index`; `least_side`: see `byol.images.picture.read.read_image`."""
+
+    def __call__(self, index: int, least_side: int = 0, /) -> Image.Image:
+        """RGB, upright. Raises `UnreadableImage` and `SourceUnavailable`."""
 
 
 @dataclass(frozen=True)
@@ -32,7 +40,8 @@ class ImageSource:
     `ids`     one per image: the path relative to the root with `/`, or the row number of an `.npz`
     `labels`  one per image: the class, or None for an image outside any class folder
     `skipped` what the listing left out
-    `open`    decodes image i to RGB, upright (EXIF applied); raises `UnreadableImage`
+    `open`    decodes image i to RGB, upright (EXIF applied), a large JPEG at a smaller scale if `least_side` allows it;
+              raises `UnreadableImage`
     `stamp`   a digest that changes when an image does; None where there is none (images in memory)
     `content` a digest that changes when images do, and is the same for a copy of them; None where there is none
     `listing` a digest of which files are listed, if these may change or be away for a while; else None
@@ -46,7 +55,7 @@ class ImageSource:
     ids: Sequence[str]
     labels: Labels
     skipped: Sequence[Skipped]
-    open: Callable[[int], Image.Image]
+    open: Opener
     stamp: Callable[[], str] | None = None
     content: Callable[[], str] | None = None
     listing: Callable[[], str] | None = None
@@ -69,7 +78,7 @@ class ImageSource:
             Computed(len(rows), lambda i: self.ids[int(rows[i])]),
             self.labels.take(rows),
             self.skipped,
-            lambda i: self.open(int(rows[i])),
+            lambda i, least_side=0: self.open(int(rows[i]), least_side),
             self.stamp,  # of all images, so it also changes when one of these does
             self.content,
         )

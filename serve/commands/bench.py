@@ -80,12 +80,12 @@ def measure(encoder: Encoder, source: ImageSource, seconds: float) -> list[Timin
 
     transform = encoder.manifest.preprocess.transform()
     pictures = source.subset(range(min(PICTURES, len(source))))
-    decoded = [_opened(pictures, i) for i in range(len(pictures))]
+    decoded = [_opened(pictures, i, transform.least_side) for i in range(len(pictures))]
     pixels = np.stack([transform(picture) for picture in decoded])  # (N, S, S, 3)
     turn, name = cycle(range(len(pictures))), encoder.manifest.onnx.input
 
     rows = [
-        _timed("decode, one thread", 1, lambda: pictures.open(next(turn)), seconds),
+        _timed("decode, one thread", 1, lambda: pictures.open(next(turn), transform.least_side), seconds),
         _timed("preprocess, one thread", 1, lambda: transform(decoded[next(turn)]), seconds),
     ]
     for batch in BATCHES:
@@ -96,9 +96,9 @@ def measure(encoder: Encoder, source: ImageSource, seconds: float) -> list[Timin
     return rows
 
 
-def _opened(pictures: ImageSource, place: int) -> Image.Image:
+def _opened(pictures: ImageSource, place: int, least_side: int) -> Image.Image:
     try:
-        return pictures.open(place)
+        return pictures.open(place, least_side)
     except ValueError as error:
         raise ValueError(f"{pictures.ids[place]} cannot be read ({error}); remove it") from error
 
@@ -128,7 +128,11 @@ def _end_to_end(encoder: Encoder, pictures: ImageSource, seconds: float) -> Timi
     count = 10**9
     labels = pictures.labels.take(np.zeros(0, int))
     names = Computed(count, str)
-    endless = ImageSource("endless", names, labels, [], lambda i: pictures.open(i % len(pictures)))
+
+    def read(i: int, least_side: int = 0) -> Image.Image:
+        return pictures.open(i % len(pictures), least_side)
+
+    endless = ImageSource("endless", names, labels, [], read)
     times: list[float] = []
     batches = run_ahead(encoder.batches_of([endless]))
     next(batches)
@@ -161,6 +165,8 @@ def generated_pictures() -> ImageSource:
         stream = io.BytesIO()
         Image.fromarray(coarse).resize(SIZE, Image.Resampling.BICUBIC).save(stream, "JPEG", quality=90)
         files.append(stream.getvalue())
-    return ImageSource(
-        "generated", Computed(len(files), str), Labels.none(len(files)), [], lambda i: read_image(io.BytesIO(files[i]))
-    )
+
+    def read(i: int, least_side: int = 0) -> Image.Image:
+        return read_image(io.BytesIO(files[i]), least_side=least_side)
+
+    return ImageSource("generated", Computed(len(files), str), Labels.none(len(files)), [], read)

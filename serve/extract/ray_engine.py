@@ -148,7 +148,9 @@ def _decode(location: Location, here: bytes, transform: Preprocess, chunk: Colum
     for place in places:
         try:
             with PIXELS:
-                image = open_place(location, place if isinstance(place, bytes) else int(place), here)
+                image = open_place(
+                    location, place if isinstance(place, bytes) else int(place), here, transform.least_side
+                )
                 pixels.append(transform(image))
             reasons.append("")
         except UnreadableImage as error:

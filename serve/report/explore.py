@@ -13,13 +13,14 @@ from itertools import chain
 import numpy as np
 from PIL import Image
 
+from byol.images.decode import JPEG_MARGIN
 from byol.images.location import Location
 from byol.images.open import open_source
 from byol.run import KNN_K, KNN_TEMPERATURE
 from byol.serve.evaluate.knn import KNNClassifier, Neighbours, unit_rows
 from byol.serve.evaluate.sets import Evaluation
 from byol.serve.features.read import Features, is_features
-from byol.serve.report.pictures import thumbnails
+from byol.serve.report.pictures import SIDES, thumbnails
 from byol.text import on_one_line
 
 SEED = 0
@@ -120,7 +121,7 @@ def _images(location: Location, features: Features, rows: np.ndarray) -> Iterato
     """The images of some rows of features; images that could not be read have no row."""
     source = open_source(location)
     place = {name: i for i, name in enumerate(source.ids)}
-    return (source.open(place[features.ids[row]]) for row in rows)
+    return (source.open(place[features.ids[row]], JPEG_MARGIN * SIDES[0][0]) for row in rows)
 
 
 def _predicted(data: Evaluation, rows: np.ndarray, device: str) -> list[str | None]:

@@ -52,7 +52,7 @@ def test_manifest_has_the_documented_keys(bundle: Path) -> None:
     assert data["preprocess"] == {
         "resize": 16, "crop": 16, "filter": "bicubic", "antialias": True, "exif_orientation": "applied",
         "color": "RGB", "layout": "NHWC", "dtype": "uint8",
-        "mean": [0.485, 0.456, 0.406], "std": [0.229, 0.224, 0.225],
+        "mean": [0.485, 0.456, 0.406], "std": [0.229, 0.224, 0.225], "jpeg_margin": 2,
     }  # fmt: skip
     assert data["onnx"] == {"opset": 20, "ir_version": 10, "input": "images", "output": "features"}
     assert set(data["files"]["encoder.onnx"]) == {"sha256", "size", "precision", "parity"}

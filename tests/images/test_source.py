@@ -451,7 +451,7 @@ def test_impossible_preprocessing_is_refused(resize: int, crop: int) -> None:
 @pytest.mark.parametrize("threads", [1, 2, 5])
 @pytest.mark.parametrize("count", [1, 31, 400])
 def test_decode_keeps_order_and_places_errors(threads: int, count: int) -> None:
-    def open_image(i: int) -> Image.Image:
+    def open_image(i: int, least_side: int = 0) -> Image.Image:
         if i % 7 == 3:
             raise UnreadableImage(f"bad {i}")
         return Image.new("RGB", (2, 2), (i % 256, i // 256, 0))
@@ -469,7 +469,7 @@ def test_decode_keeps_order_and_places_errors(threads: int, count: int) -> None:
 def test_decode_holds_few_images_ahead_of_its_consumer() -> None:
     opened: list[int] = []
 
-    def open_image(i: int) -> Image.Image:
+    def open_image(i: int, least_side: int = 0) -> Image.Image:
         opened.append(i)
         return Image.new("RGB", (1, 1))
 

@@ -142,7 +142,7 @@ def test_only_bad_images_give_one_batch_without_rows(tmp_path: Path, encoder: En
 
 
 def test_a_defect_is_not_taken_for_a_bad_image(encoder: Encoder) -> None:
-    def refuse(i: int) -> Image.Image:
+    def refuse(i: int, least_side: int = 0) -> Image.Image:
         raise ValueError("defect")
 
     broken = ImageSource("test", ["a"], Labels.none(1), [], refuse)
@@ -169,7 +169,9 @@ def test_stream_yields_ids_and_logs_what_it_leaves_out(
 
 
 def test_listing_problems_are_logged_too(encoder: Encoder, caplog: pytest.LogCaptureFixture) -> None:
-    source = ImageSource("s", ["a"], Labels.none(1), [Skipped("b", "gone")], lambda i: Image.new("RGB", (9, 9)))
+    source = ImageSource(
+        "s", ["a"], Labels.none(1), [Skipped("b", "gone")], lambda i, least_side=0: Image.new("RGB", (9, 9))
+    )
     assert len(list(encoder.stream(source))) == 1
     assert caplog.records[0].getMessage() == "skipped b: gone"
 

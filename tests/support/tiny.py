@@ -42,7 +42,7 @@ def tiny_manifest(path: Path, size: int, dim: int) -> Manifest:
         architecture=Architecture("tests", "tiny", "cifar"),
         feature_dim=dim,
         image_size=size,
-        preprocess=PreprocessSpec(preprocess.resize, preprocess.crop, MEAN, STD),
+        preprocess=PreprocessSpec(preprocess.resize, preprocess.crop, MEAN, STD, jpeg_margin=preprocess.jpeg_margin),
         onnx=Graph(opset=20, ir_version=10),
         files={
             "encoder.onnx": describe_file(path / "encoder.onnx", "fp32", parity),

@@ -64,22 +64,25 @@ BITS_PER_SAMPLE = 258  # a tag of TIFF
 STRIP = 1 << 20  # pixels that are scaled at a time
 
 
-def read_image(path: str | bytes | os.PathLike[str] | IO[bytes], anchors: Anchors | None = None) -> Image.Image:
+def read_image(
+    path: str | bytes | os.PathLike[str] | IO[bytes], anchors: Anchors | None = None, least_side: int = 0
+) -> Image.Image:
     """Decode one file to an upright RGB image (8 bits a channel).
 
     EXIF orientation is applied; alpha is dropped; 16-bit grey is scaled to 8 bits. `anchors` tell whether a missing
-    file is itself at fault. Raises `UnreadableImage`, and `SourceUnavailable`.
+    file is itself at fault. `least_side`: a JPEG may come at 1/2, 1/4 or 1/8 of its size, as long as its shorter side
+    keeps so many pixels; 0: whole. Raises `UnreadableImage`, and `SourceUnavailable`.
     """
     if isinstance(path, str | bytes | os.PathLike):
-        return decode_image(read_encoded(path, anchors or Anchors()))
-    return decode_image(path.read())
+        return decode_image(read_encoded(path, anchors or Anchors()), least_side)
+    return decode_image(path.read(), least_side)
 
 
-def decode_image(content: bytes) -> Image.Image:
+def decode_image(content: bytes, least_side: int = 0) -> Image.Image:
     """The same for an encoded picture in memory: any failure but a lack of memory is the picture's own."""
     try:
         with PIXELS:
-            return _decoded(content)
+            return _decoded(content, least_side)
     except (UnreadableImage, SourceUnavailable, BadLimit):
         raise
     except MemoryError as error:
@@ -106,7 +109,7 @@ def _quiet_decoders() -> None:
         libtiff.TIFFSetWarningHandler(None)
 
 
-def _decoded(content: bytes) -> Image.Image:
+def _decoded(content: bytes, least_side: int) -> Image.Image:
     _quiet_decoders()
     kind = _format_of(content)
     found = bare(kind, content)
@@ -116,7 +119,7 @@ def _decoded(content: bytes) -> Image.Image:
         _raise_pillows_limit(most)
     taken = _take_early(kind, found.content, most)
     with Image.open(io.BytesIO(found.content), formats=(kind,)) as image:
-        _take(image, found.content, taken, most)
+        _take(image, found.content, taken, most, least_side)
         image.load()
         turn = orientation(found.exif, found.xmp)
         return _as_rgb(image, turn, sixteen=_is_sixteen(image), in_place=True)
@@ -143,8 +146,11 @@ def _take_early(kind: str, content: bytes, most: int) -> int:
     return pixels
 
 
-def _take(image: Any, content: bytes, taken: int, most: int) -> None:
-    """Wait for the pixels of an opened image beyond those already `taken`. Raises `UnreadableImage` for too many."""
+def _take(image: Any, content: bytes, taken: int, most: int, least_side: int) -> None:
+    """Wait for the pixels of an opened image beyond those already `taken`, at the scale at which it will be decoded.
+
+    Raises `UnreadableImage` for too many.
+    """
     width, height = image.size
     require_size(width, height, most)
     require_decodable(content, {tile[0] for tile in image.tile}, width, height, most)
@@ -152,9 +158,15 @@ def _take(image: Any, content: bytes, taken: int, most: int) -> None:
     if covered > 4 * width * height:  # a plane each for four channels
         raise UnreadableImage("its strips or tiles cover the picture many times over")
     pixels = width * height
-    if isinstance(image, JpegImagePlugin.JpegImageFile) and not _has_one_scan(image, content):
-        require_few_scans(content, width, height, most)
-        pixels *= SCANS_PICTURES
+    if isinstance(image, JpegImagePlugin.JpegImageFile):
+        one_scan = _has_one_scan(image, content)
+        if least_side:
+            image.draft(None, (least_side, least_side))  # libjpeg's own scales
+        if one_scan:
+            pixels = image.width * image.height
+        else:  # all coefficients are held, whatever the scale
+            require_few_scans(content, width, height, most)
+            pixels *= SCANS_PICTURES
     if pixels > taken:
         PIXELS.take(pixels - taken)
 

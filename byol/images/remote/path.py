@@ -141,9 +141,9 @@ class RemotePath:
                 return []
             raise
 
-    def picture(self) -> Image.Image:
-        """Fetch and decode an image. Raises `UnreadableImage`, and as `read_bytes` does."""
-        return read_image(io.BytesIO(self.read_bytes()))
+    def picture(self, least_side: int = 0) -> Image.Image:
+        """Fetch and decode an image, as `read_image`. Raises `UnreadableImage`, and as `read_bytes` does."""
+        return read_image(io.BytesIO(self.read_bytes()), least_side=least_side)
 
     def _beside(self, path: str) -> RemotePath:
         return RemotePath(self.fs.unstrip_protocol(path), self.fs, path, self.advice)

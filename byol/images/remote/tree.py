@@ -106,10 +106,10 @@ class RemoteTree:
         except Refusal:
             return False
 
-    def open(self, path: bytes) -> Image.Image:
+    def open(self, path: bytes, least_side: int = 0) -> Image.Image:
         """Fetch and decode an image. Raises `UnreadableImage`; `SourceUnavailable` when the folder is gone, too."""
         try:
-            return self._at(path).picture()
+            return self._at(path).picture(least_side)
         except Refusal as refusal:
             self._require_reachable(refusal)
             raise UnreadableImage(refusal.reason) from refusal

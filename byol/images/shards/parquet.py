@@ -99,7 +99,7 @@ def table_source(name: str, files: Sequence[Path], file_names: Sequence[str]) ->
         ids=Computed(int(starts[-1]), identity),
         labels=_concatenated([table.labels for table in tables]),
         skipped=skipped,
-        open=lambda i: store.image(*_locate(starts, i)),
+        open=lambda i, least_side=0: store.image(*_locate(starts, i), least_side),
         stamp=lambda: file_stamp(used),
         content=lambda: file_stamp(used, times=False),
         blocks=starts[:-1],
@@ -241,8 +241,8 @@ class _Store:
         self._size = 0  # bytes of all that is held
         self._lock = threading.Lock()
 
-    def image(self, place: int, row: int) -> Image.Image:
-        """Decode a row of a row group. Raises `UnreadableImage`, and `SourceUnavailable` when the file is gone."""
+    def image(self, place: int, row: int, least_side: int) -> Image.Image:
+        """Decode a row of a row group, as `decode_image`. Raises `SourceUnavailable` when the file is gone, too."""
         with self._lock:
             first, column = self._column(place, row)
         if isinstance(column, str):
@@ -250,7 +250,7 @@ class _Store:
         value = column[row - first].as_py()
         if value is None:
             raise UnreadableImage("the row holds no image bytes")
-        return decode_image(value)
+        return decode_image(value, least_side)
 
     def _column(self, place: int, row: int) -> tuple[int, Any]:
         """The first row of the run that a row is in, and the run's images, or why there are none."""

@@ -47,7 +47,7 @@ def tar_source(name: str, files: Sequence[Path], file_names: Sequence[str]) -> I
         ids=Names.of(index.chunks),
         labels=Labels(np.frombuffer(index.codes, np.int32), list(index.classes)),
         skipped=index.skipped,
-        open=lambda i: _read(shards, *places[i].tolist()),
+        open=lambda i, least_side=0: _read(shards, *places[i].tolist(), least_side),
         stamp=lambda: file_stamp(files),
         content=lambda: file_stamp(files, times=False),
     )
@@ -122,7 +122,7 @@ class _Index:
         self._unsure = []
 
 
-def _read(shards: Sequence[Shard], number: int, offset: int, size: int) -> Image.Image:
+def _read(shards: Sequence[Shard], number: int, offset: int, size: int, least_side: int) -> Image.Image:
     shard = shards[number]
     try:
         content = shard.read(offset, size)
@@ -130,4 +130,4 @@ def _read(shards: Sequence[Shard], number: int, offset: int, size: int) -> Image
         raise UnreadableImage(reason_of(error)) from error
     if len(content) < size:
         raise UnreadableImage(f"{printable(shard.path.name)} ends within it")
-    return decode_image(content)
+    return decode_image(content, least_side)

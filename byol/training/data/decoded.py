@@ -10,7 +10,7 @@ import json
 import math
 import warnings
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -25,11 +25,19 @@ from byol.images.source import ImageSource, Skipped
 from byol.images.stamps import LOOKED_INTO, spread
 from byol.images.surroundings import UnreadableImage
 from byol.text import printable
-from byol.training.data.intake import ImageTensor, Intake, StreamedImages, Transform, none_readable, squeeze
+from byol.training.data.intake import (
+    ImageTensor,
+    Intake,
+    StreamedImages,
+    Transform,
+    least_side_of,
+    none_readable,
+    squeeze,
+)
 
 SMALL = 16 << 20  # bytes: fewer decoded images are held in memory and not cached, decoding them takes no time
 CHUNK = 65_536  # names hashed at a time
-CACHE_FORMAT = "2"  # changes with anything that makes the same file decode to other pixels
+CACHE_FORMAT = "3"  # changes with anything that makes the same file decode to other pixels
 
 Advance = Callable[[int], None]
 
@@ -50,7 +58,7 @@ def open_images(
     size = len(source) * canvas * canvas * 3
     try:
         if not (begun and begun.streamed) and (size <= SMALL or cache.has_room(size)):
-            images = _load(source, canvas, f"canvas {canvas}", squeeze(canvas), advance, cache)
+            images = _load(source, _canvas(canvas), advance, cache)
             return _those_of(images, source, begun) if begun else images
     except CacheError as error:
         warnings.warn(f"{error}; decoding images anew for each batch", stacklevel=2)
@@ -89,80 +97,78 @@ def load_canvases(
     source: ImageSource, canvas: int, advance: Advance | None = None, cache: DecodedCache | None = None
 ) -> ImageTensor:
     """Decode every image of a source, whole, to a canvas x canvas square for random cropping."""
-    return _load_anyhow(source, canvas, f"canvas {canvas}", squeeze(canvas), advance, cache)
+    return _load_anyhow(source, _canvas(canvas), advance, cache)
 
 
 def load_preprocessed(
     source: ImageSource, preprocess: Preprocess, cache: DecodedCache | None = None, advance: Advance | None = None
 ) -> ImageTensor:
     """Decode every image of a source exactly as serving does: resized and centre-cropped."""
-    crop, what = preprocess.crop, str(preprocess)
-    return _load_anyhow(source, crop, what, lambda image: (preprocess(image), 1.0), advance, cache)
+    shape = _Shape(preprocess.crop, str(preprocess), lambda image: (preprocess(image), 1.0), preprocess.least_side)
+    return _load_anyhow(source, shape, advance, cache)
+
+
+@dataclass(frozen=True)
+class _Shape:
+    """What becomes of each image: by `transform` a square of `side`; `least_side`: of which scale, see `read_image`.
+
+    `name` is part of a cache entry's key.
+    """
+
+    side: int
+    name: str
+    transform: Transform
+    least_side: int
+
+
+def _canvas(side: int) -> _Shape:
+    return _Shape(side, f"canvas {side}", squeeze(side), least_side_of(side))
 
 
 def _load_anyhow(
-    source: ImageSource,
-    side: int,
-    what: str,
-    transform: Transform,
-    advance: Advance | None,
-    cache: DecodedCache | None,
+    source: ImageSource, shape: _Shape, advance: Advance | None, cache: DecodedCache | None
 ) -> ImageTensor:
     """`_load`, without the cache if it cannot be used."""
     try:
-        return _load(source, side, what, transform, advance, cache)
+        return _load(source, shape, advance, cache)
     except CacheError as error:
         warnings.warn(f"{error}; decoding images for this run only", stacklevel=2)
-        return _load(source, side, what, transform, advance, None)
+        return _load(source, shape, advance, None)
 
 
-def _load(
-    source: ImageSource,
-    side: int,
-    what: str,
-    transform: Transform,
-    advance: Advance | None,
-    cache: DecodedCache | None,
-) -> ImageTensor:
+def _load(source: ImageSource, shape: _Shape, advance: Advance | None, cache: DecodedCache | None) -> ImageTensor:
     """Decode a source, through the cache if one is given and the source can tell whether it changed.
 
     Raises `CacheError`.
     """
-    shape = (len(source), side, side, 3)
-    size = int(np.prod(shape, dtype=np.int64))
+    size = len(source) * shape.side * shape.side * 3
     if cache is not None and source.stamp is not None and size > SMALL and cache.has_room(size):
-        return _load_kept(source, shape, what, transform, advance, cache)
-    pixels = np.empty(shape, np.uint8)
-    return _image_tensor(pixels, *_decode_into(pixels, source, transform, advance))
+        return _load_kept(source, shape, advance, cache)
+    pixels = np.empty((len(source), shape.side, shape.side, 3), np.uint8)
+    return _image_tensor(pixels, *_decode_into(pixels, source, shape, advance))
 
 
-def _load_kept(
-    source: ImageSource,
-    shape: tuple[int, ...],
-    what: str,
-    transform: Transform,
-    advance: Advance | None,
-    cache: DecodedCache,
-) -> ImageTensor:
+def _load_kept(source: ImageSource, shape: _Shape, advance: Advance | None, cache: DecodedCache) -> ImageTensor:
     """The cache entry, made if there is none. Raises `CacheError` when that fails."""
     assert source.stamp is not None  # else there is no key
-    words = (CACHE_FORMAT, PIL.__version__, what, source_digest(source), source.stamp())
+    words = (CACHE_FORMAT, PIL.__version__, shape.name, source_digest(source), source.stamp())
+    sizes = (len(source), shape.side, shape.side, 3)
     key = hashlib.sha256("\n".join(words).encode()).hexdigest()[:32]
     entry = cache.find(key)
-    found = _read_entry(entry, shape) if entry else None
+    found = _read_entry(entry, sizes) if entry else None
     if found is None or any(_readable_now(source, found.skipped)):
         cache.drop(key)
-        with cache.create(key, math.prod(shape)) as folder:
-            _write_entry(cache, folder, shape, source, transform, advance)
+        with cache.create(key, math.prod(sizes)) as folder:
+            _write_entry(cache, folder, sizes, source, shape, advance)
         entry = cache.find(key)
-        found = _read_entry(entry, shape) if entry else None
+        found = _read_entry(entry, sizes) if entry else None
     if found is None:
         raise CacheError(f"{printable(cache.root / key)} cannot be read back; run `byol cache clear`")
     return found
 
 
 def _decode_into(
-    pixels: np.ndarray, source: ImageSource, transform: Transform, advance: Advance | None
+    pixels: np.ndarray, source: ImageSource, shape: _Shape, advance: Advance | None
 ) -> tuple[np.ndarray, np.ndarray, list[Skipped]]:
     """Fill the first rows of `pixels` with the readable images: their aspects, indices, and what was left out.
 
@@ -172,7 +178,7 @@ def _decode_into(
     indices = np.empty(len(source), np.int64)
     count = 0
     skipped = list(source.skipped)
-    for index, result in decode(source, _counting(transform, advance)):
+    for index, result in decode(source, _counting(shape.transform, advance), least_side=shape.least_side):
         if isinstance(result, UnreadableImage):
             skipped.append(Skipped(source.ids[index], str(result)))
             if advance is not None:
@@ -209,21 +215,21 @@ def _image_tensor(pixels: np.ndarray, aspect: np.ndarray, indices: np.ndarray, s
 def _write_entry(
     cache: DecodedCache,
     folder: Path,
-    shape: tuple[int, ...],
+    sizes: tuple[int, ...],
     source: ImageSource,
-    transform: Transform,
+    shape: _Shape,
     advance: Advance | None,
 ) -> None:
     """Write `pixels.npy`, `aspect.npy`, `indices.npy` and `meta.json`; rows of unreadable images stay unused."""
     with cache.failing_alone():
-        pixels = np.lib.format.open_memmap(folder / "pixels.npy", mode="w+", dtype=np.uint8, shape=shape)
+        pixels = np.lib.format.open_memmap(folder / "pixels.npy", mode="w+", dtype=np.uint8, shape=sizes)
         reserve(folder / "pixels.npy")
-    aspect, indices, skipped = _decode_into(pixels, source, transform, advance)
+    aspect, indices, skipped = _decode_into(pixels, source, shape, advance)
     listed = len(source.skipped)
     meta: dict[str, Any] = {
         "name": Path(source.name).name,
         "images": len(indices),
-        "shape": shape,
+        "shape": sizes,
         "listed": [vars(item) for item in skipped[:listed]],
         "unreadable": [vars(item) for item in skipped[listed:]],
     }
@@ -281,7 +287,8 @@ def canvas_side(source: ImageSource, image_size: int) -> int:
     """
     wanted = math.ceil(image_size * MARGIN / 8) * 8
     probes = source.subset(spread(len(source), LOOKED_INTO))
-    sides = [side for _, side in decode(probes, lambda image: max(image.size)) if isinstance(side, int)]
+    seen = decode(probes, lambda image: max(image.size), least_side=wanted)
+    sides = [side for _, side in seen if isinstance(side, int)]
     return min(wanted, max(sides, default=wanted))
 
 

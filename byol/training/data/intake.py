@@ -15,6 +15,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from byol.images.decode import JPEG_MARGIN
 from byol.images.picture.budget import PIXELS
 from byol.images.source import ImageSource, Skipped
 from byol.images.surroundings import UnreadableImage
@@ -122,7 +123,7 @@ class StreamedImages:
         def one(place: int, row: int) -> bool:
             try:
                 with PIXELS:
-                    pixels[place], aspect[place] = transform(self.source.open(row))
+                    pixels[place], aspect[place] = transform(self.source.open(row, least_side_of(self.canvas)))
             except UnreadableImage as error:
                 self._unreadable[row] = str(error)
                 return False
@@ -136,6 +137,11 @@ class StreamedImages:
         instead = readable[np.searchsorted(readable, bad) % len(readable)]
         pixels[bad], aspect[bad] = pixels[instead], aspect[instead]
         return torch.from_numpy(pixels), torch.from_numpy(aspect)
+
+
+def least_side_of(canvas: int) -> int:
+    """What an image that is squeezed onto a canvas of M pixels may keep of its shorter side, see `read_image`."""
+    return JPEG_MARGIN * canvas
 
 
 def squeeze(canvas: int) -> Transform:

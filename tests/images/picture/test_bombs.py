@@ -285,7 +285,7 @@ def test_pictures_give_back_what_they_took_however_they_end(monkeypatch: pytest.
 
     files = [half if i % 3 == 0 else good for i in range(60)]
     names = [str(i) for i in range(len(files))]
-    source = ImageSource("a", names, Labels.none(60), [], lambda i: read_image(io.BytesIO(files[i])))
+    source = ImageSource("a", names, Labels.none(60), [], lambda i, least_side=0: read_image(io.BytesIO(files[i])))
     results = [result for _, result in decode(source, transform, threads=8)]
     assert [isinstance(result, UnreadableImage) for result in results] == [i % 3 == 0 for i in range(60)]
     assert most == 64 * 64

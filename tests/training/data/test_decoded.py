@@ -175,7 +175,7 @@ def test_the_cache_stays_within_its_size_and_drops_what_was_used_longest_ago(tmp
 def test_an_image_counts_when_it_is_decoded_and_not_with_its_chunk():
     counted, number = threading.Event(), 32 * usable_cores()
 
-    def slow(row: int) -> Image.Image:
+    def slow(row: int, least_side: int = 0) -> Image.Image:
         if row % 32 and not counted.wait(60):
             raise AssertionError("nothing is counted before the first chunk ends")
         return Image.new("RGB", (4, 4))

@@ -1,0 +1,231 @@
+"""Large photographs: what decoding JPEGs at a reduced scale saves, and how far it moves the features.
+
+    python -m benchmarks.large_images PHOTOS --bundle BUNDLE --out FILE.json [--rounds 3] [--seconds 3]
+
+PHOTOS are real photographs as cameras wrote them. Three tables: the cosine between the features of a photograph decoded
+whole and at the scale of each margin; images/s of one thread and the process's peak memory, from a file in memory to
+the encoder's pixels, at 2, 12 and 48 megapixels, beside libvips (pyvips) and OpenCV where these are installed; and
+images/s from 12-megapixel files to features, beside the common way in torch. Every row of speed is a process of its
+own, and rounds run all rows in turn.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import io
+import json
+import os
+import shutil
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import click
+import numpy as np
+from PIL import Image
+
+from benchmarks.peak import measured, peak_gb
+from benchmarks.serve import torch_row
+from benchmarks.train import command_line, machine
+from byol.bundle.folder import Bundle
+from byol.images.decode import Preprocess
+from byol.images.open import open_source
+from byol.images.picture.read import read_image
+
+MEGAPIXELS = (2, 12, 48)
+MARGINS = (1, 2, 3)
+FORMATS = {"JPEG": {"quality": 90}, "PNG": {}, "WebP": {"quality": 90}, "TIFF": {}}
+DECODERS = {"ours": "byol", "whole": "byol", "pyvips thumbnail": "pyvips", "OpenCV reduced": "cv2"}
+END_TO_END = ("ours", "ours, decoded whole", "torch, torchvision's transforms, DataLoader")
+FILES = 24  # of 12 megapixels each
+
+
+# ------------------------------------------------------------------------------------------------------- agreement
+
+
+def agreement(photos: Path, bundle: Path) -> list[dict[str, Any]]:
+    """For each margin: the cosines of features to those of whole decoding, over the photographs it makes smaller."""
+    from byol.serve import Encoder
+
+    encoder, source = Encoder(bundle, "cpu"), open_source(photos)
+    spec = encoder.manifest.preprocess
+    found: dict[int, list[float]] = {margin: [] for margin in MARGINS}
+    sizes: list[float] = []
+    for index in range(len(source)):
+        whole = source.open(index)
+        expected = encoder.encode(Preprocess(spec.resize, spec.crop)(whole)[None])[0]
+        for margin in MARGINS:
+            transform = Preprocess(spec.resize, spec.crop, margin)
+            image = source.open(index, transform.least_side)
+            if image.size == whole.size:
+                continue
+            features = encoder.encode(transform(image)[None])[0]
+            norms = np.linalg.norm(features) * np.linalg.norm(expected)
+            found[margin].append(float(features @ expected / norms))
+            if margin == MARGINS[0]:
+                sizes.append(whole.width * whole.height / 1e6)
+    return [
+        {"margin": margin, "photographs": len(cosines), "megapixels": [round(min(sizes), 1), round(max(sizes), 1)]}
+        | {"median": float(np.median(cosines)), "lowest": min(cosines)}
+        for margin, cosines in found.items()
+    ]
+
+
+# ----------------------------------------------------------------------------------------------------------- speed
+
+
+def of_size(photo: Image.Image, megapixels: float) -> Image.Image:
+    """A photograph, enlarged or reduced to so many pixels."""
+    scale = (megapixels * 1e6 / (photo.width * photo.height)) ** 0.5
+    return photo.resize((round(photo.width * scale), round(photo.height * scale)), Image.Resampling.BICUBIC)
+
+
+def encoded(image: Image.Image, format: str) -> bytes:
+    """The content of a file."""
+    stream = io.BytesIO()
+    image.save(stream, format.upper(), **FORMATS[format])
+    return stream.getvalue()
+
+
+def decoder(name: str, size: int) -> Callable[[bytes], object]:
+    """A function from a file's content to the middle of the picture, size x size pixels."""
+    transform = Preprocess.for_size(size)
+    if name == "ours":
+        return lambda content: transform(read_image(io.BytesIO(content), least_side=transform.least_side))
+    if name == "whole":
+        return lambda content: transform(read_image(io.BytesIO(content)))
+    if name == "pyvips thumbnail":
+        import pyvips
+
+        return lambda content: pyvips.Image.thumbnail_buffer(content, size, height=size, crop="centre").numpy()
+    import cv2
+
+    def reduced(content: bytes) -> object:
+        picture = cv2.imdecode(np.frombuffer(content, np.uint8), cv2.IMREAD_REDUCED_COLOR_4)
+        return cv2.resize(picture, (size, size), interpolation=cv2.INTER_AREA)
+
+    cv2.setNumThreads(1)
+    return reduced
+
+
+def decoding_worker(name: str, file: Path, seconds: float, size: int) -> None:
+    """Measure one decoder on one file in one thread and print its figures as JSON."""
+    decode, content = decoder(name, size), file.read_bytes()
+    decode(content)
+    count, started = 0, time.perf_counter()
+    while time.perf_counter() - started < seconds:
+        decode(content)
+        count += 1
+    rate = count / (time.perf_counter() - started)
+    click.echo(json.dumps({"images_per_second": rate, "peak_gb": peak_gb(os.getpid())}))
+
+
+def end_to_end_worker(name: str, photos: Path, work: Path, seconds: float) -> None:
+    """Measure one way from files to features and print its figures as JSON."""
+    from byol.machine import keep_freed_memory
+    from byol.serve import Encoder
+
+    run: Callable[[], int]
+    if name.startswith("ours"):
+        keep_freed_memory()  # as the `byol` command does
+        encoder, source = Encoder(work / ("whole" if "whole" in name else "bundle"), "cpu"), open_source(photos)
+
+        def run() -> int:
+            return sum(len(batch.indices) for batch in encoder.batches(source))
+    else:
+        options = json.loads((work / "options.json").read_text())
+        run = torch_row(photos, work, options)
+    run()
+    count, started = 0, time.perf_counter()
+    while time.perf_counter() - started < seconds:
+        count += run()
+    rate = count / (time.perf_counter() - started)
+    click.echo(json.dumps({"images_per_second": rate, "peak_gb": peak_gb(os.getpid())}))
+
+
+# ------------------------------------------------------------------------------------------------------------ rows
+
+
+def files(photos: Path, work: Path) -> tuple[dict[str, Path], Path]:
+    """Files of each format and size of the largest photograph, and a folder of 12-megapixel JPEGs of some."""
+    paths = sorted(photos.iterdir(), key=lambda path: path.stat().st_size)[-FILES:]
+    single, many = {}, work / "12-megapixels" / "photographs"
+    many.mkdir(parents=True)
+    for megapixels in MEGAPIXELS:
+        large = of_size(read_image(paths[-1]), megapixels)
+        for format in FORMATS:
+            single[f"{megapixels} MP {format}"] = work / f"{megapixels}.{format.lower()}"
+            single[f"{megapixels} MP {format}"].write_bytes(encoded(large, format))
+    for number, path in enumerate(paths):
+        (many / f"{number}.jpg").write_bytes(encoded(of_size(read_image(path), 12), "JPEG"))
+    return single, many.parent
+
+
+def rows(single: dict[str, Path], many: Path, work: Path, size: int) -> Iterator[tuple[str, list[Any]]]:
+    """Each row's name, and the arguments of its worker."""
+    for name, file in single.items():
+        for way, module in DECODERS.items():
+            if (name.endswith("JPEG") or way == "ours") and importlib.util.find_spec(module):
+                yield f"{name}: {way}", ["decoding", way, file, size]
+    for way in END_TO_END:
+        yield f"files to features: {way}", ["features", way, many, work]
+
+
+def prepare(bundle: Path, work: Path) -> int:
+    """The bundle, beside it one that decodes whole, and what the torch row needs; the encoder's image size."""
+    from safetensors.torch import load_file
+    from torch import save
+
+    from byol.pretrained import architecture_of
+
+    for name in ("bundle", "whole"):
+        shutil.copytree(bundle, work / name)
+    manifest = Bundle.open(bundle).manifest
+    replace(manifest, preprocess=replace(manifest.preprocess, jpeg_margin=None)).write(work / "whole")
+    save(load_file(bundle / "encoder.safetensors"), work / "weights.pth")
+    options = {"arch": architecture_of(manifest), "image_size": manifest.image_size, "device": "cpu"}
+    (work / "options.json").write_text(json.dumps(options))
+    return manifest.image_size
+
+
+@click.command()
+@click.argument("photos", type=click.Path(exists=True, file_okay=False, path_type=Path))
+@click.option("--bundle", type=click.Path(exists=True, file_okay=False, path_type=Path), required=True)
+@click.option("--out", type=click.Path(path_type=Path), required=True)
+@click.option("--rounds", default=3, show_default=True)
+@click.option("--seconds", default=3.0, show_default=True, help="Of each row and round.")
+def main(photos: Path, bundle: Path, out: Path, rounds: int, seconds: float) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        work = Path(folder)
+        result: dict[str, Any] = {"command": command_line("python -m benchmarks.large_images")}
+        result |= {"machine": machine("cpu"), "agreement": agreement(photos, bundle), "rows": {}}
+        out.write_text(json.dumps(result, indent=2) + "\n")
+        click.echo(json.dumps(result["agreement"]), err=True)
+        size = prepare(bundle, work)
+        single, many = files(photos, work)
+        for _ in range(rounds):
+            for name, words in rows(single, many, work, size):
+                call = [sys.executable, "-m", "benchmarks.large_images", "--worker", *words, seconds]
+                _, _, said = measured(call, Path.cwd())
+                result["rows"].setdefault(name, []).append(json.loads(said.splitlines()[-1]))
+                out.write_text(json.dumps(result, indent=2) + "\n")
+    click.echo("| row | images/s | peak GB |\n|---|---|---|")
+    for name, found in result["rows"].items():
+        rate, peak = (statistics.median(entry[key] for entry in found) for key in ("images_per_second", "peak_gb"))
+        click.echo(f"| {name} | {rate:.1f} | {peak:.2f} |")
+
+
+if __name__ == "__main__":
+    if sys.argv[1:2] == ["--worker"]:
+        kind, way, source, last, seconds = sys.argv[2:]
+        if kind == "decoding":
+            decoding_worker(way, Path(source), float(seconds), int(last))
+        else:
+            end_to_end_worker(way, Path(source), Path(last), float(seconds))
+    else:
+        main()
