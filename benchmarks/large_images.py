@@ -36,6 +36,7 @@ from byol.bundle.folder import Bundle
 from byol.images.decode import Preprocess
 from byol.images.open import open_source
 from byol.images.picture.read import read_image
+from byol.images.surroundings import UnreadableImage
 
 MEGAPIXELS = (2, 12, 48)
 MARGINS = (1, 2, 3)
@@ -57,7 +58,10 @@ def agreement(photos: Path, bundle: Path) -> list[dict[str, Any]]:
     found: dict[int, list[float]] = {margin: [] for margin in MARGINS}
     sizes: list[float] = []
     for index in range(len(source)):
-        whole = source.open(index)
+        try:
+            whole = source.open(index)
+        except UnreadableImage:
+            continue
         expected = encoder.encode(Preprocess(spec.resize, spec.crop)(whole)[None])[0]
         for margin in MARGINS:
             transform = Preprocess(spec.resize, spec.crop, margin)

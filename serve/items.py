@@ -12,6 +12,7 @@ from PIL import Image
 from byol.files.atomic import SourceUnavailable
 from byol.images.columns import Labels
 from byol.images.open import open_source
+from byol.images.picture.extent import forget_extent
 from byol.images.picture.read import read_image, to_rgb
 from byol.images.source import ImageSource
 from byol.images.surroundings import Anchors, UnreadableImage
@@ -63,7 +64,7 @@ def _open_item(item: ImageItem, anchors: Anchors, least_side: int) -> Image.Imag
     try:
         with _lazy_images:
             item.load()
-        return to_rgb(item)
+        return forget_extent(to_rgb(item))
     except UnreadableImage:
         raise
     except MemoryError as error:

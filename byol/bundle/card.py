@@ -44,8 +44,7 @@ def upright(image):  # rotated as EXIF says; nothing else in EXIF is read, as it
 
 
 session = onnxruntime.InferenceSession("encoder.onnx")
-image = Image.open("photo.jpg")
-{draft}image = upright(image).convert("RGB")
+image = upright(Image.open("photo.jpg")).convert("RGB")
 side = {crop} * min(image.size) / {resize}
 left, top = (image.width - side) / 2, (image.height - side) / 2
 image = image.resize(({crop}, {crop}), Image.Resampling.BICUBIC, (left, top, left + side, top + side))
@@ -74,8 +73,6 @@ With byol, installed from its source (a package of that name in an index may be 
 Measured with ONNX Runtime {ort}. {evaluation}`golden.safetensors` holds inputs and expected outputs;
 `byol info --verify BUNDLE` checks every file's hash and repeats the comparison.
 """
-
-_DRAFT = "image.draft(None, ({side}, {side}))  # a large JPEG at 1/2, 1/4 or 1/8 of its size, which is enough\n"
 
 _ANY_SIZE = """
 `encoder.any-size.onnx` resizes and crops inside the graph: hand over decoded pictures of one size.
@@ -114,7 +111,6 @@ def model_card(manifest: Manifest) -> str:
         training=_provenance(manifest),
         any_size=_ANY_SIZE if ANY_SIZE in manifest.files else "",
         classifier=_classifier(manifest),
-        draft=_DRAFT.format(side=least_side) if (least_side := manifest.preprocess.transform().least_side) else "",
         crop=manifest.preprocess.crop,
         resize=manifest.preprocess.resize,
         opset=manifest.onnx.opset,

@@ -14,6 +14,7 @@ import numpy as np
 from PIL import Image
 
 from byol.images.picture.budget import PIXELS
+from byol.images.picture.extent import extent
 from byol.images.source import ImageSource
 from byol.images.surroundings import UnreadableImage
 from byol.machine import usable_cores
@@ -57,9 +58,9 @@ class Preprocess:
 
     def __call__(self, image: Image.Image) -> np.ndarray:
         """An RGB image as uint8 (crop, crop, 3)."""
-        width, height = image.size
-        side = self.crop * min(width, height) / self.resize
-        left, top = (width - side) / 2, (height - side) / 2
+        whole = extent(image)
+        side = self.crop * min(whole.width, whole.height) / self.resize
+        left, top = whole.left + (whole.width - side) / 2, whole.top + (whole.height - side) / 2
         size = (self.crop, self.crop)
         return np.asarray(image.resize(size, Image.Resampling.BICUBIC, (left, top, left + side, top + side)))
 

@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 from byol.bundle.folder import Bundle, describe_file
 from byol.bundle.manifest import FileEntry, Manifest, Parity
 from byol.bundle.schema import BundleError
+from byol.images.decode import Preprocess
 from tests.support.tiny import tiny_manifest, write_tiny_bundle
 
 
@@ -69,6 +70,15 @@ def test_training_may_be_left_out(bundle: Path) -> None:
     assert "training" not in manifest_json(bundle)
 
 
+def test_bundles_of_earlier_versions_decode_jpegs_whole(bundle: Path) -> None:
+    data = manifest_json(bundle)
+    del data["preprocess"]["jpeg_margin"], data["checksum"]
+    text = json.dumps(data, sort_keys=True, indent=2) + "\n"
+    data["checksum"] = hashlib.sha256(text.encode()).hexdigest()  # as an earlier version computed it
+    (bundle / "manifest.json").write_text(json.dumps(data, sort_keys=True, indent=2) + "\n")
+    assert Bundle.open(bundle).manifest.preprocess.transform() == Preprocess(16, 16)
+
+
 def set_to(value: object, *keys: str) -> Callable[[dict[str, Any]], None]:
     def change(data: dict[str, Any]) -> None:
         for key in keys[:-1]:
@@ -102,6 +112,7 @@ CHANGES: list[tuple[str, Callable[[dict[str, Any]], object], str]] = [
     ("layout", set_to("NCHW", "preprocess", "layout"), r"preprocess\.layout is 'NCHW'"),
     ("dtype", set_to("float32", "preprocess", "dtype"), r"preprocess\.dtype is 'float32'"),
     ("exif", set_to("ignored", "preprocess", "exif_orientation"), r"preprocess\.exif_orientation is 'ignored'"),
+    ("margin", set_to(3, "preprocess", "jpeg_margin"), r"preprocess\.jpeg_margin is 3; this byol knows only 2"),
     ("crop", set_to(17, "preprocess", "crop"), "1 <= crop <= resize, crop at most 8192, found 17, 16"),
     ("image size", set_to(15, "image_size"), r"image_size is 15, but preprocess\.crop is 16"),
     ("two means", set_to([0.1, 0.2], "preprocess", "mean"), r"preprocess\.mean must hold 3 numbers"),

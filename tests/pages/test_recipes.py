@@ -10,18 +10,16 @@ from typing import Any
 
 import numpy as np
 import pytest
-from PIL import Image
 
 from byol.bundle.card import model_card
 from byol.images.decode import Preprocess
 from byol.images.picture.read import read_image
 from tests.support.documents import code
-from tests.support.odd_images import encoded, odd_images, odd_photographs, picture, write_files
+from tests.support.odd_images import odd_images, odd_photographs, write_files
 from tests.support.tiny import tiny_manifest, write_tiny_bundle
 
 SIZE = 16
 PHOTOGRAPHS = {name: content for name, content in odd_images().items() if name.endswith(".jpg")} | odd_photographs()
-PHOTOGRAPHS["large.jpg"] = encoded(Image.fromarray(picture(640, 480)), "JPEG")
 
 
 @pytest.fixture
@@ -50,13 +48,13 @@ def paths(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[Path]:
 
 def test_the_tutorial(paths: list[Path], seen: list[np.ndarray], monkeypatch: pytest.MonkeyPatch) -> None:
     (block,) = code("tutorial.md", "In production")
-    spec = {"preprocess": {"resize": 18, "crop": SIZE, "jpeg_margin": 2}, "classifier": {"classes": ["a", "b"]}}
+    spec = {"preprocess": {"resize": 18, "crop": SIZE}, "classifier": {"classes": ["a", "b"]}}
     Path("classifier").mkdir()
     Path("classifier/manifest.json").write_text(json.dumps(spec))
     monkeypatch.setattr(sys, "argv", ["classify.py", *map(str, paths)])
     exec(block, {})
-    transform = Preprocess(18, SIZE, 2)
-    np.testing.assert_array_equal(seen, [expected(path, transform) for path in paths])
+    expected = [Preprocess(18, SIZE)(read_image(path))[None] for path in paths]
+    np.testing.assert_array_equal(seen, expected)
 
 
 @pytest.mark.parametrize("name", sorted(PHOTOGRAPHS))
@@ -66,9 +64,4 @@ def test_the_card(name: str, paths: list[Path], seen: list[np.ndarray], tmp_path
     path = next(path for path in paths if path.name == name)
     Path("photo.jpg").symlink_to(path)
     exec(block, {})
-    np.testing.assert_array_equal(seen, [expected(path, Preprocess.for_size(SIZE))])
-
-
-def expected(path: Path, transform: Preprocess) -> np.ndarray:
-    """One photograph as uint8 (1, S, S, 3)."""
-    return transform(read_image(path, least_side=transform.least_side))[None]
+    np.testing.assert_array_equal(seen, [Preprocess.for_size(SIZE)(read_image(path))[None]])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import threading
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -15,10 +16,11 @@ from byol.bundle.schema import BundleError
 from byol.images.columns import Labels
 from byol.images.decode import Preprocess
 from byol.images.open import open_source
+from byol.images.picture.read import read_image
 from byol.images.source import ImageSource, Skipped
 from byol.serve import Encoder
 from byol.serve.pipeline import BATCH_SIZES
-from tests.support.odd_images import bad_images, odd_images, picture, write_files
+from tests.support.odd_images import bad_images, encoded, odd_images, picture, write_files
 from tests.support.tiny import assert_same_features, tiny_reference, write_images, write_tiny_bundle
 
 
@@ -67,6 +69,20 @@ def test_pillow_images_are_turned_and_converted_like_files(tmp_path: Path, encod
     for name in odd_images():
         with Image.open(tmp_path / name) as image:
             np.testing.assert_array_equal(encoder([image]), encoder([tmp_path / name]))
+
+
+@pytest.mark.parametrize("margin", [2, None])
+def test_large_jpegs_are_decoded_as_the_bundle_says(tmp_path: Path, margin: int | None) -> None:
+    bundle = write_tiny_bundle(tmp_path / "bundle")
+    manifest = Bundle.open(bundle).manifest
+    replace(manifest, preprocess=replace(manifest.preprocess, jpeg_margin=margin)).write(bundle)
+    (tmp_path / "photo.jpg").write_bytes(encoded(Image.fromarray(picture(300, 200)), "JPEG"))
+    image = read_image(tmp_path / "photo.jpg", least_side=32 if margin else 0)
+    assert image.size == ((75, 50) if margin else (300, 200))
+    expected = tiny_reference(bundle, Preprocess.for_size(16)(image)[None])
+    encoder = Encoder(bundle, "cpu")
+    assert_same_features(encoder([tmp_path / "photo.jpg"]), expected)
+    assert_same_features(encoder([tmp_path / "photo.jpg"] * 2)[1:], expected)
 
 
 def test_pillow_images_are_left_as_they_were(encoder: Encoder) -> None:

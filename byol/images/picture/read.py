@@ -30,6 +30,7 @@ from PIL import (  # noqa: F401 - the plugins register the decoders that FORMATS
 from byol.files.atomic import SourceUnavailable
 from byol.images.picture.bare import bare
 from byol.images.picture.budget import PIXELS
+from byol.images.picture.extent import Extent, note_extent, turned_info
 from byol.images.picture.headers import (
     ORIENTATION,
     orientation,
@@ -161,7 +162,7 @@ def _take(image: Any, content: bytes, taken: int, most: int, least_side: int) ->
     if isinstance(image, JpegImagePlugin.JpegImageFile):
         one_scan = _has_one_scan(image, content)
         if least_side:
-            image.draft(None, (least_side, least_side))  # libjpeg's own scales
+            _reduce(image, least_side)
         if one_scan:
             pixels = image.width * image.height
         else:  # all coefficients are held, whatever the scale
@@ -169,6 +170,13 @@ def _take(image: Any, content: bytes, taken: int, most: int, least_side: int) ->
             pixels *= SCANS_PICTURES
     if pixels > taken:
         PIXELS.take(pixels - taken)
+
+
+def _reduce(image: JpegImagePlugin.JpegImageFile, least_side: int) -> None:
+    """Have libjpeg decode at the smallest of its scales with such a shorter side."""
+    drafted = image.draft(None, (least_side, least_side))
+    if drafted and drafted[1][2:] != image.size:
+        note_extent(image, Extent(*drafted[1]))
 
 
 def _has_one_scan(image: JpegImagePlugin.JpegImageFile, content: bytes) -> bool:
@@ -210,11 +218,11 @@ def _as_rgb(image: Image.Image, turn: int, sixteen: bool, in_place: bool = False
     `in_place` closes the image it was given, which saves a copy.
     """
     if turn in TURNS:
-        turned = image.transpose(TURNS[turn])
-        turned.info = image.info
+        upright = image.transpose(TURNS[turn])
+        upright.info = turned_info(image, turn)
         if in_place:
             image.close()
-        image = turned
+        image = upright
     if image.mode == "F":
         raise UnreadableImage("floating-point pixels have no defined range; convert them to 8 bits")
     if image.mode == "I" or image.mode.startswith("I;16"):

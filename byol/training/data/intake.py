@@ -17,6 +17,7 @@ from torch import Tensor
 
 from byol.images.decode import JPEG_MARGIN
 from byol.images.picture.budget import PIXELS
+from byol.images.picture.extent import extent
 from byol.images.source import ImageSource, Skipped
 from byol.images.surroundings import UnreadableImage
 from byol.machine import usable_cores
@@ -149,8 +150,9 @@ def squeeze(canvas: int) -> Transform:
     size = (canvas, canvas)
 
     def squeeze(image: Image.Image) -> tuple[np.ndarray, float]:
-        square = image if image.size == size else image.resize(size, Image.Resampling.BICUBIC)
-        return np.asarray(square), image.width / image.height
+        whole = extent(image)
+        square = image if image.size == size else image.resize(size, Image.Resampling.BICUBIC, whole)
+        return np.asarray(square), whole.width / whole.height
 
     return squeeze
 

@@ -12,10 +12,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 
 from byol.images.decode import Preprocess, decode
 from byol.images.open import open_source
 from byol.images.picture.budget import PixelBudget
+from byol.images.picture.extent import extent
 from byol.images.picture.read import read_image
 from byol.images.surroundings import UnreadableImage
 from byol.serve.items import items_source
@@ -78,6 +80,47 @@ def test_a_reduced_photograph_is_upright() -> None:
     plain = read(encoded(photograph(), "JPEG"), 120)
     assert found.size == (120, 160)
     np.testing.assert_array_equal(found, plain.transpose(Image.Transpose.ROTATE_270))
+
+
+EDGES = {
+    1: (0, 0, 160.25, 120.75),
+    2: (0.75, 0, 161, 120.75),
+    3: (0.75, 0.25, 161, 121),
+    4: (0, 0.25, 160.25, 121),
+    5: (0, 0, 120.75, 160.25),
+    6: (0.25, 0, 121, 160.25),
+    7: (0.25, 0.75, 121, 161),
+    8: (0, 0.75, 120.75, 161),
+}
+
+
+@pytest.mark.parametrize("turn", EDGES)
+def test_the_part_of_a_pixel_at_its_edge_turns_along(turn: int) -> None:
+    """641 x 483 pixels at a quarter are 160.25 x 120.75: rounded to 161 x 121, the rest of which is no picture."""
+    exif = Image.Exif()
+    exif[0x112] = turn
+    content = encoded(photograph(641, 483), "JPEG", exif=exif.tobytes())
+    found, whole = read(content, 120), read(content)
+    assert found.size == ((161, 121) if turn < 5 else (121, 161))
+    assert extent(found) == EDGES[turn]
+    assert extent(whole) == (0, 0, *whole.size)
+    small, expected = (image.resize((32, 32), Image.Resampling.BICUBIC, extent(image)) for image in (found, whole))
+    assert np.abs(np.asarray(small, int) - np.asarray(expected, int)).mean() < 1
+
+
+def test_what_is_made_of_a_reduced_photograph_has_no_edges_of_its_own(tmp_path: Path) -> None:
+    (tmp_path / "photo.jpg").write_bytes(encoded(photograph(641, 483), "JPEG"))
+    reduced = read_image(tmp_path / "photo.jpg", least_side=120)
+    assert extent(reduced) == (0, 0, 160.25, 120.75)
+    assert extent(reduced.resize((80, 60))) == (0, 0, 80, 60)
+    assert extent(items_source([reduced]).open(0)) == (0, 0, 161, 121)
+    assert extent(reduced) == (0, 0, 160.25, 120.75)  # the caller's stays as it was
+
+
+def test_a_file_cannot_claim_edges() -> None:
+    info = PngInfo()
+    info.add_text("byol extent", "1")
+    assert extent(read(encoded(photograph(), "PNG", pnginfo=info))) == (0, 0, 640, 480)
 
 
 def test_a_damaged_photograph_is_not_readable_at_any_scale() -> None:

@@ -20,14 +20,15 @@ from byol.images import decode as images_module
 from byol.images.cache import META, DecodedCache, size_limit
 from byol.images.columns import Labels
 from byol.images.open import open_source
+from byol.images.picture.read import read_image
 from byol.images.source import ImageSource
 from byol.machine import usable_cores
 from byol.training.data import decoded as module
 from byol.training.data.batches import FetchedFeed, Order, ResidentFeed, open_feed
-from byol.training.data.decoded import load_canvases, open_images
+from byol.training.data.decoded import canvas_side, load_canvases, open_images
 from byol.training.data.intake import ImageTensor, StreamedImages
 from byol.training.trainer import Trainer
-from tests.support.odd_images import bad_images
+from tests.support.odd_images import bad_images, encoded, picture
 from tests.support.small import REPOSITORY, config, folder
 
 CPU = torch.device("cpu")
@@ -52,9 +53,9 @@ def decoded(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     calls: list[int] = []
     real = images_module.decode
 
-    def counting(source, transform):
+    def counting(source, transform, **options):
         calls.append(len(source))
-        return real(source, transform)
+        return real(source, transform, **options)
 
     monkeypatch.setattr(module, "decode", counting)
     return calls
@@ -134,10 +135,10 @@ def test_what_could_not_be_read_and_now_can_is_read(images: Path, cache: Decoded
     from byol.images.picture.read import read_image
     from byol.images.surroundings import UnreadableImage
 
-    def refuse(path: bytes, anchors: object) -> object:
+    def refuse(path: bytes, anchors: object, least_side: int) -> object:
         if b"001" in path:
             raise UnreadableImage("Permission denied")
-        return read_image(path)
+        return read_image(path, least_side=least_side)
 
     monkeypatch.setattr(folder, "read_image", refuse)
     assert len(load_canvases(open_source(images), 16, cache=cache)) == 18
@@ -170,6 +171,20 @@ def test_the_cache_stays_within_its_size_and_drops_what_was_used_longest_ago(tmp
     assert cache.has_room(3500)
     assert cache.clear() > 0
     assert cache.entries() == []
+
+
+@pytest.mark.parametrize("streamed", [False, True])
+def test_large_jpegs_are_decoded_at_a_scale_that_suits_the_canvas(tmp_path: Path, streamed: bool):
+    (tmp_path / "photo.jpg").write_bytes(encoded(Image.fromarray(picture(643, 400)), "JPEG"))
+    source = open_source(str(tmp_path))
+    assert canvas_side(source, 32) == 40
+    images = StreamedImages(source, 40) if streamed else load_canvases(source, 40)
+    pixels, aspect = images.read(torch.tensor([0])) if streamed else (images.pixels, images.aspect)
+    reduced = read_image(tmp_path / "photo.jpg", least_side=80)
+    assert reduced.size == (161, 100)
+    expected = reduced.resize((40, 40), Image.Resampling.BICUBIC, (0, 0, 160.75, 100))
+    np.testing.assert_array_equal(pixels[0], expected)
+    assert float(aspect[0]) == pytest.approx(643 / 400, rel=1e-6)
 
 
 def test_an_image_counts_when_it_is_decoded_and_not_with_its_chunk():
