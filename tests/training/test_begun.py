@@ -122,10 +122,10 @@ def test_an_image_that_can_be_read_now_stays_left_out(tmp_path: Path, monkeypatc
 
     found = folder(tmp_path / "images")
 
-    def refuse(path: bytes, anchors: object) -> object:
+    def refuse(path: bytes, anchors: object, least_side: int) -> object:
         if path.endswith(b"001.png"):
             raise UnreadableImage("Permission denied")
-        return read_image(path)
+        return read_image(path, least_side=least_side)
 
     with monkeypatch.context() as patch:
         patch.setattr(module, "read_image", refuse)
