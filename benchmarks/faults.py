@@ -81,8 +81,8 @@ def kill_at_random(
             break
         process.send_signal(signal.SIGKILL)
         process.communicate()
-        half_written += bool(list(out.glob(".part-*.tmp")))
-        parts.append(len(list(out.glob("part-*.parquet"))))
+        half_written += bool(list(out.glob("data/.part-*.tmp")))
+        parts.append(len(list(out.glob("data/part-*.parquet"))))
     finish(start(bundle, images, out, options))
     return {"finished_parts_at_each_kill": parts, "kills_that_left_a_half_written_part": half_written}
 
@@ -106,7 +106,7 @@ def fill_disk(bundle: Path, images: Path, options: dict[str, Any], whole: dict[s
         ballast.write_bytes(bytes(3 * size // 2 + 1_000_000))
         process = start(bundle, images, disk / "out", options)
         _, said = process.communicate()
-        finished = len(list((disk / "out").glob("part-*.parquet")))
+        finished = len(list((disk / "out").glob("data/part-*.parquet")))
         ballast.unlink()
         finish(start(bundle, images, disk / "out", options))
         return {
@@ -121,7 +121,7 @@ def delete_one(bundle: Path, images: Path, out: Path, options: dict[str, Any]) -
     """Delete the last image while the first ones are computed: are all others there, once each and in order?"""
     names = list(open_source(images).ids)
     process = start(bundle, images, out, options)
-    while not list(out.glob("part-*.parquet")):
+    while not list(out.glob("data/part-*.parquet")):
         time.sleep(0.05)
     (images / names[-1]).unlink()
     finish(process)
@@ -135,9 +135,9 @@ def delete_one(bundle: Path, images: Path, out: Path, options: dict[str, Any]) -
 
 def names_in(out: Path) -> tuple[list[str], list[str]]:
     """The ids of all rows, in order, and the paths of what was left out, sorted."""
-    parts = sorted(out.glob("part-*.parquet"))
+    parts = sorted(out.glob("data/part-*.parquet"))
     ids = [name for part in parts for name in pq.read_table(part, columns=["id"]).column("id").to_pylist()]
-    return ids, sorted(pq.read_table(out / "errors.parquet").column("path").to_pylist())
+    return ids, sorted(pq.read_table(out / "_errors" / "errors.parquet").column("path").to_pylist())
 
 
 @click.command()

@@ -246,11 +246,11 @@ def test_a_file_under_the_name_of_the_list_is_neither_replaced_nor_removed(
     (tmp_path / "a.parquet.errors.parquet").write_text("mine")
     done = byol("extract", place / "bundle", source, "--out", tmp_path / "a.parquet", *CPU)
     assert_refused(done, "a.parquet.errors.parquet exists and is not a list of errors")
-    (tmp_path / "out").mkdir()
-    (tmp_path / "out" / "errors.parquet").write_text("mine")
+    (tmp_path / "out" / "_errors").mkdir(parents=True)
+    (tmp_path / "out" / "_errors" / "errors.parquet").write_text("mine")
     done = byol("extract", place / "bundle", source, "--out", f"{tmp_path}/out/", *CPU)
     assert (done.code, "errors.parquet exists and is not a list of errors" in done.err) == (1, True)
-    assert snapshot(tmp_path / "out") == {"errors.parquet": b"mine"}
+    assert snapshot(tmp_path / "out") == {"_errors/errors.parquet": b"mine"}
     assert (tmp_path / "a.parquet.errors.parquet").read_text() == "mine"
 
 
@@ -295,7 +295,7 @@ def test_behind_a_link_the_target_is_written_and_the_link_stays(place: Path, tmp
     assert os.listdir(tmp_path / "disk") == ["features.parquet"]
     (tmp_path / "parts").symlink_to("disk/deep/parts")
     assert byol("extract", place / "bundle", place / "test", "--out", tmp_path / "parts", *CPU).code == 0
-    assert (tmp_path / "disk" / "deep" / "parts" / "part-00000.parquet").exists()
+    assert (tmp_path / "disk" / "deep" / "parts" / "data" / "part-00000.parquet").exists()
 
 
 def test_a_place_that_cannot_be_made_is_refused(tmp_path: Path) -> None:
@@ -350,7 +350,7 @@ def test_a_folder_that_an_earlier_version_began_is_gone_on_with(place: Path, tmp
     values = json.loads(manifest.read_text()) | {"source": str(place / "test"), "complete": False}
     del values["source_sha256"]
     manifest.write_text(json.dumps(values))
-    (tmp_path / "out" / "part-00001.parquet").unlink()
+    (tmp_path / "out" / "data" / "part-00001.parquet").unlink()
     done = extract(place / "train")
     assert (done.code, "source test, now train" in done.err) == (1, True)
     assert extract(place / "test").code == 0

@@ -99,7 +99,7 @@ def extract(
     """
     from byol.serve.extract.engine import errors_of
     from byol.serve.extract.resumable import Task
-    from byol.serve.features.write import ERRORS
+    from byol.serve.features.parts import errors_of_folder
     from byol.signals import Stopped
     from byol.text import printable
 
@@ -126,7 +126,7 @@ def extract(
         raise click.ClickException(f"{error}{kept}") from None
     if result.was_complete:
         note(f"nothing left to do: {printable(out)} is complete; for other images use an empty folder")
-    errors = errors_of(file) if file else Path(out) / ERRORS
+    errors = errors_of(file) if file else errors_of_folder(Path(out))
     note_skipped(result.skipped, listed_in=printable(errors))
     values = {
         "images": result.images,

@@ -78,9 +78,9 @@ def _full_name(location: Location) -> str:
 
 
 def extract_parts(engine: Engine, task: Task, advance: Advance) -> Extraction:
-    """Write the features of a location's images to `out/part-00000.parquet`, `part-00001.parquet`, ...
+    """Write the features of a location's images to `out/data/part-00000.parquet`, `part-00001.parquet`, ...
 
-    Finished parts of the same extraction are kept; `errors.parquet` and the manifest's counts are written at the end.
+    Finished parts of the same extraction are kept; the list of errors and the manifest's counts are written at the end.
     Raises `ValueError` when `out` holds another extraction, the source has changed (a folder may, behind the finished
     parts: it is listed anew), more images are skipped than `options` allow, or none can be read.
     """

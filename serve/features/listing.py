@@ -19,13 +19,33 @@ from byol.limits import limit
 from byol.text import printable, reason_of
 
 MANIFEST = "_manifest.json"
+DATA = "data"  # the folder of parts: nothing else lies in it, so every reader of Parquet opens it as one table
+LISTS = (
+    "_errors"  # the folder of errors.parquet: no pattern for Parquet files finds it, and readers skip the underscore
+)
+FLAT = 1  # the format of earlier versions: parts and errors.parquet lie beside the manifest
+FORMAT = 2
+PART = "part-*.parquet"
 MOST_DEPTH = 8  # folders `key=value` in one another
 AGAIN = "run its extract command again"
 
 
 def part_files(folder: Path) -> list[Path]:
-    """The parts, sorted by number: as text, part 100000 would come before part 11000."""
-    return sorted(folder.glob("part-*.parquet"), key=lambda file: (part_number(file) or 0, file.name))
+    """The parts, sorted by number: as text, part 100000 would come before part 11000.
+
+    They lie in `data`, or as earlier versions wrote them in the folder itself.
+    """
+    found = list(folder.glob(PART)) or list((folder / DATA).glob(PART))
+    return sorted(found, key=lambda file: (part_number(file) or 0, file.name))
+
+
+def format_of(folder: Path) -> int:
+    """The format of an extraction that was begun in a folder, else the present one."""
+    try:
+        stored = read_manifest(folder) or {}
+    except ValueError:  # who reads the manifest says so
+        return FORMAT
+    return FLAT if stored.get("format") == FLAT else FORMAT
 
 
 def part_number(file: Path) -> int | None:
@@ -74,6 +94,8 @@ def complete_parts(folder: Path) -> list[Path]:
 
     Raises `ValueError` when the extraction is unfinished, or a part is missing, unexpected or changed.
     """
+    if folder.name == DATA and (folder.parent / MANIFEST).exists():
+        folder = folder.parent
     files, manifest = part_files(folder), read_manifest(folder)
     if manifest is None:
         with naming(folder):

@@ -2,11 +2,12 @@
 
 A part holds the features of consecutive images; its metadata says which images were skipped and where it ends, so an
 extraction resumes from finished parts alone. `_manifest.json` holds the settings common to all parts and, at the end,
-their list.
+their list; `_errors/errors.parquet` the skipped images. The parts lie alone in `data`.
 """
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import re
@@ -19,18 +20,28 @@ import pyarrow as pa
 from byol import outputs
 from byol.bundle.manifest import ENCODER, GRAPHS
 from byol.bundle.schema import check, read_object
-from byol.files.atomic import atomic_file, open_regular
+from byol.files.atomic import atomic_file, made_folder, open_regular
 from byol.files.locks import LOCK
 from byol.files.names import leftovers_in
 from byol.files.parquet import open_table
 from byol.images.location import is_url, last_part
 from byol.images.source import Skipped
 from byol.outputs import DIGEST_KEY, require_output
-from byol.serve.features.listing import AGAIN, MANIFEST, part_files, part_number, read_manifest
+from byol.serve.features.listing import (
+    AGAIN,
+    DATA,
+    FLAT,
+    LISTS,
+    MANIFEST,
+    PART,
+    format_of,
+    part_files,
+    part_number,
+    read_manifest,
+)
 from byol.serve.features.write import ERRORS, write_errors
 from byol.text import on_one_line, printable
 
-FORMAT = 1
 SOURCE, SOURCE_DIGEST = "source", "source_sha256"
 END = re.compile(r"row:[0-9]{1,18}|path:([0-9a-f]{2})*")
 NOTES = "byol"  # the key of a part's notes in its metadata
@@ -56,18 +67,25 @@ class Part:
 
 
 class PartsFolder:
-    """The parts of one extraction. `settings` are common to all of them and include the bundle's digest."""
+    """The parts of one extraction. `settings` are common to all of them and include the bundle's digest.
+
+    An extraction that an earlier version began goes on in its own format. `errors` is the file that lists what was
+    skipped.
+    """
 
     def __init__(self, path: Path, settings: dict[str, Any]) -> None:
-        self.path, self.name, self.settings = path, printable(path), {"format": FORMAT, **settings}
+        layout = format_of(path)
+        self.path, self.name, self.settings = path, printable(path), {"format": layout, **settings}
+        self._data = path if layout == FLAT else path / DATA
+        self.errors = errors_of_folder(path)
 
     def part_file(self, number: int) -> Path:
         """The file of a part."""
-        return self.path / f"part-{number:05d}.parquet"
+        return self._data / f"part-{number:05d}.parquet"
 
     def manifest(self) -> dict[str, Any] | None:
         """The manifest, None when nothing was begun here. Raises `ValueError` when it belongs to another extraction."""
-        require_output(self.path / ERRORS, outputs.ERRORS)
+        require_output(self.errors, outputs.ERRORS)
         values = read_manifest(self.path)
         if values is None:
             others = part_files(self.path)
@@ -86,6 +104,7 @@ class PartsFolder:
 
     def begin(self, stamp: str | None) -> None:
         """Write the manifest of an incomplete extraction."""
+        self._data.mkdir(exist_ok=True)
         self._write(self.settings | {"stamp": stamp, "complete": False})
 
     def finish(self, parts: dict[int, Part]) -> None:
@@ -105,7 +124,9 @@ class PartsFolder:
         """Write the list of what these parts skipped."""
         listed = [item for part in parts.values() for item in part.listed]
         decoded = [item for part in parts.values() for item in part.decoded]
-        write_errors(self.path / ERRORS, listed, decoded)
+        with made_folder(self.errors.parent):
+            write_errors(self.errors, listed, decoded)
+        self._tidy()
 
     def _write(self, values: dict[str, Any]) -> None:
         with atomic_file(self.path / MANIFEST) as temporary:
@@ -125,13 +146,27 @@ class PartsFolder:
 
     def sweep(self) -> None:
         """Remove the half-written files of killed processes; call it only while holding the folder's lock."""
-        for leftover in leftovers_in(self.path, ("part-*.parquet", MANIFEST, ERRORS)):
-            leftover.unlink()
+        for folder in {self.path, self._data, self.errors.parent}:
+            if folder.is_dir():
+                for leftover in leftovers_in(folder, (PART, MANIFEST, ERRORS)):
+                    leftover.unlink()
 
     def clear(self) -> None:
         """Remove the parts and the manifest."""
         for file in (*part_files(self.path), self.path / MANIFEST):
             file.unlink(missing_ok=True)
+        self._tidy()
+
+    def _tidy(self) -> None:
+        """Remove folders of ours that hold nothing."""
+        for folder in {self._data, self.errors.parent} - {self.path}:
+            with contextlib.suppress(OSError):  # it does hold something, or is not there
+                folder.rmdir()
+
+
+def errors_of_folder(folder: Path) -> Path:
+    """The file that lists what an extraction into a folder skipped."""
+    return (folder if format_of(folder) == FLAT else folder / LISTS) / ERRORS
 
 
 def read_part(file: Path, digest: str) -> Part:

@@ -21,7 +21,7 @@ from byol.files.parquet import SET_RATIO, Table, open_table, require_small
 from byol.images.labels import can_be_labels, codes_of_column, label_of_folders
 from byol.limits import most_unpacked
 from byol.outputs import DIGEST_KEY
-from byol.serve.features.listing import naming, row_count
+from byol.serve.features.listing import PART, naming, row_count
 from byol.text import on_one_line, printable
 
 TEXTS = ("id", "label")
@@ -95,7 +95,7 @@ def read_tables(name: str, files: Sequence[Path], folder: Path | None = None) ->
     The matrix is allocated once, as the footers say: a bank may fill half of the memory. Raises `ValueError`.
     """
     if not files:
-        raise ValueError(f"{name} holds no part-*.parquet")
+        raise ValueError(f"{name} holds no {PART}")
     bank = Bank(sum(row_count(file) for file in files), most_unpacked(sum(os.path.getsize(file) for file in files)))
     digests = set()
     for file in files:

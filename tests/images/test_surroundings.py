@@ -34,6 +34,7 @@ from byol.serve.extract.ray_engine import _readable
 from byol.serve.extract.resumable import Share, Task
 from byol.serve.features.parts import PartsFolder
 from tests.support.command_line import Outcome, byol
+from tests.support.folders import contents
 from tests.support.small import REPOSITORY, run_training
 from tests.support.tiny import write_images, write_tiny_bundle
 
@@ -54,10 +55,6 @@ def images(tmp_path: Path) -> Path:
 def extract(bundle: Path, images: object, out: Path, *more: object) -> Outcome:
     words = ("--device", "cpu", "--part-images", PART, "--batch-size", 4, "--decode-threads", 1)
     return byol("extract", bundle, images, "--out", f"{out}/", *words, *more)
-
-
-def contents(folder: Path) -> dict[str, bytes]:
-    return {path.name: path.read_bytes() for path in sorted(folder.iterdir())}
 
 
 def is_complete(out: Path) -> bool:
@@ -121,7 +118,7 @@ def test_a_root_that_goes_stops_the_work_which_goes_on_when_it_is_back(
     assert "run the same command again" in stopped.err
     assert "Traceback" not in stopped.err
     assert not is_complete(tmp_path / "out")
-    assert not (tmp_path / "out" / "errors.parquet").exists()
+    assert not (tmp_path / "out" / "_errors" / "errors.parquet").exists()
     before = contents(tmp_path / "out")
     if happens is not exchanged:  # given again too early; a folder of other images is a folder that changed
         assert extract(bundle, source, tmp_path / "out").code == 1
@@ -143,7 +140,7 @@ def test_an_error_of_the_system_stops_the_work(bundle: Path, images: Path, tmp_p
     assert "dog/001.png" in stopped.err
     assert extract(bundle, images, tmp_path / "out").code == 0
     assert is_complete(tmp_path / "out")
-    assert not (tmp_path / "out" / "errors.parquet").exists()
+    assert not (tmp_path / "out" / "_errors" / "errors.parquet").exists()
 
 
 @pytest.mark.parametrize("code", ["ENOENT", "EACCES", "EPERM", "ELOOP", "ENAMETOOLONG"])
@@ -450,13 +447,13 @@ def test_what_was_left_out_and_is_mended_is_extracted(
     assert extract(bundle, images, tmp_path / "whole").code == 0
     good, out = damage(images), tmp_path / "out"
     assert extract(bundle, images, out).code == 0
-    kept = {path.name: path.stat().st_ino for path in out.glob("part-*")}
+    kept = {path.name: path.stat().st_ino for path in (out / "data").iterdir()}
     mend(good)
     done = extract(bundle, images, out)
     assert "nothing left to do" in done.err
     assert extract(bundle, images, out, "--retry-skipped", *more).code == 0
     assert contents(out) == contents(tmp_path / "whole")
-    made = sorted(name for name, number in kept.items() if (out / name).stat().st_ino != number)
+    made = sorted(name for name, number in kept.items() if (out / "data" / name).stat().st_ino != number)
     assert made == ["part-00001.parquet", "part-00004.parquet"]
     done = extract(bundle, images, out, "--retry-skipped")
     assert "nothing left to do" in done.err
@@ -472,7 +469,7 @@ def test_a_retry_that_stops_is_gone_on_with(bundle: Path, images: Path, tmp_path
         assert extract(bundle, images, out, "--retry-skipped").code == 1
     assert not is_complete(out)
     changed = {name for name, content in contents(out).items() if content != before[name] and "part" in name}
-    assert changed <= {"part-00001.parquet"}  # and that one only if it was written before the last one was decoded
+    assert changed <= {"data/part-00001.parquet"}  # and that one only if it was written before the last one was decoded
     assert extract(bundle, images, out, "--retry-skipped").code == 0
     assert contents(out) == contents(tmp_path / "whole")
 
@@ -488,7 +485,7 @@ def test_a_retry_takes_in_what_is_new_in_its_part_and_moves_no_other(
     assert extract(bundle, images, out, "--retry-skipped").code == 0
     parts = PartsFolder(out, {"bundle_sha256": Encoder(bundle, device="cpu").digest}).finished()
     assert [part.rows for part in parts.values()] == [5, 6, 5, 5, 4]
-    assert not (out / "errors.parquet").exists()
+    assert not (out / "_errors" / "errors.parquet").exists()
 
 
 def test_a_file_has_nothing_to_retry(bundle: Path, images: Path, tmp_path: Path) -> None:

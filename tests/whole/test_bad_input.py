@@ -58,7 +58,7 @@ def test_rows_stay_in_place_and_skips_are_listed(bundle: Path, mixed: Path, tmp_
     assert done.code == 0, done.err
     values = json.loads(done.out)
     read = read_features(tmp_path / out)
-    skips = skipped_of(tmp_path / ("folder/errors.parquet" if out == "folder" else f"{out}.errors.parquet"))
+    skips = skipped_of(tmp_path / ("folder/_errors/errors.parquet" if out == "folder" else f"{out}.errors.parquet"))
     assert set(skips) == expected_skips(mixed)
     assert skips["cat/loop"] == ("list", "symbolic link to a folder that is already listed")
     assert skips["dog/007-empty.jpg"] == ("decode", "not an image, or a format that is not supported")

@@ -191,7 +191,7 @@ def test_a_signal_ends_extraction_by_processes_with_a_line_and_no_worker(
     process = subprocess.Popen(
         [*BYOL, *map(str, words)], cwd=REPOSITORY, stderr=subprocess.PIPE, text=True, start_new_session=True
     )
-    wait_for(lambda: len(list((tmp_path / "out").glob("part-*.parquet"))) > 1, process)
+    wait_for(lambda: len(list((tmp_path / "out").glob("data/part-*.parquet"))) > 1, process)
     process.send_signal(number)
     _, text = process.communicate(timeout=60)
     kept = "finished parts are kept, run the same command again to continue"

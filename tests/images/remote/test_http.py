@@ -18,6 +18,7 @@ from byol.images import UnreadableImage
 from byol.images.open import open_source
 from byol.images.remote import faults
 from tests.support.command_line import Outcome, byol
+from tests.support.folders import contents
 from tests.support.shards import write_tar
 from tests.support.tiny import write_images, write_tiny_bundle
 from tests.support.web import Answer, Web, always, listed, once, reason, say
@@ -43,10 +44,6 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def extract(place: Path, images: object, out: Path, *more: object) -> Outcome:
     return byol("extract", place / "bundle", images, "--out", f"{out}/", *CPU, *more)
-
-
-def contents(folder: Path) -> dict[str, bytes]:
-    return {path.name: path.read_bytes() for path in sorted(folder.iterdir())}
 
 
 # ------------------------------------------------------------------------------------------------ a server goes
@@ -85,8 +82,8 @@ def test_a_server_that_goes_stops_the_work_and_the_same_command_goes_on(
     assert "cannot be re" in done.err  # read now, or reached any longer
     assert "run the same command again" in done.err
     assert not json.loads((tmp_path / "out" / "_manifest.json").read_text())["complete"]
-    parts = [path.name for path in (tmp_path / "out").glob("part-*")]
-    assert 0 < len(parts) < len(list((tmp_path / "whole").glob("part-*")))
+    parts = [path.name for path in (tmp_path / "out").glob("data/part-*")]
+    assert 0 < len(parts) < len(list((tmp_path / "whole").glob("data/part-*")))
 
     web.gone_after = None
     done = extract(place, images, tmp_path / "out")

@@ -370,5 +370,5 @@ def test_exit_status_of_real_processes(place: Path) -> None:
 
 
 def test_parquet_of_the_folder_output_has_no_errors_file(place: Path) -> None:
-    assert below(place / "parts") == ["_manifest.json", "part-00000.parquet"]
-    assert pq.read_metadata(place / "parts" / "part-00000.parquet").num_rows == 50
+    assert below(place / "parts") == ["_manifest.json", "data", "data/part-00000.parquet"]
+    assert pq.read_metadata(place / "parts" / "data" / "part-00000.parquet").num_rows == 50

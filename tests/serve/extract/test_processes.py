@@ -18,6 +18,7 @@ import pytest
 from byol.serve.extract.processes import Crew, _follow, _take_share_of_machine
 from byol.serve.extract.resumable import Share
 from tests.support.command_line import byol
+from tests.support.folders import contents
 from tests.support.small import REPOSITORY, traps
 from tests.support.tiny import write_images, write_tiny_bundle
 
@@ -46,10 +47,6 @@ def environment() -> dict[str, str]:
     return {**os.environ, "PYTHONPATH": str(REPOSITORY)}
 
 
-def contents(folder: Path) -> dict[str, bytes]:
-    return {path.name: path.read_bytes() for path in sorted(folder.iterdir())}
-
-
 def workers_of(pid: int) -> list[int]:
     """The processes that compute for a parent."""
     listed = Path(f"/proc/{pid}/task/{pid}/children")
@@ -70,9 +67,9 @@ def test_two_processes_write_what_one_does(place: Path, tmp_path: Path) -> None:
 def test_more_processes_than_parts(place: Path, tmp_path: Path) -> None:
     words = command(place, tmp_path / "out", "--processes", 3, "--part-images", 40)
     subprocess.run(words, capture_output=True, check=True)
-    assert [name for name in contents(tmp_path / "out") if name.startswith("part")] == [
-        "part-00000.parquet",
-        "part-00001.parquet",
+    assert [name for name in contents(tmp_path / "out") if name.startswith("data/")] == [
+        "data/part-00000.parquet",
+        "data/part-00001.parquet",
     ]
 
 

@@ -22,6 +22,7 @@ from byol.files.atomic import SourceUnavailable
 from byol.serve.extract.ray_engine import _for_workers, _readable
 from byol.serve.features.read import read_features
 from tests.support.command_line import byol
+from tests.support.folders import contents
 from tests.support.small import REPOSITORY, traps
 from tests.support.tiny import write_images, write_tiny_bundle
 from tests.support.web import Web, always
@@ -60,8 +61,10 @@ def require_same(place: Path, out: Path) -> None:
     ours, theirs = read_features(place / "local"), read_features(out)
     assert (theirs.ids, theirs.labels, theirs.bundle) == (ours.ids, ours.labels, ours.bundle)
     np.testing.assert_allclose(theirs.x, ours.x, rtol=1e-5, atol=1e-6)
-    assert [path.name for path in sorted(out.iterdir())] == [path.name for path in sorted((place / "local").iterdir())]
-    assert pq.read_table(out / "errors.parquet").equals(pq.read_table(place / "local" / "errors.parquet"))
+    assert list(contents(out)) == list(contents(place / "local"))
+    assert pq.read_table(out / "_errors" / "errors.parquet").equals(
+        pq.read_table(place / "local" / "_errors" / "errors.parquet")
+    )
 
 
 def test_the_rows_are_those_of_the_local_engine(place: Path, tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -25,6 +26,7 @@ from byol.serve.extract.resumable import Task
 from byol.serve.features.parts import PartsFolder
 from byol.serve.features.read import read_features
 from tests.support.command_line import Outcome, byol
+from tests.support.folders import contents
 from tests.support.odd_images import odd_images
 from tests.support.tiny import tiny_reference, write_images, write_tiny_bundle
 
@@ -50,10 +52,6 @@ def extract(place: Path, out: Path, *more: object, images: Path | None = None, p
     return byol("extract", place / "bundle", images or place / "images", *words)
 
 
-def contents(folder: Path) -> dict[str, bytes]:
-    return {path.name: path.read_bytes() for path in sorted(folder.iterdir())}
-
-
 @pytest.fixture(scope="module")
 def whole(place: Path) -> dict[str, bytes]:
     """The files of an uninterrupted extraction."""
@@ -63,8 +61,8 @@ def whole(place: Path) -> dict[str, bytes]:
 
 
 def test_parts_hold_every_row_in_order(place: Path, whole: dict[str, bytes]) -> None:
-    parts = [f"part-{number:05d}.parquet" for number in range(9)]  # 60 images, 7 each
-    assert list(whole) == ["_manifest.json", "errors.parquet", *parts]
+    parts = [f"data/part-{number:05d}.parquet" for number in range(9)]  # 60 images, 7 each
+    assert list(whole) == ["_errors/errors.parquet", "_manifest.json", *parts]
     read = read_features(place / "whole")
     source = open_source(place / "images")
     good = [i for i in range(60) if i % 10 != 3]
@@ -81,7 +79,7 @@ def test_manifest_and_errors_say_what_there_is(place: Path, whole: dict[str, byt
     assert manifest["complete"] is True
     assert (manifest["images"], manifest["skipped"], manifest["dim"]) == (54, 7, 8)
     assert [part["rows"] + part["skipped"] for part in manifest["parts"]] == [7, 7, 7, 7, 7, 7, 7, 7 + 1, 4]
-    errors = pq.read_table(place / "whole" / "errors.parquet").to_pylist()
+    errors = pq.read_table(place / "whole" / "_errors" / "errors.parquet").to_pylist()
     assert [row["path"] for row in errors if row["stage"] == "list"] == ["dog/up"]
     assert len([row for row in errors if row["stage"] == "decode"]) == 6
 
@@ -100,12 +98,12 @@ def test_it_goes_on_behind_the_last_finished_part(
 ) -> None:
     begun = json.loads(whole["_manifest.json"])
     begun = {key: begun[key] for key in begun if key not in ("images", "skipped", "parts")} | {"complete": False}
-    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "data").mkdir(parents=True)
     (tmp_path / "out" / "_manifest.json").write_text(json.dumps(begun))
     for number in range(kept):
-        name = f"part-{number:05d}.parquet"
+        name = f"data/part-{number:05d}.parquet"
         (tmp_path / "out" / name).write_bytes(whole[name])
-    (tmp_path / "out" / f".part-{kept:05d}.parquet.tmp").write_bytes(b"half of it")
+    (tmp_path / "out" / "data" / f".part-{kept:05d}.parquet.tmp").write_bytes(b"half of it")
     done = extract(place, tmp_path / "out")
     assert (done.code, json.loads(done.out)["images"]) == (0, 54), done.err
     assert contents(tmp_path / "out") == whole
@@ -114,7 +112,7 @@ def test_it_goes_on_behind_the_last_finished_part(
 def test_files_that_go_or_come_meanwhile_move_no_other(place: Path, whole: dict[str, bytes], tmp_path: Path) -> None:
     images = write_images(tmp_path / "images", {"cat": 25})
     assert extract(place, tmp_path / "out", images=images).code == 0
-    (tmp_path / "out" / "part-00003.parquet").unlink()
+    (tmp_path / "out" / "data" / "part-00003.parquet").unlink()
     manifest = json.loads((tmp_path / "out" / "_manifest.json").read_text())
     (tmp_path / "out" / "_manifest.json").write_text(json.dumps(manifest | {"complete": False}))
     (images / "cat" / "001.png").unlink()  # in a part that is finished
@@ -162,7 +160,7 @@ def test_a_list_of_relative_paths_is_gone_on_from_where_it_was_begun(
         return extract(place, tmp_path / "out", images=tmp_path / "list.txt", part=4)
 
     assert again().code == 0
-    (tmp_path / "out" / "part-00001.parquet").unlink()
+    (tmp_path / "out" / "data" / "part-00001.parquet").unlink()
     monkeypatch.chdir(tmp_path / "elsewhere")
     done = again()
     assert (done.code, "moving a list of relative paths counts" in done.err) == (1, True)
@@ -181,15 +179,15 @@ def test_an_npz_that_changed_is_refused(place: Path, tmp_path: Path) -> None:
     np.savez(tmp_path / "a.npz", images=images)
     assert extract(place, tmp_path / "out", images=tmp_path / "a.npz").code == 0
     assert read_features(tmp_path / "out").ids == [str(i) for i in range(20)]
-    (tmp_path / "out" / "part-00002.parquet").unlink()
+    (tmp_path / "out" / "data" / "part-00002.parquet").unlink()
     np.savez(tmp_path / "a.npz", images=images[::-1])
     done = extract(place, tmp_path / "out", images=tmp_path / "a.npz")
     assert (done.code, "has changed since" in done.err) == (1, True)
 
 
 def copied(whole: dict[str, bytes], out: Path) -> Path:
-    out.mkdir()
     for name, content in whole.items():
+        (out / name).parent.mkdir(parents=True, exist_ok=True)
         (out / name).write_bytes(content)
     return out
 
@@ -198,7 +196,7 @@ def copied(whole: dict[str, bytes], out: Path) -> Path:
 def test_missing_parts_are_made_again(place: Path, whole: dict[str, bytes], tmp_path: Path, missing: list[int]) -> None:
     out = copied(whole, tmp_path / "out")
     for number in missing:
-        (out / f"part-{number:05d}.parquet").unlink()
+        (out / "data" / f"part-{number:05d}.parquet").unlink()
     done = extract(place, out)
     assert done.code == 0, done.err
     assert contents(out) == whole
@@ -209,7 +207,7 @@ def test_a_missing_part_of_a_folder_that_changed_is_not_guessed(
 ) -> None:
     images = write_images(tmp_path / "images", {"cat": 25})
     assert extract(place, tmp_path / "out", images=images).code == 0
-    (tmp_path / "out" / "part-00001.parquet").unlink()
+    (tmp_path / "out" / "data" / "part-00001.parquet").unlink()
     (images / "cat" / "0085.png").write_bytes(odd_images()["one.png"])
     done = extract(place, tmp_path / "out", images=images)
     assert (done.code, "has changed since" in done.err) == (1, True), done.err
@@ -217,18 +215,43 @@ def test_a_missing_part_of_a_folder_that_changed_is_not_guessed(
 
 def test_a_damaged_part_is_named(place: Path, whole: dict[str, bytes], tmp_path: Path) -> None:
     out = copied(whole, tmp_path / "out")
-    part = out / "part-00002.parquet"
+    part = out / "data" / "part-00002.parquet"
     part.write_bytes(part.read_bytes()[:-20])
     done = extract(place, out)
     assert (done.code, "part-00002.parquet is not a usable part" in done.err) == (1, True), done.err
+
+
+def flattened(whole: dict[str, bytes], out: Path, complete: bool) -> Path:
+    """The same extraction as an earlier version laid it out."""
+    out.mkdir()
+    for name, content in whole.items():
+        (out / name.rpartition("/")[2]).write_bytes(content)
+    manifest = json.loads(whole["_manifest.json"]) | {"format": 1, "complete": complete}
+    (out / "_manifest.json").write_text(json.dumps(manifest, indent=2, sort_keys=True) + "\n")
+    return out
+
+
+@pytest.mark.parametrize("complete", [True, False])
+def test_what_an_earlier_version_began_goes_on_as_it_is(
+    place: Path, whole: dict[str, bytes], tmp_path: Path, complete: bool
+) -> None:
+    out = flattened(whole, tmp_path / "out", complete)
+    before = contents(flattened(whole, tmp_path / "complete", True))
+    if not complete:
+        (out / "part-00004.parquet").unlink()
+        (out / "errors.parquet").unlink()
+    done = extract(place, out)
+    assert done.code == 0, done.err
+    assert contents(out) == before
+    assert read_features(out).ids == read_features(place / "whole").ids
 
 
 def test_max_errors_stops_and_a_later_run_goes_on(place: Path, whole: dict[str, bytes], tmp_path: Path) -> None:
     done = extract(place, tmp_path / "out", "--max-errors", 3)
     assert (done.code, "more than --max-errors" in done.err) == (1, True), done.err
     finished = contents(tmp_path / "out")
-    assert "part-00002.parquet" in finished
-    assert {name: whole[name] for name in finished if name.startswith("part")}.items() <= finished.items()
+    assert "data/part-00002.parquet" in finished
+    assert {name: whole[name] for name in finished if name.startswith("data/")}.items() <= finished.items()
     assert extract(place, tmp_path / "out", "--max-errors", 7).code == 0
     assert contents(tmp_path / "out") == whole
 
@@ -244,7 +267,7 @@ def test_limits_hold_for_a_complete_folder_too(place: Path, whole: dict[str, byt
 
 def test_what_was_left_out_is_listed_also_where_it_stopped(place: Path, tmp_path: Path) -> None:
     assert extract(place, tmp_path / "out", "--max-errors", 3).code == 1
-    errors = pq.read_table(tmp_path / "out" / "errors.parquet").to_pylist()
+    errors = pq.read_table(tmp_path / "out" / "_errors" / "errors.parquet").to_pylist()
     assert [row["path"] for row in errors] == ["cat/003.png", "cat/013.png", "cat/023.png"]
 
 
@@ -255,11 +278,12 @@ def test_a_second_command_on_a_folder_is_refused_and_changes_nothing(
 
     def interrupted_fill(*arguments: Any) -> None:
         if not second:
-            (out / ".part-00000.parquet.tmp").write_bytes(b"half of it")
+            (out / "data").mkdir()
+            (out / "data" / ".part-00000.parquet.tmp").write_bytes(b"half of it")
             before = contents(out)
             second.append(extract(place, out))
             assert contents(out) == before
-            (out / ".part-00000.parquet.tmp").unlink()
+            (out / "data" / ".part-00000.parquet.tmp").unlink()
         fill(*arguments)
 
     monkeypatch.setattr(parts_module, "fill", interrupted_fill)
@@ -295,7 +319,7 @@ def test_a_part_without_a_readable_image_is_empty(place: Path, tmp_path: Path) -
     for number in range(4, 8):
         (images / "cat" / f"{number:03d}.png").write_bytes(b"")
     assert extract(place, tmp_path / "out", images=images, part=4).code == 0
-    assert pq.read_metadata(tmp_path / "out" / "part-00001.parquet").num_rows == 0
+    assert pq.read_metadata(tmp_path / "out" / "data" / "part-00001.parquet").num_rows == 0
     assert len(read_features(tmp_path / "out")) == 8
 
 
@@ -323,8 +347,7 @@ def test_killed_at_random_moments_it_ends_byte_identical(place: Path, whole: dic
     started = time.monotonic()
     subprocess.run(command, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL, check=True)
     usual = time.monotonic() - started
-    for path in (tmp_path / "out").iterdir():
-        path.unlink()
+    shutil.rmtree(tmp_path / "out")
     random.seed(0)
     for _ in range(8):
         process = subprocess.Popen(command, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)

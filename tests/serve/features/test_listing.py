@@ -39,6 +39,19 @@ def test_parts_come_by_their_number(tmp_path: Path) -> None:
     ]
 
 
+def test_parts_lie_in_a_folder_of_their_own(tmp_path: Path) -> None:
+    folder = write_parts(tmp_path / "f", {0: 2, 1: 3}, format=2)
+    (folder / "data").mkdir()
+    for file in folder.glob("part-*"):
+        file.rename(folder / "data" / file.name)
+    assert is_features(folder)
+    assert read_features(folder).ids == read_features(folder / "data").ids == [f"a/{i}.png" for i in (0, 1, 0, 1, 2)]
+    (folder / "data" / "part-00001.parquet").unlink()
+    for path in (folder, folder / "data"):
+        with pytest.raises(ValueError, match=r"part-00001\.parquet is missing"):
+            read_features(path)
+
+
 def test_an_extraction_that_has_not_ended_is_refused(tmp_path: Path) -> None:
     folder = write_parts(tmp_path / "f", {0: 3, 1: 3}, complete=False)
     with pytest.raises(ValueError, match="has not finished; run its extract command again"):
