@@ -39,7 +39,7 @@ from byol.images.picture.read import read_image
 from byol.images.surroundings import UnreadableImage
 
 MEGAPIXELS = (2, 12, 48)
-MARGINS = (1, 2, 3)
+MARGINS = (1, 2, 2.25, 2.5, 3)
 FORMATS = {"JPEG": {"quality": 90}, "PNG": {}, "WebP": {"quality": 90}, "TIFF": {}}
 DECODERS = {"ours": "byol", "whole": "byol", "pyvips thumbnail": "pyvips", "OpenCV reduced": "cv2"}
 END_TO_END = ("ours", "ours, decoded whole", "torch, torchvision's transforms, DataLoader")
@@ -55,7 +55,7 @@ def agreement(photos: Path, bundle: Path) -> list[dict[str, Any]]:
 
     encoder, source = Encoder(bundle, "cpu"), open_source(photos)
     spec = encoder.manifest.preprocess
-    found: dict[int, list[float]] = {margin: [] for margin in MARGINS}
+    found: dict[float, list[float]] = {margin: [] for margin in MARGINS}
     sizes: list[float] = []
     for index in range(len(source)):
         try:

@@ -59,7 +59,7 @@ class PreprocessSpec:
     color: str = "RGB"
     layout: str = "NHWC"
     dtype: str = "uint8"
-    jpeg_margin: int | None = None
+    jpeg_margin: float | None = None
 
     def __post_init__(self) -> None:
         free = ("resize", "crop", "mean", "std", "jpeg_margin")

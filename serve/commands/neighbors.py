@@ -161,9 +161,8 @@ def _tile(image: Image.Image, label: str | None, note: str, asked: str | None) -
 
 def _pictures(source: ImageSource | None, kept: Features) -> Callable[[int], Image.Image]:
     """A function that opens the picture of a row; unreadable pictures of the source have no row."""
-    from byol.images.decode import JPEG_MARGIN
     from byol.images.grid import SIDE
 
     assert source is not None  # --grid is refused where one of the two is a features file
     places = {name: place for place, name in enumerate(source.ids)}
-    return lambda row: source.open(places[kept.ids[row]], JPEG_MARGIN * SIDE)
+    return lambda row: source.open(places[kept.ids[row]], 2 * SIDE)

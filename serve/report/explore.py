@@ -13,7 +13,6 @@ from itertools import chain
 import numpy as np
 from PIL import Image
 
-from byol.images.decode import JPEG_MARGIN
 from byol.images.location import Location
 from byol.images.open import open_source
 from byol.run import KNN_K, KNN_TEMPERATURE
@@ -121,7 +120,7 @@ def _images(location: Location, features: Features, rows: np.ndarray) -> Iterato
     """The images of some rows of features; images that could not be read have no row."""
     source = open_source(location)
     place = {name: i for i, name in enumerate(source.ids)}
-    return (source.open(place[features.ids[row]], JPEG_MARGIN * SIDES[0][0]) for row in rows)
+    return (source.open(place[features.ids[row]], 2 * SIDES[0][0]) for row in rows)
 
 
 def _predicted(data: Evaluation, rows: np.ndarray, device: str) -> list[str | None]:

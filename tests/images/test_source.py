@@ -439,7 +439,7 @@ def bicubic_weights(length: int, crop: int, scale: float) -> np.ndarray:
 def test_preprocess_leaves_an_image_of_the_right_size_alone() -> None:
     image = picture(32, 32)
     np.testing.assert_array_equal(Preprocess.for_size(32)(Image.fromarray(image)), image)
-    assert Preprocess.for_size(224) == Preprocess(256, 224, 2)
+    assert Preprocess.for_size(224) == Preprocess(256, 224, 2.25)
 
 
 @pytest.mark.parametrize(("resize", "crop"), [(31, 32), (0, 0), (4, 0)])

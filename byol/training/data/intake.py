@@ -6,6 +6,7 @@ Legend: N images, B batch, M canvas pixels, S view pixels.
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -142,7 +143,7 @@ class StreamedImages:
 
 def least_side_of(canvas: int) -> int:
     """What an image that is squeezed onto a canvas of M pixels may keep of its shorter side, see `read_image`."""
-    return JPEG_MARGIN * canvas
+    return math.ceil(JPEG_MARGIN * canvas)
 
 
 def squeeze(canvas: int) -> Transform:

@@ -150,8 +150,9 @@ def test_the_pixels_an_encoder_sees_hardly_change() -> None:
 
 def test_how_much_a_preprocessing_needs() -> None:
     assert Preprocess(256, 224).least_side == 0  # as bundles of earlier versions have it
-    assert Preprocess(256, 224, 2).least_side == 512
-    assert Preprocess.for_size(224).least_side == 512
+    assert Preprocess(256, 224, 2.25).least_side == 576
+    assert Preprocess(183, 160, 2.25).least_side == 412  # rounded up
+    assert Preprocess.for_size(224).least_side == 576
     with pytest.raises(ValueError, match="jpeg_margin must be at least 1"):
         Preprocess(256, 224, 0)
 
