@@ -6,36 +6,22 @@ build, not the machine. So a CUDA session counts only when the session itself na
 
 from __future__ import annotations
 
-import contextlib
-import ctypes
-import functools
-import io
-import sys
-import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 
 import numpy as np
 import onnxruntime as ort
 
 from byol.bundle.model import Model
 from byol.machine import DEVICES, driver_problem, usable_cores
-from byol.text import first_line, install
+from byol.serve.errors import DeviceError, SessionError
+from byol.serve.providers import cuda
+from byol.serve.providers.messages import ERROR, FATAL, quiet, said_during
+from byol.text import first_line
 
 Feeds = Mapping[str, np.ndarray | ort.OrtValue]
 WarmUp = Callable[[str], Feeds]  # device -> inputs of the size that will be run there
 
-_CUDA, _CPU = "CUDAExecutionProvider", "CPUExecutionProvider"
-# TF32 would round inputs to 10 bits; HEURISTIC chooses convolutions in milliseconds, the default takes 0.6 s a shape.
-_CUDA_OPTIONS = {"use_tf32": "0", "cudnn_conv_algo_search": "HEURISTIC"}
-_QUIET = 4  # ONNX Runtime's severity "fatal": its errors also arrive as exceptions, which say the same
-
-
-class DeviceError(ValueError):
-    """The requested device cannot be used; the message names what is missing."""
-
-
-class SessionError(ValueError):
-    """ONNX Runtime refused a graph or failed to run it."""
+_CPU = "CPUExecutionProvider"
 
 
 class Session:
@@ -78,7 +64,7 @@ def open_session(model: bytes | Model, device: str, warm_up: WarmUp, shares_core
     if device not in DEVICES:
         raise DeviceError(f"device is {device!r}; expected one of {', '.join(DEVICES)}")
     # Without a GPU `auto` need not say what else is missing; `cuda` does, to name all at once.
-    reason = "asked for" if device == "cpu" else device == "auto" and (driver_problem() or build_problem())
+    reason = "asked for" if device == "cpu" else device == "auto" and (driver_problem() or cuda.build_problem())
     if reason:
         return _cpu_session(model, reason, warm_up, shares_cores)
     try:
@@ -102,35 +88,42 @@ def _cpu_session(model: Model, reason: str, warm_up: WarmUp, shares_cores: bool)
 
 
 def _cuda_session(model: Model, warm_up: WarmUp, shares_cores: bool) -> Session:
-    problem = build_problem() or driver_problem()
+    problem = cuda.build_problem() or driver_problem()
     if problem:
-        raise _unusable([problem, *_library_problem()])
-    preload()
+        raise _unusable([problem, *cuda.library_problem()])
+    cuda.preload()
+
+    def create(severity: int = FATAL) -> ort.InferenceSession:
+        options, providers = _options(model, shares_cores, severity), [(cuda.CUDA, cuda.OPTIONS), _CPU]
+        return ort.InferenceSession(model.graph, options, providers=providers, enable_fallback=0)
+
     try:
-        with _quiet():
-            providers = [(_CUDA, _CUDA_OPTIONS), _CPU]
-            options = _options(model, shares_cores)
-            inference = ort.InferenceSession(model.graph, options, providers=providers, enable_fallback=0)
+        with quiet():
+            inference = create()
     except Exception as error:
-        raise _unusable(_library_problem() or [first_line(error)]) from error
-    if inference.get_providers()[0] != _CUDA:
-        raise _unusable(_library_problem() or ["ONNX Runtime fell back to the CPU without saying why"])
+        raise _unusable(cuda.library_problem() or [first_line(error)]) from error
+    if inference.get_providers()[0] != cuda.CUDA:
+        raise _unusable(cuda.library_problem() or [f"ONNX Runtime fell back to the CPU: {_why(create)}"])
     session = Session(inference, "cuda", "CUDA runs on this machine")
     try:  # cuDNN is loaded at the first convolution: only a run shows that it is there
         session.run(warm_up("cuda"))
     except SessionError as error:
-        raise _unusable([*_library_problem(), str(error)]) from error
+        raise _unusable([*cuda.library_problem(), str(error)]) from error
     return session
+
+
+def _why(create: Callable[[int], object]) -> str:
+    return said_during(lambda: create(ERROR)) or "it does not say why"
 
 
 def _unusable(problems: list[str]) -> DeviceError:
     return DeviceError(f"CUDA cannot be used: {'; '.join(problems)}")
 
 
-def _options(model: Model, shares_cores: bool) -> ort.SessionOptions:
+def _options(model: Model, shares_cores: bool, severity: int = FATAL) -> ort.SessionOptions:
     options = ort.SessionOptions()
     options.intra_op_num_threads = usable_cores()
-    options.log_severity_level = _QUIET
+    options.log_severity_level = severity  # FATAL: errors also arrive as exceptions, which say the same
     options.add_session_config_entry("session.load_model_format", "ONNX")  # not its own format, which is not judged
     # Without VNNI, sums of 8-bit products would be cut off at 16 bits. Our own graphs' 7-bit weights are not touched.
     options.add_session_config_entry("session.x64quantprecision", "1")
@@ -140,82 +133,3 @@ def _options(model: Model, shares_cores: bool) -> ort.SessionOptions:
         sizes = [len(content) for content in model.weights.values()]
         options.add_external_initializers_from_files_in_memory(list(model.weights), list(model.weights.values()), sizes)
     return options
-
-
-# ------------------------------------------------------------------------------- what keeps CUDA from running
-
-
-def build_problem() -> str | None:
-    """What is wrong with the installed ONNX Runtime for CUDA, or None."""
-    if _CUDA in ort.get_available_providers():
-        return None
-    return (
-        f"the installed onnxruntime {ort.__version__} is built without CUDA "
-        f"(run pip uninstall onnxruntime; then, {install('gpu')})"
-    )
-
-
-def free_memory(device: str) -> float:
-    """Free bytes on CUDA's first device; infinite for the CPU, which needs no copy."""
-    if device == "cpu":
-        return float("inf")
-    free, total = ctypes.c_size_t(), ctypes.c_size_t()
-    status = ctypes.CDLL(cuda_libraries()[0]).cudaMemGetInfo(ctypes.byref(free), ctypes.byref(total))
-    return float(free.value) if status == 0 else 0.0
-
-
-def missing_libraries() -> list[str]:
-    """The CUDA libraries that this ONNX Runtime needs but cannot load."""
-    preload()
-    return [name for name in cuda_libraries() if not _loads(name)]
-
-
-def cuda_libraries() -> list[str]:
-    """File names of the libraries that the CUDA provider of the installed ONNX Runtime needs."""
-    major = int(str(getattr(ort, "cuda_version", "")).partition(".")[0] or 0)
-    if major == 0:
-        return []
-    versions = {"cudart": major, "cublas": major, "cublasLt": major, "curand": 10, "cufft": major - 1, "cudnn": 9}
-    if sys.platform == "win32":
-        return [f"{name}64_{version}.dll" for name, version in versions.items()]
-    return [f"lib{name}.so.{version}" for name, version in versions.items()]
-
-
-def _library_problem() -> list[str]:
-    missing = missing_libraries()
-    text = f"libraries that cannot be loaded: {', '.join(missing)} (to get them, {install('gpu')})"
-    return [text] if missing else []
-
-
-def _loads(name: str) -> bool:
-    try:
-        ctypes.CDLL(name)
-    except OSError:
-        return False
-    return True
-
-
-@functools.cache
-def preload() -> str:
-    """Load the CUDA libraries that pip installed, once; returns what ONNX Runtime prints about it.
-
-    It would print to stdout, which is reserved for results.
-    """
-    printed = io.StringIO()
-    with contextlib.redirect_stdout(printed), warnings.catch_warnings(), _quiet():
-        warnings.simplefilter("ignore")
-        try:
-            ort.preload_dlls()
-        except Exception as error:  # the session will say what does not work
-            printed.write(str(error))
-    return printed.getvalue()
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Keep ONNX Runtime's own lines about a missing provider off stderr; we say it in one sentence."""
-    ort.set_default_logger_severity(_QUIET)
-    try:
-        yield
-    finally:
-        ort.set_default_logger_severity(2)  # its default: warnings

@@ -89,17 +89,17 @@ def _devices() -> dict[str, Any]:
     """What ONNX Runtime reports, and whether it runs. Raises `ImportError` or `AttributeError` when it is broken."""
     import onnxruntime as ort
 
-    from byol.serve import session
+    from byol.serve.providers import cuda
 
     version, providers = ort.__version__, ort.get_available_providers()
-    missing = session.missing_libraries()
+    missing = cuda.missing_libraries()
     results = {device: _try(device) for device in ("cpu", "cuda")}
     chosen = "cuda" if results["cuda"] == "ok" else "cpu"
     return {
         "onnxruntime": version,
         "onnxruntime_cuda": getattr(ort, "cuda_version", None) or None,
         "providers": providers,
-        "libraries": {name: "missing" if name in missing else "ok" for name in session.cuda_libraries()},
+        "libraries": {name: "missing" if name in missing else "ok" for name in cuda.cuda_libraries()},
         **results,
         "device": chosen,
         "reason": "CUDA runs" if chosen == "cuda" else machine.driver_problem() or results["cuda"],

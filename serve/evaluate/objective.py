@@ -9,7 +9,8 @@ import numpy as np
 from onnx import ModelProto, TensorProto, helper
 from scipy.special import softmax
 
-from byol.serve.session import Feeds, free_memory, open_session
+from byol.serve.providers.cuda import free_memory
+from byol.serve.session import Feeds, open_session
 
 # Samples and logits computed at once. On a CPU, what stays in the caches: a sample is read twice, a logit often.
 PIECE_BYTES = {"cpu": 8 << 20, "cuda": 256 << 20}
