@@ -1,7 +1,8 @@
 """ONNX Runtime sessions that really run on the device they name.
 
 ONNX Runtime falls back to the CPU silently when a CUDA library is missing, and its lists of providers describe the
-build, not the machine. So a CUDA session counts only when the session itself names CUDA first and a warm-up run works.
+build, not the machine. So a CUDA session counts only when the session itself names CUDA first and a warm-up run works;
+one of a plug-in, when that took the nodes that matter, too.
 """
 
 from __future__ import annotations
@@ -12,9 +13,11 @@ import numpy as np
 import onnxruntime as ort
 
 from byol.bundle.model import Model
+from byol.bundle.parity import BF16
 from byol.machine import DEVICES, driver_problem, usable_cores
 from byol.serve.errors import DeviceError, SessionError
-from byol.serve.providers import cuda
+from byol.serve.providers import cuda, plugins
+from byol.serve.providers.installed import DEVICE_NAMES, OPENVINO, is_plugin, plugin_packages
 from byol.serve.providers.messages import ERROR, FATAL, quiet, said_during
 from byol.text import first_line
 
@@ -25,14 +28,15 @@ _CPU = "CPUExecutionProvider"
 
 
 class Session:
-    """A graph on a device. `device` is "cpu" or "cuda", `reason` says why."""
+    """A graph on a device. `device` is "cpu", "cuda" or a plug-in's name, `reason` says why."""
 
     def __init__(self, inference: ort.InferenceSession, device: str, reason: str) -> None:
         self.inference, self.device, self.reason = inference, device, reason
 
     def on_device(self, array: np.ndarray) -> ort.OrtValue:
-        """An input for several runs, copied to the device once (on the CPU: not at all)."""
-        return ort.OrtValue.ortvalue_from_numpy(np.asarray(array, order="C"), self.device, 0)
+        """An input for several runs, copied to a GPU once (elsewhere: not at all)."""
+        place = "cuda" if self.device == "cuda" else "cpu"
+        return ort.OrtValue.ortvalue_from_numpy(np.asarray(array, order="C"), place, 0)
 
     def run(self, feeds: Feeds) -> list[np.ndarray]:
         """All outputs, as NumPy arrays. Raises `SessionError`."""
@@ -53,16 +57,24 @@ class Session:
             raise SessionError(f"ONNX Runtime failed on {self.device}: {first_line(error)}") from error
 
 
-def open_session(model: bytes | Model, device: str, warm_up: WarmUp, shares_cores: bool = False) -> Session:
-    """Create a session on `device` (auto, cpu or cuda) and run it once on `warm_up(device)`.
+def open_session(
+    model: bytes | Model, device: str, warm_up: WarmUp, shares_cores: bool = False, precision: str = "fp32"
+) -> Session:
+    """Create a session on `device` (auto, cpu, cuda or a plug-in's name) and run it once on `warm_up(device)`.
 
     `auto` takes CUDA when it works, else the CPU; `Session.reason` says why. `shares_cores`: other threads
-    decode at the same time, so idle ONNX Runtime threads must not spin.
-    Raises `DeviceError` when `device` is cuda and CUDA does not run, `SessionError` when the graph does not.
+    decode at the same time, so idle ONNX Runtime threads must not spin. `precision`: "bf16" computes an fp32 graph in
+    bf16, which only plug-ins do; all else is computed as the graph says.
+    Raises `DeviceError` when `device` is not auto and does not run, `SessionError` when the graph does not.
     """
     model = model if isinstance(model, Model) else Model(model)
+    if is_plugin(device):
+        return _plugin_session(model, device, warm_up, shares_cores, precision)
     if device not in DEVICES:
-        raise DeviceError(f"device is {device!r}; expected one of {', '.join(DEVICES)}")
+        names = dict.fromkeys((*DEVICE_NAMES, *plugin_packages()))
+        raise DeviceError(f"device is {device!r}; expected one of {', '.join(names)}")
+    if precision == BF16:
+        raise DeviceError(f"device {device} does not compute {BF16}; use device {OPENVINO}, on a CPU that has it")
     # Without a GPU `auto` need not say what else is missing; `cuda` does, to name all at once.
     reason = "asked for" if device == "cpu" else device == "auto" and (driver_problem() or cuda.build_problem())
     if reason:
@@ -73,6 +85,18 @@ def open_session(model: bytes | Model, device: str, warm_up: WarmUp, shares_core
         if device == "cuda":
             raise
         return _cpu_session(model, str(error), warm_up, shares_cores)
+
+
+def open_beside(model: bytes | Model, device: str, warm_up: WarmUp) -> Session:
+    """A session on a graph that is no bundle's: where `device` is a plug-in, on the CPU, as `Session.reason` says.
+
+    Plug-ins may order ties as they like, and prove themselves by a bundle's golden features only.
+    """
+    if not is_plugin(device):
+        return open_session(model, device, warm_up)
+    session = open_session(model, "cpu", warm_up)
+    session.reason = f"{device} runs the graphs of bundles only"
+    return session
 
 
 def _cpu_session(model: Model, reason: str, warm_up: WarmUp, shares_cores: bool) -> Session:
@@ -114,6 +138,29 @@ def _cuda_session(model: Model, warm_up: WarmUp, shares_cores: bool) -> Session:
 
 def _why(create: Callable[[int], object]) -> str:
     return said_during(lambda: create(ERROR)) or "it does not say why"
+
+
+def _plugin_session(model: Model, device: str, warm_up: WarmUp, shares_cores: bool, precision: str) -> Session:
+    plugin = plugins.load(device)
+    if lack := plugin.lacks(precision):
+        raise plugins.unusable(device, lack)
+    options = _options(model, shares_cores)
+    options.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
+    options.add_provider_for_devices([plugin.hardware], plugin.options(precision))
+    try:
+        with quiet():
+            inference = ort.InferenceSession(model.graph, options, enable_fallback=0)
+            left_out = plugin.left_out(inference)
+    except Exception as error:
+        raise plugins.unusable(device, plugins.last_line(error)) from error
+    if inference.get_providers()[0] != plugin.provider or left_out:
+        raise plugins.unusable(device, left_out or "ONNX Runtime fell back to the CPU")
+    session = Session(inference, device, f"{plugin.package} runs on {plugins.describe(plugin.hardware)}")
+    try:
+        session.run(warm_up(device))
+    except SessionError as error:
+        raise plugins.unusable(device, str(error)) from error
+    return session
 
 
 def _unusable(problems: list[str]) -> DeviceError:
