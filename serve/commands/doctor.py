@@ -109,6 +109,7 @@ def _devices() -> dict[str, Any]:
     import onnxruntime as ort
 
     from byol.serve.providers import cuda
+    from byol.serve.providers.installed import plugin_packages
 
     version, providers = ort.__version__, ort.get_available_providers()
     missing = cuda.missing_libraries()
@@ -120,9 +121,22 @@ def _devices() -> dict[str, Any]:
         "providers": providers,
         "libraries": {name: "missing" if name in missing else "ok" for name in cuda.cuda_libraries()},
         **results,
+        "plugins": {name: _plugin(name) for name in plugin_packages()},
         "device": chosen,
         "reason": "CUDA runs" if chosen == "cuda" else machine.driver_problem() or results["cuda"],
     }
+
+
+def _plugin(name: str) -> dict[str, Any]:
+    """An installed plug-in: its package, what it offers to run on, and whether a trial session runs."""
+    from byol.serve.errors import DeviceError
+    from byol.serve.providers.plugins import describe, hardware
+
+    try:
+        package, offered = hardware(name)
+    except DeviceError as error:
+        return {"devices": [], "session": str(error)}
+    return {"package": package, "devices": [describe(device) for device in offered], "session": _try(name)}
 
 
 def _try(device: str) -> str:
@@ -188,8 +202,18 @@ def _runtime_rows(report: dict[str, Any]) -> list[tuple[str, object]]:
         *report["libraries"].items(),
         ("cpu session", report["cpu"]),
         ("cuda session", report["cuda"]),
+        *_plugin_rows(report["plugins"]),
         ("--device auto", f"{report['device']} ({report['reason']})"),
     ]
+
+
+def _plugin_rows(plugins: dict[str, dict[str, Any]]) -> list[tuple[str, object]]:
+    rows: list[tuple[str, object]] = []
+    for name, plugin in plugins.items():
+        if plugin["devices"]:
+            rows.append((f"{name} runs on", f"{', '.join(plugin['devices'])} ({plugin['package']})"))
+        rows.append((f"{name} session", plugin["session"]))
+    return rows
 
 
 def _driver(report: dict[str, Any]) -> str:
