@@ -46,7 +46,7 @@ class Encoder(Pipeline):
         session, self.variant = open_variant(opened, variant, device, batch_size)
         super().__init__(opened, session, batch_size, opened.manifest.feature_dim)
         self.feature_dim = self.dim
-        self.digest = encoder_digest(opened, self.variant)
+        self.digest = encoder_digest(opened, self.variant, self.device)
 
     def stream(
         self, source: ImageSource | str | os.PathLike[str] | Sequence[ImageItem]
@@ -65,10 +65,14 @@ class Encoder(Pipeline):
                 yield [opened.ids[i] for i in batch.indices], batch.outputs
 
 
-def encoder_digest(bundle: Bundle, variant: str) -> str:
-    """An encoder's name in outputs: the bundle's digest, and the file's name unless fp32, or bf16."""
+def encoder_digest(bundle: Bundle, variant: str, device: str) -> str:
+    """An encoder's name in outputs: the bundle's digest; unless fp32, also the file's name or bf16, and a plug-in's.
+
+    With fewer bits, plug-ins round elsewhere than ONNX Runtime itself: their features are not to be mixed with its.
+    """
     name = VARIANTS.get(variant, variant)
-    return bundle.digest if name == ENCODER else f"{bundle.digest}/{name}"
+    place = f"@{device}" if is_plugin(device) else ""
+    return bundle.digest if name == ENCODER else f"{bundle.digest}/{name}{place}"
 
 
 def open_variant(bundle: Bundle, variant: str, device: str, batch_size: int | None) -> tuple[Session, str]:

@@ -53,7 +53,7 @@ class Timing:
     type=click.Choice(VARIANT_NAMES),
     default="fp32",
     show_default=True,
-    help="Which of the bundle's encoders to measure; auto: the fastest on this device.",
+    help="Which of the bundle's encoders to measure stage by stage; auto: the fastest on this device.",
 )
 @device_option
 @json_option

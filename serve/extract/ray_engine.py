@@ -61,7 +61,7 @@ class RayEngine:
         self.reason = f"{nodes} machines with {gpus} GPUs in the Ray cluster"
         self.feature_dim, self.digest, self.variant = (
             opened.manifest.feature_dim,
-            encoder_digest(opened, variant),
+            encoder_digest(opened, variant, self.device),
             variant,
         )
         self._location = _for_workers(location)

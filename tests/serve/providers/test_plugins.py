@@ -173,7 +173,10 @@ def test_a_plug_in_must_reproduce_the_golden_features(
     if passes:
         encoder = Encoder(bundle, OPENVINO, variant=variant)
         digest = Bundle.open(bundle).digest
-        assert (encoder.variant, encoder.digest) == (variant, digest if variant == "fp32" else f"{digest}/bf16")
+        assert (encoder.variant, encoder.digest) == (
+            variant,
+            digest if variant == "fp32" else f"{digest}/bf16@openvino",
+        )
     else:
         with pytest.raises(DeviceError, match=r"openvino cannot be used: it does not reproduce .* encoder\.onnx \("):
             Encoder(bundle, OPENVINO, variant=variant)
@@ -229,8 +232,8 @@ def test_bf16_features_are_named_and_not_mixed_with_others(here: plugins.Plugin,
         return
     facts = json.loads(done.out)
     assert (facts["device"], facts["variant"], facts["images"]) == (OPENVINO, "bf16", 10)
-    assert read_features(tmp_path / "parts").bundle == f"{Bundle.open(bundle).digest}/bf16"
+    assert read_features(tmp_path / "parts").bundle == f"{Bundle.open(bundle).digest}/bf16@openvino"
     again = byol(*extract)
     assert (again.code, again.out) == (1, "")
     mixed = byol("knn", bundle, "--train", tmp_path / "parts", "--test", images, "--device", OPENVINO)
-    assert "was extracted with bf16 of this bundle" in mixed.err
+    assert "was extracted with bf16@openvino of this bundle" in mixed.err
