@@ -73,7 +73,7 @@ def measure_choices(encoders: Sequence[Encoder], bundle: Path, pixels: np.ndarra
 
     images, expected = Bundle.open(bundle).golden()
     batches = [np.resize(pixels, (encoder.batch_size, *pixels.shape[1:])) for encoder in encoders]
-    cosines = [compare_features(expected, encoder(images))[1] for encoder in encoders]
+    cosines = [compare_features(expected, encoder.encode(images))[1] for encoder in encoders]
     times: list[list[float]] = [[] for _ in encoders]
     until = time.perf_counter() + seconds * len(encoders)
     while len(times[0]) < 4 or time.perf_counter() < until:

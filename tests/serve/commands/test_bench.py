@@ -5,10 +5,12 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 
+from byol.bundle.folder import Bundle
 from byol.serve.commands.bench import BATCHES, SIZE, generated_pictures
-from byol.serve.commands.choices import Choice, best, open_choices
+from byol.serve.commands.choices import Choice, best, measure_choices, open_choices
 from tests.support.command_line import byol
 from tests.support.tiny import write_images, write_tiny_bundle
 
@@ -62,6 +64,23 @@ def test_what_does_not_run_is_noted_and_the_rest_is_measured(
     assert encoders[0].device == "cpu"
     assert said.count("onnxruntime-ep-other is not installed") == 1  # not once for each variant
     assert "cuda" in [encoder.device for encoder in encoders] or said.count("CUDA cannot be used") == 1
+
+
+def test_cosines_are_those_of_the_golden_features(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Their images are preprocessed already: resized once more, they would give other features."""
+    bundle = write_tiny_bundle(tmp_path / "bundle")
+    (encoder,) = open_choices(bundle, "cpu")
+    images, expected = Bundle.open(bundle).golden()
+    ran: list[np.ndarray] = []
+
+    def encode(pixels: np.ndarray) -> np.ndarray:
+        ran.append(pixels)
+        return expected[: len(pixels)]
+
+    monkeypatch.setattr(encoder, "encode", encode)
+    (choice,) = measure_choices([encoder], bundle, images, 0)
+    np.testing.assert_array_equal(ran[0], images)
+    assert (choice.cosine, choice.batch, len(ran[1])) == (1.0, 32, 32)
 
 
 def test_another_choice_is_named_only_where_it_is_clearly_faster() -> None:
