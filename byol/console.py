@@ -62,8 +62,11 @@ def note(message: str) -> None:
 
 
 def note_device(asked: str, device: str, reason: str) -> None:
-    """With `auto`, say which device was chosen and why, unless there is no choice: `byol doctor` says that."""
-    if asked == "auto" and reason != NO_DRIVER:
+    """Say which device computes and why, where that is not the one asked for.
+
+    With `auto`, unless there is no choice: `byol doctor` says that.
+    """
+    if reason != NO_DRIVER if asked == "auto" else asked != device:
         note(f"device: {device} ({reason})")
 
 

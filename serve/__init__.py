@@ -6,11 +6,11 @@ from byol.doors import lazy
 
 if TYPE_CHECKING:
     from byol.serve.encoder import Encoder, ImageClassifier
+    from byol.serve.errors import DeviceError
     from byol.serve.evaluate.knn import KNNClassifier
     from byol.serve.evaluate.linear import LinearProbe
     from byol.serve.features.read import read_features
     from byol.serve.proof import verify
-    from byol.serve.session import DeviceError
 
 __all__ = [
     "DeviceError",
@@ -25,7 +25,7 @@ __all__ = [
 __getattr__, __dir__ = lazy(
     __name__,
     {
-        "DeviceError": "byol.serve.session",
+        "DeviceError": "byol.serve.errors",
         "Encoder": "byol.serve.encoder",
         "ImageClassifier": "byol.serve.encoder",
         "KNNClassifier": "byol.serve.evaluate.knn",

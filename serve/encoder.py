@@ -13,10 +13,12 @@ import numpy as np
 
 from byol.bundle.folder import Bundle
 from byol.bundle.manifest import CLASSIFIER, ENCODER, VARIANTS
+from byol.bundle.parity import BF16
 from byol.images.source import ImageSource
 from byol.machine import fast_int8
 from byol.serve.items import ImageItem, open_images
 from byol.serve.pipeline import Pipeline, open_graph
+from byol.serve.providers.installed import is_plugin
 from byol.serve.session import Session
 from byol.text import as_message, printable
 
@@ -26,8 +28,9 @@ _log = logging.getLogger(__name__)
 class Encoder(Pipeline):
     """A verified bundle on a device: `encoder(images)` returns float32 (N, D) and is thread-safe.
 
-    `device`: auto, cpu or cuda; `batch_size`: images per run (None: suited to the device); `variant`: fp32, fp16, int8
-    or auto (the bundle's fastest on the device).
+    `device`: auto, cpu, cuda or an installed plug-in such as openvino; `batch_size`: images per run (None: suited to
+    the device); `variant`: fp32, fp16, int8, bf16 (the fp32 graph computed in bf16, where a plug-in does) or auto (the
+    bundle's fastest on the device).
     Attributes: `feature_dim` D, `image_size` S, `device` and `reason` (the one used, and why), `batch_size`, `variant`,
     `manifest`, `digest` (the encoder's name in outputs). Raises `BundleError`, `DeviceError`, `ValueError`.
     """
@@ -43,7 +46,7 @@ class Encoder(Pipeline):
         session, self.variant = open_variant(opened, variant, device, batch_size)
         super().__init__(opened, session, batch_size, opened.manifest.feature_dim)
         self.feature_dim = self.dim
-        self.digest = encoder_digest(opened, self.variant)
+        self.digest = encoder_digest(opened, self.variant, self.device)
 
     def stream(
         self, source: ImageSource | str | os.PathLike[str] | Sequence[ImageItem]
@@ -62,21 +65,27 @@ class Encoder(Pipeline):
                 yield [opened.ids[i] for i in batch.indices], batch.outputs
 
 
-def encoder_digest(bundle: Bundle, variant: str) -> str:
-    """An encoder's name in outputs: the bundle's digest, and the file's name unless fp32."""
-    name = VARIANTS[variant]
-    return bundle.digest if name == ENCODER else f"{bundle.digest}/{name}"
+def encoder_digest(bundle: Bundle, variant: str, device: str) -> str:
+    """An encoder's name in outputs: the bundle's digest; unless fp32, also the file's name or bf16, and a plug-in's.
+
+    With fewer bits, plug-ins round elsewhere than ONNX Runtime itself: their features are not to be mixed with its.
+    """
+    name = VARIANTS.get(variant, variant)
+    place = f"@{device}" if is_plugin(device) else ""
+    return bundle.digest if name == ENCODER else f"{bundle.digest}/{name}{place}"
 
 
 def open_variant(bundle: Bundle, variant: str, device: str, batch_size: int | None) -> tuple[Session, str]:
     """A session on a precision variant, and that variant's name. Raises `ValueError` when the bundle lacks it."""
     held = [name for name, file in VARIANTS.items() if file in bundle.manifest.files]
+    if variant == BF16:
+        return open_graph(bundle, ENCODER, device, batch_size, shares_cores=True, precision=BF16), BF16
     if variant != "auto" and variant not in held:
         raise ValueError(
             f"variant is {variant!r}, but {bundle.folder} holds {', '.join(held)}; "
             f"export it again with --precision {variant}"
             if variant in VARIANTS
-            else f"variant is {variant!r}; expected auto, {', '.join(VARIANTS)}"
+            else f"variant is {variant!r}; expected auto, {', '.join(VARIANTS)}, {BF16}"
         )
 
     def opened(name: str, where: str) -> Session:
@@ -86,9 +95,11 @@ def open_variant(bundle: Bundle, variant: str, device: str, batch_size: int | No
         return opened(variant, device), variant
     on_gpu = "fp16" if "fp16" in held else "fp32"
     on_cpu = "int8" if "int8" in held and fast_int8() else "fp32"
-    session = opened(on_gpu if device != "cpu" else on_cpu, device)
-    if session.device == "cuda" or device == "cpu" or on_cpu == on_gpu:
-        return session, on_gpu if session.device == "cuda" else on_cpu
+    if device == "cpu" or is_plugin(device):
+        return opened(on_cpu, device), on_cpu
+    session = opened(on_gpu, device)
+    if session.device == "cuda" or on_cpu == on_gpu:
+        return session, on_gpu
     reason = session.reason
     session = opened(on_cpu, "cpu")
     session.reason = reason

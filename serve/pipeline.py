@@ -14,12 +14,15 @@ from typing import Any, TypeVar
 import numpy as np
 
 from byol.bundle.folder import Bundle
+from byol.bundle.parity import BF16, GATES, compare_features
 from byol.images.decode import decode_all
 from byol.images.picture.budget import PIXELS
 from byol.images.source import ImageSource, Skipped
 from byol.images.surroundings import UnreadableImage
 from byol.limits import MAX_BATCH_SIZE
+from byol.machine import DEVICES
 from byol.serve.items import ImageItem, items_source
+from byol.serve.providers.plugins import unusable
 from byol.serve.session import Feeds, Session, open_session
 
 T = TypeVar("T")
@@ -47,7 +50,7 @@ class Pipeline:
     def __init__(self, bundle: Bundle, session: Session, batch_size: int | None, dim: int, output: int = 0) -> None:
         self.manifest, self.image_size, self.dim = bundle.manifest, bundle.manifest.image_size, dim
         self.device, self.reason = session.device, session.reason
-        self.batch_size = batch_size or BATCH_SIZES[self.device]
+        self.batch_size = batch_size or BATCH_SIZES.get(self.device, BATCH_SIZES["cpu"])
         self.session, self._output = session, output
         self._transform = bundle.manifest.preprocess.transform()
 
@@ -143,21 +146,33 @@ def open_graph(
     batch_size: int | None = None,
     shares_cores: bool = False,
     pictures: Sequence[tuple[int, int]] = (),
+    precision: str = "fp32",
 ) -> Session:
-    """A session on one graph of a bundle, hashed and judged first.
+    """A session on one graph of a bundle, hashed and judged first. A plug-in must reproduce its golden outputs, too.
 
-    `pictures`: heights and widths that the graph for any size will be given, besides its own S. Raises `BundleError`,
-    `DeviceError`, `SessionError`.
+    `pictures`: heights and widths that the graph for any size will be given, besides its own S. `precision`: as of
+    `open_session`. Raises `BundleError`, `DeviceError`, `SessionError`.
     """
     if batch_size is not None and not 1 <= batch_size <= MAX_BATCH_SIZE:
         raise ValueError(f"batch_size is {batch_size}; expected 1 to {MAX_BATCH_SIZE}")
     manifest, size = bundle.manifest, bundle.manifest.image_size
 
     def warm_up(device: str) -> Feeds:
-        batch = 1 if device == "cpu" else batch_size or BATCH_SIZES[device]  # CUDA prepares itself for each shape
+        batch = batch_size or BATCH_SIZES["cuda"] if device == "cuda" else 1  # CUDA prepares itself for each shape
         return {manifest.onnx.input: np.zeros((batch, size, size, 3), np.uint8)}
 
-    return open_session(bundle.model(name, pictures), device, warm_up, shares_cores)
+    session = open_session(bundle.model(name, pictures), device, warm_up, shares_cores, precision)
+    if session.device not in DEVICES:
+        problem = GATES[BF16 if precision == BF16 else name].problem(*golden_deviation(bundle, name, session))
+        if problem:
+            raise unusable(session.device, f"it does not reproduce the golden features of {name} ({problem})")
+    return session
+
+
+def golden_deviation(bundle: Bundle, name: str, session: Session) -> tuple[float, float]:
+    """(largest relative error, smallest cosine) of a session on a graph's golden inputs. Raises `SessionError`."""
+    images, expected = bundle.golden(name)
+    return compare_features(expected, session.run({bundle.manifest.onnx.input: images})[0])
 
 
 def run_ahead(items: Generator[T, None, None], most: int = 2) -> Iterator[T]:

@@ -6,9 +6,9 @@ import os
 from dataclasses import dataclass
 
 from byol.bundle.folder import Bundle
-from byol.bundle.parity import GATES, compare_features
+from byol.bundle.parity import GATES
 from byol.bundle.schema import BundleError
-from byol.serve.pipeline import open_graph
+from byol.serve.pipeline import golden_deviation, open_graph
 
 
 @dataclass(frozen=True)
@@ -54,8 +54,7 @@ def verify(bundle: str | os.PathLike[str]) -> VerifyReport:
 
 
 def _replay(bundle: Bundle, name: str) -> dict[str, float]:
-    images, expected = bundle.golden(name)
+    images, _ = bundle.golden(name)
     session = open_graph(bundle, name, "cpu", pictures=[images.shape[1:3]])
-    found = session.run({bundle.manifest.onnx.input: images})[0]
-    error, cosine = compare_features(expected, found)
+    error, cosine = golden_deviation(bundle, name, session)
     return {"images": len(images), "max_relative_error": error, "min_cosine": cosine}

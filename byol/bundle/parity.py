@@ -27,6 +27,8 @@ class Gate:
         return f"relative error {error:.3g}{limit}, cosine {cosine:.7f} (at least {self.min_cosine})"
 
 
+BF16 = "bf16"  # the fp32 encoder, computed in bf16 by a provider that can: a precision without a file of its own
+
 # fp32 normally differs by 1e-6. Fewer bits and another resampling turn features a little; only their angle is bounded.
 GATES = {
     ENCODER: Gate(1e-4, 0.99999),
@@ -34,6 +36,7 @@ GATES = {
     ANY_SIZE: Gate(float("inf"), 0.999),
     VARIANTS["fp16"]: Gate(float("inf"), 0.999),
     VARIANTS["int8"]: Gate(float("inf"), 0.99),
+    BF16: Gate(float("inf"), 0.999),
 }
 
 

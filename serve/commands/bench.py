@@ -20,6 +20,7 @@ from byol.serve.commands.options import BUNDLE, device_option, json_option
 from byol.serve.limits import VARIANT_NAMES
 
 if TYPE_CHECKING:
+    import numpy as np
     from PIL import Image
 
     from byol.images.source import ImageSource
@@ -52,36 +53,48 @@ class Timing:
     type=click.Choice(VARIANT_NAMES),
     default="fp32",
     show_default=True,
-    help="Which of the bundle's encoders to measure; auto: the fastest on this device.",
+    help="Which of the bundle's encoders to measure stage by stage; auto: the fastest on this device.",
 )
 @device_option
 @json_option
 def bench(bundle: Path, images: Location | None, seconds: float, variant: str, device: str, as_json: bool) -> None:
-    """Measure BUNDLE on this machine: decoding, preprocessing, the session at batch 1 to 256, and all together."""
+    """Measure BUNDLE on this machine: decoding, preprocessing, the session at batch 1 to 256, and all together.
+
+    Then, side by side, every device and variant that runs here, and which is fastest; with --device, that one's only.
+    """
+    import numpy as np
+
     from byol.images.open import open_source
+    from byol.serve.commands.choices import as_json as choices_as_json
+    from byol.serve.commands.choices import measure_choices, open_choices, show_choices
     from byol.serve.encoder import Encoder
 
     encoder = Encoder(bundle, device, batch_size=None, variant=variant)
     note_device(device, encoder.device, encoder.reason)
     source = open_source(images) if images else generated_pictures()
-    rows = measure(encoder, source, seconds)
+    pictures = source.subset(range(min(PICTURES, len(source))))
+    transform = encoder.manifest.preprocess.transform()
+    decoded = [_opened(pictures, i, transform.least_side) for i in range(len(pictures))]
+    pixels = np.stack([transform(picture) for picture in decoded])  # (N, S, S, 3)
+    rows = measure(encoder, pictures, decoded, pixels, seconds)
+    choices = measure_choices(open_choices(bundle, device), bundle, pixels, seconds)
     if as_json:
         facts = {"variant": encoder.variant, "device": encoder.device, "image_size": encoder.image_size}
-        show_json({**facts, "rows": [asdict(row) for row in rows]})
+        show_json({**facts, "rows": [asdict(row) for row in rows], **choices_as_json(choices)})
         return
     click.echo(f"{'':<26}{'batch':>6}{'images/s':>12}{'p50 ms':>10}{'p99 ms':>10}")
     for row in rows:
         click.echo(f"{row.stage:<26}{row.batch:>6}{row.images_per_second:>12.1f}{row.p50_ms:>10.2f}{row.p99_ms:>10.2f}")
+    show_choices(choices)
 
 
-def measure(encoder: Encoder, source: ImageSource, seconds: float) -> list[Timing]:
-    """All rows. Raises `ValueError` naming a picture that cannot be read."""
+def measure(
+    encoder: Encoder, pictures: ImageSource, decoded: list[Image.Image], pixels: np.ndarray, seconds: float
+) -> list[Timing]:
+    """The rows of one encoder, on pictures that are also given decoded and preprocessed: uint8 (N, S, S, 3)."""
     import numpy as np
 
     transform = encoder.manifest.preprocess.transform()
-    pictures = source.subset(range(min(PICTURES, len(source))))
-    decoded = [_opened(pictures, i, transform.least_side) for i in range(len(pictures))]
-    pixels = np.stack([transform(picture) for picture in decoded])  # (N, S, S, 3)
     turn, name = cycle(range(len(pictures))), encoder.manifest.onnx.input
 
     rows = [

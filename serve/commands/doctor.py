@@ -7,13 +7,14 @@ import platform
 import sys
 from importlib import metadata
 from importlib.util import find_spec
+from pathlib import Path
 from typing import Any
 
 import click
 
 from byol import __version__, machine, telemetry
 from byol.console import show_json, show_table
-from byol.text import install
+from byol.text import install, printable
 
 WHEELS = ("onnxruntime", "onnxruntime-gpu")
 NEEDED = ("numpy", "onnx", "pillow", "protobuf", "pyarrow", "rich", "safetensors", "scipy", "threadpoolctl")
@@ -42,6 +43,7 @@ def examine() -> dict[str, Any]:
     from byol.machine import usable_cores
 
     wheels = {name: version for name in WHEELS if (version := _version(name))}
+    folders = {name: _folders(name) for name in wheels}
     report: dict[str, Any] = {
         "byol": __version__,
         "python": sys.version.split()[0],
@@ -61,7 +63,9 @@ def examine() -> dict[str, Any]:
         "driver_cuda": machine.driver_cuda_version(),
         "telemetry": telemetry.state(),
     }
-    problems = _lacks(wheels)
+    if len(wheels) > 1:
+        report["imported"] = _imported(folders)
+    problems = _lacks(wheels, folders)
     try:
         report |= {} if problems else _devices()
     except (ImportError, AttributeError) as error:  # AttributeError: an empty package folder
@@ -71,13 +75,13 @@ def examine() -> dict[str, Any]:
     return report | {"problems": problems}
 
 
-def _lacks(wheels: dict[str, str]) -> list[str]:
-    """What is wrong with the installed packages: some are missing, or ONNX Runtime is there twice or not at all."""
+def _lacks(wheels: dict[str, str], folders: dict[str, set[Path]]) -> list[str]:
+    """What is wrong with the installed packages: some are missing, ONNX Runtime is not there or twice in one folder."""
     missing, either = [name for name in NEEDED if not _version(name)], " or ".join(WHEELS)
     problems = [f"not installed: {', '.join(missing)}; {install()}"] if missing else []
-    if len(wheels) > 1:
+    if len(wheels) > 1 and (shared := set.intersection(*folders.values())):
         problems.append(
-            f"{' and '.join(wheels)} are both installed and overwrite each other; run: "
+            f"{' and '.join(wheels)} are both installed in {printable(min(shared))} and overwrite each other; run: "
             f"pip uninstall {' '.join(wheels)}, then pip install {either} (the latter for NVIDIA GPUs)"
         )
     if not wheels and find_spec("onnxruntime") is None:
@@ -85,25 +89,54 @@ def _lacks(wheels: dict[str, str]) -> list[str]:
     return problems
 
 
+def _folders(name: str) -> set[Path]:
+    """Where a package is installed: in one folder of the import path, or in several."""
+    return {Path(str(found.locate_file(""))).resolve() for found in metadata.distributions(name=name)}
+
+
+def _imported(folders: dict[str, set[Path]]) -> str:
+    """Which of two ONNX Runtimes in different folders Python takes: the first one on its path."""
+    found = find_spec("onnxruntime")
+    if found is None or found.origin is None:
+        return "none"
+    folder = Path(found.origin).resolve().parent.parent
+    named = " and ".join(name for name, places in folders.items() if folder in places)
+    return f"{named or 'onnxruntime'} in {printable(folder)}"
+
+
 def _devices() -> dict[str, Any]:
     """What ONNX Runtime reports, and whether it runs. Raises `ImportError` or `AttributeError` when it is broken."""
     import onnxruntime as ort
 
-    from byol.serve import session
+    from byol.serve.providers import cuda
+    from byol.serve.providers.installed import plugin_packages
 
     version, providers = ort.__version__, ort.get_available_providers()
-    missing = session.missing_libraries()
+    missing = cuda.missing_libraries()
     results = {device: _try(device) for device in ("cpu", "cuda")}
     chosen = "cuda" if results["cuda"] == "ok" else "cpu"
     return {
         "onnxruntime": version,
         "onnxruntime_cuda": getattr(ort, "cuda_version", None) or None,
         "providers": providers,
-        "libraries": {name: "missing" if name in missing else "ok" for name in session.cuda_libraries()},
+        "libraries": {name: "missing" if name in missing else "ok" for name in cuda.cuda_libraries()},
         **results,
+        "plugins": {name: _plugin(name) for name in plugin_packages()},
         "device": chosen,
         "reason": "CUDA runs" if chosen == "cuda" else machine.driver_problem() or results["cuda"],
     }
+
+
+def _plugin(name: str) -> dict[str, Any]:
+    """An installed plug-in: its package, what it offers to run on, and whether a trial session runs."""
+    from byol.serve.errors import DeviceError
+    from byol.serve.providers.plugins import describe, hardware
+
+    try:
+        package, offered = hardware(name)
+    except DeviceError as error:
+        return {"devices": [], "session": str(error)}
+    return {"package": package, "devices": [describe(device) for device in offered], "session": _try(name)}
 
 
 def _try(device: str) -> str:
@@ -149,6 +182,7 @@ def _rows(report: dict[str, Any]) -> list[tuple[str, object]]:
         ("python", report["python"]),
         ("system", report["system"]),
         ("wheels", _versions(report["wheels"]) or "none found"),
+        *([("of these, imported", report["imported"])] if "imported" in report else []),
         ("other packages", _versions(report["versions"])),
         ("CPU", f"{processor['model']}, {processor['usable_cores']} of {processor['all_cores']} cores usable"),
         ("instruction sets", "not known on this system" if sets is None else ", ".join(sets) or "none that matter"),
@@ -168,8 +202,18 @@ def _runtime_rows(report: dict[str, Any]) -> list[tuple[str, object]]:
         *report["libraries"].items(),
         ("cpu session", report["cpu"]),
         ("cuda session", report["cuda"]),
+        *_plugin_rows(report["plugins"]),
         ("--device auto", f"{report['device']} ({report['reason']})"),
     ]
+
+
+def _plugin_rows(plugins: dict[str, dict[str, Any]]) -> list[tuple[str, object]]:
+    rows: list[tuple[str, object]] = []
+    for name, plugin in plugins.items():
+        if plugin["devices"]:
+            rows.append((f"{name} runs on", f"{', '.join(plugin['devices'])} ({plugin['package']})"))
+        rows.append((f"{name} session", plugin["session"]))
+    return rows
 
 
 def _driver(report: dict[str, Any]) -> str:

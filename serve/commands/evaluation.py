@@ -86,10 +86,12 @@ def fit(classifier: Classifier, data: Evaluation, device: str) -> None:
 
 
 def common(data: Evaluation, device: str, start: float) -> dict[str, Any]:
-    """What both report besides accuracies; `start` is when the command began (`time.perf_counter`)."""
+    """What both report besides accuracies; `device` of the fit counts where nothing was encoded, `start` is when the
+    command began (`time.perf_counter`).
+    """
     return {
         "n_train": len(data.train),
         "n_test": len(data.test),
-        "device": device,
+        "device": data.encoder.device if data.encoder else device,
         "seconds": round(time.perf_counter() - start, 3),
     }

@@ -42,7 +42,8 @@ if TYPE_CHECKING:
     type=click.Choice(VARIANT_NAMES),
     default="fp32",
     show_default=True,
-    help="Which of the bundle's encoders to use; auto: the fastest on this device.",
+    help="Which of the bundle's encoders to use; auto: the fastest on this device; bf16: the fp32 one in bf16, where a "
+    "plug-in computes that.",
 )
 @click.option(
     "--dtype",

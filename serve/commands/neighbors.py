@@ -89,7 +89,8 @@ def _search(sets: Evaluation, k: int, exclude_self: bool, device: str) -> tuple[
     own = _own_rows(sets) if exclude_self else None
     asked = min(k + (own is not None), len(sets.train))
     search = Neighbours(sets.train.x, asked, sets.encoder.device if sets.encoder else device)
-    note_device(device, search.device, sets.encoder.reason if sets.encoder else search.reason)
+    computes = sets.encoder or search
+    note_device(device, computes.device, computes.reason)
     similarity, rows = search(sets.test.x)
     return (similarity, rows) if own is None else _without(similarity, rows, own)
 

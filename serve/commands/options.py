@@ -9,19 +9,32 @@ import click
 
 from byol.console import show_json, show_table
 from byol.limits import MAX_BATCH_SIZE
-from byol.machine import DEVICES
+from byol.serve.providers.installed import DEVICE_NAMES, is_plugin
 
 if TYPE_CHECKING:
     from byol.serve.extract.engine import Options
 
 BUNDLE = click.Path(exists=True, path_type=Path)  # `Bundle.open` says what else it is: a run, its checkpoint
 
+
+class Device(click.Choice[str]):
+    """Where to compute: a known name, or that of an installed plug-in for ONNX Runtime."""
+
+    def __init__(self) -> None:
+        super().__init__(DEVICE_NAMES)
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        """The name; an unknown one ends the command."""
+        return value if is_plugin(value) else super().convert(value, param, ctx)
+
+
 device_option = click.option(
     "--device",
-    type=click.Choice(DEVICES),
+    type=Device(),
     default="auto",
     show_default=True,
-    help="Where to run; auto: CUDA where it works, else the CPU; cuda: fail where CUDA does not work.",
+    help="Where to run; auto: CUDA where it works, else the CPU; any other fails where it does not work. Installed "
+    "onnxruntime-ep-NAME packages go by NAME.",
 )
 batch_option = click.option(
     "--batch-size", type=click.IntRange(1, MAX_BATCH_SIZE), help="Images per run  [default: what suits the device]."

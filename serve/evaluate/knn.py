@@ -17,7 +17,7 @@ from onnx import TensorProto, helper
 from byol.run import KNN_K, KNN_TEMPERATURE
 from byol.serve.evaluate.classifier import Classifier
 from byol.serve.evaluate.scores import Scores, pieces
-from byol.serve.session import open_session
+from byol.serve.session import open_beside
 
 SIMILARITIES = 64 << 20  # similarities computed at once (256 MB)
 MAX_QUERIES = 1024
@@ -147,7 +147,7 @@ class Neighbours:
         self._queries = max(1, min(MAX_QUERIES, SIMILARITIES // self._rows))
         one = np.array([1], np.int64)
         warm_up = {"queries": bank[:1], "bank": bank[:1], "k": one}
-        self._session = open_session(_graph(bank.shape[1]), device, lambda _: warm_up)
+        self._session = open_beside(_graph(bank.shape[1]), device, lambda _: warm_up)
         self.device, self.reason = self._session.device, self._session.reason
         self._resident = self._session.on_device(unit_rows(bank)) if self._rows >= len(bank) else None
 

@@ -9,7 +9,8 @@ import numpy as np
 from onnx import ModelProto, TensorProto, helper
 from scipy.special import softmax
 
-from byol.serve.session import Feeds, free_memory, open_session
+from byol.serve.providers.cuda import free_memory
+from byol.serve.session import Feeds, open_beside
 
 # Samples and logits computed at once. On a CPU, what stays in the caches: a sample is read twice, a logit often.
 PIECE_BYTES = {"cpu": 8 << 20, "cuda": 256 << 20}
@@ -31,7 +32,7 @@ class Objective:
         self._some = x[:: -(-samples // CURVATURE_SAMPLES)]  # evenly: classes often lie together
         places = y[:, None]
         warm_up = self._parameters(self.zeros()) | {"x": x[:1], "y": places[:1]}
-        self._session = open_session(model, device, lambda _: warm_up)
+        self._session = open_beside(model, device, lambda _: warm_up)
         self.device, self.reason = self._session.device, self._session.reason
         rows = rows or max(1, PIECE_BYTES[self.device] // (4 * (self.dim + classes)))
         room = DEVICE_SHARE * free_memory(self.device)

@@ -29,6 +29,7 @@ from byol.images.source import ImageSource, Skipped
 from byol.images.surroundings import UnreadableImage
 from byol.serve.encoder import Encoder, encoder_digest
 from byol.serve.pipeline import Batch, require_finite
+from byol.serve.providers.installed import is_plugin
 from byol.text import missing, reason_of
 
 CHUNK_IMAGES = 128  # of one decoding task: 19 MB at 224 px
@@ -40,8 +41,8 @@ Columns = dict[str, np.ndarray]
 class RayEngine:
     """Computes the features of a location's images on a cluster, as an `Encoder` does here.
 
-    `device`: cpu or cuda; auto takes CUDA where the cluster has GPUs. Attributes: `feature_dim`, `digest`, `device`,
-    `variant`, `reason`. Raises `ValueError` for what a cluster cannot do.
+    `device`: cpu, cuda or a plug-in that all machines have; auto takes CUDA where the cluster has GPUs. Attributes:
+    `feature_dim`, `digest`, `device`, `variant`, `reason`. Raises `ValueError` for what a cluster cannot do.
     """
 
     def __init__(self, bundle: Path, location: Location, device: str, batch_size: int | None, variant: str) -> None:
@@ -56,11 +57,11 @@ class RayEngine:
         nodes = sum(node["Alive"] for node in ray.nodes())  # type: ignore[no-untyped-call]
         if device == "cuda" and gpus == 0:
             raise ValueError("this Ray cluster has no GPU; use --device cpu")
-        self.device = "cuda" if gpus and device != "cpu" else "cpu"
+        self.device = device if is_plugin(device) else "cuda" if gpus and device != "cpu" else "cpu"
         self.reason = f"{nodes} machines with {gpus} GPUs in the Ray cluster"
         self.feature_dim, self.digest, self.variant = (
             opened.manifest.feature_dim,
-            encoder_digest(opened, variant),
+            encoder_digest(opened, variant, self.device),
             variant,
         )
         self._location = _for_workers(location)

@@ -15,7 +15,9 @@ from onnx import TensorProto, helper, numpy_helper
 from byol import machine
 from byol.serve import Encoder, session
 from byol.serve.commands.doctor import _convolution
-from byol.serve.session import DeviceError, SessionError, open_session
+from byol.serve.errors import DeviceError, SessionError
+from byol.serve.providers import cuda
+from byol.serve.session import open_session
 from tests.support.command_line import byol
 from tests.support.tiny import write_tiny_bundle
 
@@ -23,7 +25,7 @@ IMAGE = {"x": np.arange(64, dtype=np.float32).reshape(1, 1, 8, 8)}
 
 
 def here_is_cuda() -> bool:
-    return session.build_problem() is None and machine.driver_problem() is None
+    return cuda.build_problem() is None and machine.driver_problem() is None
 
 
 without_cuda = pytest.mark.skipif(here_is_cuda(), reason="this machine has a GPU")
@@ -101,9 +103,9 @@ def test_cpu_wheel_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
 @without_cuda
 def test_missing_libraries_are_named(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> None:
     """As if a driver were there: ONNX Runtime really tries, falls back silently, and we notice."""
-    monkeypatch.setattr(session, "build_problem", lambda: None)
+    monkeypatch.setattr(cuda, "build_problem", lambda: None)
     monkeypatch.setattr(session, "driver_problem", lambda: None)
-    monkeypatch.setattr(session, "missing_libraries", lambda: ["libcurand.so.10"])
+    monkeypatch.setattr(cuda, "missing_libraries", lambda: ["libcurand.so.10"])
     with pytest.raises(
         DeviceError,
         match=r"cannot be loaded: libcurand\.so\.10 \(to get them, .*pip install '\.\[gpu\]'",
@@ -116,12 +118,16 @@ def test_missing_libraries_are_named(monkeypatch: pytest.MonkeyPatch, capfd: pyt
 
 
 @without_cuda
-def test_silent_fallback_with_every_library_there_is_still_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(session, "build_problem", lambda: None)
+def test_silent_fallback_with_every_library_there_is_noticed_and_explained(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(cuda, "build_problem", lambda: None)
     monkeypatch.setattr(session, "driver_problem", lambda: None)
-    monkeypatch.setattr(session, "missing_libraries", list)
-    with pytest.raises(DeviceError, match="CUDA cannot be used: "):
+    monkeypatch.setattr(cuda, "missing_libraries", list)
+    reason = r"CUDA cannot be used: ONNX Runtime fell back to the CPU: .*(libcuda\.so\.1|driver|CUDA)"
+    with pytest.raises(DeviceError, match=reason):
         open_session(_convolution(), "cuda", lambda device: IMAGE)
+    assert capfd.readouterr() == ("", "")
 
 
 def test_session_that_names_cuda_but_cannot_run_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -136,37 +142,12 @@ def test_session_that_names_cuda_but_cannot_run_is_refused(monkeypatch: pytest.M
         def run(self, *arguments: object) -> None:
             raise RuntimeError("libcudnn.so.9: cannot open shared object file")
 
-    monkeypatch.setattr(session, "build_problem", lambda: None)
+    monkeypatch.setattr(cuda, "build_problem", lambda: None)
     monkeypatch.setattr(session, "driver_problem", lambda: None)
-    monkeypatch.setattr(session, "missing_libraries", list)
+    monkeypatch.setattr(cuda, "missing_libraries", list)
     monkeypatch.setattr(ort, "InferenceSession", Inference)
     with pytest.raises(DeviceError, match=r"libcudnn\.so\.9"):
         open_session(_convolution(), "cuda", lambda device: IMAGE)
-
-
-def test_library_names_follow_the_build(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(ort, "cuda_version", "12.8", raising=False)
-    monkeypatch.setattr(sys, "platform", "linux")
-    assert session.cuda_libraries() == [
-        "libcudart.so.12",
-        "libcublas.so.12",
-        "libcublasLt.so.12",
-        "libcurand.so.10",
-        "libcufft.so.11",
-        "libcudnn.so.9",
-    ]
-    monkeypatch.setattr(ort, "cuda_version", "")
-    assert session.cuda_libraries() == []
-
-
-def test_what_preloading_prints_stays_off_stdout(
-    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.setattr(ort, "preload_dlls", lambda: print("Failed to load libcurand.so.10"))
-    session.preload.cache_clear()
-    assert session.preload() == "Failed to load libcurand.so.10\n"
-    assert capfd.readouterr() == ("", "")
-    session.preload.cache_clear()  # the next test preloads for real
 
 
 @without_cuda

@@ -10,6 +10,7 @@ import sys
 import tomllib
 from importlib import metadata
 from pathlib import Path
+from typing import Any
 
 import onnxruntime as ort
 import pytest
@@ -51,19 +52,44 @@ def test_it_does_not_import_torch(tmp_path: Path) -> None:
     assert done.stdout == "ok False\n", done.stderr
 
 
-def test_two_wheels_are_an_error(tmp_path: Path) -> None:
-    installed = {"onnxruntime", "onnxruntime-gpu"}
-    for name in installed:  # one of them is installed for real
-        folder = tmp_path / f"{name.replace('-', '_')}-1.99.0.dist-info"
-        folder.mkdir()
-        (folder / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: 1.99.0\n")
+def install_in(folder: Path, *names: str) -> None:
+    """The metadata of packages, as installers leave it."""
+    for name in names:
+        information = folder / f"{name.replace('-', '_')}-1.99.0.dist-info"
+        information.mkdir(parents=True)
+        (information / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: 1.99.0\n")
+
+
+def test_two_wheels_in_one_folder_are_an_error(tmp_path: Path) -> None:
+    install_in(tmp_path, "onnxruntime", "onnxruntime-gpu")  # one of them is installed for real, elsewhere
     done = python("-m", "byol", "doctor", "--json", path=tmp_path)
     assert done.returncode == 1
-    assert "onnxruntime and onnxruntime-gpu are both installed" in done.stderr
+    assert f"onnxruntime and onnxruntime-gpu are both installed in {tmp_path.resolve()} and" in done.stderr
     assert "Traceback" not in done.stderr
     report = json.loads(done.stdout)
     assert report["wheels"] == dict.fromkeys(("onnxruntime", "onnxruntime-gpu"), "1.99.0")
     assert len(report["problems"]) == 1
+
+
+def test_of_two_wheels_in_different_folders_it_names_the_one_that_is_imported(tmp_path: Path) -> None:
+    """As with `pip install --target`, or a virtual environment on top of another: neither overwrites the other."""
+    other = next(name for name in doctor.WHEELS if doctor._version(name) is None)
+    install_in(tmp_path, other)  # its package lies behind the real one
+    real = next(name for name in doctor.WHEELS if name != other)
+    report = examined_in(tmp_path)
+    assert (report["problems"], report["cpu"], set(report["wheels"])) == ([], "ok", {real, other})
+    assert report["imported"] == f"{real} in {Path(ort.__file__).resolve().parent.parent}"
+    first = tmp_path / "onnxruntime"
+    first.mkdir()
+    (first / "__init__.py").write_text("raise ImportError('of the other folder')")
+    assert examined_in(tmp_path)["imported"] == f"{other} in {tmp_path.resolve()}"
+
+
+def examined_in(folder: Path) -> dict[str, Any]:
+    done = python("-m", "byol", "doctor", "--json", path=folder)
+    assert "Traceback" not in done.stderr
+    report: dict[str, Any] = json.loads(done.stdout)
+    return report
 
 
 @pytest.mark.parametrize("content", ["", "raise ImportError('libonnxruntime.so.1: cannot open shared object file')"])

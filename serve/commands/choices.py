@@ -1,0 +1,109 @@
+"""Every device and variant that a bundle runs with here, measured side by side. For `byol bench`."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from byol.console import note
+from byol.machine import driver_problem
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from byol.serve.encoder import Encoder
+
+WORTH_IT = 1.05  # how much faster another choice must be than plain fp32 on the default device to be named
+
+
+@dataclass(frozen=True)
+class Choice:
+    """One row: a session's speed at its own batch size, and its worst cosine to the bundle's golden fp32 features."""
+
+    device: str
+    variant: str
+    batch: int
+    images_per_second: float
+    cosine: float
+
+    @property
+    def options(self) -> str:
+        """The options that choose it."""
+        return f"--device {self.device}" + ("" if self.variant == "fp32" else f" --variant {self.variant}")
+
+
+def open_choices(bundle: Path, device: str) -> list[Encoder]:
+    """An encoder for each variant that runs on `device`, for `auto` on each device that is installed.
+
+    Notes why others do not run.
+    """
+    from byol.bundle.folder import Bundle
+    from byol.bundle.manifest import VARIANTS
+    from byol.bundle.parity import BF16
+    from byol.serve.encoder import Encoder
+    from byol.serve.errors import DeviceError
+    from byol.serve.providers.installed import is_plugin, plugin_packages
+
+    cuda = [] if driver_problem() else ["cuda"]
+    files = Bundle.open(bundle).manifest.files
+    held = [variant for variant, file in VARIANTS.items() if file in files]
+    encoders, reasons = list[Encoder](), dict[str, None]()
+    for where in ["cpu", *cuda, *plugin_packages()] if device == "auto" else [device]:
+        for variant in [*held, BF16] if is_plugin(where) else held:
+            try:
+                encoders.append(Encoder(bundle, where, variant=variant))
+            except DeviceError as error:
+                reasons[str(error)] = None
+    for reason in reasons:
+        note(reason)
+    return encoders
+
+
+def measure_choices(encoders: Sequence[Encoder], bundle: Path, pixels: np.ndarray, seconds: float) -> list[Choice]:
+    """Run the encoders in turn on pixels uint8 (N, S, S, 3) for `seconds` each, so that all see the same machine."""
+    import numpy as np
+
+    from byol.bundle.folder import Bundle
+    from byol.bundle.parity import compare_features
+
+    images, expected = Bundle.open(bundle).golden()
+    batches = [np.resize(pixels, (encoder.batch_size, *pixels.shape[1:])) for encoder in encoders]
+    cosines = [compare_features(expected, encoder.encode(images))[1] for encoder in encoders]
+    times: list[list[float]] = [[] for _ in encoders]
+    until = time.perf_counter() + seconds * len(encoders)
+    while len(times[0]) < 4 or time.perf_counter() < until:
+        for encoder, batch, taken in zip(encoders, batches, times, strict=True):
+            before = time.perf_counter()
+            encoder.encode(batch)
+            taken.append(time.perf_counter() - before)
+    rates = [encoder.batch_size / float(np.median(taken[1:])) for encoder, taken in zip(encoders, times, strict=True)]
+    return [
+        Choice(encoder.device, encoder.variant, encoder.batch_size, round(rate, 2), round(cosine, 6))
+        for encoder, rate, cosine in zip(encoders, rates, cosines, strict=True)
+    ]
+
+
+def best(choices: Sequence[Choice], variants: Sequence[str] = ()) -> Choice:
+    """The fastest of some variants (none: of all); the first choice, unless another is clearly faster."""
+    among = [choice for choice in choices if not variants or choice.variant in variants]
+    fastest = max(among, key=lambda choice: choice.images_per_second)
+    return fastest if fastest.images_per_second > WORTH_IT * among[0].images_per_second else among[0]
+
+
+def as_json(choices: Sequence[Choice]) -> dict[str, Any]:
+    """The rows, and the options of the fastest: of all, and of those with the features of fp32."""
+    fastest = {"fastest": best(choices).options, "fastest_fp32": best(choices, ["fp32"]).options}
+    return {"choices": [asdict(choice) for choice in choices], **fastest}
+
+
+def show_choices(choices: Sequence[Choice]) -> None:
+    """The same for people."""
+    click.echo(f"\n{'device':<12}{'variant':<10}{'batch':>10}{'images/s':>12}{'cosine to fp32':>20}")
+    for row in choices:
+        click.echo(f"{row.device:<12}{row.variant:<10}{row.batch:>10}{row.images_per_second:>12.1f}{row.cosine:>20.6f}")
+    click.echo(f"fastest: {best(choices).options}; with the features of fp32: {best(choices, ['fp32']).options}")

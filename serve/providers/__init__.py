@@ -1,0 +1,1 @@
+"""What computes a graph besides ONNX Runtime's own CPU provider: CUDA, and providers from other packages."""
