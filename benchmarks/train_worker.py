@@ -131,9 +131,9 @@ def flops_per_image(trainer: Trainer) -> float:
     return counter.get_total_flops() / trainer.config.batch_size
 
 
-def matrix_rate(device: torch.device, seconds: float) -> float:
+def matrix_rate(device: torch.device, seconds: float, side: int = 0) -> float:
     """Floating-point operations a second of one large bf16 matrix product."""
-    side = 8192 if device.type == "cuda" else 2048
+    side = side or (8192 if device.type == "cuda" else 2048)
     left, right = (torch.randn(side, side, device=device, dtype=torch.bfloat16) for _ in range(2))
     return timed(lambda _: left @ right, seconds, device, 1) * 2 * side**3
 
