@@ -55,13 +55,17 @@ def unpack(packages: Path, site: Path) -> Row:
 
 
 def link_cuda(site: Path) -> Row:
-    """Lay the CUDA libraries that came with torch beside ONNX Runtime, which looks for them there."""
+    """Lay links to the CUDA libraries that came with torch beside ONNX Runtime, which looks for them there."""
     found = importlib.util.find_spec("nvidia")
-    if found is None or not found.submodule_search_locations or not (site / "onnxruntime").exists():
-        return {"linked": False}
-    (site / "nvidia").unlink(missing_ok=True)
-    (site / "nvidia").symlink_to(next(iter(found.submodule_search_locations)))
-    return {"linked": True}
+    folders = found.submodule_search_locations or [] if found and (site / "onnxruntime").exists() else []
+    libraries = [(Path(folder), library) for folder in folders for library in Path(folder).rglob("*.so*")]
+    for folder, library in libraries:
+        link = site / "nvidia" / library.relative_to(folder)
+        link.parent.mkdir(parents=True, exist_ok=True)
+        if not link.exists():
+            link.unlink(missing_ok=True)
+            link.symlink_to(library)
+    return {"libraries": len(libraries)}
 
 
 def variables(work: Path) -> dict[str, str]:

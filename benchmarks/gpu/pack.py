@@ -2,8 +2,8 @@
 
     python -m benchmarks.gpu.pack FOLDER [REQUIREMENT ...] [--python 3.12] [--platform manylinux_2_28_x86_64]
 
-Without requirements: ONNX Runtime for CUDA, what byol needs beside torch's own packages, and lightly for its row.
-Exactly what is named is taken, without dependencies. As one file: `tar -C FOLDER -cJf site.tar.xz .`
+ONNX Runtime for CUDA, what byol needs beside torch's own packages, lightly for its row, and each further requirement
+(`nvidia-curand`, where torch does not bring it), without dependencies. As one file: `tar -C FOLDER -cJf site.tar.xz .`
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from pathlib import Path
 
 import click
 
-WANTED = ("onnxruntime-gpu>=1.30", "nvidia-curand", "click", "rich", "markdown-it-py", "mdurl", "pygments")
+WANTED = ("onnxruntime-gpu>=1.30", "click", "rich", "markdown-it-py", "mdurl", "pygments")
 WANTED += ("safetensors", "threadpoolctl", "onnxscript", "onnx-ir", "lightly", "hydra-core", "omegaconf")
 PURE = ("antlr4-python3-runtime==4.9.3",)  # sources only, which omegaconf asks for
 PLATFORMS = ("manylinux_2_28_x86_64", "manylinux_2_27_x86_64", "manylinux_2_17_x86_64", "manylinux2014_x86_64", "any")
@@ -34,9 +34,9 @@ def main(folder: Path, requirements: tuple[str, ...], version: str, platforms: t
     there = ["--implementation", "cp", "--python-version", version, "--only-binary", ":all:"]
     there += [word for name in platforms for word in ("--platform", name)]
     with tempfile.TemporaryDirectory() as wheels:
-        for requirement in PURE if not requirements else ():
+        for requirement in PURE:
             pip("wheel", "--quiet", "--no-deps", "--wheel-dir", wheels, requirement)
-        pip("download", "--quiet", "--no-deps", *there, "--dest", wheels, *(requirements or WANTED))
+        pip("download", "--quiet", "--no-deps", *there, "--dest", wheels, *WANTED, *requirements)
         pip("install", "--quiet", "--no-deps", *there, "--target", folder, *Path(wheels).glob("*.whl"))
 
 

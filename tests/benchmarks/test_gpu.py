@@ -115,9 +115,8 @@ def test_packages_are_laid_out_for_a_machine_without_a_network(tmp_path):
     for packages in (carried, archive):
         site = tmp_path / f"site-of-{packages.name}"
         assert unpack(packages, site) == {"packages": ["onnxruntime_gpu-1.31.dist-info"]}
-        installed = importlib.util.find_spec("nvidia") is not None
-        assert [link_cuda(site) for _ in range(2)] == [{"linked": installed}] * 2
-        assert (site / "nvidia").exists() == installed
+        counts = {link_cuda(site)["libraries"] for _ in range(2)}
+        assert counts == {len(list((site / "nvidia").rglob("*.so*")))}
 
 
 def test_the_summary_says_what_the_trial_is_for():
