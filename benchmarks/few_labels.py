@@ -36,11 +36,12 @@ def pixels(parts: dict[str, Path], size: int, work: Path) -> dict[str, Path]:
     return {part: work / f"raw-{part}.npz" for part in parts}
 
 
-def features(parts: dict[str, Path], bundle: str, work: Path) -> dict[str, Path]:
-    """Features files of a bundle."""
+def features(parts: dict[str, Path], bundle: str, stem: Path) -> dict[str, Path]:
+    """Features files of a bundle, whose names begin with `stem`."""
+    files = {part: stem.with_name(f"{stem.name}-{part}.parquet") for part in parts}
     for part, location in parts.items():
-        byol("extract", bundle, location, "--out", work / f"{part}.parquet", "--json")
-    return {part: work / f"{part}.parquet" for part in parts}
+        byol("extract", bundle, location, "--out", files[part], "--json")
+    return files
 
 
 @click.command()
@@ -60,7 +61,7 @@ def main(
         work = Path(folder)
         makers = {"raw pixels": partial(pixels, parts, raw_size, work)}
         for name, _, bundle in (words.partition("=") for words in bundles):
-            makers[name] = partial(features, parts, bundle, work)
+            makers[name] = partial(features, parts, bundle, work / name)
         for name, make in makers.items():
             rows.find(name, lambda make=make: curve(**make(), amounts=amounts, draws=draws))
     columns = [*map(str, amounts), "all"]

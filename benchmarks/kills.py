@@ -62,8 +62,8 @@ def jobs(images: Path, run: Path, bundle: Path, work: Path) -> list[Job]:
 def start(words: list[str | Path], out: Path) -> subprocess.Popen[str]:
     """The command, first of a process group of its own."""
     device = () if words[0] == "export" else ("--device", "cpu")
-    streams = {"stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE}
-    return start_module("byol", *words, "--out", f"{out}/", *device, **streams, start_new_session=True)
+    call = ("byol", *words, "--out", f"{out}/", *device)
+    return start_module(*call, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, start_new_session=True)
 
 
 def finish(process: subprocess.Popen[str]) -> None:
@@ -129,6 +129,13 @@ def left_behind(folder: Path) -> list[str]:
     return sorted(path.name for path in folder.rglob("*") if path.name.endswith((".tmp", ".lock")))
 
 
+def prepared(first: Job, bundle: Path) -> Row:
+    """What the other jobs start from."""
+    finish(start(first.words, first.out))
+    finish(start(["export", first.out], bundle))
+    return {}
+
+
 def compared(whole: Job, killed: Job, kills: int) -> Row:
     """What the undisturbed job and the killed one left."""
     began = time.perf_counter()
@@ -151,8 +158,7 @@ def main(images: Path, out: Path, kills: int, only: tuple[str, ...], seed: int) 
     with tempfile.TemporaryDirectory() as temporary:
         work = Path(temporary)
         first, bundle = jobs(images, work, work, work / "first")[0], work / "bundle"
-        finish(start(first.words, first.out))
-        finish(start(["export", first.out], bundle))
+        rows.find("a run and its bundle", partial(prepared, first, bundle))
         pairs = zip(*(jobs(images, first.out, bundle, work / name) for name in ("whole", "killed")), strict=True)
         for whole, killed in pairs:
             if not only or whole.name in only:

@@ -28,9 +28,8 @@ from byol.training.data.intake import ImageTensor
 from byol.training.recipes.presets import PRESETS
 from byol.training.trainer import Trainer
 
-PROFILED = ("compile none, 512", "compile all, 512")
 LARGE = {"preset": "small-128", "arch": "resnet50", "image_size": 224, "canvas_size": 256, "batch_size": 128}
-# `views`: whether each step makes views of its own; the rest is settings. In the order of their value.
+# `views`: whether each step makes views of its own; `benchmark`, `tf32`: see `switched`; the rest: a preset and settings.
 ROWS: dict[str, dict[str, Any]] = {
     "compile none, 512": {"compile": "none"},
     "compile all, 512": {"compile": "all"},
@@ -55,7 +54,8 @@ def trainer(scale: Scale, preset: str = "cifar10-fast", views: bool = True, **se
     asked = {"canvas_size": 32, "batch_size": 512, "precision": "bf16", **settings, **scale.settings}
     config = PRESETS[preset]().replace(start_size=0, epochs=1000, device=scale.device, **asked)
     side = config.canvas_size
-    pixels = np.random.default_rng(0).integers(0, 256, (scale.images, side, side, 3), dtype=np.uint8)
+    count = max(config.batch_size, scale.images * 32**2 // side**2)  # as many pixels, whatever their size
+    pixels = np.random.default_rng(0).integers(0, 256, (count, side, side, 3), dtype=np.uint8)
     images = ImageTensor(torch.from_numpy(pixels), torch.ones(len(pixels)), np.arange(len(pixels)), [])
     made = Trainer(config, images)
     return made if views else without_input(made)
