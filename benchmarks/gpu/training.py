@@ -29,7 +29,7 @@ from byol.training.recipes.presets import PRESETS
 from byol.training.trainer import Trainer
 
 LARGE = {"preset": "small-128", "arch": "resnet50", "image_size": 224, "canvas_size": 256, "batch_size": 128}
-# `views`: whether each step makes views of its own; `benchmark`, `tf32`: see `switched`; the rest: a preset and settings.
+# `views`: whether each step makes views of its own; `benchmark`, `tf32`: see `switched`; the rest: preset and settings.
 ROWS: dict[str, dict[str, Any]] = {
     "compile none, 512": {"compile": "none"},
     "compile all, 512": {"compile": "all"},
