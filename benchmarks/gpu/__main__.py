@@ -68,9 +68,9 @@ def link_cuda(site: Path) -> Row:
     return {"libraries": len(libraries)}
 
 
-def variables(work: Path) -> dict[str, str]:
-    """The environment of every step."""
-    inherited = environment()
+def variables(work: Path, dry: bool) -> dict[str, str]:
+    """The environment of every step. Dry ones that run side by side would wait for each other's threads."""
+    inherited = environment() | ({"OMP_NUM_THREADS": "1"} if dry else {})
     path = os.pathsep.join([str(work / "site"), inherited["PYTHONPATH"]])
     caches = {"BYOL_HOME": str(work / "home"), "TORCHINDUCTOR_CACHE_DIR": str(work / "inductor")}
     return {**inherited, **caches, "PYTHONPATH": path, "PYTHONUNBUFFERED": "1", "HF_HUB_OFFLINE": "1"}
@@ -92,7 +92,7 @@ def main() -> None:
     for call in given.calls:
         for group in CALLS[call](trial):
             chosen = [step for step in group if not given.only or step.name in given.only]
-            run_group(chosen, rows, work / "logs", variables(work), deadline)
+            run_group(chosen, rows, work / "logs", variables(work, given.dry), deadline)
     print(summary({path.stem: json.loads(path.read_bytes()) for path in sorted(out.glob("*.json"))}))
 
 

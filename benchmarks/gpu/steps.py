@@ -55,7 +55,7 @@ def module_step(name: str, limit: int, *words: object) -> Step:
 
 def one(trial: Trial) -> list[Group]:
     """All that needs no images. What is not timed comes first, side by side."""
-    work = ("--work", trial.work)
+    work, encoders = ("--work", trial.work), range(len(trial.scale.encoders))
     tests = ("pytest", "-m", "cuda", "tests/test_cuda.py", "-p", "no:cacheprovider", "-v", "--tb=short")
     compiled = ("--only", "compile all, 512", "--only", "compile all, 256", "--only", "compile none, 512")
     profiled = ("--profile", "--only", "compile none, 512", "--only", "compile all, 512")
@@ -65,21 +65,22 @@ def one(trial: Trial) -> list[Group]:
             module_step("doctor", 60, "byol", "doctor", "--json"),
             trial.script("raw", 60, "raw"),
             module_step("pytest", 150, *tests, "--basetemp", trial.work / "pytest"),
-            *(trial.script(f"parity-{i}", 150, "parity", *work, "--encoder", i) for i in (0, 1)),
+            *(trial.script(f"parity-{i}", 150, "parity", *work, "--encoder", i) for i in encoders),
             trial.script("warm-training", 150, "training", *compiled),
-            *(trial.script(f"warm-inference-{i}", 150, "inference", *work, "--encoder", i, "--warm") for i in (0, 1)),
+            *(trial.script(f"warm-inference-{i}", 150, "inference", *work, "--encoder", i, "--warm") for i in encoders),
         ],
         [trial.script("training", 150, "training")],
         [trial.script("profile", 60, "training", *profiled)],
-        [trial.script("inference-0", 110, "inference", *work, "--encoder", 0)],
+        [trial.script("inference-first", 110, "inference", *work, "--encoder", 0)],
         [trial.script("probes", 45, "probes")],
         [trial.script("peers", 60, "peers", *work)],
     ]
 
 
 def two(trial: Trial) -> list[Group]:
-    """The second encoder; the first call has left its bundle."""
-    return [[trial.script("inference-1", 110, "inference", "--work", trial.work, "--encoder", 1)]]
+    """The last encoder; the first call has left its bundle."""
+    last = len(trial.scale.encoders) - 1
+    return [[trial.script("inference-last", 110, "inference", "--work", trial.work, "--encoder", last)]]
 
 
 def three(trial: Trial) -> list[Group]:
@@ -91,7 +92,9 @@ def three(trial: Trial) -> list[Group]:
     data = ["--preset", "cifar10-fast", "--val-data", trial.test, "--epochs", trial.epochs]
     sets = ("--train", trial.train, "--test", trial.test, *device, "--json")
     steps = [
-        module_step("train", 300, "byol", "train", trial.train, "--out", run, *data, *settings, *device),
+        module_step(
+            "train", 300, "byol", "train", trial.train, "--out", run, *data, *settings, *device, "--no-export-check"
+        ),
         module_step("export", 60, "byol", "export", run, "--out", bundle, "--precision", "fp16"),
         module_step("knn-20", 60, "byol", "knn", bundle, *sets, "--k", 20, "--temperature", 0.07),
         module_step("knn-200", 60, "byol", "knn", bundle, *sets, "--k", 200, "--temperature", 0.1),

@@ -41,8 +41,19 @@ def failures(rows):
 def test_every_step_is_a_row_and_wrote_its_own(trial):
     results, _ = trial
     steps = {row["row"]: row for row in results["steps-one-two-three"]["rows"]}
-    expected = {"raw", "doctor", "pytest", "parity-0", "parity-1", "warm-training", "training", "profile", "probes"}
-    expected |= {"inference-0", "inference-1", "peers", "train", "export", "knn-20", "knn-200", "linear", "final"}
+    expected = {"raw", "doctor", "pytest", "parity-0", "warm-training", "warm-inference-0", "training", "profile"}
+    expected |= {
+        "probes",
+        "inference-first",
+        "inference-last",
+        "peers",
+        "train",
+        "export",
+        "knn-20",
+        "knn-200",
+        "linear",
+        "final",
+    }
     assert steps.keys() >= expected
     assert set(failures(steps.values())) <= {"machine"}  # nvidia-smi
     scripts = expected - {"doctor", "pytest", "train", "export", "knn-20", "knn-200", "linear"}
@@ -60,7 +71,7 @@ def test_the_rows_hold_what_they_are_for(trial):
     assert training.keys() == {"the card", *ROWS}
     assert all(training[name]["images_per_second"] > 0 for name in ROWS)
     assert training["compile none, 512"]["share_of_matrix"] > 0
-    served = results["inference-1"]["rows"]
+    served = results["inference-last"]["rows"]
     assert {row["batch"] for row in served if row["row"] == "ours fp16"} == set(DRY.batches)
     (same,) = [row for row in served if row["row"].startswith("agreement")]
     assert min(same["pinned"], same["on the device"]) > 0.99999
