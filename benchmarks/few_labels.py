@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import tempfile
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
@@ -44,6 +45,10 @@ def features(parts: dict[str, Path], bundle: str, stem: Path) -> dict[str, Path]
     return files
 
 
+def scored(make: Callable[[], dict[str, Path]], amounts: tuple[int, ...], draws: int) -> Row:
+    return curve(**make(), amounts=amounts, draws=draws)
+
+
 @click.command()
 @click.argument("bundles", nargs=-1, required=True, metavar="NAME=BUNDLE...")
 @click.option("--train", type=click.Path(exists=True, path_type=Path), required=True)
@@ -63,7 +68,7 @@ def main(
         for name, _, bundle in (words.partition("=") for words in bundles):
             makers[name] = partial(features, parts, bundle, work / name)
         for name, make in makers.items():
-            rows.find(name, lambda make=make: curve(**make(), amounts=amounts, draws=draws))
+            rows.find(name, partial(scored, make, amounts, draws))
     columns = [*map(str, amounts), "all"]
     click.echo(f"| | {' | '.join(columns)} |\n|---|{'---|' * len(columns)}")
     for row in rows.rows:

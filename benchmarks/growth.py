@@ -50,6 +50,11 @@ def first_step(data: Path, home: Path, options: dict[str, Any]) -> Row:
         raise click.ClickException(f"training ended with {process.returncode}")
 
 
+def among(data: Path, count: int, folder: Path, options: dict[str, Any]) -> Row:
+    """Images/s with so many images."""
+    return rate(subset(data, count, folder), options, 64)
+
+
 def rate(data: Path, options: dict[str, Any], batch: int) -> Row:
     return {"images_per_second": work("ours", data, {**options, "batch_size": batch})}
 
@@ -69,10 +74,7 @@ def main(data: Path, out: Path, **options: Any) -> None:
         knn = partial(work, "knn", data, {**options, "batch_size": 64})
         rows.find("in-training kNN", lambda: {"percent_of_an_epoch": knn()})
         for count in IMAGES:
-            rows.find(
-                f"{count} images, batch 64",
-                lambda count=count: rate(subset(data, count, Path(folder) / str(count)), options, 64),
-            )
+            rows.find(f"{count} images, batch 64", partial(among, data, count, Path(folder) / str(count), options))
         for batch in BATCHES:
             rows.find(f"all images, batch {batch}", partial(rate, data, options, batch))
     for row in rows.rows:

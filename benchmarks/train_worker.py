@@ -128,7 +128,7 @@ def flops_per_image(trainer: Trainer) -> float:
     """Floating-point operations of a step's multiplications, for each image. Nothing may be compiled."""
     with FlopCounterMode(display=False) as counter:
         trainer.step(0)
-    return counter.get_total_flops() / trainer.config.batch_size
+    return float(counter.get_total_flops() / trainer.config.batch_size)
 
 
 def matrix_rate(device: torch.device, seconds: float, side: int = 0) -> float:

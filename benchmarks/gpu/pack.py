@@ -15,7 +15,7 @@ from pathlib import Path
 
 import click
 
-WANTED = ("onnxruntime-gpu>=1.30", "click", "rich", "markdown-it-py", "mdurl", "pygments")
+WANTED: tuple[str, ...] = ("onnxruntime-gpu>=1.30", "click", "rich", "markdown-it-py", "mdurl", "pygments")
 WANTED += ("safetensors", "threadpoolctl", "onnxscript", "onnx-ir", "lightly", "hydra-core", "omegaconf")
 PURE = ("antlr4-python3-runtime==4.9.3",)  # sources only, which omegaconf asks for
 PLATFORMS = ("manylinux_2_28_x86_64", "manylinux_2_27_x86_64", "manylinux_2_17_x86_64", "manylinux2014_x86_64", "any")

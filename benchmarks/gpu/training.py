@@ -84,10 +84,11 @@ def forget(device: str) -> None:
         torch.cuda.reset_peak_memory_stats()
 
 
-def row(scale: Scale, benchmark: bool = False, tf32: bool | None = None, **settings: Any) -> Row:
+def row(scale: Scale, limits: Row, benchmark: bool = False, tf32: bool | None = None, **settings: Any) -> Row:
+    """A row of `ROWS`; `limits` are the card's."""
     forget(scale.device)
     with switched(benchmark, tf32), trainer(scale, **settings) as made:
-        return measured(made, scale)
+        return with_share(measured(made, scale), limits, settings)
 
 
 def measured(made: Trainer, scale: Scale) -> Row:
@@ -181,7 +182,7 @@ def main(out: Path, dry: bool, only: tuple[str, ...], traced: bool) -> None:
         return
     limits = rows.find("the card", partial(card, scale))
     for name in chosen:
-        rows.find(name, lambda settings=ROWS[name]: with_share(row(scale, **settings), limits, settings))
+        rows.find(name, partial(row, scale, limits, **ROWS[name]))
 
 
 if __name__ == "__main__":
