@@ -39,7 +39,7 @@ def export(work: Path, arch: str, side: int) -> Row:
 
 def parity(bundle: Path, scale: Scale, graph: str, options: Options) -> Row:
     """Largest relative error and smallest cosine to torch's features on a CPU, and what the gate says of them."""
-    images, expected = Bundle.open(bundle).golden(graph)
+    images, expected = Bundle.open(bundle).golden()
     found = session(bundle / graph, scale, options).run(None, {"images": images})[0]
     error, cosine = compare_features(expected, found)
     return {"relative_error": error, "cosine": cosine, "gate": GATES[graph].problem(error, cosine) or "passed"}

@@ -17,6 +17,7 @@ from tests.support.environments import environment, floors, run_tests
 from tests.support.torch_free import NEEDED
 
 OF_TORCH = ("torch", "torchvision", "onnxscript")
+FURTHER = ("pytest-xdist", "dill", "tritonclient[grpc,http]")  # that tests import
 TESTS = (
     "tests/training",
     "tests/export",
@@ -31,7 +32,7 @@ def packages() -> list[str]:
     """What the tests need."""
     oldest = [pinned for pinned in floors("train") if pinned.partition("==")[0] in OF_TORCH]
     base = [pinned.replace("==", ">=") for pinned in floors()]
-    return [*oldest, *base, "timm", *NEEDED, "pytest-xdist"]
+    return [*oldest, *base, "timm", *NEEDED, *FURTHER]
 
 
 def main() -> int:
