@@ -5,7 +5,7 @@ STAMP := .venv/installed
 # The strict editable install links file by file, so it is renewed whenever a file has come or gone.
 LINKS := .venv/links-$(shell find byol export serve -name '*.py' | LC_ALL=C sort | cksum | cut -d ' ' -f 1)
 
-.PHONY: demo test fuzz lint types wheel-check docs floors constraints clean
+.PHONY: demo test fuzz lint types wheel-check docs floors oldest-torch constraints clean
 
 demo: $(LINKS)
 	rm -rf demo
@@ -29,6 +29,12 @@ wheel-check: $(LINKS)
 # The torch-free tests with the lowest versions that pyproject.toml allows.
 floors: $(STAMP)
 	$(BIN)/python -m tests.checks.floors
+
+# The tests that need torch with the oldest one that pyproject.toml allows.
+OLDEST_PYTHON ?= python3.12
+OLDEST_TESTS ?=
+oldest-torch: $(STAMP)
+	$(BIN)/python -m tests.checks.oldest_torch --python $(OLDEST_PYTHON) $(OLDEST_TESTS)
 
 # What a release was made with, each file with its hashes: to serve, and to train with all extras. For the Python and the
 # platform that this runs on.

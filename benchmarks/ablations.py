@@ -8,15 +8,14 @@ a linear probe makes of the exported encoder with five labelled images of each c
 
 from __future__ import annotations
 
+import io
 import json
-import subprocess
-import sys
+from functools import partial
 from pathlib import Path
-from typing import Any
 
 import click
 
-from benchmarks.evaluate import byol
+from benchmarks.rows import FAILED, Row, Rows, byol
 from byol.commands.demo import write_digits
 
 VARIANTS: dict[str, list[str]] = {
@@ -32,21 +31,20 @@ VARIANTS: dict[str, list[str]] = {
 }
 
 
-def run(name: str, options: list[str], images: Path, out: Path, epochs: int) -> dict[str, Any]:
-    """Train one variant; its final metrics, the kNN accuracy before training, and what the monitor said."""
-    command = [sys.executable, "-m", "byol", "train", images / "train", "--val-data", images / "test", "--out", out]
-    words = [*map(str, command), "--preset", "demo", "--epochs", str(epochs), "--set", "log_every=40", *options]
-    done = subprocess.run(words, stderr=subprocess.PIPE, text=True, check=False)
-    click.echo(done.stderr, err=True)
-    if done.returncode != 0:
-        raise click.ClickException(f"{name}: {done.stderr.strip().rpartition(chr(10))[2]}")
+def run(options: list[str], images: Path, out: Path, epochs: int) -> Row:
+    """Train one variant; its final metrics, its probe, and what the monitor said."""
+    words = ["train", images / "train", "--val-data", images / "test", "--out", out, "--preset", "demo"]
+    log = io.StringIO()
+    try:
+        byol(*words, "--epochs", epochs, "--set", "log_every=40", *options, log=log)
+    finally:
+        click.echo(log.getvalue(), err=True)
     last = json.loads((out / "metrics.jsonl").read_text().splitlines()[-1])
-    warned = [line for line in done.stderr.splitlines() if line.startswith("warning:")]
-    row = {"variant": name, "options": options, "warning": warned[0] if warned else None}
-    return {**row, **few_labels(out, images), **last}
+    warned = [line for line in log.getvalue().splitlines() if line.startswith("warning:")]
+    return {"options": options, "warning": warned[0] if warned else None, **few_labels(out, images), **last}
 
 
-def few_labels(out: Path, images: Path) -> dict[str, Any]:
+def few_labels(out: Path, images: Path) -> Row:
     """Mean and deviation of the linear probe's accuracy over ten draws of five labelled images of each class."""
     byol("export", out, "--out", out / "bundle")
     sets = ("--train", images / "train", "--test", images / "test")
@@ -60,20 +58,18 @@ def few_labels(out: Path, images: Path) -> dict[str, Any]:
 @click.option("--epochs", default=20, show_default=True)
 def main(out: Path, epochs: int) -> None:
     write_digits(out / "images")
-    rows = [
-        run(name, options, out / "images", out / f"run-{number}", epochs)
-        for number, (name, options) in enumerate(VARIANTS.items())
-    ]
-    (out / "ablations.json").write_text(json.dumps(rows, indent=2) + "\n")
+    rows = Rows(out / "ablations.json", "benchmarks.ablations")
+    for number, (name, options) in enumerate(VARIANTS.items()):
+        rows.find(name, partial(run, options, out / "images", out / f"run-{number}", epochs))
     click.echo(
         "| variant | loss | std_ratio | rankme | cosine | kNN | linear, 5 labels a class | collapse warning |\n"
         "|---|---|---|---|---|---|---|---|"
     )
-    for row in rows:
+    for row in (row for row in rows.rows if FAILED not in row):
         mean, deviation = (100 * value for value in row["linear_5_labels"])
         warned = "at step " + row["warning"].partition("step ")[2].partition(":")[0] if row["warning"] else "none"
         click.echo(
-            f"| {row['variant']} | {row['loss']:.3f} | {row['std_ratio']:.3f} | {row['rankme']:.1f} "
+            f"| {row['row']} | {row['loss']:.3f} | {row['std_ratio']:.3f} | {row['rankme']:.1f} "
             f"| {row['cosine']:.3f} | {100 * row['knn_top1']:.1f} | {mean:.1f} +- {deviation:.1f} | {warned} |"
         )
 

@@ -12,19 +12,15 @@ from __future__ import annotations
 
 import json
 import math
-import subprocess
-import sys
 import time
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import click
 import torch
 
-from benchmarks.evaluate import byol
-from benchmarks.first_try import kept, labelled
-from benchmarks.train import command_line, machine
+from benchmarks.first_try import labelled
+from benchmarks.rows import Row, Rows, byol
 from benchmarks.train_worker import lightly_loop
 from byol.images.open import open_source
 from byol.run import LAST
@@ -38,7 +34,7 @@ LIGHTLY_BATCH = 256  # of its documentation
 def ours(data: Path, out: Path, minutes: float, seed: int) -> Path:
     """The bundle of a run that takes `minutes`, with no other choice made."""
     words = [str(data), "--out", str(out / "run"), "--time", f"{round(60 * minutes)}s", "--seed", str(seed)]
-    subprocess.run([sys.executable, "-m", "byol", "train", *words], check=True)
+    byol("train", *words)
     byol("export", out / "run", "--out", out / "bundle")
     return out / "bundle"
 
@@ -89,14 +85,13 @@ def main(data: Path, test: str, out: Path, minutes: float, seeds: int, labels: i
     out.mkdir(parents=True, exist_ok=True)
     few = labelled(data, labels, out / "labelled")
 
-    def row(name: str, seed: int) -> dict[str, Any]:
-        bundle = ROWS[name](data, out / f"{name}-{seed}", minutes, seed)
-        return {"row": name, "seed": seed, **score(bundle, data, few, test)}
+    def row(name: str, seed: int) -> Row:
+        return score(ROWS[name](data, out / f"{name}-{seed}", minutes, seed), data, few, test)
 
-    rows = [kept(out / f"{name}-{seed}.json", partial(row, name, seed)) for seed in range(seeds) for name in ROWS]
-    command = command_line("python -m benchmarks.accuracy_in_time")
-    facts = {"command": command, "machine": machine("cpu"), "minutes": minutes, "rows": rows}
-    (out / "accuracy-in-time.json").write_text(json.dumps(facts, indent=2) + "\n")
+    rows = Rows(out / "accuracy-in-time.json", "benchmarks.accuracy_in_time", goes_on=True, minutes=minutes)
+    for seed in range(seeds):
+        for name in ROWS:
+            rows.find(name, partial(row, name, seed), seed=seed)
 
 
 if __name__ == "__main__":

@@ -9,20 +9,20 @@ from disk where the system allows to drop its cache (root), the others find them
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import statistics
 import subprocess
 import sys
 import tempfile
 import venv
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import click
 
 from benchmarks.peak import measured
-from benchmarks.train import command_line, machine
+from benchmarks.rows import Row, Rows
 
 
 def size_of(folder: Path) -> int:
@@ -39,48 +39,53 @@ def drop_caches() -> bool:
     return False
 
 
+def installed(work: Path) -> Row:
+    """The wheel alone in a fresh environment, work/venv."""
+    repository = Path(__file__).parent.parent
+    build: list[str | Path] = [sys.executable, "-m", "build", "--wheel", "--outdir", work / "dist", repository]
+    subprocess.run(build, check=True, stdout=subprocess.DEVNULL)
+    venv.create(work / "venv", with_pip=True)
+    python = work / "venv" / "bin" / "python"
+    before = size_of(work / "venv")
+    subprocess.run([python, "-m", "pip", "install", "--quiet", *(work / "dist").glob("*.whl")], check=True)
+    parts = {path.name: size_of(path) for path in (work / "venv").glob("lib/python*/site-packages/*/")}
+    largest = sorted(parts, key=lambda part: -parts[part])[:6]
+    return {
+        "megabytes": round((size_of(work / "venv") - before) / 1e6),
+        "largest_packages_mb": {part: round(parts[part] / 1e6) for part in largest},
+    }
+
+
+def timed(command: list[Any], work: Path, rounds: int) -> Row:
+    cold = drop_caches()
+    figures = [measured(command, work, PYTHONPATH="") for _ in range(1 + rounds)]
+    return {
+        "from_disk_seconds": round(figures[0][0], 3) if cold else None,
+        "seconds": round(statistics.median(seconds for seconds, *_ in figures[1:]), 3),
+        "peak_gb": round(max(peak for _, peak, _ in figures), 3),
+    }
+
+
 @click.command()
 @click.argument("bundle", type=click.Path(exists=True, path_type=Path))
 @click.argument("image", type=click.Path(exists=True, dir_okay=False, path_type=Path))
 @click.option("--out", type=click.Path(path_type=Path), required=True)
 @click.option("--rounds", default=5, show_default=True)
 def main(bundle: Path, image: Path, out: Path, rounds: int) -> None:
-    repository = Path(__file__).parent.parent
     os.environ.pop("PYTHONPATH", None)  # pip would take this checkout for an installed byol
+    rows = Rows(out, "benchmarks.cold_start")
     with tempfile.TemporaryDirectory() as name:
         work = Path(name)
-        build: list[str | Path] = [sys.executable, "-m", "build", "--wheel", "--outdir", work / "dist", repository]
-        subprocess.run(build, check=True, stdout=subprocess.DEVNULL)
-        venv.create(work / "venv", with_pip=True)
-        python = work / "venv" / "bin" / "python"
-        before = size_of(work / "venv")
-        subprocess.run([python, "-m", "pip", "install", "--quiet", *(work / "dist").glob("*.whl")], check=True)
-        parts = {path.name: size_of(path) for path in (work / "venv").glob("lib/python*/site-packages/*/")}
-        largest = sorted(parts, key=lambda part: -parts[part])[:6]
-        facts: dict[str, Any] = {
-            "command": command_line("python -m benchmarks.cold_start"),
-            "machine": machine("cpu"),
-            "installed_mb": round((size_of(work / "venv") - before) / 1e6),
-            "largest_packages_mb": {part: round(parts[part] / 1e6) for part in largest},
-        }
+        rows.find("installation", partial(installed, work))
         byol = work / "venv" / "bin" / "byol"
+        extract = [byol, "extract", bundle.resolve(), image.resolve(), "--out", "one.parquet", "--device", "cpu"]
         commands: dict[str, list[Any]] = {
             "byol --help": [byol, "--help"],
             "byol info": [byol, "info", bundle.resolve()],
-            "byol extract, one image": [byol, "extract", bundle.resolve(), image.resolve(), "--out", "one.parquet"],
+            "byol extract, one image": extract,
         }
-        commands["byol extract, one image"] += ["--device", "cpu"]
         for title, command in commands.items():
-            cold = drop_caches()
-            figures = [measured(command, work) for _ in range(1 + rounds)]
-            facts[title] = {
-                "from_disk_seconds": round(figures[0][0], 3) if cold else None,
-                "seconds": round(statistics.median(seconds for seconds, *_ in figures[1:]), 3),
-                "peak_gb": round(max(peak for _, peak, _ in figures), 3),
-            }
-    out.parent.mkdir(parents=True, exist_ok=True)
-    out.write_text(json.dumps(facts, indent=2) + "\n")
-    click.echo(json.dumps({key: value for key, value in facts.items() if key != "machine"}, indent=2))
+            rows.find(title, partial(timed, command, work, rounds))
 
 
 if __name__ == "__main__":

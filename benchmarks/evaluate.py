@@ -1,6 +1,6 @@
 """kNN and linear accuracy of a run's exported encoder, beside its untrained self and raw pixels.
 
-    python benchmarks/evaluate.py RUN --train SRC --test SRC --out DIR
+    python -m benchmarks.evaluate RUN --train SRC --test SRC --out DIR
 
 The run must hold `step-00000000.safetensors` (train with `--set keep_every=N`). Both encoders are exported; everything
 is measured on the exported artifacts by the `byol` command. Writes DIR/results.json and prints a table.
@@ -9,15 +9,14 @@ is measured on the exported artifacts by the `byol` command. Writes DIR/results.
 from __future__ import annotations
 
 import json
-import platform
-import subprocess
-import sys
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import click
 import numpy as np
 
+from benchmarks.rows import Row, Rows, byol
 from byol.images.decode import Preprocess, decode
 from byol.images.labels import require_labels
 from byol.images.open import open_source
@@ -25,12 +24,6 @@ from byol.images.source import ImageSource
 from byol.serve.evaluate.baselines import pixel_features
 
 KNN = ({"k": 20, "temperature": 0.07}, {"k": 200, "temperature": 0.1})
-
-
-def byol(*words: object) -> str:
-    """Standard output of a `byol` command that must succeed."""
-    command = [sys.executable, "-m", "byol", *map(str, words)]
-    return subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
 
 
 def raw_pixels(source: ImageSource, size: int, out: Path) -> None:
@@ -57,6 +50,21 @@ def measure(train: Path, test: Path) -> dict[str, Any]:
     return row
 
 
+def baseline(parts: dict[str, Path], size: int, out: Path) -> Row:
+    for part, location in parts.items():
+        raw_pixels(open_source(location), size, out / f"raw-{part}.npz")
+    return measure(out / "raw-train.npz", out / "raw-test.npz")
+
+
+def exported(name: str, checkpoint: Path, parts: dict[str, Path], out: Path) -> Row:
+    """The accuracies of a checkpoint's bundle, and its manifest."""
+    byol("export", checkpoint, "--out", out / name)
+    for part, location in parts.items():
+        byol("extract", out / name, location, "--out", out / f"{name}-{part}.parquet", "--json")
+    manifest = json.loads((out / name / "manifest.json").read_text())
+    return {**measure(out / f"{name}-train.parquet", out / f"{name}-test.parquet"), "manifest": manifest}
+
+
 @click.command()
 @click.argument("run", type=click.Path(exists=True, path_type=Path))
 @click.option("--train", type=click.Path(exists=True, path_type=Path), required=True)
@@ -65,24 +73,14 @@ def measure(train: Path, test: Path) -> dict[str, Any]:
 @click.option("--raw-size", default=32, show_default=True, help="Side of the raw-pixel baseline's images.")
 def main(run: Path, train: Path, test: Path, out: Path, raw_size: int) -> None:
     out.mkdir(parents=True, exist_ok=True)
-    rows: dict[str, Any] = {}
-    for part, location in (("train", train), ("test", test)):
-        raw_pixels(open_source(location), raw_size, out / f"raw-{part}.npz")
-    rows["raw pixels"] = measure(out / "raw-train.npz", out / "raw-test.npz")
+    parts = {"train": train, "test": test}
+    config = json.loads((run / "config.json").read_text())
+    rows = Rows(out / "results.json", "benchmarks.evaluate", config=config)
+    rows.find("raw pixels", partial(baseline, parts, raw_size, out))
     for name, checkpoint in (("untrained", run / "step-00000000.safetensors"), ("trained", run)):
-        byol("export", checkpoint, "--out", out / name)
-        for part, location in (("train", train), ("test", test)):
-            byol("extract", out / name, location, "--out", out / f"{name}-{part}.parquet", "--json")
-        rows[name] = measure(out / f"{name}-train.parquet", out / f"{name}-test.parquet")
-    manifest = json.loads((out / "trained" / "manifest.json").read_text())
-    facts = {
-        "python": platform.python_version(),
-        "manifest": manifest,
-        "config": json.loads((run / "config.json").read_text()),
-    }
-    (out / "results.json").write_text(json.dumps({"rows": rows, **facts}, indent=2) + "\n")
-    for name, row in rows.items():
-        click.echo(f"{name:12} " + "  ".join(f"{key} {value}" for key, value in row.items()))
+        rows.find(name, partial(exported, name, checkpoint, parts, out))
+    for row in rows.rows:
+        click.echo("  ".join(f"{key} {value}" for key, value in row.items() if key != "manifest"))
 
 
 if __name__ == "__main__":

@@ -7,9 +7,9 @@ Weights are random. About half a minute each on a core.
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ import click
 import timm
 import torch
 
-from benchmarks.train import machine
+from benchmarks.rows import FAILED, Row, Rows
 from byol.bundle.graph.judge import weights_of
 from byol.bundle.graph.operators import OPERATORS
 from byol.bundle.graph.walk import Step, walk
@@ -27,7 +27,6 @@ from byol.encoders.timm_models import input_config
 from byol.export.graph import INPUT, OUTPUT, encoder_to_onnx
 from byol.export.parity import measure
 from byol.limits import MAX_BATCH_SIZE
-from byol.text import first_line
 from byol.training.config import TrainConfig
 
 # The smallest member of a family, at the side of timm's own input or at the one after @.
@@ -53,22 +52,24 @@ inception_v3 inception_v4
 """
 
 
-def tried(family: str) -> dict[str, Any]:
-    """What became of one encoder: its size, and either its figures or why there are none."""
+def sized(family: str) -> tuple[str, int]:
+    """A member's name and size."""
     name, _, side = family.partition("@")
-    size = int(side or input_config(name)[1]["input_size"][1])
-    row: dict[str, Any] = {"name": name, "size": size}
+    return name, int(side or input_config(name)[1]["input_size"][1])
+
+
+def tried(name: str, size: int) -> Row:
+    """What became of one encoder: either its figures or in which words it is refused."""
+    row: Row = {}
     started = time.perf_counter()
     try:
         row |= figures(name, size)
     except ValueError as error:
         row["refused"] = str(error)
-    except Exception as error:  # whatever this one raises, the others are tried
-        row["broken"] = f"{type(error).__name__}: {first_line(error)}"
     return {**row, "seconds": round(time.perf_counter() - started, 1)}
 
 
-def figures(name: str, size: int) -> dict[str, Any]:
+def figures(name: str, size: int) -> Row:
     """Nodes, and the deviation from torch; raises `ValueError` where gate or judge refuse."""
     torch.manual_seed(0)
     encoder = build_encoder(f"{TIMM}{name}", "imagenet", size).eval()
@@ -82,12 +83,12 @@ def figures(name: str, size: int) -> dict[str, Any]:
 
 def table(rows: Sequence[Mapping[str, Any]]) -> str:
     """The rows as docs/export.md has them: what exports, then what is refused in which words."""
-    named = sorted(rows, key=lambda row: (row["name"], row["size"]))
+    named = sorted(rows, key=lambda row: (row["row"], row["size"]))
     passed, others = [r for r in named if "error" in r], [r for r in named if "error" not in r]
     lines = ["| encoder | px | nodes | relative error |", "|---|---|---|---|"]
-    lines += [f"| {row['name']} | {row['size']} | {row['nodes']} | {row['error']:.1e} |" for row in passed]
+    lines += [f"| {row['row']} | {row['size']} | {row['nodes']} | {row['error']:.1e} |" for row in passed]
     lines += ["", "| refused | px | in these words |", "|---|---|---|"]
-    lines += [f"| {row['name']} | {row['size']} | {row.get('refused') or row['broken']} |" for row in others]
+    lines += [f"| {row['row']} | {row['size']} | {row.get('refused') or row[FAILED]} |" for row in others]
     return "\n".join(lines)
 
 
@@ -96,19 +97,12 @@ def table(rows: Sequence[Mapping[str, Any]]) -> str:
 @click.option("--out", type=click.Path(path_type=Path), required=True, help="What it holds of other families stays.")
 @click.option("--shown", is_flag=True, help="Nothing is tried; the table of --out is printed.")
 def main(names: tuple[str, ...], out: Path, shown: bool) -> None:
-    rows = {}
-    if out.exists():
-        rows = {(row["name"], row["size"]): row for row in json.loads(out.read_bytes())["rows"]}
-    for name in () if shown else names or FAMILIES.split():
-        row = tried(name)
-        rows[row["name"], row["size"]] = row
-        click.echo(
-            f"{row['name']}, {row['size']} px: {row.get('error') or row.get('refused') or row['broken']}", err=True
-        )
-        facts = {"command": ["python", "-m", "benchmarks.families"], "timm": timm.__version__, **machine("cpu")}
-        out.parent.mkdir(parents=True, exist_ok=True)
-        out.write_text(json.dumps({**facts, "rows": [*rows.values()]}, indent=2) + "\n")
-    click.echo(table([*rows.values()]))
+    rows = Rows(out, "benchmarks.families", goes_on=True, timm=timm.__version__)
+    chosen = [] if shown else list(map(sized, names or FAMILIES.split()))
+    rows.rows = [row for row in rows.rows if (row["row"], row["size"]) not in chosen]
+    for name, size in chosen:
+        rows.find(name, partial(tried, name, size), size=size)
+    click.echo(table(rows.rows))
 
 
 if __name__ == "__main__":

@@ -12,21 +12,21 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 import random
 import signal
 import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import click
 import pyarrow.parquet as pq
 
-from benchmarks.train import command_line, machine
+from benchmarks.rows import Row, Rows
+from benchmarks.rows import start as start_module
 from byol.images.open import open_source
 
 BROKEN_EVERY = 20
@@ -50,10 +50,10 @@ def linked(images: Path, count: int, folder: Path, broken_every: int) -> list[st
 
 
 def start(bundle: Path, images: Path, out: Path, options: dict[str, Any]) -> subprocess.Popen[str]:
-    words = [sys.executable, "-m", "byol", "extract", bundle, images, "--out", f"{out}/", "--json"]
+    words: list[object] = ["byol", "extract", bundle, images, "--out", f"{out}/", "--json"]
     for name in ("device", "part_images", "processes"):
         words += [f"--{name.replace('_', '-')}", options[name]]
-    return subprocess.Popen(list(map(str, words)), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    return start_module(*words, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
 
 
 def finish(process: subprocess.Popen[str]) -> dict[str, Any]:
@@ -68,10 +68,10 @@ def contents(folder: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in sorted(folder.iterdir())}
 
 
-def kill_at_random(
-    bundle: Path, images: Path, out: Path, options: dict[str, Any], kills: int, longest: float
-) -> dict[str, Any]:
-    """Kill the command `kills` times, each within `longest` seconds of its start, and let it end then."""
+def kill_at_random(bundle: Path, images: Path, out: Path, options: dict[str, Any], kills: int, undisturbed: Row) -> Row:
+    """Kill the command `kills` times, each soon enough for all to come before its end, and let it end then."""
+    seconds, idle = undisturbed["seconds"], undisturbed["idle_seconds"]
+    longest = idle + 3 * (seconds - idle) / kills
     half_written, parts = 0, list[int]()
     while len(parts) < kills:
         process = start(bundle, images, out, options)
@@ -84,7 +84,11 @@ def kill_at_random(
         half_written += bool(list(out.glob("data/.part-*.tmp")))
         parts.append(len(list(out.glob("data/part-*.parquet"))))
     finish(start(bundle, images, out, options))
-    return {"finished_parts_at_each_kill": parts, "kills_that_left_a_half_written_part": half_written}
+    return {
+        "finished_parts_at_each_kill": parts,
+        "kills_that_left_a_half_written_part": half_written,
+        "identical": contents(out) == contents(out.with_name("whole")),
+    }
 
 
 @contextlib.contextmanager
@@ -98,8 +102,9 @@ def small_disk(size: int) -> Iterator[Path]:
             subprocess.run(["umount", folder], check=True)
 
 
-def fill_disk(bundle: Path, images: Path, options: dict[str, Any], whole: dict[str, bytes]) -> dict[str, Any]:
+def fill_disk(bundle: Path, images: Path, undisturbed: Path, options: dict[str, Any]) -> Row:
     """Extract to a disk that is too small by half; make room; go on."""
+    whole = contents(undisturbed)
     size = sum(map(len, whole.values()))
     with small_disk(2 * size + 1_000_000) as disk:
         ballast = disk / "ballast"
@@ -117,7 +122,7 @@ def fill_disk(bundle: Path, images: Path, options: dict[str, Any], whole: dict[s
         }
 
 
-def delete_one(bundle: Path, images: Path, out: Path, options: dict[str, Any]) -> dict[str, Any]:
+def delete_one(bundle: Path, images: Path, out: Path, options: dict[str, Any]) -> Row:
     """Delete the last image while the first ones are computed: are all others there, once each and in order?"""
     names = list(open_source(images).ids)
     process = start(bundle, images, out, options)
@@ -140,6 +145,21 @@ def names_in(out: Path) -> tuple[list[str], list[str]]:
     return ids, sorted(pq.read_table(out / "_errors" / "errors.parquet").column("path").to_pylist())
 
 
+def undisturbed(bundle: Path, images: Path, out: Path, options: dict[str, Any], broken: list[str]) -> Row:
+    started = time.perf_counter()
+    result = finish(start(bundle, images, out, options))
+    seconds = time.perf_counter() - started
+    started = time.perf_counter()
+    finish(start(bundle, images, out, options))  # there is nothing left to do
+    return {
+        "rows": result["images"],
+        "broken": len(broken),
+        "seconds": round(seconds, 1),
+        "idle_seconds": round(time.perf_counter() - started, 1),
+        "exactly_the_broken_images_are_listed": names_in(out)[1] == broken,
+    }
+
+
 @click.command()
 @click.argument("bundle", type=click.Path(exists=True, path_type=Path))
 @click.argument("images", type=click.Path(exists=True, file_okay=False, path_type=Path))
@@ -152,38 +172,16 @@ def names_in(out: Path) -> tuple[list[str], list[str]]:
 @click.option("--seed", default=0, show_default=True)
 def main(bundle: Path, images: Path, out: Path, count: int, kills: int, seed: int, **options: Any) -> None:
     random.seed(seed)
+    rows = Rows(out, "benchmarks.faults", options["device"], images=count)
     with tempfile.TemporaryDirectory() as temporary:
         work = Path(temporary)
-        links = work / "images"
+        links, whole = work / "images", work / "whole"
         broken = linked(images, count, links, BROKEN_EVERY)
-        started = time.perf_counter()
-        result = finish(start(bundle, links, work / "whole", options))
-        seconds = time.perf_counter() - started
-        whole = contents(work / "whole")
-        started = time.perf_counter()
-        finish(start(bundle, links, work / "whole", options))  # there is nothing left to do
-        idle = time.perf_counter() - started
-        facts: dict[str, Any] = {
-            "images": count,
-            "broken": len(broken),
-            "rows": result["images"],
-            "undisturbed_seconds": round(seconds, 1),
-            "exactly_the_broken_images_are_listed": names_in(work / "whole")[1] == broken,
-        }
-        longest = idle + 3 * (seconds - idle) / kills
-        facts |= kill_at_random(bundle, links, work / "killed", options, kills, longest)
-        facts["identical_after_kills"] = contents(work / "killed") == whole
-        try:
-            facts["full_disk"] = fill_disk(bundle, links, options, whole)
-        except (OSError, subprocess.CalledProcessError) as error:
-            facts["full_disk"] = f"not tried: {error}"
-        facts["deleted_meanwhile"] = delete_one(bundle, links, work / "deleted", options)
-    facts = {"command": command_line("python -m benchmarks.faults"), "machine": machine(options["device"]), **facts}
-    out.parent.mkdir(parents=True, exist_ok=True)
-    out.write_text(json.dumps(facts, indent=2) + "\n")
-    click.echo(json.dumps({key: value for key, value in facts.items() if key != "machine"}, indent=2))
+        first = rows.find("undisturbed", partial(undisturbed, bundle, links, whole, options, broken))
+        rows.find("killed", partial(kill_at_random, bundle, links, work / "killed", options, kills, first))
+        rows.find("full disk", partial(fill_disk, bundle, links, whole, options))
+        rows.find("deleted meanwhile", partial(delete_one, bundle, links, work / "deleted", options))
 
 
 if __name__ == "__main__":
-    os.environ.setdefault("PYTHONPATH", str(Path(__file__).parent.parent))
     main()

@@ -9,24 +9,44 @@ from __future__ import annotations
 
 import json
 import tempfile
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
-from typing import Any
 
 import click
 
-from benchmarks.evaluate import byol, raw_pixels
-from benchmarks.train import command_line, machine
+from benchmarks.evaluate import raw_pixels
+from benchmarks.rows import Row, Rows, byol
 from byol.images.open import open_source
 
 
-def curve(train: Path, test: Path, amounts: tuple[int, ...], draws: int) -> dict[str, Any]:
+def curve(train: Path, test: Path, amounts: tuple[int, ...], draws: int) -> Row:
     """Accuracies in percent from two features files: `all` labels, and of each amount a mean and a deviation."""
     few = [word for amount in amounts for word in ("--labels-per-class", amount)]
     result = json.loads(byol("linear", "--train", train, "--test", test, *few, "--draws", draws, "--json"))
-    row: dict[str, Any] = {"all": round(100 * result["top1"], 2)}
+    row: Row = {"all": round(100 * result["top1"], 2)}
     for amount, found in zip(amounts, result["few_labels"], strict=True):
         row[str(amount)] = [round(100 * found[key], 2) for key in ("mean", "deviation")]
     return row
+
+
+def pixels(parts: dict[str, Path], size: int, work: Path) -> dict[str, Path]:
+    """Features files of raw pixels."""
+    for part, location in parts.items():
+        raw_pixels(open_source(location), size, work / f"raw-{part}.npz")
+    return {part: work / f"raw-{part}.npz" for part in parts}
+
+
+def features(parts: dict[str, Path], bundle: str, stem: Path) -> dict[str, Path]:
+    """Features files of a bundle, whose names begin with `stem`."""
+    files = {part: stem.with_name(f"{stem.name}-{part}.parquet") for part in parts}
+    for part, location in parts.items():
+        byol("extract", bundle, location, "--out", files[part], "--json")
+    return files
+
+
+def scored(make: Callable[[], dict[str, Path]], amounts: tuple[int, ...], draws: int) -> Row:
+    return curve(**make(), amounts=amounts, draws=draws)
 
 
 @click.command()
@@ -40,27 +60,20 @@ def curve(train: Path, test: Path, amounts: tuple[int, ...], draws: int) -> dict
 def main(
     bundles: tuple[str, ...], train: Path, test: Path, out: Path, amounts: tuple[int, ...], draws: int, raw_size: int
 ) -> None:
-    rows: dict[str, Any] = {}
     parts = {"train": train, "test": test}
+    rows = Rows(out, "benchmarks.few_labels")
     with tempfile.TemporaryDirectory() as folder:
         work = Path(folder)
-        for part, location in parts.items():
-            raw_pixels(open_source(location), raw_size, work / f"raw-{part}.npz")
-        rows["raw pixels"] = curve(work / "raw-train.npz", work / "raw-test.npz", amounts, draws)
+        makers = {"raw pixels": partial(pixels, parts, raw_size, work)}
         for name, _, bundle in (words.partition("=") for words in bundles):
-            files = {part: work / f"{name}-{part}.parquet" for part in parts}
-            for part, location in parts.items():
-                byol("extract", bundle, location, "--out", files[part], "--json")
-            rows[name] = curve(files["train"], files["test"], amounts, draws)
-            click.echo(f"{name}: {rows[name]}")
-    facts = {"command": command_line("python -m benchmarks.few_labels"), "machine": machine("cpu"), "rows": rows}
-    out.parent.mkdir(parents=True, exist_ok=True)
-    out.write_text(json.dumps(facts, indent=2) + "\n")
+            makers[name] = partial(features, parts, bundle, work / name)
+        for name, make in makers.items():
+            rows.find(name, partial(scored, make, amounts, draws))
     columns = [*map(str, amounts), "all"]
     click.echo(f"| | {' | '.join(columns)} |\n|---|{'---|' * len(columns)}")
-    for name, row in rows.items():
-        cells = [f"{row[c][0]:.1f} +- {row[c][1]:.1f}" if c != "all" else f"{row[c]:.1f}" for c in columns]
-        click.echo(f"| {name} | {' | '.join(cells)} |")
+    for row in rows.rows:
+        cells = ["{:.1f} +- {:.1f}".format(*row[c]) if c != "all" else f"{row[c]:.1f}" for c in columns if c in row]
+        click.echo(f"| {row['row']} | {' | '.join(cells)} |")
 
 
 if __name__ == "__main__":

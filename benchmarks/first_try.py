@@ -10,19 +10,14 @@ chosen on the test set. Finished seeds are kept: call again to go on. Writes DIR
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 import time
-from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import click
 import numpy as np
 
-from benchmarks.evaluate import byol
-from benchmarks.train import command_line, machine
+from benchmarks.rows import Row, Rows, byol
 from byol.images.open import open_source
 from byol.images.splits import draw
 
@@ -38,28 +33,18 @@ def labelled(data: Path, count: int, folder: Path) -> Path:
     return folder
 
 
-def kept(path: Path, make: Callable[[], dict[str, Any]]) -> dict[str, Any]:
-    """The row in a file, which `make` finds if there is none yet; it is shown."""
-    if not path.exists():
-        path.write_text(json.dumps(make()) + "\n")
-    row: dict[str, Any] = json.loads(path.read_text())
-    click.echo(json.dumps(row))
-    return row
-
-
-def run_one(data: Path, few: Path, test: str, out: Path, minutes: str, seed: int) -> dict[str, Any]:
+def run_one(data: Path, few: Path, test: str, out: Path, minutes: str, seed: int) -> Row:
     """One seed: what was forecast, what it took, and the accuracies in percent."""
     run, bundle = out / f"seed-{seed}", out / f"seed-{seed}-bundle"
     words = [str(data), "--out", str(run), "--time", minutes, "--seed", str(seed)]
     forecast = json.loads(byol("train", *words, "--dry-run", "--json"))
     began = time.monotonic()
     with (out / f"seed-{seed}.log").open("a") as log:
-        subprocess.run([sys.executable, "-m", "byol", "train", *words], stderr=log, check=True)
+        byol("train", *words, log=log)
     took = time.monotonic() - began
     byol("export", run, "--out", bundle)
     steps = json.loads((run / "config.json").read_text())["config"]["max_steps"]
-    row = {
-        "seed": seed,
+    row: Row = {
         "steps": steps,
         "forecast_steps": forecast["steps"],
         "seconds": round(took, 1),
@@ -82,11 +67,9 @@ def run_one(data: Path, few: Path, test: str, out: Path, minutes: str, seed: int
 def main(data: Path, test: str, out: Path, minutes: str, seeds: int, labels: int) -> None:
     out.mkdir(parents=True, exist_ok=True)
     few = labelled(data, labels, out / "labelled")
-    rows = [
-        kept(out / f"seed-{seed}.json", partial(run_one, data, few, test, out, minutes, seed)) for seed in range(seeds)
-    ]
-    facts = {"command": command_line("python -m benchmarks.first_try"), "machine": machine("cpu"), "rows": rows}
-    (out / "first-try.json").write_text(json.dumps(facts, indent=2) + "\n")
+    rows = Rows(out / "first-try.json", "benchmarks.first_try", goes_on=True)
+    for seed in range(seeds):
+        rows.find("ours", partial(run_one, data, few, test, out, minutes, seed), seed=seed)
 
 
 if __name__ == "__main__":

@@ -8,19 +8,18 @@ files themselves are in the page cache in both.
 
 from __future__ import annotations
 
-import json
-import os
 import subprocess
-import sys
 import tempfile
 import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import click
 import numpy as np
 
-from benchmarks.train import command_line, machine, work
+from benchmarks.rows import Row, Rows, start
+from benchmarks.train import work
 from byol.images.open import open_source
 
 IMAGES = (1_000, 10_000, 50_000)
@@ -37,20 +36,27 @@ def subset(data: Path, count: int, folder: Path) -> Path:
     return folder
 
 
-def first_step(data: Path, home: Path, options: dict[str, Any]) -> float:
+def first_step(data: Path, home: Path, options: dict[str, Any]) -> Row:
     """Seconds from the start of `byol train` to the end of its first step."""
     with tempfile.TemporaryDirectory() as out:
-        words = [sys.executable, "-m", "byol", "train", data, "--out", f"{out}/run", "--preset", "cifar10-lightly"]
+        words = ["byol", "train", data, "--out", f"{out}/run", "--preset", "cifar10-lightly"]
         words += ["--stem", "auto", "--batch-size", 64, "--lr", 0.12, "--max-steps", 1, "--set", "log_every=1"]
         words += ["--image-size", options["image_size"], "--device", options["device"], "--arch", options["arch"]]
-        environment = {**os.environ, "BYOL_HOME": str(home)}
         started = time.perf_counter()
-        with subprocess.Popen(list(map(str, words)), env=environment, stderr=subprocess.PIPE, text=True) as process:
-            assert process.stderr is not None
-            for line in process.stderr:
+        with start(*words, variables={"BYOL_HOME": str(home)}, stderr=subprocess.PIPE) as process:
+            for line in process.stderr or ():
                 if line.startswith("step 1/1"):
-                    return time.perf_counter() - started
+                    return {"seconds": time.perf_counter() - started}
         raise click.ClickException(f"training ended with {process.returncode}")
+
+
+def among(data: Path, count: int, folder: Path, options: dict[str, Any]) -> Row:
+    """Images/s with so many images."""
+    return rate(subset(data, count, folder), options, 64)
+
+
+def rate(data: Path, options: dict[str, Any], batch: int) -> Row:
+    return {"images_per_second": work("ours", data, {**options, "batch_size": batch})}
 
 
 @click.command()
@@ -61,22 +67,18 @@ def first_step(data: Path, home: Path, options: dict[str, Any]) -> float:
 @click.option("--device", type=click.Choice(["cpu", "cuda"]), default="cpu", show_default=True)
 @click.option("--seconds", default=20.0, show_default=True)
 def main(data: Path, out: Path, **options: Any) -> None:
-    rows: dict[str, float] = {}
+    rows = Rows(out, "benchmarks.growth", options["device"], options=options)
     with tempfile.TemporaryDirectory() as folder:
         for name in ("cold", "cached"):
-            rows[f"seconds to first step, {name}"] = first_step(data, Path(folder) / "home", options)
-        rows["in-training kNN, % of an epoch's steps"] = work("knn", data, {**options, "batch_size": 64})
+            rows.find(f"to the first step, {name}", partial(first_step, data, Path(folder) / "home", options))
+        knn = partial(work, "knn", data, {**options, "batch_size": 64})
+        rows.find("in-training kNN", lambda: {"percent_of_an_epoch": knn()})
         for count in IMAGES:
-            part = subset(data, count, Path(folder) / str(count))
-            rows[f"images/s, {count} images, batch 64"] = work("ours", part, {**options, "batch_size": 64})
+            rows.find(f"{count} images, batch 64", partial(among, data, count, Path(folder) / str(count), options))
         for batch in BATCHES:
-            rows[f"images/s, all images, batch {batch}"] = work("ours", data, {**options, "batch_size": batch})
-    out.parent.mkdir(parents=True, exist_ok=True)
-    command = command_line("python -m benchmarks.growth")
-    facts = {"command": command, "options": options, "machine": machine(options["device"]), "rows": rows}
-    out.write_text(json.dumps(facts, indent=2) + "\n")
-    for row, value in rows.items():
-        click.echo(f"| {row} | {value:.1f} |")
+            rows.find(f"all images, batch {batch}", partial(rate, data, options, batch))
+    for row in rows.rows:
+        click.echo(f"| {' | '.join(f'{v:.1f}' if isinstance(v, float) else v for v in row.values())} |")
 
 
 if __name__ == "__main__":

@@ -15,19 +15,19 @@ import statistics
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import click
 
-from benchmarks.evaluate import byol
-from benchmarks.train import command_line, machine
+from benchmarks.rows import Row, Rows, byol, start
 
 
-def train(words: list[str], log: Path, until: float) -> bool:
+def train(words: list[object], log: Path, until: float) -> bool:
     """Train or go on training; whether the run is complete."""
     with log.open("a") as stream:
-        process = subprocess.Popen([sys.executable, "-m", "byol", "train", *words, "--resume"], stderr=stream)
+        process = start("byol", "train", *words, "--resume", stderr=stream)
         try:
             process.wait(max(1.0, until - time.monotonic()))
         except subprocess.TimeoutExpired:
@@ -58,6 +58,13 @@ def score(run: Path, bank: str, test: str, device: str) -> dict[str, Any]:
     return result
 
 
+def scored(run: Path, bank: str, test: str, device: str) -> Row:
+    """A finished run: its time in steps, its score and its settings."""
+    config = json.loads((run / "config.json").read_text())
+    seconds = training_seconds(run, config["config"]["batch_size"])
+    return {"training_seconds": round(seconds, 1), "knn": score(run, bank, test, device), "run": config}
+
+
 @click.command()
 @click.option("--train", "bank", required=True, help="Images to train on, labelled for the bank.")
 @click.option("--test", required=True)
@@ -70,27 +77,17 @@ def score(run: Path, bank: str, test: str, device: str) -> dict[str, Any]:
 def main(bank: str, test: str, out: Path, preset: str, seeds: int, minutes: float, device: str, more: Any) -> None:
     until = time.monotonic() + 60 * minutes
     out.mkdir(parents=True, exist_ok=True)
-    rows = []
+    rows = Rows(out / "headline.json", "benchmarks.headline", device)
     for seed in range(seeds):
         run = out / f"seed-{seed}"
-        words = [bank, "--out", str(run), "--preset", preset, "--seed", str(seed), "--device", device, *more]
+        words: list[object] = [bank, "--out", run, "--preset", preset, "--seed", seed, "--device", device, *more]
         if not train(words, out / f"seed-{seed}.log", until):
             click.echo(f"seed {seed} is not finished; call again to go on", err=True)
             sys.exit(3)
-        config = json.loads((run / "config.json").read_text())
-        seconds = training_seconds(run, config["config"]["batch_size"])
-        result = score(run, bank, test, device)
-        rows.append({"seed": seed, "training_seconds": round(seconds, 1), "knn": result, "run": config})
-        click.echo(f"seed {seed}: kNN {100 * result['top1']:.2f} %, {seconds / 60:.1f} minutes of training")
-    scores = [100 * row["knn"]["top1"] for row in rows]
-    summary = {
-        "command": command_line("python -m benchmarks.headline"),
-        "machine": machine("cuda" if rows[0]["knn"]["device"] == "cuda" else "cpu"),
-        "mean": statistics.mean(scores),
-        "deviation": statistics.stdev(scores) if len(scores) > 1 else None,
-        "rows": rows,
-    }
-    (out / "headline.json").write_text(json.dumps(summary, indent=2) + "\n")
+        rows.find(preset, partial(scored, run, bank, test, device), seed=seed)
+    scores = [100 * row["knn"]["top1"] for row in rows.rows if "knn" in row]
+    deviation = f" +- {statistics.stdev(scores):.2f}" if len(scores) > 1 else ""
+    click.echo(f"kNN {statistics.mean(scores):.2f}{deviation} % of {len(scores)} seeds" if scores else "no score")
 
 
 if __name__ == "__main__":

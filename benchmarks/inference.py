@@ -14,21 +14,18 @@ versions and every figure.
 from __future__ import annotations
 
 import json
-import os
-import statistics
-import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import click
 import numpy as np
 
-from benchmarks.evaluate import byol
-from benchmarks.train import command_line, machine
+from benchmarks.rows import Row, Rows, byol, said
 
 TORCH = (
     "torch eager",
@@ -63,27 +60,46 @@ def read_images(photos: Path, size: int, count: int) -> np.ndarray:
     return np.stack([preprocess(source.open(int(place))) for place in places])
 
 
-def torch_row(row: str, work: Path, options: dict[str, Any], images: np.ndarray) -> Callable[[], object]:
+def torch_run(
+    arch: str,
+    device: str,
+    images: np.ndarray,
+    weights: Path | None = None,
+    channels_last: bool = False,
+    dtype: str = "fp32",
+    compiled: bool = False,
+    resident: bool = False,
+) -> Callable[[], object]:
+    """A function that encodes a batch of images uint8 (B, S, S, 3) by torch, from host to host.
+
+    `dtype` is fp32, bf16 or fp16 (by autocast); with `resident` the images lie on the device already.
+    """
     import torch
 
     from byol.encoders.build import build_encoder
 
-    device = torch.device(options["device"])
-    encoder = build_encoder(options["arch"], "imagenet", options["image_size"])
-    encoder.load_state_dict(torch.load(work / "weights.pth", weights_only=True))
-    layout = torch.channels_last if "channels_last" in row else torch.contiguous_format
+    encoder = build_encoder(arch, "imagenet", images.shape[1])
+    if weights:
+        encoder.load_state_dict(torch.load(weights, weights_only=True))
+    layout = torch.channels_last if channels_last else torch.contiguous_format
     encoder = encoder.eval().to(memory_format=layout).to(device)
-    forward = torch.compile(encoder) if "compile" in row else encoder
-    autocast = torch.autocast(device.type, torch.bfloat16, enabled="bf16" in row)
-    pixels = torch.from_numpy(images)
+    forward = torch.compile(encoder, dynamic=False) if compiled else encoder
+    number = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(dtype, torch.bfloat16)
+    pixels = torch.from_numpy(images).to(device if resident else "cpu")
 
     @torch.no_grad()
     def run() -> object:
-        with autocast:
+        with torch.autocast(device, number, enabled=dtype != "fp32"):
             batch = pixels.to(device).permute(0, 3, 1, 2).float() / 127.5 - 1
             return forward(batch.contiguous(memory_format=layout)).float().cpu()
 
     return run
+
+
+def torch_row(row: str, work: Path, options: dict[str, Any], images: np.ndarray) -> Callable[[], object]:
+    named = {"channels_last": "channels_last" in row, "compiled": "compile" in row}
+    dtype = "bf16" if "bf16" in row else "fp32"
+    return torch_run(options["arch"], options["device"], images, work / "weights.pth", dtype=dtype, **named)
 
 
 def our_row(row: str, work: Path, options: dict[str, Any], images: np.ndarray) -> Callable[[], object]:
@@ -93,29 +109,44 @@ def our_row(row: str, work: Path, options: dict[str, Any], images: np.ndarray) -
     return lambda: encoder.encode(images)
 
 
-def worker(row: str, work: Path, options: dict[str, Any]) -> None:
-    """Time one row and print images/s."""
-    images = np.load(work / "batch.npy")
-    run = (torch_row if row in TORCH else our_row)(row, work, options, images)
-
-    clock = time.process_time if options["processor_time"] else time.perf_counter
+def images_per_second(
+    run: Callable[[], object], images: int, seconds: float, clock: Callable[[], float] = time.perf_counter
+) -> float:
+    """The rate of a call that takes so many images, over `seconds` after half as long a warm-up."""
 
     def repeat(seconds: float) -> float:
         started, count = clock(), 0
         while clock() - started < seconds or count < 3:
             run()
             count += 1
-        return count * len(images) / (clock() - started)
+        return count * images / (clock() - started)
 
-    repeat(options["seconds"] / 2)
-    click.echo(repeat(options["seconds"]))
+    repeat(seconds / 2)
+    return repeat(seconds)
 
 
-def measure(row: str, work: Path, options: dict[str, Any]) -> float:
-    words = [sys.executable, "-m", "benchmarks.inference", "--worker", row, str(work), json.dumps(options)]
-    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parent.parent)}
-    done = subprocess.run(words, env=environment, stdout=subprocess.PIPE, text=True, check=True)
-    return float(done.stdout.splitlines()[-1])
+def worker(row: str, work: Path, options: dict[str, Any]) -> None:
+    """Time one row and print images/s."""
+    images = np.load(work / "batch.npy")
+    run = (torch_row if row in TORCH else our_row)(row, work, options, images)
+    clock = time.process_time if options["processor_time"] else time.perf_counter
+    click.echo(images_per_second(run, len(images), options["seconds"], clock))
+
+
+def measure(row: str, work: Path, options: dict[str, Any]) -> Row:
+    printed = said("benchmarks.inference", "--worker", row, work, json.dumps(options))
+    return {"images_per_second": float(printed.splitlines()[-1])}
+
+
+def write_bundle(work: Path, arch: str, size: int, *more: object) -> Row:
+    """work/bundle of work/weights.pth, and how long that took; `more` goes to `byol export`."""
+    toolkit = "timm" if arch.startswith("timm:") else "torchvision"
+    words = ["export", work / "weights.pth", "--from", toolkit, "--arch", arch, "--image-size", size]
+    words += ["--mean", 0.5, 0.5, 0.5, "--std", 0.5, 0.5, 0.5, "--out", work / "bundle", *more]
+    started = time.perf_counter()
+    byol(*words)
+    seconds = round(time.perf_counter() - started, 1)
+    return {"seconds": seconds, "files": json.loads((work / "bundle" / "manifest.json").read_text())["files"]}
 
 
 @click.command()
@@ -129,46 +160,31 @@ def measure(row: str, work: Path, options: dict[str, Any]) -> float:
 @click.option("--processor-time", is_flag=True, help="Count seconds of the processor; on one core, beside other work.")
 @click.option("--rounds", default=3, show_default=True)
 def main(photos: Path, out: Path, rounds: int, **options: Any) -> None:
-    figures: dict[str, list[float]] = {row: [] for row in (*TORCH, *OURS)}
+    rows = Rows(out, "benchmarks.inference", options["device"], options=options)
     with tempfile.TemporaryDirectory() as folder:
-        work, size = Path(folder), options["image_size"]
+        work, arch, size = Path(folder), options["arch"], options["image_size"]
         images = read_images(photos, size, 64)
         np.save(work / "batch.npy", np.resize(images, (options["batch_size"], *images.shape[1:])))
-        write_checkpoint(work / "weights.pth", options["arch"], size, images)
-        toolkit = "timm" if options["arch"].startswith("timm:") else "torchvision"
-        words = ["export", work / "weights.pth", "--from", toolkit, "--arch", options["arch"]]
-        words += ["--image-size", size, "--mean", 0.5, 0.5, 0.5, "--std", 0.5, 0.5, 0.5, "--out", work / "bundle"]
-        started = time.perf_counter()
-        byol(*words)
-        export_seconds = time.perf_counter() - started
-        byol(*words, "--precision", "fp16", "--precision", "int8", "--calibrate", photos)
-        manifest = json.loads((work / "bundle" / "manifest.json").read_text())
+        write_checkpoint(work / "weights.pth", arch, size, images)
+        export = partial(write_bundle, work, arch, size)
+        more = ("--precision", "fp16", "--precision", "int8", "--calibrate", photos)
+        exports = [rows.find("export", export), rows.find("export with fp16 and int8", partial(export, *more))]
         for number in range(rounds):
-            for row in figures:
-                figures[row].append(measure(row, work, options))
-                click.echo(f"round {number + 1}: {row}: {figures[row][-1]:.1f} images/s", err=True)
-    medians = {row: statistics.median(values) for row, values in figures.items()}
-    result = {
-        "command": command_line("python -m benchmarks.inference"),
-        "options": options,
-        "machine": machine(options["device"]),
-        "export_seconds": export_seconds,
-        "files": manifest["files"],
-        "images_per_second": figures,
-        "median": medians,
-    }
-    out.parent.mkdir(parents=True, exist_ok=True)
-    out.write_text(json.dumps(result, indent=2) + "\n")
-    click.echo(f"export: {export_seconds:.1f} s")
-    for name, entry in manifest["files"].items():
+            for row in (*TORCH, *OURS):
+                rows.find(row, partial(measure, row, work, options), round=number + 1)
+    for exported in exports:
+        click.echo(f"{exported['row']}: {exported.get('seconds', '-')} s")
+    for name, entry in exports[-1].get("files", {}).items():
         parity = entry.get("parity")
         proof = (
             f", relative error {parity['max_relative_error']:.1e}, cosine {parity['min_cosine']:.7f}" if parity else ""
         )
         click.echo(f"{name}: {entry['size'] / 1e6:.1f} MB{proof}")
+    medians = rows.medians("images_per_second")
+    eager = medians.get(TORCH[0])
     click.echo("| row | images/s | / torch eager |\n|---|---|---|")
     for row, rate in medians.items():
-        click.echo(f"| {row} | {rate:.1f} | {rate / medians['torch eager']:.2f} |")
+        click.echo(f"| {row} | {rate:.1f} | {f'{rate / eager:.2f}' if eager else '-'} |")
 
 
 if __name__ == "__main__":

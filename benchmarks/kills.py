@@ -11,22 +11,21 @@ which files are not byte-identical to the undisturbed ones, whether a bundle tha
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import os
 import random
 import signal
 import subprocess
-import sys
 import tempfile
 import time
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any
 
 import click
 
-from benchmarks.train import command_line, machine
+from benchmarks.rows import ChildFailed, Row, Rows, byol
+from benchmarks.rows import start as start_module
 
 SMALL = ["--arch", "timm:test_resnet", "--image-size", "32", "--batch-size", "16", "--max-steps", "150"]
 SET = "--set"
@@ -50,26 +49,21 @@ def jobs(images: Path, run: Path, bundle: Path, work: Path) -> list[Job]:
     rates = ["--lr", "0.05", "--lr", "0.1", "--epochs", "2", "--batch-size", "64"]
     tuning: list[str | Path] = ["finetune", run, images, *rates, "--resume"]
     extraction: list[str | Path] = ["extract", bundle, images, "--part-images", "100"]
-    found = [
+    return [
         Job("train", training, work / "train"),
         Job("train-2", [*training, "--nproc", "2"], work / "train-2"),
         Job("finetune", tuning, work / "finetune"),
         Job("export", ["export", run], work / "export", goes_on=False),
         Job("extract-2", [*extraction, "--processes", "2"], work / "extract-2"),
+        Job("extract-ray", [*extraction, "--engine", "ray"], work / "extract-ray"),
     ]
-    if importlib.util.find_spec("ray"):
-        found.append(Job("extract-ray", [*extraction, "--engine", "ray"], work / "extract-ray"))
-    return found
 
 
 def start(words: list[str | Path], out: Path) -> subprocess.Popen[str]:
     """The command, first of a process group of its own."""
-    call = [sys.executable, "-m", "byol", *map(str, words), "--out", f"{out}/", "--device", "cpu"]
-    if words[0] == "export":
-        call = call[:-2]
-    return subprocess.Popen(
-        call, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, start_new_session=True, errors="replace"
-    )
+    device = () if words[0] == "export" else ("--device", "cpu")
+    call = ("byol", *words, "--out", f"{out}/", *device)
+    return start_module(*call, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, start_new_session=True)
 
 
 def finish(process: subprocess.Popen[str]) -> None:
@@ -102,11 +96,14 @@ def different(one: dict[str, bytes], other: dict[str, bytes]) -> list[str]:
 
 
 def is_whole(bundle: Path) -> bool:
-    call = [sys.executable, "-m", "byol", "info", str(bundle), "--verify"]
-    return subprocess.run(call, capture_output=True, check=False).returncode == 0
+    try:
+        byol("info", bundle, "--verify")
+    except ChildFailed:
+        return False
+    return True
 
 
-def kill_at_random(job: Job, kills: int, seconds: float) -> dict[str, Any]:
+def kill_at_random(job: Job, kills: int, seconds: float) -> Row:
     """Kill the job so many times and let it end; it takes `seconds` when nobody does."""
     moments, whole, began = list[float](), 0, 4.0
     longest = min(seconds, began + 3 * seconds / kills) if job.goes_on else seconds
@@ -124,12 +121,29 @@ def kill_at_random(job: Job, kills: int, seconds: float) -> dict[str, Any]:
         moments.append(round(moment, 1))
         whole += not job.goes_on and (not job.out.exists() or is_whole(job.out))
     finish(start(job.words, job.out))
-    facts: dict[str, Any] = {"kills": len(moments), "seconds_to_each_kill": moments}
+    facts: Row = {"kills": len(moments), "seconds_to_each_kill": moments}
     return facts if job.goes_on else facts | {"absent_or_whole_after_each_kill": whole == len(moments)}
 
 
 def left_behind(folder: Path) -> list[str]:
     return sorted(path.name for path in folder.rglob("*") if path.name.endswith((".tmp", ".lock")))
+
+
+def prepared(first: Job, bundle: Path) -> Row:
+    """What the other jobs start from."""
+    finish(start(first.words, first.out))
+    finish(start(["export", first.out], bundle))
+    return {}
+
+
+def compared(whole: Job, killed: Job, kills: int) -> Row:
+    """What the undisturbed job and the killed one left."""
+    began = time.perf_counter()
+    finish(start(whole.words, whole.out))
+    seconds = time.perf_counter() - began
+    seen = {"undisturbed_seconds": round(seconds, 1), **kill_at_random(killed, kills, seconds)}
+    seen["different"] = different(contents(whole.out), contents(killed.out))
+    return {**seen, "left_behind": left_behind(killed.out.parent)}
 
 
 @click.command()
@@ -140,28 +154,16 @@ def left_behind(folder: Path) -> list[str]:
 @click.option("--seed", default=0, show_default=True)
 def main(images: Path, out: Path, kills: int, only: tuple[str, ...], seed: int) -> None:
     random.seed(seed)
-    facts: dict[str, Any] = {"command": command_line("python -m benchmarks.kills"), "machine": machine("cpu")}
+    rows = Rows(out, "benchmarks.kills")
     with tempfile.TemporaryDirectory() as temporary:
         work = Path(temporary)
         first, bundle = jobs(images, work, work, work / "first")[0], work / "bundle"
-        finish(start(first.words, first.out))
-        finish(start(["export", first.out], bundle))
+        rows.find("a run and its bundle", partial(prepared, first, bundle))
         pairs = zip(*(jobs(images, first.out, bundle, work / name) for name in ("whole", "killed")), strict=True)
         for whole, killed in pairs:
-            if only and whole.name not in only:
-                continue
-            began = time.perf_counter()
-            finish(start(whole.words, whole.out))
-            seconds = time.perf_counter() - began
-            seen = {"undisturbed_seconds": round(seconds, 1), **kill_at_random(killed, kills, seconds)}
-            seen["different"] = different(contents(whole.out), contents(killed.out))
-            seen["left_behind"] = left_behind(killed.out.parent)
-            facts[whole.name] = seen
-            click.echo(f"{whole.name}: {json.dumps(seen)}")
-    out.parent.mkdir(parents=True, exist_ok=True)
-    out.write_text(json.dumps(facts, indent=2) + "\n")
+            if not only or whole.name in only:
+                rows.find(whole.name, partial(compared, whole, killed, kills))
 
 
 if __name__ == "__main__":
-    os.environ.setdefault("PYTHONPATH", str(Path(__file__).parent.parent))
     main()

@@ -10,17 +10,13 @@ rest. No test set is looked at. Finished rows are kept: call again to go on. Wri
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import click
 
-from benchmarks.evaluate import byol
-from benchmarks.first_try import kept, labelled
-from benchmarks.train import command_line, machine
+from benchmarks.first_try import labelled
+from benchmarks.rows import Row, Rows, byol
 from byol.images.open import open_source
 
 LOCAL, CUTOUT = ["--set", "local_views=2"], ["--set", "cutout_views=1"]
@@ -45,18 +41,16 @@ def unlabelled(data: Path, few: Path, folder: Path) -> Path:
     return folder
 
 
-def run_row(
-    data: Path, few: Path, rest: Path, out: Path, minutes: str, seed: int, options: list[str]
-) -> dict[str, Any]:
+def run_row(data: Path, few: Path, rest: Path, out: Path, minutes: str, seed: int, options: list[str]) -> Row:
     """Train, export and score one row; accuracies in percent."""
     run, bundle = out / "run", out / "bundle"
     out.mkdir(exist_ok=True)
     words = [str(data), "--out", str(run), "--time", minutes, "--seed", str(seed), *options]
     with (out / "train.log").open("a") as log:
-        subprocess.run([sys.executable, "-m", "byol", "train", *words], stderr=log, check=True)
+        byol("train", *words, log=log)
     byol("export", run, "--out", bundle)
     last = json.loads((run / "metrics.jsonl").read_text().splitlines()[-1])
-    row: dict[str, Any] = {"options": options, "seed": seed, "steps": last["step"], "epochs": last["epoch"]}
+    row: Row = {"options": options, "steps": last["step"], "epochs": last["epoch"]}
     for task, images in (("knn", ["--train", data]), ("linear", ["--train", few, "--test", rest])):
         row[task] = round(100 * json.loads(byol(task, bundle, *images, "--json"))["top1"], 2)
     return row
@@ -77,12 +71,13 @@ def main(
     few = labelled(data, labels, out / "labelled")
     rest = unlabelled(data, few, out / "rest")
 
-    def row(name: str, seed: int) -> dict[str, Any]:
-        return {"row": name, **run_row(data, few, rest, out / f"{name}-{seed}", minutes, seed, [*ROWS[name], *more])}
-
-    found = [kept(out / f"{name}-{seed}.json", partial(row, name, seed)) for seed in range(seeds) for name in rows]
-    facts = {"command": command_line("python -m benchmarks.kinds"), "machine": machine("cpu"), "rows": found}
-    (out / "kinds.json").write_text(json.dumps(facts, indent=2) + "\n")
+    found = Rows(out / "kinds.json", "benchmarks.kinds", goes_on=True)
+    for seed in range(seeds):
+        for name in rows:
+            options = [*ROWS[name], *more]
+            found.find(
+                name, partial(run_row, data, few, rest, out / f"{name}-{seed}", minutes, seed, options), seed=seed
+            )
 
 
 if __name__ == "__main__":

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import subprocess
 import time
 from pathlib import Path
 from typing import Any
 
-import click
+from benchmarks.rows import ChildFailed
+from benchmarks.rows import environment as for_children
 
 POLL_SECONDS = 0.002
 
@@ -23,7 +23,7 @@ def peak_gb(pid: int) -> float:
 
 def measured(command: list[Any], folder: Path, **environment: str) -> tuple[float, float, str]:
     """Seconds, peak GB (as last seen before the end) and output of a command that must succeed."""
-    variables = {name: value for name, value in {**os.environ, **environment}.items() if value}
+    variables = {name: value for name, value in {**for_children(), **environment}.items() if value}
     started = time.perf_counter()
     process = subprocess.Popen(
         list(map(str, command)),
@@ -41,5 +41,5 @@ def measured(command: list[Any], folder: Path, **environment: str) -> tuple[floa
     seconds = time.perf_counter() - started
     said, _ = process.communicate()
     if process.returncode:
-        raise click.ClickException(f"{' '.join(map(str, command))} ended with {process.returncode}")
+        raise ChildFailed(f"{' '.join(map(str, command))} ended with {process.returncode}")
     return seconds, peak, said

@@ -9,8 +9,8 @@ give a part of the training set as --test. Writes DIR/rehearsal.json.
 
 from __future__ import annotations
 
-import json
 import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,7 @@ import click
 
 from benchmarks.growth import subset
 from benchmarks.headline import score, train, training_seconds
-from benchmarks.train import command_line, machine
+from benchmarks.rows import Row, Rows
 from byol.training.recipes.presets import PRESETS
 
 
@@ -27,6 +27,13 @@ def pixels_per_image(preset: str, image_size: int) -> tuple[float, int]:
     config = PRESETS[preset]()
     start = round(image_size * config.start_size / config.image_size) if config.start_size else image_size
     return config.start_share * start**2 + (1 - config.start_share) * image_size**2, start
+
+
+def trained(run: Path, words: list[object], batch_size: int, bank: Path, test: str) -> Row:
+    """Train and score; how long the steps took."""
+    train(words, run.with_name(f"{run.name}.log"), time.monotonic() + 1e6)
+    seconds = training_seconds(run, batch_size)
+    return {"training_seconds": round(seconds, 1), "knn": score(run, str(bank), test, "auto")}
 
 
 @click.command()
@@ -48,22 +55,15 @@ def main(bank: Path, test: str, out: Path, presets: tuple[str, str], images: int
         subset(bank, images, links)
     size, more = options["image_size"], options["more"]
     budget = epochs * pixels_per_image(presets[0], size)[0]
-    rows = []
+    rows = Rows(out / "rehearsal.json", "benchmarks.rehearsal")
     for preset in presets:
         pixels, start = pixels_per_image(preset, size)
         length = round(budget / pixels)
         run = out / f"{preset}-{options['seed']}"
-        words = [links, "--out", run, "--preset", preset, "--epochs", length, "--arch", options["arch"]]
+        words: list[object] = [links, "--out", run, "--preset", preset, "--epochs", length, "--arch", options["arch"]]
         words += ["--stem", "auto", "--image-size", size, "--set", f"start_size={start % size}"]
         words += ["--batch-size", options["batch_size"], "--seed", options["seed"], *more]
-        train(list(map(str, words)), out / f"{run.name}.log", time.monotonic() + 1e6)
-        seconds = training_seconds(run, options["batch_size"])
-        result = score(run, str(bank), test, "auto")
-        rows.append({"preset": preset, "epochs": length, "training_seconds": round(seconds, 1), "knn": result})
-        click.echo(f"{preset}: {length} epochs, {seconds / 60:.1f} minutes, kNN {100 * result['top1']:.2f} %")
-    command = command_line("python -m benchmarks.rehearsal")
-    facts = {"command": command, "machine": machine("cpu"), "rows": rows}
-    (out / "rehearsal.json").write_text(json.dumps(facts, indent=2) + "\n")
+        rows.find(preset, partial(trained, run, words, options["batch_size"], bank, test), epochs=length)
 
 
 if __name__ == "__main__":

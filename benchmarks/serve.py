@@ -12,25 +12,22 @@ test.parquet of `byol extract`; 10 classes are CIFAR-10's, 100 those of a noisy 
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import os
-import statistics
-import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import click
 import numpy as np
 
-from benchmarks.evaluate import byol
-from benchmarks.inference import read_images, write_checkpoint
+from benchmarks.inference import read_images, write_bundle, write_checkpoint
 from benchmarks.peak import peak_gb
-from benchmarks.train import command_line, machine
+from benchmarks.rows import Row, Rows, said
 
 LIGHTLY = "lightly-train's embed"
 IMAGES = (
@@ -46,13 +43,15 @@ LINEAR = ("ours", "scikit-learn")
 BANK, QUERIES, DIM, K = 50_000, 10_000, 512, 200
 
 
-def features(classes: int = 10) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+def features(
+    classes: int = 10, bank: int = BANK, queries: int = QUERIES
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
     """Overlapping clusters: bank and queries float32 (N, 512), with their classes."""
     random = np.random.default_rng(0)
     centres = random.normal(size=(classes, DIM))
-    labels = random.integers(0, classes, BANK + QUERIES)
-    x = (centres[labels] + random.normal(scale=6, size=(BANK + QUERIES, DIM))).astype(np.float32)
-    return x[:BANK], labels[:BANK], x[BANK:], labels[BANK:]
+    labels = random.integers(0, classes, bank + queries)
+    x = (centres[labels] + random.normal(scale=6, size=(bank + queries, DIM))).astype(np.float32)
+    return x[:bank], labels[:bank], x[bank:], labels[bank:]
 
 
 def image_row(row: str, photos: Path, work: Path, options: dict[str, Any]) -> Callable[[], int]:
@@ -205,10 +204,15 @@ def worker(row: str, photos: Path, work: Path, options: dict[str, Any]) -> None:
     click.echo(json.dumps(result))
 
 
-def rows() -> Iterator[str]:
+def measure(row: str, photos: Path, work: Path, options: dict[str, Any]) -> Row:
+    printed = said("benchmarks.serve", "--worker", row, photos, work, json.dumps(options))
+    found: Row = json.loads(printed.splitlines()[-1])
+    return found
+
+
+def names() -> Iterator[str]:
     """Every row's name: what is done, and who does it."""
-    installed = importlib.util.find_spec("lightly_train") is not None
-    yield from (f"images: {name}" for name in IMAGES if installed or name != LIGHTLY)
+    yield from (f"images: {name}" for name in IMAGES)
     yield from (f"knn: {name}" for name in KNN)
     yield from (f"linear {classes} classes: {name}" for classes in (10, 100) for name in LINEAR)
 
@@ -224,37 +228,23 @@ def rows() -> Iterator[str]:
 @click.option("--features", type=click.Path(exists=True, file_okay=False), help="For the linear rows.")
 @click.option("--only", multiple=True, help="Rows whose name holds this text.")
 def main(photos: Path, out: Path, rounds: int, only: tuple[str, ...], **options: Any) -> None:
-    chosen = [row for row in rows() if not only or any(text in row for text in only)]
+    chosen = [row for row in names() if not only or any(text in row for text in only)]
     chosen = [row for row in chosen if options["features"] or not row.startswith("linear")]
-    figures: dict[str, list[dict[str, float]]] = {row: [] for row in chosen}
+    shown = {name: value for name, value in options.items() if name != "features"}
+    rows = Rows(out, "benchmarks.serve", options["device"], options=shown)
     with tempfile.TemporaryDirectory() as folder:
-        work = Path(folder)
-        write_checkpoint(
-            work / "weights.pth", options["arch"], options["image_size"], read_images(photos, options["image_size"], 64)
-        )
-        words = ["export", work / "weights.pth", "--from", "torchvision", "--arch", options["arch"]]
-        words += ["--image-size", options["image_size"], "--mean", 0.5, 0.5, 0.5, "--std", 0.5, 0.5, 0.5]
-        byol(*words, "--out", work / "bundle", "--precision", "int8", "--calibrate", photos)
+        work, arch, size = Path(folder), options["arch"], options["image_size"]
+        write_checkpoint(work / "weights.pth", arch, size, read_images(photos, size, 64))
+        rows.find("export", partial(write_bundle, work, arch, size, "--precision", "int8", "--calibrate", photos))
         for number in range(rounds):
             for row in chosen:
-                call = [sys.executable, "-m", "benchmarks.serve", "--worker", row, str(photos), folder]
-                environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parent.parent)}
-                done = subprocess.run([*call, json.dumps(options)], env=environment, stdout=subprocess.PIPE, check=True)
-                figures[row].append(json.loads(done.stdout.splitlines()[-1]))
-                click.echo(f"round {number + 1}: {row}: {figures[row][-1]}", err=True)
-    result = {
-        "command": command_line("python -m benchmarks.serve"),
-        "options": {name: value for name, value in options.items() if name != "features"},
-        "machine": machine(options["device"]),
-        "rows": figures,
-    }
-    out.parent.mkdir(parents=True, exist_ok=True)
-    out.write_text(json.dumps(result, indent=2) + "\n")
+                rows.find(row, partial(measure, row, photos, work, options), round=number + 1)
+    peaks = rows.medians("peak_gb")
     click.echo("| row | images/s or seconds | peak GB | found |\n|---|---|---|---|")
-    for row, found in figures.items():
-        figure = statistics.median(entry["figure"] for entry in found)
-        rest = {key: value for key, value in found[0].items() if key not in ("figure", "peak_gb")}
-        click.echo(f"| {row} | {figure:.2f} | {found[0]['peak_gb']:.2f} | {rest or ''} |")
+    for name, figure in rows.medians("figure").items():
+        first = next(row for row in rows.rows if row["row"] == name and "figure" in row)
+        rest = {key: value for key, value in first.items() if key not in ("row", "round", "figure", "peak_gb")}
+        click.echo(f"| {name} | {figure:.2f} | {peaks[name]:.2f} | {rest or ''} |")
 
 
 if __name__ == "__main__":

@@ -10,22 +10,20 @@ has ImageNet's size: 10.5 GB in memory, 5.2 GB on disk.
 from __future__ import annotations
 
 import json
-import os
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
-from typing import Any
 
 import click
 import numpy as np
 
 from benchmarks.faults import linked
 from benchmarks.peak import measured
-from benchmarks.train import command_line, machine
+from benchmarks.rows import Row, Rows
 from byol.serve.features.write import feature_file
 
-Row = dict[str, Any]
 IMAGES = (1_000, 10_000, 100_000)
 BANKS = ((12_800, 512), (128_000, 512), (1_280_000, 512), (1_281_167, 2048))  # rows, features
 SAMPLES = ((5_000, 10), (50_000, 10), (500_000, 10), (50_000, 100), (50_000, 1000))  # rows, classes
@@ -36,7 +34,9 @@ BLOCK = 16_384
 def byol(*words: object) -> Row:
     """Seconds and peak memory of a `byol` command, and what it printed as JSON."""
     seconds, peak, said = measured([sys.executable, "-m", "byol", *words, "--json"], Path.cwd())
-    return {"seconds": round(seconds, 2), "peak_gb": round(peak, 2), "said": json.loads(said)}
+    found = json.loads(said)
+    found.pop("out", None)  # a place of this machine
+    return {"seconds": round(seconds, 2), "peak_gb": round(peak, 2), "said": found}
 
 
 def write_features(path: Path, rows: int, dim: int, classes: int, seed: int = 0) -> Path:
@@ -52,23 +52,35 @@ def write_features(path: Path, rows: int, dim: int, classes: int, seed: int = 0)
     return path
 
 
-def rows(work: Path, bundle: Path, images: Path, only: str, device: str) -> Iterator[tuple[str, Row]]:
-    end = ("--device", device)
+def extraction(work: Path, bundle: Path, images: Path, device: str, count: int) -> Row:
+    linked(images, count, work / f"images-{count}", broken_every=0)
+    return byol("extract", bundle, work / f"images-{count}", "--out", f"{work}/out-{count}/", "--device", device)
+
+
+def knn(work: Path, device: str, count: int, dim: int) -> Row:
+    bank = write_features(work / "bank.parquet", count, dim, classes=100)
+    queries = write_features(work / "queries.parquet", QUERIES, dim, classes=100, seed=1)
+    try:
+        options = ("--k", 200, "--temperature", 0.1, "--device", device)
+        return byol("knn", "--train", bank, "--test", queries, *options)
+    finally:
+        bank.unlink()
+
+
+def linear(work: Path, device: str, count: int, classes: int) -> Row:
+    train = write_features(work / "train.parquet", count, DIM, classes)
+    test = write_features(work / "test.parquet", QUERIES, DIM, classes, seed=1)
+    return byol("linear", "--train", train, "--test", test, "--device", device)
+
+
+def jobs(work: Path, bundle: Path, images: Path, device: str) -> Iterator[tuple[str, Callable[[], Row]]]:
+    """Every row's name, and what finds it."""
     for count in IMAGES:
-        if only in (name := f"extract {count:,} images"):
-            linked(images, count, work / f"images-{count}", broken_every=0)
-            yield name, byol("extract", bundle, work / f"images-{count}", "--out", f"{work}/out-{count}/", *end)
+        yield f"extract {count:,} images", partial(extraction, work, bundle, images, device, count)
     for count, dim in BANKS:
-        if only in (name := f"knn, bank {count:,} x {dim}, {QUERIES:,} queries, k 200"):
-            bank = write_features(work / "bank.parquet", count, dim, classes=100)
-            queries = write_features(work / "queries.parquet", QUERIES, dim, classes=100, seed=1)
-            yield name, byol("knn", "--train", bank, "--test", queries, "--k", 200, "--temperature", 0.1, *end)
-            bank.unlink()
+        yield f"knn, bank {count:,} x {dim}, {QUERIES:,} queries, k 200", partial(knn, work, device, count, dim)
     for count, classes in SAMPLES:
-        if only in (name := f"linear, {count:,} x {DIM}, {classes} classes, l2 chosen"):
-            train = write_features(work / "train.parquet", count, DIM, classes)
-            test = write_features(work / "test.parquet", QUERIES, DIM, classes, seed=1)
-            yield name, byol("linear", "--train", train, "--test", test, *end)
+        yield f"linear, {count:,} x {DIM}, {classes} classes, l2 chosen", partial(linear, work, device, count, classes)
 
 
 @click.command()
@@ -78,18 +90,14 @@ def rows(work: Path, bundle: Path, images: Path, only: str, device: str) -> Iter
 @click.option("--only", default="", help="Rows whose name holds this text.")
 @click.option("--device", type=click.Choice(["cpu", "cuda"]), default="cpu", show_default=True)
 def main(bundle: Path, images: Path, out: Path, only: str, device: str) -> None:
-    found = {}
+    rows = Rows(out, "benchmarks.serve_growth", device)
     with tempfile.TemporaryDirectory() as folder:
-        for name, row in rows(Path(folder), bundle.resolve(), images, only, device):
-            found[name] = row
-            click.echo(f"{name}: {row['seconds']:.1f} s, {row['peak_gb']:.2f} GB")
-    facts = {"command": command_line("python -m benchmarks.serve_growth"), "machine": machine(device), "rows": found}
-    for row in found.values():
-        row["said"].pop("out", None)  # a place of this machine
-    out.parent.mkdir(parents=True, exist_ok=True)
-    out.write_text(json.dumps(facts, indent=2) + "\n")
+        for name, job in jobs(Path(folder), bundle.resolve(), images, device):
+            if only in name:
+                rows.find(name, job)
+    for row in rows.rows:
+        click.echo(f"{row['row']}: {row.get('seconds', '-')} s, {row.get('peak_gb', '-')} GB")
 
 
 if __name__ == "__main__":
-    os.environ.setdefault("PYTHONPATH", str(Path(__file__).parent.parent))
     main()

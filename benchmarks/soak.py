@@ -9,7 +9,6 @@ each as fast as it can. Both are sampled once a second; FILE has the median of e
 
 from __future__ import annotations
 
-import json
 import os
 import statistics
 import subprocess
@@ -17,13 +16,14 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import click
 
 from benchmarks.faults import BROKEN_EVERY, finish, linked, start
-from benchmarks.train import command_line, machine
+from benchmarks.rows import Rows
 from byol.serve import Encoder
 
 Sample = tuple[int, int, int]  # bytes in memory, open descriptors, threads
@@ -106,16 +106,12 @@ def many_threads(bundle: Path, images: Path, threads: int, seconds: float, work:
 @click.option("--threads", default=16, show_default=True)
 @click.option("--seconds", default=120.0, show_default=True)
 def main(bundle: Path, images: Path, out: Path, count: int, threads: int, seconds: float) -> None:
+    rows = Rows(out, "benchmarks.soak")
     with tempfile.TemporaryDirectory() as temporary:
-        work = Path(temporary)
-        facts: dict[str, Any] = {"threads": many_threads(bundle, images.resolve(), threads, seconds, work)}
-        facts["extraction"] = long_extraction(bundle, images.resolve(), count, work)
-    facts = {"command": command_line("python -m benchmarks.soak"), "machine": machine("cpu"), **facts}
-    out.parent.mkdir(parents=True, exist_ok=True)
-    out.write_text(json.dumps(facts, indent=2) + "\n")
-    click.echo(json.dumps({key: value for key, value in facts.items() if key != "machine"}, indent=2))
+        work, folder = Path(temporary), images.resolve()
+        rows.find("threads", partial(many_threads, bundle, folder, threads, seconds, work))
+        rows.find("extraction", partial(long_extraction, bundle, folder, count, work))
 
 
 if __name__ == "__main__":
-    os.environ.setdefault("PYTHONPATH", str(Path(__file__).parent.parent))
     main()

@@ -1,6 +1,6 @@
 """One row of `benchmarks/train.py` or `growth.py`: train for a while and print a figure as JSON on the last line.
 
-python benchmarks/train_worker.py ROW DATA NAME=VALUE ...; ROW is one of WORKERS.
+python -m benchmarks.train_worker ROW DATA NAME=VALUE ...; ROW is one of WORKERS.
 """
 
 from __future__ import annotations
@@ -75,9 +75,9 @@ def ours(config: TrainConfig, data: Path, seconds: float, streamed: bool = False
     trainer = our_trainer(config, data, streamed)
 
     def step(number: int) -> None:
-        loss, seen = trainer.step(number)
+        losses, seen = trainer.step(number)
         if number % config.log_every == 0:
-            float(loss)
+            losses.tolist()
             collapse_statistics(seen)
 
     return timed(step, seconds, trainer.device, config.batch_size)
@@ -105,24 +105,37 @@ def ceiling(config: TrainConfig, data: Path, seconds: float) -> float:
     """Our step without its input: the same two random views every time."""
     side = config.image_size
     pixels = torch.randint(0, 256, (config.batch_size, side, side, 3), dtype=torch.uint8)
-    trainer = Trainer(
-        config.replace(canvas_size=side),
-        ImageTensor(pixels, torch.ones(len(pixels)), torch.arange(len(pixels)).numpy(), []),
-    )
-    views = trainer.views(trainer.feed.batch(0), torch.Generator(trainer.device).manual_seed(0), side)
-    trainer.views = lambda *_: views  # type: ignore[method-assign]
+    images = ImageTensor(pixels, torch.ones(len(pixels)), torch.arange(len(pixels)).numpy(), [])
+    trainer = without_input(Trainer(config.replace(canvas_size=side), images))
     return timed(trainer.step, seconds, trainer.device, config.batch_size)
+
+
+def without_input(trainer: Trainer) -> Trainer:
+    """The trainer with the views of its first batch in every step."""
+    generator = torch.Generator(trainer.device).manual_seed(0)
+    views = trainer.views(trainer.feed.batch(0), generator, trainer.config.image_size)
+    trainer.views = lambda *_: views  # type: ignore[method-assign]
+    return trainer
 
 
 def matrix(config: TrainConfig, data: Path, seconds: float) -> float:
     """Images/s if a step multiplied as fast as one large bf16 matrix product does; ours / this is the share of it."""
     trainer = our_trainer(config.replace(compile="none"), data)
+    return matrix_rate(trainer.device, seconds) / flops_per_image(trainer)
+
+
+def flops_per_image(trainer: Trainer) -> float:
+    """Floating-point operations of a step's multiplications, for each image. Nothing may be compiled."""
     with FlopCounterMode(display=False) as counter:
         trainer.step(0)
-    side = 8192 if trainer.device.type == "cuda" else 2048
-    left, right = (torch.randn(side, side, device=trainer.device, dtype=torch.bfloat16) for _ in range(2))
-    products = timed(lambda _: left @ right, seconds, trainer.device, 1)  # per second
-    return float(products * 2 * side**3 * config.batch_size / counter.get_total_flops())
+    return float(counter.get_total_flops() / trainer.config.batch_size)
+
+
+def matrix_rate(device: torch.device, seconds: float, side: int = 0) -> float:
+    """Floating-point operations a second of one large bf16 matrix product."""
+    side = side or (8192 if device.type == "cuda" else 2048)
+    left, right = (torch.randn(side, side, device=device, dtype=torch.bfloat16) for _ in range(2))
+    return timed(lambda _: left @ right, seconds, device, 1) * 2 * side**3
 
 
 def loops(config: TrainConfig, data: Path, seconds: float) -> float:

@@ -20,6 +20,7 @@ extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx_click"]
 include_patterns = [
     "docs/*.md",
     "benchmarks/README.md",
+    "benchmarks/gpu/README.md",
     "benchmarks/results/README.md",
     "README.md",
     "CONTRIBUTING.md",

@@ -230,7 +230,7 @@ def test_the_encoders_said_to_export_are_those_that_were_measured():
     assert found["timm"] in page
     rows = re.findall(r"^\| (\w+) \| (\d+) \| (\d+) \| (\S+) \|$", page, re.MULTILINE)
     measured = [row for row in found["rows"] if "error" in row]
-    wanted = {(row["name"], str(row["size"]), str(row["nodes"]), f"{row['error']:.1e}") for row in measured}
+    wanted = {(row["row"], str(row["size"]), str(row["nodes"]), f"{row['error']:.1e}") for row in measured}
     assert set(rows) == wanted
     assert max(row["error"] for row in measured) < 1e-5
     for row in found["rows"]:

@@ -14,7 +14,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from byol import machine
 from byol.serve import Encoder, session
-from byol.serve.commands.doctor import _convolution
+from byol.serve.commands.doctor import convolution
 from byol.serve.errors import DeviceError, SessionError
 from byol.serve.providers import cuda
 from byol.serve.session import open_session
@@ -32,7 +32,7 @@ without_cuda = pytest.mark.skipif(here_is_cuda(), reason="this machine has a GPU
 
 
 def test_cpu_session_computes() -> None:
-    opened = open_session(_convolution(), "cpu", lambda device: IMAGE)
+    opened = open_session(convolution(), "cpu", lambda device: IMAGE)
     (sums,) = opened.run(IMAGE)
     expected = sum(IMAGE["x"][0, 0, i : i + 6, j : j + 6] for i in range(3) for j in range(3))
     np.testing.assert_array_equal(sums[0, 0], expected)
@@ -40,7 +40,7 @@ def test_cpu_session_computes() -> None:
 
 
 def test_kept_inputs_give_the_same_result() -> None:
-    opened = open_session(_convolution(), "cpu", lambda device: IMAGE)
+    opened = open_session(convolution(), "cpu", lambda device: IMAGE)
     expected = opened.run(IMAGE)[0]
     kept = opened.on_device(IMAGE["x"])
     for _ in range(2):
@@ -48,7 +48,7 @@ def test_kept_inputs_give_the_same_result() -> None:
 
 
 def test_threads_come_from_the_affinity_mask() -> None:
-    opened = open_session(_convolution(), "cpu", lambda device: IMAGE, shares_cores=True)
+    opened = open_session(convolution(), "cpu", lambda device: IMAGE, shares_cores=True)
     options = opened.inference.get_session_options()
     assert options.intra_op_num_threads == len(os.sched_getaffinity(0))
     assert options.get_session_config_entry("session.intra_op.allow_spinning") == "0"
@@ -70,16 +70,16 @@ def test_sums_of_eight_bit_products_are_exact_on_every_cpu() -> None:
 
 def test_unknown_device_and_unusable_graph() -> None:
     with pytest.raises(DeviceError, match="device is 'gpu'; expected one of auto, cpu, cuda"):
-        open_session(_convolution(), "gpu", lambda device: IMAGE)
+        open_session(convolution(), "gpu", lambda device: IMAGE)
     with pytest.raises(SessionError, match="cannot load the graph"):
         open_session(b"nonsense", "cpu", lambda device: IMAGE)
     with pytest.raises(SessionError, match="failed on cpu"):
-        open_session(_convolution(), "cpu", lambda device: {"y": IMAGE["x"]})
+        open_session(convolution(), "cpu", lambda device: {"y": IMAGE["x"]})
 
 
 @without_cuda
 def test_auto_takes_the_cpu_and_says_why(capfd: pytest.CaptureFixture[str]) -> None:
-    opened = open_session(_convolution(), "auto", lambda device: IMAGE)
+    opened = open_session(convolution(), "auto", lambda device: IMAGE)
     assert opened.device == "cpu"
     assert "NVIDIA driver" in opened.reason or "built without CUDA" in opened.reason
     assert capfd.readouterr() == ("", "")
@@ -88,16 +88,16 @@ def test_auto_takes_the_cpu_and_says_why(capfd: pytest.CaptureFixture[str]) -> N
 @without_cuda
 def test_cuda_fails_on_a_machine_without_it(capfd: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(DeviceError, match=r"CUDA cannot be used: .*(driver|without CUDA)"):
-        open_session(_convolution(), "cuda", lambda device: IMAGE)
+        open_session(convolution(), "cuda", lambda device: IMAGE)
     assert capfd.readouterr() == ("", "")
 
 
 def test_cpu_wheel_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ort, "get_available_providers", lambda: ["CPUExecutionProvider"])
     with pytest.raises(DeviceError, match=r"onnxruntime \S+ is built without CUDA .*pip install '\.\[gpu\]'"):
-        open_session(_convolution(), "cuda", lambda device: IMAGE)
+        open_session(convolution(), "cuda", lambda device: IMAGE)
     monkeypatch.setattr(session, "driver_problem", lambda: None)
-    assert "built without CUDA" in open_session(_convolution(), "auto", lambda device: IMAGE).reason
+    assert "built without CUDA" in open_session(convolution(), "auto", lambda device: IMAGE).reason
 
 
 @without_cuda
@@ -110,8 +110,8 @@ def test_missing_libraries_are_named(monkeypatch: pytest.MonkeyPatch, capfd: pyt
         DeviceError,
         match=r"cannot be loaded: libcurand\.so\.10 \(to get them, .*pip install '\.\[gpu\]'",
     ):
-        open_session(_convolution(), "cuda", lambda device: IMAGE)
-    opened = open_session(_convolution(), "auto", lambda device: IMAGE)
+        open_session(convolution(), "cuda", lambda device: IMAGE)
+    opened = open_session(convolution(), "auto", lambda device: IMAGE)
     assert opened.device == "cpu"
     assert "libcurand.so.10" in opened.reason
     assert capfd.readouterr().out == ""
@@ -126,7 +126,7 @@ def test_silent_fallback_with_every_library_there_is_noticed_and_explained(
     monkeypatch.setattr(cuda, "missing_libraries", list)
     reason = r"CUDA cannot be used: ONNX Runtime fell back to the CPU: .*(libcuda\.so\.1|driver|CUDA)"
     with pytest.raises(DeviceError, match=reason):
-        open_session(_convolution(), "cuda", lambda device: IMAGE)
+        open_session(convolution(), "cuda", lambda device: IMAGE)
     assert capfd.readouterr() == ("", "")
 
 
@@ -147,7 +147,7 @@ def test_session_that_names_cuda_but_cannot_run_is_refused(monkeypatch: pytest.M
     monkeypatch.setattr(cuda, "missing_libraries", list)
     monkeypatch.setattr(ort, "InferenceSession", Inference)
     with pytest.raises(DeviceError, match=r"libcudnn\.so\.9"):
-        open_session(_convolution(), "cuda", lambda device: IMAGE)
+        open_session(convolution(), "cuda", lambda device: IMAGE)
 
 
 @without_cuda

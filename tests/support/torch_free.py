@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-
+from tests.support.environments import run_tests
 from tests.support.small import REPOSITORY
 
 NEEDED = ("pytest", "hypothesis", "markdown-it-py", "scikit-learn")  # by the tests, at any version
@@ -20,6 +18,4 @@ TESTS = (
 def run(python: str) -> int:
     """Run them by an interpreter; the status of pytest."""
     files = [f"tests/{name}{'' if (REPOSITORY / 'tests' / name).is_dir() else '.py'}" for name in TESTS]
-    environment = {**os.environ, "PYTHONPATH": str(REPOSITORY)}
-    call = [python, "-m", "pytest", "-p", "no:cacheprovider", *files]
-    return subprocess.run(call, cwd=REPOSITORY, env=environment, check=False).returncode
+    return run_tests(python, files)

@@ -47,7 +47,7 @@ def other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
 
 
 def open_on(device: str) -> Session:
-    return open_session(doctor._convolution(), device, lambda _: IMAGE)
+    return open_session(doctor.convolution(), device, lambda _: IMAGE)
 
 
 def test_what_is_not_installed_is_named_with_the_remedy(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -110,7 +110,7 @@ def test_bf16_is_refused_where_nothing_computes_it() -> None:
         assert "does not compute bf16 with p 1; use --variant fp32" in str(plugin.lacks("bf16"))
         assert plugin.lacks("int8") is None
     with pytest.raises(DeviceError, match="device cpu does not compute bf16; use device openvino"):
-        open_session(doctor._convolution(), "cpu", lambda _: IMAGE, precision="bf16")
+        open_session(doctor.convolution(), "cpu", lambda _: IMAGE, precision="bf16")
 
 
 def _assigned(**operators: list[str]) -> Any:
