@@ -11,17 +11,16 @@ own, and rounds run all rows in turn.
 
 from __future__ import annotations
 
-import importlib.util
 import io
 import json
 import os
 import shutil
-import statistics
 import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -29,9 +28,9 @@ import click
 import numpy as np
 from PIL import Image
 
-from benchmarks.peak import measured, peak_gb
+from benchmarks.peak import peak_gb
+from benchmarks.rows import Row, Rows, said
 from benchmarks.serve import torch_row
-from benchmarks.train import command_line, machine
 from byol.bundle.folder import Bundle
 from byol.images.decode import Preprocess
 from byol.images.open import open_source
@@ -41,7 +40,7 @@ from byol.images.surroundings import UnreadableImage
 MEGAPIXELS = (2, 12, 48)
 MARGINS = (1, 2, 2.25, 2.5, 3)
 FORMATS = {"JPEG": {"quality": 90}, "PNG": {}, "WebP": {"quality": 90}, "TIFF": {}}
-DECODERS = {"ours": "byol", "whole": "byol", "pyvips thumbnail": "pyvips", "OpenCV reduced": "cv2"}
+DECODERS = ("ours", "whole", "pyvips thumbnail", "OpenCV reduced")
 END_TO_END = ("ours", "ours, decoded whole", "torch, torchvision's transforms, DataLoader")
 FILES = 24  # of 12 megapixels each
 
@@ -170,11 +169,16 @@ def files(photos: Path, work: Path) -> tuple[dict[str, Path], Path]:
     return single, many.parent
 
 
-def rows(single: dict[str, Path], many: Path, work: Path, size: int) -> Iterator[tuple[str, list[Any]]]:
+def measure(words: list[Any]) -> Row:
+    found: Row = json.loads(said("benchmarks.large_images", "--worker", *words).splitlines()[-1])
+    return found
+
+
+def names(single: dict[str, Path], many: Path, work: Path, size: int) -> Iterator[tuple[str, list[Any]]]:
     """Each row's name, and the arguments of its worker."""
     for name, file in single.items():
-        for way, module in DECODERS.items():
-            if (name.endswith("JPEG") or way == "ours") and importlib.util.find_spec(module):
+        for way in DECODERS:
+            if name.endswith("JPEG") or way == "ours":
                 yield f"{name}: {way}", ["decoding", way, file, size]
     for way in END_TO_END:
         yield f"files to features: {way}", ["features", way, many, work]
@@ -200,28 +204,26 @@ def prepare(bundle: Path, work: Path) -> int:
 @click.command()
 @click.argument("photos", type=click.Path(exists=True, file_okay=False, path_type=Path))
 @click.option("--bundle", type=click.Path(exists=True, file_okay=False, path_type=Path), required=True)
+@click.option("--agreement-of", type=click.Path(exists=True, file_okay=False, path_type=Path), help="Another bundle.")
 @click.option("--out", type=click.Path(path_type=Path), required=True)
 @click.option("--rounds", default=3, show_default=True)
 @click.option("--seconds", default=3.0, show_default=True, help="Of each row and round.")
-def main(photos: Path, bundle: Path, out: Path, rounds: int, seconds: float) -> None:
+def main(photos: Path, bundle: Path, agreement_of: Path | None, out: Path, rounds: int, seconds: float) -> None:
     with tempfile.TemporaryDirectory() as folder:
         work = Path(folder)
-        result: dict[str, Any] = {"command": command_line("python -m benchmarks.large_images")}
-        result |= {"machine": machine("cpu"), "agreement": agreement(photos, bundle), "rows": {}}
-        out.write_text(json.dumps(result, indent=2) + "\n")
-        click.echo(json.dumps(result["agreement"]), err=True)
+        rows = Rows(out, "benchmarks.large_images")
+        for one in (bundle, *([agreement_of] if agreement_of else [])):
+            for row in agreement(photos, one):
+                rows.add({"row": f"agreement, {one.name}", **row})
         size = prepare(bundle, work)
         single, many = files(photos, work)
-        for _ in range(rounds):
-            for name, words in rows(single, many, work, size):
-                call = [sys.executable, "-m", "benchmarks.large_images", "--worker", *words, seconds]
-                _, _, said = measured(call, Path.cwd())
-                result["rows"].setdefault(name, []).append(json.loads(said.splitlines()[-1]))
-                out.write_text(json.dumps(result, indent=2) + "\n")
+        for number in range(1, rounds + 1):
+            for name, words in names(single, many, work, size):
+                rows.find(name, partial(measure, [*words, seconds]), round=number)
+    peaks = rows.medians("peak_gb")
     click.echo("| row | images/s | peak GB |\n|---|---|---|")
-    for name, found in result["rows"].items():
-        rate, peak = (statistics.median(entry[key] for entry in found) for key in ("images_per_second", "peak_gb"))
-        click.echo(f"| {name} | {rate:.1f} | {peak:.2f} |")
+    for name, rate in rows.medians("images_per_second").items():
+        click.echo(f"| {name} | {rate:.1f} | {peaks[name]:.2f} |")
 
 
 if __name__ == "__main__":

@@ -16,16 +16,16 @@ from benchmarks.gpu.inference import NHWC, QUICK
 from benchmarks.gpu.scale import DRY, FULL
 from benchmarks.gpu.serving import CPU, CUDA, Options
 from benchmarks.rows import Row, Rows
-from byol.serve import session
+from byol.serve.providers import cuda
 from byol.serve.commands.doctor import convolution
 
 
 def installation() -> Row:
     return {
         "onnxruntime": ort.__version__,
-        "build": session.build_problem() or "for CUDA",
-        "missing_libraries": session.missing_libraries(),
-        "preload": session.preload(),
+        "build": cuda.build_problem() or "for CUDA",
+        "missing_libraries": cuda.missing_libraries(),
+        "preload": cuda.preload(),
     }
 
 

@@ -10,7 +10,7 @@ import onnxruntime as ort
 import torch
 
 from benchmarks.gpu.scale import Scale
-from byol.serve.session import preload
+from byol.serve.providers.cuda import preload
 
 CUDA, CPU = "CUDAExecutionProvider", "CPUExecutionProvider"
 Options = Mapping[str, str]
