@@ -16,8 +16,8 @@ from benchmarks.gpu.inference import NHWC, QUICK
 from benchmarks.gpu.scale import DRY, FULL
 from benchmarks.gpu.serving import CPU, CUDA, Options
 from benchmarks.rows import Row, Rows
-from byol.serve.providers import cuda
 from byol.serve.commands.doctor import convolution
+from byol.serve.providers import cuda
 
 
 def installation() -> Row:

@@ -47,7 +47,7 @@ def tar_source(name: str, files: Sequence[Path], file_names: Sequence[str]) -> I
         ids=Names.of(index.chunks),
         labels=Labels(np.frombuffer(index.codes, np.int32), list(index.classes)),
         skipped=index.skipped,
-        open=lambda i, least_side=0: _read(shards, *places[i].tolist(), least_side),
+        open=lambda i, least_side=0: _read(shards, places[i], least_side),
         stamp=lambda: file_stamp(files),
         content=lambda: file_stamp(files, times=False),
     )
@@ -122,7 +122,8 @@ class _Index:
         self._unsure = []
 
 
-def _read(shards: Sequence[Shard], number: int, offset: int, size: int, least_side: int) -> Image.Image:
+def _read(shards: Sequence[Shard], place: np.ndarray, least_side: int) -> Image.Image:
+    number, offset, size = place.tolist()
     shard = shards[number]
     try:
         content = shard.read(offset, size)

@@ -420,7 +420,8 @@ def test_what_onnx_runtime_refuses_itself_is_one_line_on_stderr(
     tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     """A graph that the rules allow and this ONNX Runtime cannot load or run, and ONNX Runtime's own prints."""
-    from byol.serve.session import SessionError, open_session
+    from byol.serve.errors import SessionError
+    from byol.serve.session import open_session
 
     for content in (b"nonsense", RELU.SerializeToString()[:200], graph("x = Relu (planes)", 5).SerializeToString()):
         with pytest.raises(SessionError) as caught:
@@ -431,7 +432,8 @@ def test_what_onnx_runtime_refuses_itself_is_one_line_on_stderr(
 
 def test_only_onnx_is_read(tmp_path: Path) -> None:
     """What is in ONNX Runtime's own format never passes for ONNX, nor is it loaded where no bundle is judged."""
-    from byol.serve.session import SessionError, open_session
+    from byol.serve.errors import SessionError
+    from byol.serve.session import open_session
 
     options = onnxruntime.SessionOptions()
     options.optimized_model_filepath = str(tmp_path / "own.ort")

@@ -178,8 +178,11 @@ def test_large_jpegs_are_decoded_at_a_scale_that_suits_the_canvas(tmp_path: Path
     (tmp_path / "photo.jpg").write_bytes(encoded(Image.fromarray(picture(643, 400)), "JPEG"))
     source = open_source(str(tmp_path))
     assert canvas_side(source, 32) == 40
-    images = StreamedImages(source, 40) if streamed else load_canvases(source, 40)
-    pixels, aspect = images.read(torch.tensor([0])) if streamed else (images.pixels, images.aspect)
+    if streamed:
+        pixels, aspect = StreamedImages(source, 40).read(torch.tensor([0]))
+    else:
+        images = load_canvases(source, 40)
+        pixels, aspect = images.pixels, images.aspect
     reduced = read_image(tmp_path / "photo.jpg", least_side=90)
     assert reduced.size == (161, 100)
     expected = reduced.resize((40, 40), Image.Resampling.BICUBIC, (0, 0, 160.75, 100))
