@@ -9,7 +9,7 @@ With --keep FOLDER the environment stays and is used again. It takes 5 GB where 
 from __future__ import annotations
 
 import argparse
-import shutil
+import subprocess
 import sys
 import tempfile
 
@@ -35,6 +35,14 @@ def packages() -> list[str]:
     return [*oldest, *base, "timm", *NEEDED, *FURTHER]
 
 
+def runs(python: str) -> bool:
+    """Whether there is such an interpreter: a name on PATH may be a shim for one that is not installed."""
+    try:
+        return subprocess.run([python, "-c", ""], capture_output=True, check=False).returncode == 0
+    except OSError:
+        return False
+
+
 def main() -> int:
     """Make the environment, run the tests; the status of pytest."""
     parser = argparse.ArgumentParser("python -m tests.checks.oldest_torch", description=__doc__)
@@ -42,7 +50,7 @@ def main() -> int:
     parser.add_argument("--python", default="python3.12", help="The interpreter; this one where it is not found.")
     parser.add_argument("--keep", help="The folder of an environment that stays.")
     given = parser.parse_args()
-    python = shutil.which(given.python) or sys.executable
+    python = given.python if runs(given.python) else sys.executable
     with tempfile.TemporaryDirectory() as folder:
         print(f"{python}: {', '.join(packages())}", flush=True)
         own = environment(given.keep or folder, packages(), python)
