@@ -92,7 +92,7 @@ def _copied(checkpoint: Checkpoint) -> tuple[Checkpoint, torch.cuda.Event | None
     copies = {name: _on_host(value.detach()) for name, value in checkpoint.tensors.items()}
     ready = None
     if any(value.device.type == "cuda" for value in checkpoint.tensors.values()):
-        ready = torch.cuda.Event()
+        ready = torch.cuda.Event()  # type: ignore[no-untyped-call]
         ready.record()
     return replace(checkpoint, tensors=copies), ready
 

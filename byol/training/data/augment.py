@@ -13,6 +13,7 @@ Legend: B batch, C channels, M canvas pixels, S view pixels, J colour operations
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
@@ -76,7 +77,8 @@ def draw(config: ViewConfig, aspect: Tensor, generator: torch.Generator, rank: i
 def params_of(config: ViewConfig, aspect: Tensor, numbers: Tensor, rank: int = 0, world: int = 1) -> ViewParams:
     """The parameters that `random_numbers` stand for; arguments as of `draw`, on one device."""
     count, shapes = len(aspect), _drawn(config)
-    parts = iter(zip(numbers.split([math.prod(shape) * world * count for shape in shapes]), shapes, strict=True))
+    sizes = [math.prod(shape) * world * count for shape in shapes]
+    parts: Iterator[tuple[Tensor, tuple[int, ...]]] = iter(zip(torch.split(numbers, sizes), shapes, strict=True))
 
     def uniform(low: float, high: float) -> Tensor:
         part, shape = next(parts)

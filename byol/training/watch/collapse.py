@@ -39,7 +39,8 @@ def singular_values(features: Tensor) -> Tensor:
     In float64, as squares take half of the digits.
     """
     wide = features.double() if len(features) <= features.shape[1] else features.double().T
-    return torch.linalg.eigvalsh(wide @ wide.T).clamp(min=0).sqrt().float()
+    squares: Tensor = torch.linalg.eigvalsh(wide @ wide.T)
+    return squares.clamp(min=0).sqrt().float()
 
 
 def collapse_statistics(seen: Observation) -> dict[str, float]:
