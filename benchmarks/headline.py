@@ -40,11 +40,12 @@ def train(words: list[object], log: Path, until: float) -> bool:
 
 
 def training_seconds(run: Path, batch_size: int) -> float:
-    """Time spent in steps, from the speeds the run noted."""
+    """Time of the training with kNN and checkpoints, from the speeds noted; of the steps alone in older runs."""
     lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     lines = [line for line in lines if "images_per_second" in line]  # kNN before the first step has none
     before = [0, *(line["step"] for line in lines[:-1])]
-    parts = [(b["step"] - a) * batch_size / b["images_per_second"] for a, b in zip(before, lines, strict=True)]
+    speeds = [line.get("wall_images_per_second", line["images_per_second"]) for line in lines]
+    parts = [(b["step"] - a) * batch_size / speed for a, b, speed in zip(before, lines, speeds, strict=True)]
     return float(sum(parts))
 
 

@@ -14,6 +14,8 @@ from byol.serve.pipeline import open_graph
 from byol.training.checkpoint import read_checkpoint
 from byol.training.data.batches import FetchedFeed, Order, ResidentFeed, open_feed
 from byol.training.data.decoded import load_canvases
+from byol.training.loop import fit
+from byol.training.run_folder import RunFolder
 from byol.training.trainer import Trainer
 from tests.support.small import config, folder, run_training
 
@@ -27,14 +29,16 @@ pytestmark = [
 def work(tmp_path_factory):
     path = tmp_path_factory.mktemp("cuda")
     folder(path / "train", per_class=40)
-    run_training(config(device="auto", precision="auto", epochs=1), path / "train", path / "run", path / "train")
+    settings = config(device="auto", precision="auto", compile="all", epochs=1)
+    run_training(settings, path / "train", path / "run", path / "train")
     additions = Additions(("fp16", "int8"), any_size=True, calibrate=path / "train")
     export_bundle(path / "run", path / "bundle", additions)
     return path
 
 
-def test_auto_trains_on_cuda_in_bf16_compiled_and_the_checkpoint_loads_anywhere(work):
-    trainer = Trainer(config(device="auto", precision="auto"), load_canvases(open_source(work / "train"), 16))
+def test_auto_trains_on_cuda_in_bf16_compiled_where_it_pays_and_the_checkpoint_loads_anywhere(work):
+    settings = config(device="auto", precision="auto", max_steps=10**6)
+    trainer = Trainer(settings, load_canvases(open_source(work / "train"), 16))
     assert (trainer.device.type, trainer.compiled) == ("cuda", "all")
     checkpoint = read_checkpoint(work / "run" / "last.safetensors")
     assert all(value.device.type == "cpu" for value in checkpoint.tensors.values())
@@ -53,6 +57,25 @@ def test_a_step_never_waits_for_the_gpu(work, settings):
         trainer.step(3)
     finally:
         torch.cuda.set_sync_debug_mode("default")
+
+
+@pytest.mark.parametrize("changes", [{}, {"optimizer": "adamw", "lr": 1e-3}, {"optimizer": "lars"}])
+def test_a_run_continues_from_what_the_thread_wrote(work, tmp_path, changes):
+    settings = config(device="cuda", precision="fp32", compile="none", checkpoint_every=1, **changes)
+    images = load_canvases(open_source(work / "train"), 16)
+    with Trainer(settings, images) as trainer:
+        run = RunFolder(tmp_path)
+        fit(trainer, run, {"name": "x", "images": len(images), "digest": "0"})
+        after = trainer.state(trainer.plan.total, {}).tensors
+        stored = read_checkpoint(run.last)
+        again = Trainer(settings, images)
+        again.load(stored)
+        found = again.state(stored.step, {}).tensors
+        for name, value in after.items():
+            assert torch.equal(value, found[name]), name
+            assert (value.device, value.stride()) == (found[name].device, found[name].stride()), name
+        for one in (trainer, again):
+            one.step(3)  # fused steps want all of a parameter's tensors to lie alike
 
 
 def test_batches_fetched_ahead_are_those_that_lie_on_the_gpu(work):

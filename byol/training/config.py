@@ -148,8 +148,8 @@ class TrainConfig:
     precision: str = "auto"
     """auto, fp32 or bf16."""
     compile: str = "auto"
-    """What torch.compile compiles: all, augmentation, none, or auto (all on CUDA; on a CPU the augmentation in runs
-    that see 200,000 images or more, where a C++ compiler is found)."""
+    """What torch.compile compiles: all (views and networks), augmentation, none, or auto: what pays in a run this long
+    (on CUDA all, from a million images; on a CPU augmentation, from 200,000; twice as many with start_size)."""
     sync_norm: str = "auto"
     """Batch-norm statistics over all processes: on, off, or auto (on below 128 images per process and forward)."""
     recompute: bool = False
@@ -170,7 +170,7 @@ class TrainConfig:
     log_every: int = 50
     """Optimizer steps between lines of metrics.jsonl."""
     checkpoint_every: int = 0
-    """Optimizer steps between checkpoints; 0: once an epoch."""
+    """Optimizer steps between checkpoints; 0: after every epoch, at most once a minute."""
     keep_every: int = 0
     """Epochs between checkpoints kept as step-NNNNNNNN.safetensors, the untrained one included; 0: none."""
 

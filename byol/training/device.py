@@ -7,13 +7,16 @@ import os
 import shutil
 import sys
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import torch
-from torch import Tensor
 
-WORTH_COMPILING = 200_000  # images of a run on a CPU
+# Images that a run sees in one size of views, from which compiling pays. On CUDA an estimate, not measured: compiling
+# takes about a minute, which a million images make up for at twice 8,000 images/s.
+WORTH_COMPILING = {"cpu": 200_000, "cuda": 1_000_000}
 
 
 def resolve_device(name: str, local_rank: int = 0) -> torch.device:
@@ -56,7 +59,7 @@ def _has_fast_bf16(device: torch.device) -> bool:
 
 
 def resolve_compile(choice: str, device: torch.device, images: int) -> str:
-    """What to compile; `auto` weighs the time it takes against the number of images the run sees.
+    """What to compile; `auto` weighs the time it takes against the number of images seen in each size of views.
 
     On a CPU the networks gain nothing (benchmarks/README.md); the augmentation takes some 20 s to compile. Raises
     `ValueError` when the CPU needs a compiler and there is none.
@@ -69,9 +72,9 @@ def resolve_compile(choice: str, device: torch.device, images: int) -> str:
         )
     if choice != "auto":
         return choice
-    if device.type == "cuda":
-        return "all"
-    return "augmentation" if images >= WORTH_COMPILING and compiler else "none"
+    if images < WORTH_COMPILING[device.type] or not compiler:
+        return "none"
+    return "all" if device.type == "cuda" else "augmentation"
 
 
 def silence_compiler() -> None:
@@ -79,14 +82,25 @@ def silence_compiler() -> None:
     logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)
 
 
-def compiled_or_eager(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
+def compiler(on_trial: bool) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """What compiles a function; `on_trial`, a machine that cannot compile goes on without (see `compiled_or_eager`).
+
+    Not dynamic: a run has few sizes of views, and each gets code of its own.
+    """
+    silence_compiler()
+    return compiled_or_eager if on_trial else partial(torch.compile, dynamic=False)
+
+
+def compiled_or_eager(function: Callable[..., Any]) -> Callable[..., Any]:
     """The compiled function; where this machine cannot compile (no Python headers), a warning and the plain one."""
     call = torch.compile(function, dynamic=False)
 
-    def guarded(*arguments: Any) -> Tensor:
+    def guarded(*arguments: Any) -> Any:
         nonlocal call
         try:
             return call(*arguments)
+        except torch.OutOfMemoryError:
+            raise
         except Exception as error:
             if call is function:
                 raise
@@ -95,6 +109,23 @@ def compiled_or_eager(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
             return call(*arguments)
 
     return guarded
+
+
+def take_device(device: torch.device) -> None:
+    """Make a GPU the calling thread's own, before anything is allocated: else the first one pays for each process."""
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+
+
+@contextmanager
+def for_fixed_shapes(device: torch.device) -> Iterator[None]:
+    """While active, cuDNN tries its algorithms for each new shape and keeps the fastest; a setting of the process."""
+    before = torch.backends.cudnn.benchmark
+    torch.backends.cudnn.benchmark = before or device.type == "cuda"
+    try:
+        yield
+    finally:
+        torch.backends.cudnn.benchmark = before
 
 
 def resolve_sync_norm(choice: str, micro_batch: int, world: int) -> bool:

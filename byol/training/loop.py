@@ -12,12 +12,12 @@ import torch
 from torch import Tensor
 
 from byol.files.atomic import SourceUnavailable
-from byol.training.checkpoint import finite, save_checkpoint
 from byol.training.config import TrainConfig
 from byol.training.device import peak_memory
 from byol.training.model import Observation
 from byol.training.optim import learning_rate
 from byol.training.run_folder import RunFolder
+from byol.training.saving import DIVERGED, Saver
 from byol.training.stop import Interrupted, StopSignals, Unheard
 from byol.training.trainer import GivenUp, Trainer
 from byol.training.watch.collapse import collapse_statistics, collapse_warning
@@ -42,17 +42,16 @@ def fit(
     """
     config, plan, world = trainer.config, trainer.plan, trainer.world
     reporter = reporter or Reporter(plan.total, start, shown=False)
-    save_every = config.checkpoint_every or plan.steps_per_epoch
-    warned = False
-    _begin(trainer, run, data, start, knn, reporter)
-    with StopSignals(reporter.say, patient=world.size > 1) as stop:
+    saver, warned = Saver(trainer, run, data), False
+    _begin(trainer, run, saver, start, knn, reporter)
+    with StopSignals(reporter.say, patient=world.size > 1) as stop, saver:
         give_up = stop.asked if world.size == 1 else _never  # several would have to agree on it
         meter = Meter(trainer)
         for step in range(start, plan.total):
             try:
                 losses, seen = trainer.step(step, give_up)
             except GivenUp:
-                _save(trainer, run, data, step, kept=False)
+                saver.save(step, kept=False, wait=True)
                 raise _interrupted(stop.requested, step) from None
             meter.add(losses)
             done, last = step + 1, step + 1 == plan.total
@@ -72,15 +71,13 @@ def fit(
                     if warning and not warned:
                         reporter.warn(f"step {done}: {warning}")
                     warned = warning is not None
-                meter = Meter(trainer)
+                meter = Meter(trainer, meter.ended)
             lost = None if last else _lost_before(trainer, done)
             if lost:
                 stop.request("missing images")
             stopping = world.any(stop.asked())  # waits for the process with the slowest batch
-            kept = bool(config.keep_every) and done % (config.keep_every * plan.steps_per_epoch) == 0
-            if done % save_every == 0 or kept or last or stopping:
-                with meter.paused():
-                    _save(trainer, run, data, done, kept)
+            with meter.paused():
+                saver.after(done, must=last or stopping)
             if lost:
                 raise SourceUnavailable(f"{lost}, with --resume: step {done} is saved") from lost
             if stopping and not last:
@@ -96,14 +93,13 @@ def _interrupted(by: str, done: int) -> Interrupted:
 
 
 def _begin(
-    trainer: Trainer, run: RunFolder, data: dict[str, Any], start: int, knn: KNNMonitor | None, reporter: Reporter
+    trainer: Trainer, run: RunFolder, saver: Saver, start: int, knn: KNNMonitor | None, reporter: Reporter
 ) -> None:
     """Write what comes before the first step, kNN of the untrained encoder included; wait until all can begin."""
     if start == 0:
         if trainer.world.first:
             save_views(run.views, trainer.first_views())
-            if trainer.config.keep_every:
-                save_checkpoint(run.numbered(0), trainer.state(0, data))
+            saver.keep_untrained()
         if knn is not None:
             record = {"step": 0, "epoch": 0.0, **knn.measure(trainer.features)}
             if trainer.world.first:
@@ -114,21 +110,6 @@ def _begin(
                     raise _interrupted(str(error), 0) from None
     if start < trainer.plan.total:
         trainer.feed.wait(start)
-    trainer.world.wait()
-
-
-_DIVERGED = "lower --lr, lengthen the warm-up, or try --precision fp32; the last checkpoint is intact"
-
-
-def _save(trainer: Trainer, run: RunFolder, data: dict[str, Any], done: int, kept: bool) -> None:
-    """The first process saves, and the others wait until it has."""
-    if trainer.world.first:
-        checkpoint = trainer.state(done, data)
-        if not finite(checkpoint.tensors):
-            raise ValueError(f"weights are not finite after step {done}; {_DIVERGED}")
-        if kept:  # first: killed in between, the run takes this step again and keeps the same
-            save_checkpoint(run.numbered(done), checkpoint)
-        save_checkpoint(run.last, checkpoint)
     trainer.world.wait()
 
 
@@ -149,7 +130,7 @@ def _record(trainer: Trainer, step: int, meter: Meter, seen: Observation) -> dic
     """One line of metrics after optimizer step `step`. Raises `ValueError` for a loss that is not finite."""
     measured = meter.result()
     if not math.isfinite(measured["loss"]):
-        raise ValueError(f"the loss is {measured['loss']} at step {step + 1}; {_DIVERGED}")
+        raise ValueError(f"the loss is {measured['loss']} at step {step + 1}; {DIVERGED}")
     everywhere = Observation(*(trainer.world.gather(tensor) for tensor in seen))
     plan, config = trainer.plan, trainer.config
     return {
@@ -165,15 +146,19 @@ def _record(trainer: Trainer, step: int, meter: Meter, seen: Observation) -> dic
 
 
 class Meter:
-    """Mean loss and speed since its creation; reads from the device only for the result."""
+    """Mean loss and speed since its creation; reads from the device only for the result.
 
-    def __init__(self, trainer: Trainer):
+    `since`: when the meter before it ended, from where the clock on the wall counts.
+    """
+
+    def __init__(self, trainer: Trainer, since: float | None = None):
         self.trainer, self.steps, self.pauses = trainer, 0, 0.0
         self.losses: Tensor | float = 0.0  # (K,), see `Trainer.step`
         kinds = [kind.name for kind in trainer.kinds]
         self.kinds = ["global", *kinds] if kinds else []
         self.waited = trainer.feed.waited
-        self.started = time.perf_counter()
+        self.started = self.ended = time.perf_counter()
+        self.since = self.started if since is None else since
 
     def add(self, losses: Tensor) -> None:
         """Count one step, by its losses (K,)."""
@@ -188,18 +173,21 @@ class Meter:
         self.pauses += time.perf_counter() - started
 
     def result(self) -> dict[str, float]:
-        """`loss` and `images_per_second` of all processes, `data_wait_percent` and `peak_memory_gb` of this one.
+        """`loss` and speeds of all processes, `data_wait_percent` and `peak_memory_gb` of this one.
 
         `loss` is the sum of those of the kinds of view, beside it (`loss_global`, ...) where there are several.
+        `images_per_second` is that of the steps alone, `wall_images_per_second` with kNN and saving since `since`.
         """
         trainer = self.trainer
         means = trainer.world.mean(torch.as_tensor(self.losses)).tolist()  # the clock waits for the device
         losses = [mean / self.steps for mean in means]
-        seconds = time.perf_counter() - self.started - self.pauses
+        self.ended = time.perf_counter()
+        seconds, images = self.ended - self.started - self.pauses, self.steps * trainer.config.batch_size
         return {
             "loss": sum(losses),
             **{f"loss_{name}": loss for name, loss in zip(self.kinds, losses, strict=False)},
-            "images_per_second": round(self.steps * trainer.config.batch_size / seconds, 1),
+            "images_per_second": round(images / seconds, 1),
+            "wall_images_per_second": round(images / (self.ended - self.since), 1),
             "data_wait_percent": round(100 * (trainer.feed.waited - self.waited) / seconds, 2),
             "peak_memory_gb": round(peak_memory(trainer.device) / 1e9, 3),
         }

@@ -6,7 +6,8 @@ Legend: B batch, C channels, S view pixels, D feature, P projection.
 from __future__ import annotations
 
 import copy
-from typing import NamedTuple
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -37,10 +38,14 @@ class Network(nn.Module):
         self.encoder = encoder
         self.projector = projector
 
+    def outputs(self, view: Tensor) -> tuple[Tensor, Tensor]:
+        """A view (B, 3, S, S) to its features (B, D) and its projection (B, P)."""
+        features = self.encoder(view)
+        return features, self.projector(features)
+
     def forward(self, view: Tensor) -> Tensor:
         """A view (B, 3, S, S) to its projection (B, P)."""
-        projection: Tensor = self.projector(self.encoder(view))
-        return projection
+        return self.outputs(view)[1]
 
 
 class Observation(NamedTuple):
@@ -90,8 +95,7 @@ class BYOL(nn.Module):
 
         Each view is a forward of its own, in both networks, so that batch-norm sees one view at a time.
         """
-        features1 = self.online.encoder(view1)
-        projection1 = self.online.projector(features1)
+        features1, projection1 = self.online.outputs(view1)
         prediction1, prediction2 = self.predictor(projection1), self.predictor(self.online(view2))
         with torch.no_grad():
             target1, target2 = self.target(view1), self.target(view2)
@@ -105,14 +109,21 @@ class BYOL(nn.Module):
         Batch-norm sees them together: they are alike.
         """
         count = len(views)
-        features = self.online.encoder(torch.cat(views))  # (V * B, D)
-        projection = self.online.projector(features)
+        features, projection = self.online.outputs(torch.cat(views))  # (V * B, D), (V * B, P)
         predictor = self.predictors[kind] if self.predictors else self.predictor
         prediction = predictor(projection)
         own_target, target = (tensor.repeat(count, 1) for tensor in targets)
         loss = byol_loss(prediction, own_target) + byol_loss(prediction, target)
         seen = (features, projection, prediction, target, own_target)
         return loss, Observation(*(tensor.detach() for tensor in seen))
+
+    def compile_networks(self, compiled: Callable[[Callable[..., Any]], Callable[..., Any]]) -> None:
+        """Let `compiled` wrap what each network does with a view: each is traced once, not once for every view.
+
+        Predictors and losses are a few small operations and stay as they are. No name of a parameter changes.
+        """
+        for network in (self.online, self.target):
+            network.outputs = compiled(network.outputs)  # type: ignore[method-assign]
 
     def trained_parameters(self) -> dict[str, nn.Parameter]:
         """Online encoder, projector and predictor by name, in a fixed order."""

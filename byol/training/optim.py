@@ -13,6 +13,8 @@ from torch.optim import SGD, AdamW, Optimizer
 from byol.encoders.build import require_fit
 from byol.training.config import LARGEST, TrainConfig
 
+ROW = 1024  # values; see `_in_rows`
+
 
 def learning_rate(step: int, total: int, warmup: int, peak: float) -> float:
     """The rate of optimizer step `step` (from 0): linear warm-up, then a cosine to 0 (paper section 3.2)."""
@@ -47,6 +49,7 @@ class LARS(Optimizer):
     ):
         defaults = {"lr": lr, "momentum": momentum, "weight_decay": weight_decay, "eta": eta, "clip": clip}
         super().__init__(params, {**defaults, "adapt": True})
+        self._owned: dict[tuple[int, ...], Tensor] = {}
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> None:  # type: ignore[override]
@@ -61,8 +64,9 @@ class LARS(Optimizer):
     def _step_group(self, params: list[Tensor], group: dict[str, Any]) -> None:
         updates = [p.grad for p in params if p.grad is not None]
         if group["adapt"]:
-            updates = list(torch._foreach_add(updates, params, alpha=group["weight_decay"]))
-            torch._foreach_mul_(updates, self._ratios(params, updates, group))
+            rows, updates = _in_rows(params, updates)
+            torch._foreach_add_(updates, params, alpha=group["weight_decay"])
+            rows.mul_(self._ratios(params, updates, group)[self._owners(params), None])
         for p in params:
             if "momentum_buffer" not in self.state[p]:
                 self.state[p]["momentum_buffer"] = torch.zeros_like(p)
@@ -71,27 +75,56 @@ class LARS(Optimizer):
         torch._foreach_add_(buffers, updates)
         torch._foreach_add_(params, buffers, alpha=-group["lr"])
 
+    def _owners(self, params: list[Tensor]) -> Tensor:
+        """To which of the parameters each row of `_in_rows` belongs: on the device, made once."""
+        counts = tuple(_rows(p) for p in params)
+        if counts not in self._owned:
+            owners = [number for number, count in enumerate(counts) for _ in range(count)]
+            self._owned[counts] = torch.tensor(owners, device=params[0].device)
+        return self._owned[counts]
+
     @staticmethod
-    def _ratios(params: list[Tensor], updates: list[Tensor], group: dict[str, Any]) -> list[Tensor]:
+    def _ratios(params: list[Tensor], updates: list[Tensor], group: dict[str, Any]) -> Tensor:
         weight, update = torch.stack(torch._foreach_norm(params)), torch.stack(torch._foreach_norm(updates))
         ratios = group["eta"] * weight / update
         if group["clip"]:
             ratios = (ratios / max(group["lr"], 1e-12)).clamp(max=1)
-        return list(torch.where((weight > 0) & (update > 0), ratios, 1.0).unbind())
+        return torch.where((weight > 0) & (update > 0), ratios, 1.0)
+
+
+def _rows(tensor: Tensor) -> int:
+    return -(-tensor.numel() // ROW)
+
+
+def _in_rows(params: list[Tensor], values: list[Tensor]) -> tuple[Tensor, list[Tensor]]:
+    """A copy of `values`, each as its parameter lies in memory, in one matrix (rows, ROW) in which each begins a row.
+
+    So a factor of its own for each is one product: foreach operations with a tensor of factors go one by one.
+    """
+    counts = [_rows(p) for p in params]
+    rows = params[0].new_empty((sum(counts), ROW))
+    starts = [ROW * sum(counts[:number]) for number in range(len(counts))]
+    copies = [rows.as_strided(p.shape, p.stride(), start) for p, start in zip(params, starts, strict=True)]
+    torch._foreach_copy_(copies, values)
+    return rows, copies
 
 
 def build_optimizer(config: TrainConfig, parameters: dict[str, nn.Parameter]) -> Optimizer:
     """The configured optimizer over two groups: weights, and parameters without decay and LARS scaling.
 
-    The second group is every parameter with fewer than two dimensions, so all biases and norm parameters.
+    The second group is every parameter with fewer than two dimensions, so all biases and norm parameters. SGD and AdamW
+    are fused on CUDA: one launch, and AdamW counts its steps there.
     """
+    fused = next(iter(parameters.values())).device.type == "cuda" or None
     weights = [p for p in parameters.values() if p.ndim > 1]
     excluded = [p for p in parameters.values() if p.ndim <= 1]
     groups: list[dict[str, Any]] = [{"params": weights}, {"params": excluded, "weight_decay": 0.0}]
     if config.optimizer == "adamw":
-        return AdamW(groups, lr=config.peak_lr, betas=(0.9, config.beta2), weight_decay=config.weight_decay)
+        betas = (0.9, config.beta2)
+        return AdamW(groups, lr=config.peak_lr, betas=betas, weight_decay=config.weight_decay, fused=fused)
     if config.optimizer == "sgd":
-        return SGD(groups, lr=config.peak_lr, momentum=config.momentum, weight_decay=config.weight_decay)
+        momentum, decay = config.momentum, config.weight_decay
+        return SGD(groups, lr=config.peak_lr, momentum=momentum, weight_decay=decay, fused=fused)
     groups[1]["adapt"] = False
     return LARS(groups, config.peak_lr, config.momentum, config.weight_decay, config.lars_eta, config.lars_clip)
 
@@ -122,12 +155,15 @@ def load_optimizer_tensors(
     if not tensors:
         return
     keys = ("exp_avg", "exp_avg_sq", "step") if isinstance(optimizer, AdamW) else ("momentum_buffer",)
-    count = torch.zeros(())  # of steps; on the CPU, whatever the device
+    count = torch.zeros(())  # of steps
     wanted = {f"{name}.{key}": count if key == "step" else p for name, p in parameters.items() for key in keys}
     require_fit(wanted, tensors, "the checkpoint's optimizer state")
-    for full_name, like in wanted.items():
+    for full_name in wanted:
         name, _, key = full_name.rpartition(".")
-        value = tensors[full_name].to(like.device, like.dtype).clone()
+        value, p = tensors[full_name], parameters[name]
         if key == "step" and not 0 <= value < LARGEST["max_steps"]:
             raise ValueError(f"the checkpoint's {full_name} is {value:g}; expected a number of steps")
-        optimizer.state[parameters[name]][key] = value
+        # A fused optimizer counts on the parameters' device, and wants its state to lie in memory as they do.
+        there = key == "step" and optimizer.defaults["fused"]
+        like = p.new_empty((), dtype=count.dtype) if there else wanted[full_name]
+        optimizer.state[p][key] = torch.empty_like(like, requires_grad=False).copy_(value)

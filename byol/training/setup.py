@@ -45,6 +45,11 @@ def micro_batch(config: TrainConfig, processes: int) -> int:
     return config.batch_size // parts
 
 
+def _sizes(config: TrainConfig) -> int:
+    """How many sizes views have, one after the other: for each, all is compiled anew."""
+    return 1 + (0 < config.start_share < 1 and config.start_size not in (0, config.image_size))
+
+
 @dataclass(frozen=True)
 class Setup:
     """What a configuration means here for a number of images, known before any is decoded."""
@@ -64,7 +69,7 @@ class Setup:
         plan = Plan.of(config, images)
         device = resolve_device(config.device, world.local_rank)
         decided = begun.settings(config, device.type) if begun else config
-        compiled = resolve_compile(decided.compile, device, plan.total * config.batch_size)
+        compiled = resolve_compile(decided.compile, device, plan.total * config.batch_size // _sizes(config))
         if compiled == "all" and config.recompute:  # which breaks the networks' graph
             compiled = "augmentation"
         sync_norm = resolve_sync_norm(config.sync_norm, micro_batch(config, world.size), world.size)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from typing import Any
 
 import torch
@@ -21,11 +21,12 @@ from byol.encoders.strides import step_by_one
 from byol.training.begun import Computed
 from byol.training.checkpoint import Checkpoint
 from byol.training.config import TrainConfig
-from byol.training.data.augment import cut_out, draw, render
-from byol.training.data.batches import Batch, Feed, Order, open_feed, seeded, share
+from byol.training.data.augment import random_numbers
+from byol.training.data.batches import Batch, Feed, Order, moved, open_feed, seeded, share
 from byol.training.data.intake import ImageTensor, StreamedImages
 from byol.training.data.view_config import Kind, ViewConfig
-from byol.training.device import compiled_or_eager, silence_compiler
+from byol.training.data.views import Framing, make_view
+from byol.training.device import compiler, for_fixed_shapes, take_device
 from byol.training.model import BYOL, Observation, use_channels_last
 from byol.training.optim import (
     build_optimizer,
@@ -63,6 +64,8 @@ class Trainer:
         setup = Setup.of(config, len(images), self.world, begun)
         self.plan, self.device, self.precision = setup.plan, setup.device, setup.precision
         self.compiled, self.sync_norm = setup.compiled, setup.sync_norm
+        self._open = ExitStack()
+        take_device(self.device)
         if begun:
             begun.take_threads(self.device.type, self.world.size)
         torch.manual_seed(config.seed)
@@ -77,18 +80,20 @@ class Trainer:
         self.parameters = self.model.trained_parameters()
         self.optimizer = build_optimizer(config, self.parameters)
         self.feed = self._open_feed(images)
-        self.mean = torch.tensor(config.mean, device=self.device)[:, None, None]  # (3, 1, 1)
-        self.std = torch.tensor(config.std, device=self.device)[:, None, None]
-        self._network = self._connected()
-        self._forward: Callable[..., Any] = self._network
-        self._render: Callable[..., Tensor] = render
-        # Not dynamic: a run has few sizes of views, and each gets code of its own.
-        if self.compiled == "all":
-            self._forward = torch.compile(self._network, dynamic=False)
+        mean, std = (torch.tensor(three, device=self.device)[:, None, None] for three in (config.mean, config.std))
+        layout = torch.channels_last if config.channels_last else torch.contiguous_format
+        self.framing = Framing(mean, std, layout)
+        self._make_view: Callable[..., Tensor] = make_view
         if self.compiled != "none":
-            silence_compiler()
-            on_trial = config.compile == "auto" and self.device.type == "cpu"
-            self._render = compiled_or_eager(render) if on_trial else torch.compile(render, dynamic=False)
+            self._compile()
+        self._network = self._connected()
+
+    def _compile(self) -> None:
+        """Compile the views, and the two networks where that is chosen; what surrounds them stays as it is."""
+        compiled = compiler(on_trial=self.config.compile == "auto")
+        self._make_view = compiled(make_view)
+        if self.compiled == "all":
+            self.model.compile_networks(compiled)
 
     @property
     def computed(self) -> Computed:
@@ -165,7 +170,7 @@ class Trainer:
             named: dict[str, Any] = {"kind": kind.name, "targets": targets} if kind else {}
             with self._exchange(last and len(losses) == len(self.kinds)):
                 with self._autocast():
-                    loss, seen = self._forward(*views, **named)
+                    loss, seen = self._network(*views, **named)
                 (loss / self.config.accumulate).backward()
             targets = targets or (seen.own_target, seen.target)
             losses.append(loss.detach())
@@ -188,11 +193,11 @@ class Trainer:
         return self.config.start_size if early else self.config.image_size
 
     def views(
-        self, batch: Batch, generator: torch.Generator, size: int, render: Callable[..., Tensor] | None = None
+        self, batch: Batch, generator: torch.Generator, size: int, make: Callable[..., Tensor] | None = None
     ) -> tuple[Tensor, ...]:
-        """Two normalised random views (B, 3, S, S) of a batch; S is `size`. `render` in place of the run's own."""
+        """Two normalised random views (B, 3, S, S) of a batch; S is `size`. `make` in place of the run's own."""
         configs = (self.config.view1, self.config.view2)
-        return tuple(self._view(config, batch, generator, size, render) for config in configs)
+        return tuple(self._view(config, batch, generator, size, make) for config in configs)
 
     def further_views(
         self,
@@ -200,11 +205,11 @@ class Trainer:
         batch: Batch,
         generator: torch.Generator,
         size: int,
-        render: Callable[..., Tensor] | None = None,
+        make: Callable[..., Tensor] | None = None,
     ) -> tuple[Tensor, ...]:
         """The normalised views of a kind, beside global ones of `size`."""
         own = self.config.size_beside(kind, size)
-        return tuple(self._view(kind.config, batch, generator, own, render) for _ in range(kind.count))
+        return tuple(self._view(kind.config, batch, generator, own, make) for _ in range(kind.count))
 
     @torch.no_grad()
     def _view(
@@ -213,28 +218,24 @@ class Trainer:
         batch: Batch,
         generator: torch.Generator,
         size: int,
-        render: Callable[..., Tensor] | None,
+        make: Callable[..., Tensor] | None,
     ) -> Tensor:
         pixels, aspect = batch
-        params = draw(config, aspect, generator, self.world.rank, self.world.size)
-        view = self._normalise((render or self._render)(config, pixels.permute(0, 3, 1, 2), params, size))
-        return cut_out(view, params.cutout) if config.cutout[1] else view
+        numbers = random_numbers(config, len(aspect), generator, self.world.size)
+        view = make or self._make_view
+        return view(config, pixels, aspect, numbers, size, self.framing, self.world.rank, self.world.size)
 
     def first_views(self, most: int = 16) -> list[Column]:
         """The first images of the first step as they are, and their views, for people to look at."""
         pixels, aspect = (part[:most] for part in self.feed.batch(0))
         batch = (pixels, aspect)
         generator, size = seeded(self.device, self.config.seed, "views", 0), self.view_size(0)
-        named = [(f"view {i}", view) for i, view in enumerate(self.views(batch, generator, size, render), 1)]
+        named = [(f"view {i}", view) for i, view in enumerate(self.views(batch, generator, size, make_view), 1)]
         for kind in self.kinds:
-            further = self.further_views(kind, batch, generator, size, render)  # not compiled for it
+            further = self.further_views(kind, batch, generator, size, make_view)  # not compiled for it
             named += [(f"{kind.name} {i}", view) for i, view in enumerate(further, 1)]
-        shown = [(word, pictures(view * self.std + self.mean)) for word, view in named]
+        shown = [(word, pictures(view * self.framing.std + self.framing.mean)) for word, view in named]
         return [("image", originals(pixels, aspect)), *shown]
-
-    def _normalise(self, view: Tensor) -> Tensor:
-        view = (view - self.mean) / self.std
-        return view.contiguous(memory_format=torch.channels_last) if self.config.channels_last else view
 
     def _autocast(self) -> Any:
         if self.precision == "fp32":
@@ -262,17 +263,19 @@ class Trainer:
         try:
             with self._autocast():
                 parts = [
-                    encoder(self._normalise(part.to(self.device).permute(0, 3, 1, 2).float() / 255)).float()
-                    for part in torch.split(pixels, batch)
+                    encoder(self.framing.normalised(part.permute(0, 3, 1, 2).float() / 255)).float()
+                    for part in (moved(part, self.device) for part in torch.split(pixels, batch))
                 ]
         finally:
             encoder.train()
         return torch.cat(parts)
 
     def __enter__(self) -> Trainer:
+        self._open.enter_context(for_fixed_shapes(self.device))
         return self
 
     def __exit__(self, *_: object) -> None:
+        self._open.close()
         self.feed.close()
 
     def state(self, step: int, data: dict[str, Any]) -> Checkpoint:

@@ -3,17 +3,23 @@
 import pytest
 import torch
 
-from byol.training.device import WORTH_COMPILING, compiled_or_eager, resolve_compile
+from byol.training import setup
+from byol.training.device import WORTH_COMPILING, compiled_or_eager, for_fixed_shapes, resolve_compile, take_device
+from byol.training.parallel.processes import World
+from byol.training.setup import Setup
+from tests.support.small import config
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
+ENOUGH = WORTH_COMPILING
 
 
 @pytest.mark.parametrize(
     ("choice", "device", "images", "expected"),
     [
-        ("auto", CUDA, 1, "all"),
-        ("auto", CPU, WORTH_COMPILING, "augmentation"),
-        ("auto", CPU, WORTH_COMPILING - 1, "none"),
+        ("auto", CUDA, ENOUGH["cuda"], "all"),
+        ("auto", CUDA, ENOUGH["cuda"] - 1, "none"),
+        ("auto", CPU, ENOUGH["cpu"], "augmentation"),
+        ("auto", CPU, ENOUGH["cpu"] - 1, "none"),
         ("all", CPU, 1, "all"),
         ("none", CUDA, 10**9, "none"),
     ],
@@ -23,6 +29,15 @@ def test_auto_compiles_what_pays(choice, device, images, expected, tmp_path, mon
     monkeypatch.delenv("CXX", raising=False)
     monkeypatch.setenv("PATH", str(tmp_path))
     assert resolve_compile(choice, device, images) == expected
+
+
+def test_views_that_grow_are_compiled_twice_and_count_so(monkeypatch):
+    asked = []
+    monkeypatch.setattr(setup, "resolve_compile", lambda choice, device, images: asked.append(images) or "none")
+    one_size = {"start_size": 16}, {"start_size": 8, "start_share": 0.0}, {}
+    for changes in ({"start_size": 8}, *one_size):
+        Setup.of(config(max_steps=100, **changes), 24, World())
+    assert asked == [400, 800, 800, 800]
 
 
 def test_auto_compiles_nothing_on_a_cpu_without_a_compiler(tmp_path, monkeypatch):
@@ -52,3 +67,28 @@ def test_errors_of_the_function_itself_are_raised(monkeypatch):
     guarded = compiled_or_eager(torch.linalg.inv)
     with pytest.warns(UserWarning, match="not compiled"), pytest.raises(RuntimeError, match="singular"):
         guarded(torch.zeros(2, 2))
+
+
+def test_lack_of_memory_is_no_sign_of_a_missing_compiler(monkeypatch):
+    def full(*_arguments):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(torch, "compile", lambda function, **_: full)
+    with pytest.raises(torch.OutOfMemoryError):
+        compiled_or_eager(torch.neg)(torch.tensor(2))
+
+
+@pytest.mark.parametrize(("device", "while_open"), [(CUDA, True), (CPU, False)])
+def test_cudnn_tries_its_algorithms_only_while_a_run_with_fixed_shapes_goes_on(device, while_open):
+    assert torch.backends.cudnn.benchmark is False
+    with for_fixed_shapes(device):
+        assert torch.backends.cudnn.benchmark is while_open
+    assert torch.backends.cudnn.benchmark is False
+
+
+def test_a_process_takes_its_own_gpu(monkeypatch):
+    taken = []
+    monkeypatch.setattr(torch.cuda, "set_device", taken.append)
+    for device in (torch.device("cuda", 3), CPU):
+        take_device(device)
+    assert taken == [torch.device("cuda", 3)]

@@ -8,6 +8,8 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from byol.training.config import TrainConfig
 from byol.training.data.augment import draw, render
@@ -87,6 +89,114 @@ def test_lars_steps_equal_its_definition(clip):
         reference.step(grads, lr)
     for p, w in zip(parameters.values(), reference.w, strict=True):
         np.testing.assert_allclose(p.detach().numpy(), w, rtol=2e-5, atol=1e-6)
+
+
+def like_an_encoders(count=6):
+    """Parameters of many shapes, in both orders of memory, with gradients; some longer than a row."""
+    random = torch.Generator().manual_seed(0)
+    shapes = [(8, 3, 3, 3), (5, 8), (8,), (40, 60), (4, 4, 1, 1), (1, 7)][:count]
+    parameters = {}
+    for number, shape in enumerate(shapes):
+        layout = torch.channels_last if len(shape) == 4 else torch.contiguous_format
+        p = nn.Parameter(torch.randn(shape, generator=random).contiguous(memory_format=layout))
+        p.grad = torch.randn(shape, generator=random).contiguous(memory_format=layout)
+        parameters[f"p{number}"] = p
+    return parameters
+
+
+@pytest.mark.parametrize("clip", [False, True])
+def test_lars_all_at_once_is_lars_one_by_one_to_the_bit(clip):
+    """What it did until it took all parameters at once: runs go on to the same bits."""
+    config = TrainConfig(weight_decay=1e-2, lars_eta=0.02, lars_clip=clip)
+    parameters = like_an_encoders()
+    expected = {name: (p.detach().clone(), torch.zeros_like(p)) for name, p in parameters.items()}
+    optimizer = build_optimizer(config, parameters)
+    for step in range(3):
+        lr = 0.1 + 0.2 * step
+        set_learning_rate(optimizer, lr)
+        optimizer.step()
+        for name, (w, m) in expected.items():
+            d = parameters[name].grad.clone()
+            if w.ndim > 1:
+                d.add_(w, alpha=1e-2)
+                ratio = 0.02 * torch.linalg.vector_norm(w) / torch.linalg.vector_norm(d)
+                d.mul_((ratio / lr).clamp(max=1) if clip else ratio)
+            m.mul_(0.9).add_(d)
+            w.add_(m, alpha=-lr)
+    for name, (w, m) in expected.items():
+        assert torch.equal(parameters[name].detach(), w), name
+        assert torch.equal(optimizer.state[parameters[name]]["momentum_buffer"], m), name
+
+
+class Launches(TorchDispatchMode):
+    """The operations that compute something; those of lists must take CUDA's way for all tensors at once."""
+
+    VIEWS = (
+        "as_strided",
+        "unbind",
+        "slice",
+        "select",
+        "view",
+        "detach",
+        "unsqueeze",
+        "expand",
+        "alias",
+        "t.",
+        "new_empty",
+    )
+
+    def __init__(self):
+        super().__init__()
+        self.names = []
+
+    def __torch_dispatch__(self, operation, types, arguments=(), keywords=None):
+        name = operation.name().removeprefix("aten::")
+        if not name.startswith(self.VIEWS):
+            self.names.append(name)
+        lists = [given for given in arguments if isinstance(given, list) and isinstance(given[0], torch.Tensor)]
+        if name.startswith("_foreach"):
+            for together in zip(*lists, strict=True):
+                first = together[0]
+                assert all(tensor.shape == first.shape and tensor.stride() == first.stride() for tensor in together), (
+                    name
+                )
+        return operation(*arguments, **(keywords or {}))
+
+
+def test_lars_launches_as_much_for_two_parameters_as_for_six():
+    """A product of a list with a list of factors would go one by one."""
+    counts = []
+    for count in (3, 6):
+        optimizer = build_optimizer(TrainConfig(weight_decay=1e-2), like_an_encoders(count))
+        optimizer.step()  # makes its buffers
+        with Launches() as launches:
+            optimizer.step()
+        assert launches.names
+        counts.append(len(launches.names))
+    assert counts[0] == counts[1] < 25
+
+
+@pytest.mark.parametrize(("name", "lr"), [("sgd", 0.1), ("adamw", 1e-3)])
+def test_on_cuda_a_step_is_fused_and_takes_up_a_state_that_lies_as_the_parameters(name, lr):
+    """On tensors that are CUDA's by name only. A fused step refuses state in another order of memory, or elsewhere."""
+    config = TrainConfig(optimizer=name, lr=lr)
+    keys = ("exp_avg", "exp_avg_sq", "step") if name == "adamw" else ("momentum_buffer",)
+    real = like_an_encoders()
+    assert build_optimizer(config, real).defaults["fused"] is None  # on a CPU as ever
+    stored = {f"{p}.{key}": torch.ones(() if key == "step" else real[p].shape) for p in real for key in keys}
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        parameters = {
+            p: nn.Parameter(torch.empty_strided(value.shape, value.stride(), device="cuda"))
+            for p, value in real.items()
+        }
+        optimizer = build_optimizer(config, parameters)
+    assert optimizer.defaults["fused"] is True
+    load_optimizer_tensors(optimizer, parameters, stored)
+    for p in parameters.values():
+        for key, value in optimizer.state[p].items():
+            assert value.device.type == "cuda", key
+            assert value.stride() == (() if key == "step" else p.stride()), key
+            assert not value.requires_grad
 
 
 def test_lars_leaves_a_parameter_without_gradient_alone():

@@ -7,6 +7,7 @@ import signal
 import sys
 import time
 from dataclasses import replace
+from functools import partial
 
 import pytest
 import torch
@@ -18,7 +19,8 @@ from torch import nn
 from byol.commands.train import train
 from byol.encoders.build import build_encoder
 from byol.images.open import open_source
-from byol.training import loop
+from byol.training import saving
+from byol.training import trainer as trainer_module
 from byol.training.checkpoint import read_checkpoint, save_checkpoint
 from byol.training.data.batches import Order, seeded
 from byol.training.data.decoded import load_canvases
@@ -64,7 +66,8 @@ def test_a_run_writes_what_the_design_says(images, tmp_path):
     assert untrained.keys() == {"step", "epoch", "knn_top1", "knn_bank", "knn_queries", "knn_classes"}
     assert (untrained["step"], untrained["epoch"]) == (0, 0)
     assert [r["step"] for r in records] == [1, 2, 3, 4, 5, 6]
-    keys = {"step", "epoch", "loss", "lr", "tau", "images_per_second", "std_ratio", "rankme", "cosine"}
+    speeds = {"images_per_second", "wall_images_per_second"}
+    keys = {"step", "epoch", "loss", "lr", "tau", *speeds, "std_ratio", "rankme", "cosine"}
     assert all(keys <= set(r) for r in records)
     assert ["knn_top1" in r for r in records] == [False, False, True, False, False, True]
     assert records[0]["lr"] == 0
@@ -117,7 +120,7 @@ def test_a_checkpoint_that_is_kept_survives_a_kill_between_two_writes(images, tm
             raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(loop, "save_checkpoint", killed_in_between)
+        patch.setattr(saving, "save_checkpoint", killed_in_between)
         with pytest.raises(KeyboardInterrupt):
             run_training(settings, images, tmp_path / "killed")
     run_training(settings, images, tmp_path / "killed", resume=True)
@@ -179,10 +182,10 @@ def test_views_start_small_for_a_share_of_the_steps(images):
     assert [t.view_size(step) for step in range(6)] == [8, 8, 8, 16, 16, 16]
     assert [trainer(images).view_size(step) for step in (0, 5)] == [16, 16]
     seen = []
-    t.model.online.register_forward_hook(lambda _module, inputs, _output: seen.append(inputs[0].shape[-1]))
+    t.model.online.encoder.register_forward_hook(lambda _module, inputs, _output: seen.append(inputs[0].shape[-1]))
     for step in range(6):
         t.step(step)
-    assert seen == [8] * 3 + [16] * 3  # of view 2; view 1 goes through the parts
+    assert seen == [8] * 6 + [16] * 6
     assert [(word, max(shown[0].size)) for word, shown in t.first_views()] == [
         ("image", 16),
         ("view 1", 8),
@@ -448,6 +451,24 @@ def shallow(arch, stem, image_size, *_):
     encoder.layer2 = encoder.get_submodule("layer2")[:1]  # type: ignore[index]
     encoder.layer1, encoder.layer3, encoder.layer4 = nn.Identity(), nn.Identity(), nn.Identity()
     return encoder
+
+
+def test_each_network_is_traced_once_and_not_for_every_view(images, monkeypatch):
+    """Two views and two networks are four graphs."""
+    torch._dynamo.reset()
+    traced = []
+
+    def backend(graph, _inputs):
+        traced.append(graph)
+        return graph.forward
+
+    compile_whole = partial(torch.compile, dynamic=False, fullgraph=True, backend=backend)
+    monkeypatch.setattr(trainer_module, "compiler", lambda on_trial: compile_whole)
+    eager, compiled = trainer(images), trainer(images, compile="all")
+    for step in range(2):
+        torch.testing.assert_close(eager.step(step)[0], compiled.step(step)[0], atol=1e-5, rtol=1e-5)
+    assert len(traced) == 4
+    assert list(compiled.model.state_dict()) == list(eager.model.state_dict())
 
 
 def test_compiled_training_equals_eager(images, monkeypatch):

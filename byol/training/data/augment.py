@@ -13,6 +13,7 @@ Legend: B batch, C channels, M canvas pixels, S view pixels, J colour operations
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
@@ -46,41 +47,63 @@ class ViewParams:
     cutout: Tensor
 
 
+def random_numbers(config: ViewConfig, count: int, generator: torch.Generator, world: int = 1) -> Tensor:
+    """All that a view of `count` images in each of `world` processes draws: flat, uniform in 0 to 1.
+
+    In one call, outside of what is compiled: Inductor takes no generator.
+    """
+    each = sum(math.prod(shape) for shape in _drawn(config))
+    return torch.rand(each * world * count, generator=generator, device=generator.device)
+
+
+def _drawn(config: ViewConfig) -> list[tuple[int, ...]]:
+    """The shapes of what is drawn for an image, in the order of `params_of`."""
+    box = [(CROP_TRIES + 1, 2), (2,)]
+    # What is drawn only where it is used comes last: runs without it keep the random numbers they always had.
+    rare = [*([()] if config.vertical_flip else []), *(box if config.cutout[1] else [])]
+    return [(), (4,), (), *box, (), (4,), (), (), (), *rare]
+
+
 def draw(config: ViewConfig, aspect: Tensor, generator: torch.Generator, rank: int = 0, world: int = 1) -> ViewParams:
     """Random parameters for B images of the given aspect (B,), width / height, on the generator's device.
 
     With `world` processes, the numbers of all their images are drawn and those of process `rank` kept, so together they
     are what one process would draw.
     """
-    count, device = len(aspect), generator.device
+    numbers = random_numbers(config, len(aspect), generator, world)
+    return params_of(config, aspect.to(numbers.device), numbers, rank, world)
 
-    def uniform(low: float, high: float, *shape: int) -> Tensor:
-        numbers = torch.rand((world * count, *shape), generator=generator, device=device)
-        return numbers[rank * count : (rank + 1) * count] * (high - low) + low
+
+def params_of(config: ViewConfig, aspect: Tensor, numbers: Tensor, rank: int = 0, world: int = 1) -> ViewParams:
+    """The parameters that `random_numbers` stand for; arguments as of `draw`, on one device."""
+    count, shapes = len(aspect), _drawn(config)
+    sizes = [math.prod(shape) * world * count for shape in shapes]
+    parts: Iterator[tuple[Tensor, tuple[int, ...]]] = iter(zip(torch.split(numbers, sizes), shapes, strict=True))
+
+    def uniform(low: float, high: float) -> Tensor:
+        part, shape = next(parts)
+        return part.view(world * count, *shape)[rank * count : (rank + 1) * count] * (high - low) + low
 
     jitter = uniform(0, 1) < config.jitter  # (B,)
-    change = uniform(-1, 1, 4) * jitter[:, None]  # (B, J)
+    change = uniform(-1, 1) * jitter[:, None]  # (B, J)
     reach = (config.brightness, config.contrast, config.saturation, config.hue)
     neutral = (0.0 if config.additive_brightness else 1.0, 1.0, 1.0, 0.0)
     amount = [n + r * c for n, r, c in zip(neutral, reach, change.unbind(1), strict=True)]
     blurred = uniform(0, 1) < config.blur
 
     def box(area: tuple[float, float], within: Tensor) -> Tensor:
-        return _draw_box(area, config.crop_aspect, within, uniform(0, 1, CROP_TRIES + 1, 2), uniform(0, 1, 2))
+        return _draw_box(area, config.crop_aspect, within, uniform(0, 1), uniform(0, 1))
 
-    # What is drawn only where it is used comes last: runs without it keep the random numbers they always had.
     return ViewParams(
-        box=box(config.crop_area, aspect.to(device)),
+        box=box(config.crop_area, aspect),
         flip=uniform(0, 1) < config.flip,
         amount=torch.stack(amount, dim=1),
-        order=uniform(0, 1, 4).argsort(dim=1),
+        order=uniform(0, 1).argsort(dim=1),
         grey=uniform(0, 1) < config.grey,
         sigma=torch.where(blurred, uniform(*config.blur_sigma), 0.0),
         solarize=uniform(0, 1) < config.solarize,
         vertical_flip=uniform(0, 1) < config.vertical_flip if config.vertical_flip else torch.zeros_like(blurred),
-        cutout=box(config.cutout, torch.ones(count, device=device))
-        if config.cutout[1]
-        else torch.zeros((count, 4), device=device),
+        cutout=box(config.cutout, torch.ones_like(aspect)) if config.cutout[1] else aspect.new_zeros((count, 4)),
     )
 
 

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from byol.training.data.intake import ImageTensor, StreamedImages
+from byol.training.device import take_device
 
 AHEAD = 3  # batches fetched before they are asked for
 RESIDENT_SHARE = 0.4  # of the device's free memory; the rest is for networks and activations
@@ -37,7 +38,7 @@ class ResidentFeed:
 
     def batch(self, step: int) -> Batch:
         """Pixels and aspects of a step."""
-        rows = _moved(self._rows(step), self._device)
+        rows = moved(self._rows(step), self._device)
         return self._pixels[rows], self._aspect[rows]
 
     def close(self) -> None:
@@ -61,7 +62,8 @@ class FetchedFeed:
     ):
         self._source_close = source_close
         self._read, self._rows, self._device, self._last = read, rows, device, last
-        self._thread = ThreadPoolExecutor(1, thread_name_prefix="fetch")
+        # Each thread has a GPU of its own to begin with, the first: its pinned memory would take some of that.
+        self._thread = ThreadPoolExecutor(1, "fetch", initializer=take_device, initargs=(device,))
         self._pending: dict[int, Future[Batch]] = {}
         self.waited = 0.0
 
@@ -108,9 +110,9 @@ def _picked(places: Tensor | None, rows: Rows) -> Rows:
     return rows if places is None else lambda step: places[rows(step)]
 
 
-def _moved(rows: Tensor, device: torch.device) -> Tensor:
-    """Row numbers on the device, without waiting for it."""
-    return rows.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else rows
+def moved(tensor: Tensor, device: torch.device) -> Tensor:
+    """A tensor on the host as one on the device, without waiting for it."""
+    return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor
 
 
 WINDOW = 16  # blocks whose rows are shuffled together when a source is read block by block

@@ -23,7 +23,6 @@ from byol.training.watch.knn import KNNMonitor
 WARM_UP, LEAST, MOST = 2, 4, 40  # steps before the clock starts, and those measured
 ENOUGH, TOO_LONG = 8.0, 30.0  # seconds of measured steps, and after which any number is enough
 KNN_SHARE = 0.05  # of the time: the most that kNN takes in a run planned to end in time
-SAVE_EVERY = 60.0  # seconds between the checkpoints of such a run
 RESERVE = 0.01  # of the time, for the end
 WARM_UP_SHARE = 0.1  # of such a run: the longest warm-up of the rate
 LEAST_PLANNED = 20  # steps that are worth being called a run
@@ -123,8 +122,8 @@ def _knn_seconds(knn: KNNMonitor, trainer: Trainer) -> float:
 def fitted(config: TrainConfig, pace: Pace, images: int, seconds: float) -> TrainConfig:
     """The settings with as many steps as fit into `seconds`, measurements of kNN included, and a schedule for them.
 
-    kNN is measured less often than each epoch where it would take more than a twentieth of the time, and a checkpoint
-    is written at most once a minute. Raises `ValueError` when there is no time for a run.
+    kNN is measured less often than each epoch where it would take more than a twentieth of the time. Raises
+    `ValueError` when there is no time for a run.
     """
     step = pace.step(config)
     per_epoch = Plan.of(config.replace(max_steps=1), images).steps_per_epoch
@@ -140,7 +139,6 @@ def fitted(config: TrainConfig, pace: Pace, images: int, seconds: float) -> Trai
     return config.replace(
         max_steps=total,
         knn_every=knn_every,
-        checkpoint_every=max(per_epoch, math.ceil(SAVE_EVERY / step)),
         warmup_epochs=min(config.warmup_epochs, WARM_UP_SHARE * total / per_epoch),
     )
 

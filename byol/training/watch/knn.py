@@ -19,7 +19,7 @@ from byol.images.labels import require_labels
 from byol.images.source import ImageSource
 from byol.run import KNN
 from byol.training.config import TrainConfig
-from byol.training.data.batches import seeded
+from byol.training.data.batches import moved, seeded
 from byol.training.data.decoded import load_preprocessed, source_digest
 from byol.training.data.intake import ImageTensor
 
@@ -173,10 +173,10 @@ class KNNMonitor:
     def measure(self, features: Callable[[Tensor], Tensor]) -> dict[str, float]:
         """Top-1, 0 to 1, and the counts; `features` maps uint8 images (N, S, S, 3) to features (N, D)."""
         bank = features(self.bank.pixels)
-        own = self.own.to(bank.device) if self.queries is None else None
+        own = moved(self.own, bank.device) if self.queries is None else None
         predicted = weighted_knn(
             bank,
-            self.bank_labels.to(bank.device),
+            moved(self.bank_labels, bank.device),
             features(self.queries.pixels) if self.queries else bank[own],
             len(self.classes),
             self.config.knn_k,

@@ -119,7 +119,7 @@ class Reporter:
         due = due or time.monotonic() - self._told >= SECONDS_A_LINE
         if end_of_epoch if self.bar else due:
             self._lines, self._told = self._lines + 1, time.monotonic()
-            line = f"epoch {record['epoch']:.1f}  {text}  {record['images_per_second']:.0f} images/s"
+            line = f"epoch {record['epoch']:.1f}  {text}  {record['wall_images_per_second']:.0f} images/s"
             line += self.knn if measured else ""
             if not self.bar:  # which shows these
                 left = self.clock.text()

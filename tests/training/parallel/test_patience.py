@@ -55,7 +55,7 @@ except LostProcess as error:
 
 TRAINING = """
 from pathlib import Path
-from byol.training import loop
+from byol.training import loop, saving
 from byol.training.data import shared
 def slow(module, name):
     real = getattr(module, name)
@@ -64,7 +64,7 @@ def slow(module, name):
             long_work()
         return real(*arguments, **options)
     setattr(module, name, slowly)
-for module, name in ((loop, "save_views"), (loop, "save_checkpoint"), (shared, "open_images")):
+for module, name in ((loop, "save_views"), (saving, "save_checkpoint"), (shared, "open_images")):
     slow(module, name)
 from tests.support.small import config, run_training
 run_training(config(max_steps=2), sys.argv[1], Path(sys.argv[2]))

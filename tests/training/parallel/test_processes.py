@@ -262,6 +262,8 @@ from byol.training.data.decoded import load_canvases
 from byol.training.parallel.processes import World, joined
 from byol.training.parallel.sync_norm import synchronise_norms
 from byol.training.trainer import Trainer
+from functools import partial
+from byol.training import trainer as trainer_module
 from tests.support.small import config
 from tests.training.parallel.test_processes import network
 
@@ -299,6 +301,11 @@ def weights(world, sync_norm="auto", steps=20, **more):
         after[step + 1] = torch.cat([p.detach().flatten() for p in trainer.model.parameters()])
     return after
 
+def compiled(world, expected):
+    trainer_module.compiler = lambda on_trial: partial(torch.compile, dynamic=False, backend="aot_eager")
+    found = weights(world, compile="all", steps=4)
+    torch.testing.assert_close(found[4], expected[4], atol=1e-8, rtol=0)
+
 def steps(world):
     torch.set_default_dtype(torch.float64)
     found = weights(world)
@@ -309,6 +316,7 @@ def steps(world):
     kinds_alone = weights(World(), **of_kinds) if world.first else copy.deepcopy(kinds)
     dist.broadcast(kinds_alone[8], 0)
     torch.testing.assert_close(kinds[8], kinds_alone[8], atol=1e-5, rtol=0)
+    compiled(world, found)
     for step in (4, 20):
         dist.broadcast(alone[step], 0)
     torch.testing.assert_close(found[20], alone[20], atol=1e-5, rtol=0)

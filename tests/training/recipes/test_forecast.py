@@ -52,9 +52,10 @@ def test_small_views_at_first_count_with_their_share():
     assert fitted(settings, PACE, 1000, 1000.0).max_steps == int((0.99 * 1000 - 5 - 20) / 1.25)
 
 
-def test_checkpoints_are_a_minute_apart_or_more_and_warm_up_is_a_tenth_at_most():
-    found = fitted(config(batch_size=10, knn_every=0, warmup_epochs=10.0), replace(PACE, late=0.1), 100, 100.0)
-    assert found.checkpoint_every == 600
+def test_warm_up_is_a_tenth_at_most_and_what_else_was_set_stays():
+    settings = config(batch_size=10, knn_every=0, warmup_epochs=10.0, checkpoint_every=7)
+    found = fitted(settings, replace(PACE, late=0.1), 100, 100.0)
+    assert found.checkpoint_every == 7
     assert found.warmup_epochs == pytest.approx(0.1 * found.max_steps / 10)
 
 

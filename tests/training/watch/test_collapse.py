@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from byol.training.model import Observation
-from byol.training.watch.collapse import collapse_statistics, collapse_warning, rankme, std_ratio
+from byol.training.watch.collapse import collapse_statistics, collapse_warning, rankme, singular_values, std_ratio
 
 
 def test_std_ratio_is_one_on_the_sphere_and_zero_when_collapsed():
@@ -22,6 +22,17 @@ def test_rankme_counts_the_directions_in_use():
     assert rankme(torch.eye(16)) == pytest.approx(16, rel=1e-3)
     one = torch.outer(torch.randn(40, generator=torch.Generator().manual_seed(0)), torch.ones(16))
     assert rankme(one) == pytest.approx(1, abs=0.01)
+
+
+@pytest.mark.parametrize("shape", [(40, 24), (24, 40), (24, 24)])
+def test_what_a_gpu_takes_the_rank_from_are_the_singular_values(shape, monkeypatch):
+    features = torch.randn(shape, generator=torch.Generator().manual_seed(0)) * 2.0 ** -torch.arange(shape[1])
+    features -= features.mean(dim=0)
+    expected, found = torch.linalg.svdvals(features), singular_values(features).flip(0)
+    torch.testing.assert_close(found, expected, atol=1e-6 * float(expected[0]), rtol=1e-5)
+    before = round(rankme(features), 4)
+    monkeypatch.setattr(torch.linalg, "svdvals", singular_values)
+    assert round(rankme(features), 4) == before
 
 
 def observation(projection):
