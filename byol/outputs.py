@@ -23,6 +23,7 @@ from byol.text import printable, reason_of
 
 DIGEST_KEY = "bundle_sha256"
 STAGES = {"list", "decode"}
+FEATURE_COLUMNS = ["id", "label", "features"]
 CLASS_COLUMNS = ["id", "label", "predicted", "probability"]
 ERROR_COLUMNS = ["path", "stage", "reason"]
 MOST_HEADER = 1 << 24  # bytes of a CSV file's first line
@@ -127,7 +128,8 @@ def _is_features(path: Path) -> bool:
             names = {name.removesuffix(".npy") for name in archive.namelist()}
         return names - {"labels"} == {"ids", "features", DIGEST_KEY}
     schema = _schema(path)
-    return schema.names == ["id", "label", "features"] and DIGEST_KEY.encode() in (schema.metadata or {})
+    ours = schema.names in (FEATURE_COLUMNS, [*FEATURE_COLUMNS, "image"])
+    return ours and DIGEST_KEY.encode() in (schema.metadata or {})
 
 
 def _quoted(names: list[str]) -> bytes:

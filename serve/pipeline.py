@@ -8,10 +8,11 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar
 
 import numpy as np
+from PIL import Image
 
 from byol.bundle.folder import Bundle
 from byol.bundle.parity import BF16, GATES, compare_features
@@ -21,6 +22,7 @@ from byol.images.source import ImageSource, Skipped
 from byol.images.surroundings import UnreadableImage
 from byol.limits import MAX_BATCH_SIZE
 from byol.machine import DEVICES
+from byol.serve.features.thumbnails import thumbnail
 from byol.serve.items import ImageItem, items_source
 from byol.serve.providers.plugins import unusable
 from byol.serve.session import Feeds, Session, open_session
@@ -33,11 +35,14 @@ BATCH_SIZES = {"cpu": 32, "cuda": 256}
 
 @dataclass(frozen=True)
 class Batch:
-    """`indices` into the source, `outputs` float32 (len(indices), D), and the images skipped on the way."""
+    """`indices` into the source, `outputs` float32 (len(indices), D), the images skipped on the way, and if asked for
+    the `thumbnails` of those at `indices`.
+    """
 
     indices: list[int]
     outputs: np.ndarray
     skipped: list[Skipped]
+    thumbnails: list[bytes] = field(default_factory=list)
 
 
 class Pipeline:
@@ -86,28 +91,39 @@ class Pipeline:
         return (batch for _, batch in self.batches_of([source], threads))
 
     def batches_of(
-        self, sources: Iterable[ImageSource], threads: int = 0
+        self, sources: Iterable[ImageSource], threads: int = 0, thumbnails: int = 0
     ) -> Generator[tuple[ImageSource, Batch], None, None]:
-        """The batches of several sources, one after the other; no batch mixes sources, but decoding runs ahead."""
+        """The batches of several sources, one after the other; no batch mixes sources, but decoding runs ahead.
+
+        `thumbnails`: their side in pixels; 0: none.
+        """
         pixels = np.empty((self.batch_size, self.image_size, self.image_size, 3), np.uint8)  # (B, S, S, 3)
         current: ImageSource | None = None
-        indices: list[int] = []
-        skipped: list[Skipped] = []
-        for source, index, result in decode_all(sources, self._transform, threads, self._transform.least_side):
-            if current is not None and current is not source and (indices or skipped):
-                yield current, Batch(indices, self._checked(pixels[: len(indices)], current, indices), skipped)
-                indices, skipped = [], []
+        batch = Batch([], pixels[:0], [])
+
+        def seen(image: Image.Image) -> tuple[np.ndarray, list[bytes]]:
+            square = self._transform(image)
+            return square, [thumbnail(square, thumbnails)] if thumbnails else []
+
+        for source, index, result in decode_all(sources, seen, threads, self._transform.least_side):
+            if current is not None and current is not source and (batch.indices or batch.skipped):
+                yield current, self._computed(batch, pixels, current)
+                batch = Batch([], pixels[:0], [])
             current = source
             if isinstance(result, UnreadableImage):
-                skipped.append(Skipped(source.ids[index], str(result)))
+                batch.skipped.append(Skipped(source.ids[index], str(result)))
                 continue
-            pixels[len(indices)] = result
-            indices.append(index)
-            if len(indices) == self.batch_size:
-                yield source, Batch(indices, self._checked(pixels, source, indices), skipped)
-                indices, skipped = [], []
-        if current is not None and (indices or skipped):
-            yield current, Batch(indices, self._checked(pixels[: len(indices)], current, indices), skipped)
+            pixels[len(batch.indices)], pictures = result
+            batch.indices.append(index)
+            batch.thumbnails.extend(pictures)
+            if len(batch.indices) == self.batch_size:
+                yield source, self._computed(batch, pixels, source)
+                batch = Batch([], pixels[:0], [])
+        if current is not None and (batch.indices or batch.skipped):
+            yield current, self._computed(batch, pixels, current)
+
+    def _computed(self, batch: Batch, pixels: np.ndarray, source: ImageSource) -> Batch:
+        return replace(batch, outputs=self._checked(pixels[: len(batch.indices)], source, batch.indices))
 
     def encode(self, pixels: np.ndarray) -> np.ndarray:
         """Outputs (B, D) float32 of preprocessed images: uint8 (B, S, S, 3), B <= batch_size."""

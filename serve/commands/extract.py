@@ -60,6 +60,12 @@ if TYPE_CHECKING:
     help="Images per part, if --out is a folder.",
 )
 @click.option(
+    "--thumbnails",
+    type=click.IntRange(16, 1024),
+    metavar="PIXELS",
+    help="Also write what the encoder sees of each image, at most so wide, as a column for viewers (Parquet).",
+)
+@click.option(
     "--retry-skipped",
     is_flag=True,
     help="Redo finished parts that skipped images, if --out is a folder.",
@@ -84,6 +90,7 @@ def extract(
     out: str,
     dtype: str,
     part_images: int,
+    thumbnails: int | None,
     retry_skipped: bool,
     processes: int | None,
     engine: str,
@@ -113,9 +120,11 @@ def extract(
         raise click.UsageError("only one process can read standard input; write the list to a file such as list.txt")
     if ray_address and engine != "ray":
         raise click.UsageError("--ray-address needs --engine ray")
+    if thumbnails and (engine == "ray" or (file and file.suffix.lower() != ".parquet")):
+        raise click.UsageError("--thumbnails needs --engine local, and --out FILE.parquet or a folder")
     if file and retry_skipped:
         raise click.UsageError("--retry-skipped is for a folder of parts; leave it out, a file is written whole")
-    chosen = extraction_options(on_error, max_errors, decode_threads, dtype)
+    chosen = extraction_options(on_error, max_errors, decode_threads, dtype, thumbnails or 0)
     task = Task(images, Path(out), chosen, part_images, retry_skipped)
     try:
         if engine == "ray":

@@ -86,11 +86,11 @@ def show(values: dict[str, Any], as_json: bool) -> None:
 
 
 def extraction_options(
-    on_error: str, max_errors: int | None, decode_threads: int | None, dtype: str = "float32"
+    on_error: str, max_errors: int | None, decode_threads: int | None, dtype: str = "float32", thumbnails: int = 0
 ) -> Options:
     """The values of the options above. Raises `UsageError` when they contradict each other."""
     from byol.serve.extract.engine import Options
 
     if on_error == "fail" and max_errors:
         raise click.UsageError("--on-error fail and --max-errors contradict each other; leave one out")
-    return Options(dtype, decode_threads or 0, 0 if on_error == "fail" else max_errors)
+    return Options(dtype, decode_threads or 0, 0 if on_error == "fail" else max_errors, thumbnails)

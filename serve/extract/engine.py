@@ -28,12 +28,14 @@ Advance = Callable[[int], None]
 @dataclass(frozen=True)
 class Options:
     """How to extract: `dtype` of the features (float32, float16), decoding `threads` (0: one per usable core), and how
-    many unreadable images it tolerates (None: any number).
+    many unreadable images it tolerates (None: any number); `thumbnails`: side in pixels of the pictures written beside
+    the features, 0: none.
     """
 
     dtype: str = "float32"
     threads: int = 0
     max_errors: int | None = None
+    thumbnails: int = 0
 
 
 @dataclass(frozen=True)
@@ -69,9 +71,9 @@ class Batches(Protocol):
     """Anything that computes batches: a `Pipeline` here, or something that delegates."""
 
     def batches_of(
-        self, sources: Iterable[ImageSource], threads: int = 0
+        self, sources: Iterable[ImageSource], threads: int = 0, thumbnails: int = 0
     ) -> Generator[tuple[ImageSource, Batch], None, None]:
-        """The batches of several sources, one after the other; no batch mixes sources."""
+        """The batches of several sources, one after the other; no batch mixes sources. See `Pipeline.batches_of`."""
 
 
 class Engine(Batches, Protocol):
@@ -92,10 +94,13 @@ def extract(encoder: Encoder, source: ImageSource, path: Path, options: Options,
     skipped: list[Skipped] = []
     with (
         made_folder(behind_links(path).parent),
-        feature_file(path, encoder.feature_dim, encoder.digest, options.dtype) as write,
+        feature_file(
+            path, encoder.feature_dim, encoder.digest, options.dtype, thumbnails=bool(options.thumbnails)
+        ) as write,
     ):
         for _, batch in checked_batches(encoder, [source], options, advance):
-            write([source.ids[i] for i in batch.indices], [source.labels[i] for i in batch.indices], batch.outputs)
+            ids, labels = [source.ids[i] for i in batch.indices], [source.labels[i] for i in batch.indices]
+            write(ids, labels, batch.outputs, batch.thumbnails)
             images += len(batch.indices)
             skipped += batch.skipped
         require_images(images, source, skipped)
@@ -136,7 +141,7 @@ def checked_batches(
     Raises `ValueError` once more images are skipped than `options` allow.
     """
     started: ImageSource | None = None
-    for source, batch in run_ahead(pipeline.batches_of(sources, options.threads)):
+    for source, batch in run_ahead(pipeline.batches_of(sources, options.threads, options.thumbnails)):
         new = [*(source.skipped if source is not started else ()), *batch.skipped]
         started = source
         if options.max_errors is not None and errors + len(new) > options.max_errors:

@@ -71,9 +71,14 @@ class RayEngine:
         self._actors = gpus if self.device == "cuda" else nodes
 
     def batches_of(
-        self, sources: Iterable[ImageSource], threads: int = 0
+        self, sources: Iterable[ImageSource], threads: int = 0, thumbnails: int = 0
     ) -> Generator[tuple[ImageSource, Batch], None, None]:
-        """The batches of several sources, in order. `threads` is ignored: Ray schedules the decoding."""
+        """The batches of several sources, in order. `threads` is ignored: Ray schedules the decoding.
+
+        Raises `ValueError` where thumbnails are asked for: pixels stay in the workers.
+        """
+        if thumbnails:
+            raise ValueError("thumbnails are not made by Ray's workers; use the local engine")
         for wave in _waves(sources):
             try:
                 yield from self._wave(wave)

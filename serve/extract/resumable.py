@@ -19,7 +19,7 @@ from byol.images.open import Section, open_sections
 from byol.images.source import ImageSource, Skipped
 from byol.outputs import DIGEST_KEY
 from byol.serve.extract.engine import Advance, Engine, Extraction, Options, checked_batches
-from byol.serve.features.parts import Part, PartsFolder, named_source
+from byol.serve.features.parts import THUMBNAILS, Part, PartsFolder, named_source
 from byol.serve.features.write import feature_file
 from byol.serve.limits import PART_IMAGES
 from byol.text import printable
@@ -56,6 +56,7 @@ class Task:
             "dim": dim,
             "dtype": self.options.dtype,
             "part_images": self.part_images,
+            **({THUMBNAILS: self.options.thumbnails} if self.options.thumbnails else {}),
         }
         return PartsFolder(self.out, settings)
 
@@ -185,10 +186,12 @@ def fill(
         number, section = begun.popleft()  # batches come in the order of their sources
         rows, decoded, notes = 0, list[Skipped](), dict[str, str]()
         path = parts.part_file(number)
-        with feature_file(path, engine.feature_dim, engine.digest, task.options.dtype, notes) as write:
+        shown = bool(task.options.thumbnails)
+        with feature_file(path, engine.feature_dim, engine.digest, task.options.dtype, notes, shown) as write:
             for source, batch in group:
                 indices = batch.indices
-                write([source.ids[i] for i in indices], [source.labels[i] for i in indices], batch.outputs)
+                labels = [source.labels[i] for i in indices]
+                write([source.ids[i] for i in indices], labels, batch.outputs, batch.thumbnails)
                 rows += len(indices)
                 decoded += batch.skipped
             notes |= Part(rows, section.end, list(section.source.skipped), decoded).notes()

@@ -44,6 +44,7 @@ from byol.text import on_one_line, printable
 
 SOURCE, SOURCE_DIGEST = "source", "source_sha256"
 END = re.compile(r"row:[0-9]{1,18}|path:([0-9a-f]{2})*")
+THUMBNAILS = "thumbnails"  # in a manifest only where there are any
 NOTES = "byol"  # the key of a part's notes in its metadata
 
 
@@ -95,9 +96,8 @@ class PartsFolder:
             return None
         if SOURCE_DIGEST not in values and isinstance(values.get(SOURCE), str):  # begun by an earlier version
             values |= named_source(printable(values[SOURCE]))
-        texts = [
-            _difference(key, values, self.settings) for key, now in self.settings.items() if values.get(key) != now
-        ]
+        keys = [*self.settings, *({THUMBNAILS} - self.settings.keys())]
+        texts = [_difference(key, values, self.settings) for key in keys if values.get(key) != self.settings.get(key)]
         if texts:
             raise ValueError(f"{self.name} holds another extraction: {'; '.join(texts)}; use an empty folder")
         return values
@@ -210,7 +210,7 @@ def named_source(full_name: str) -> dict[str, str]:
 
 def _difference(key: str, values: dict[str, Any], settings: dict[str, Any]) -> str:
     """A setting's stored and present values; for two encoders of one bundle, their variants."""
-    stored, now = values.get(key), settings[key]
+    stored, now = values.get(key, "none"), settings.get(key, "none")
     if key == DIGEST_KEY:
         (old, _, graph), (new, _, other) = str(stored).partition("/"), str(now).partition("/")
         if old == new:

@@ -36,7 +36,7 @@ def cells(texts: Iterable[str | None]) -> pa.Array:
 
 
 @contextlib.contextmanager
-def csv_writer(path: Path, dim: int) -> Iterator[Callable[[Sequence[str], Sequence[str | None], np.ndarray], None]]:
+def csv_writer(path: Path, dim: int) -> Iterator[Callable[..., None]]:
     """Yield a function write(ids, labels, features (B, D))."""
     schema = pa.schema(
         [
@@ -46,7 +46,7 @@ def csv_writer(path: Path, dim: int) -> Iterator[Callable[[Sequence[str], Sequen
     )
     with open(path, "wb") as stream, pa.csv.CSVWriter(stream, schema) as writer:
 
-        def write(ids: Sequence[str], labels: Sequence[str | None], features: np.ndarray) -> None:
+        def write(ids: Sequence[str], labels: Sequence[str | None], features: np.ndarray, _: object = ()) -> None:
             columns = np.ascontiguousarray(features.T, np.float32)
             writer.write_batch(pa.record_batch([cells(ids), cells(labels), *map(pa.array, columns)], schema=schema))
 

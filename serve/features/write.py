@@ -6,9 +6,9 @@ Shapes: B rows of a batch, D features.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import pyarrow as pa
@@ -19,6 +19,7 @@ from byol.files.atomic import atomic_file
 from byol.images.source import Skipped
 from byol.outputs import DIGEST_KEY, require_output
 from byol.serve.features.spreadsheet import csv_writer, is_csv
+from byol.serve.features.thumbnails import FIELD, METADATA, column
 from byol.text import printable
 
 ERRORS = "errors.parquet"
@@ -26,14 +27,26 @@ KINDS = {"float32": pa.float32(), "float16": pa.float16()}
 LONGEST_TEXT = 8192  # characters of a name or label in an .npz, where each takes the room of the longest
 ROWS_PER_GROUP = 4096  # 32 MB at D = 2048: what the writer holds
 
-Write = Callable[[Sequence[str], Sequence[str | None], np.ndarray], None]
+
+class Write(Protocol):
+    """Writes some rows: ids, labels, features (B, D), and `thumbnails` where the file has pictures."""
+
+    def __call__(
+        self, ids: Sequence[str], labels: Sequence[str | None], features: np.ndarray, thumbnails: Sequence[bytes] = ()
+    ) -> None:
+        """Raises `ValueError` for features that do not fit the file's type."""
 
 
 @contextlib.contextmanager
 def feature_file(
-    path: Path, dim: int, digest: str, dtype: str = "float32", notes: dict[str, str] | None = None
+    path: Path,
+    dim: int,
+    digest: str,
+    dtype: str = "float32",
+    notes: dict[str, str] | None = None,
+    thumbnails: bool = False,
 ) -> Iterator[Write]:
-    """Yield a function write(ids, labels, features (B, D)); the file appears when the block ends well.
+    """Yield a function `Write`; the file appears when the block ends well. `thumbnails`: with pictures (Parquet only).
 
     `.npz` is collected in memory. CSV is written as rows arrive, and so is Parquet, in row groups, with `notes`, as
     they are when the block ends, in its metadata. `dtype`: float32 or float16 (in CSV, rounded to it); write raises
@@ -48,7 +61,7 @@ def feature_file(
             with _npz_writer(temporary, dim, digest, dtype) as write:
                 yield _narrowed(write, dtype)
         else:
-            with _parquet_writer(temporary, dim, digest, dtype, {} if notes is None else notes) as write:
+            with _parquet_writer(temporary, dim, digest, dtype, {} if notes is None else notes, thumbnails) as write:
                 yield _narrowed(write, dtype)
 
 
@@ -56,25 +69,30 @@ def _narrowed(write: Write, dtype: str) -> Write:
     if dtype == "float32":
         return write
 
-    def narrowed(ids: Sequence[str], labels: Sequence[str | None], features: np.ndarray) -> None:
+    def narrowed(
+        ids: Sequence[str], labels: Sequence[str | None], features: np.ndarray, thumbnails: Sequence[bytes] = ()
+    ) -> None:
         with np.errstate(over="ignore"):
             narrow = features.astype(dtype)
         if not np.isfinite(narrow).all():
             raise ValueError(f"features of up to {np.abs(features).max():g} do not fit {dtype}; use --dtype float32")
-        write(ids, labels, narrow)
+        write(ids, labels, narrow, thumbnails)
 
     return narrowed
 
 
 @contextlib.contextmanager
-def _parquet_writer(path: Path, dim: int, digest: str, dtype: str, notes: dict[str, str]) -> Iterator[Write]:
+def _parquet_writer(
+    path: Path, dim: int, digest: str, dtype: str, notes: dict[str, str], pictures: bool
+) -> Iterator[Write]:
     schema = pa.schema(
         [
             pa.field("id", pa.string(), nullable=False),
             pa.field("label", pa.string()),
             pa.field("features", pa.list_(pa.field("element", KINDS[dtype], nullable=False), dim), nullable=False),
+            *([FIELD] if pictures else []),
         ],
-        metadata={DIGEST_KEY: digest},
+        metadata={DIGEST_KEY: digest, **(METADATA if pictures else {})},
     )
     pending: list[pa.RecordBatch] = []
 
@@ -86,10 +104,13 @@ def _parquet_writer(path: Path, dim: int, digest: str, dtype: str, notes: dict[s
     # Opened here: pyarrow takes only UTF-8 names.
     with open(path, "wb") as stream, pq.ParquetWriter(stream, schema, use_dictionary=["label"]) as writer:
 
-        def write(ids: Sequence[str], labels: Sequence[str | None], features: np.ndarray) -> None:
+        def write(
+            ids: Sequence[str], labels: Sequence[str | None], features: np.ndarray, thumbnails: Sequence[bytes] = ()
+        ) -> None:
             values = pa.array(np.ascontiguousarray(features, dtype).reshape(-1))
             rows = pa.FixedSizeListArray.from_arrays(values, type=schema.field("features").type)
             arrays = [pa.array(ids, pa.string()), pa.array(labels, pa.string()), rows]
+            arrays += [column(ids, thumbnails)] if pictures else []
             pending.append(pa.RecordBatch.from_arrays(arrays, schema=schema))
             if sum(batch.num_rows for batch in pending) >= ROWS_PER_GROUP:
                 flush(writer)
@@ -105,7 +126,9 @@ def _npz_writer(path: Path, dim: int, digest: str, dtype: str) -> Iterator[Write
     labels: list[str | None] = []
     parts = [np.empty((0, dim), dtype)]
 
-    def write(new_ids: Sequence[str], new_labels: Sequence[str | None], features: np.ndarray) -> None:
+    def write(
+        new_ids: Sequence[str], new_labels: Sequence[str | None], features: np.ndarray, thumbnails: Sequence[bytes] = ()
+    ) -> None:
         if max(map(len, [*new_ids, *filter(None, new_labels)]), default=0) > LONGEST_TEXT:
             raise ValueError(
                 f"{printable(path)}: an image's name or label has more than {LONGEST_TEXT:,} characters, "
