@@ -35,6 +35,7 @@ from byol.bundle.folder import Bundle
 from byol.images.decode import Preprocess
 from byol.images.open import open_source
 from byol.images.picture.read import read_image
+from byol.images.source import Opener
 from byol.images.surroundings import UnreadableImage
 
 MEGAPIXELS = (2, 12, 48)
@@ -128,6 +129,10 @@ def decoding_worker(name: str, file: Path, seconds: float, size: int) -> None:
     click.echo(json.dumps({"images_per_second": rate, "peak_gb": peak_gb(os.getpid())}))
 
 
+def _whole(open: Opener, index: int, _: int = 0) -> Image.Image:
+    return open(index)
+
+
 def end_to_end_worker(name: str, photos: Path, work: Path, seconds: float) -> None:
     """Measure one way from files to features and print its figures as JSON."""
     from byol.machine import keep_freed_memory
@@ -136,7 +141,9 @@ def end_to_end_worker(name: str, photos: Path, work: Path, seconds: float) -> No
     run: Callable[[], int]
     if name.startswith("ours"):
         keep_freed_memory()  # as the `byol` command does
-        encoder, source = Encoder(work / ("whole" if "whole" in name else "bundle"), "cpu"), open_source(photos)
+        encoder, source = Encoder(work / "bundle", "cpu"), open_source(photos)
+        if name.endswith("whole"):
+            source = replace(source, open=partial(_whole, source.open))
 
         def run() -> int:
             return sum(len(batch.indices) for batch in encoder.batches(source))
@@ -185,16 +192,14 @@ def names(single: dict[str, Path], many: Path, work: Path, size: int) -> Iterato
 
 
 def prepare(bundle: Path, work: Path) -> int:
-    """The bundle, beside it one that decodes whole, and what the torch row needs; the encoder's image size."""
+    """A copy of the bundle, and what the torch row needs; the encoder's image size."""
     from safetensors.torch import load_file
     from torch import save
 
     from byol.pretrained import architecture_of
 
-    for name in ("bundle", "whole"):
-        shutil.copytree(bundle, work / name)
+    shutil.copytree(bundle, work / "bundle")
     manifest = Bundle.open(bundle).manifest
-    replace(manifest, preprocess=replace(manifest.preprocess, jpeg_margin=None)).write(work / "whole")
     save(load_file(bundle / "encoder.safetensors"), work / "weights.pth")
     options = {"arch": architecture_of(manifest), "image_size": manifest.image_size, "device": "cpu"}
     (work / "options.json").write_text(json.dumps(options))
