@@ -29,5 +29,6 @@ def thumbnail(pixels: np.ndarray, side: int) -> bytes:
 
 def column(ids: Sequence[str], pictures: Sequence[bytes]) -> pa.Array:
     """The column `image` of some rows; without pictures, nulls."""
-    parts = [pa.array(pictures or [None] * len(ids), pa.binary()), pa.array(ids, pa.string())]
+    contents = pa.array(pictures, pa.binary()) if pictures else pa.nulls(len(ids), pa.binary())
+    parts = [contents, pa.array(ids, pa.string())]
     return pa.StructArray.from_arrays(parts, fields=list(FIELD.type))

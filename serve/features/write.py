@@ -122,27 +122,25 @@ def _parquet_writer(
 
 @contextlib.contextmanager
 def _npz_writer(path: Path, dim: int, digest: str, dtype: str) -> Iterator[Write]:
-    ids: list[str] = []
-    labels: list[str | None] = []
-    parts = [np.empty((0, dim), dtype)]
+    all_ids, all_labels, parts = list[str](), list[str | None](), [np.empty((0, dim), dtype)]
 
     def write(
-        new_ids: Sequence[str], new_labels: Sequence[str | None], features: np.ndarray, thumbnails: Sequence[bytes] = ()
+        ids: Sequence[str], labels: Sequence[str | None], features: np.ndarray, thumbnails: Sequence[bytes] = ()
     ) -> None:
-        if max(map(len, [*new_ids, *filter(None, new_labels)]), default=0) > LONGEST_TEXT:
+        if max(map(len, [*ids, *filter(None, labels)]), default=0) > LONGEST_TEXT:
             raise ValueError(
                 f"{printable(path)}: an image's name or label has more than {LONGEST_TEXT:,} characters, "
                 "and .npz would reserve that room in every row; write .parquet"
             )
-        ids.extend(new_ids)
-        labels.extend(new_labels)
+        all_ids.extend(ids)
+        all_labels.extend(labels)
         parts.append(features)
 
     yield write
-    arrays: dict[str, Any] = {"ids": np.array(ids, np.str_), "features": np.concatenate(parts)}
+    arrays: dict[str, Any] = {"ids": np.array(all_ids, np.str_), "features": np.concatenate(parts)}
     arrays[DIGEST_KEY] = np.array(digest)
-    if any(label is not None for label in labels):
-        arrays["labels"] = np.array([label or "" for label in labels], np.str_)
+    if any(label is not None for label in all_labels):
+        arrays["labels"] = np.array([label or "" for label in all_labels], np.str_)
     with open(path, "wb") as stream:
         np.savez(stream, **arrays)  # text and numbers: nothing is pickled
 

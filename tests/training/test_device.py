@@ -1,5 +1,7 @@
 """What `auto` compiles, and what happens where compiling does not work."""
 
+from typing import Any
+
 import pytest
 import torch
 
@@ -32,9 +34,14 @@ def test_auto_compiles_what_pays(choice, device, images, expected, tmp_path, mon
 
 
 def test_views_that_grow_are_compiled_twice_and_count_so(monkeypatch):
-    asked = []
-    monkeypatch.setattr(setup, "resolve_compile", lambda choice, device, images: asked.append(images) or "none")
-    one_size = {"start_size": 16}, {"start_size": 8, "start_share": 0.0}, {}
+    asked: list[int] = []
+
+    def resolve(choice, device, images):
+        asked.append(images)
+        return "none"
+
+    monkeypatch.setattr(setup, "resolve_compile", resolve)
+    one_size: tuple[dict[str, Any], ...] = {"start_size": 16}, {"start_size": 8, "start_share": 0.0}, {}
     for changes in ({"start_size": 8}, *one_size):
         Setup.of(config(max_steps=100, **changes), 24, World())
     assert asked == [400, 800, 800, 800]
@@ -87,7 +94,7 @@ def test_cudnn_tries_its_algorithms_only_while_a_run_with_fixed_shapes_goes_on(d
 
 
 def test_a_process_takes_its_own_gpu(monkeypatch):
-    taken = []
+    taken: list[torch.device] = []
     monkeypatch.setattr(torch.cuda, "set_device", taken.append)
     for device in (torch.device("cuda", 3), CPU):
         take_device(device)
