@@ -46,8 +46,8 @@ def write(folder: Path, x: np.ndarray, labels: list[str]) -> None:
             put(names, [labels[row] for row in rows], x[rows], [thumbnail(square, 8)] * len(rows))
 
 
-def run(heading: str) -> dict[str, Any]:
-    (block,) = code("after.md", heading)
+def run(blocks: list[str]) -> dict[str, Any]:
+    (block,) = blocks
     found: dict[str, Any] = {}
     exec(block, found)
     return found
@@ -61,7 +61,7 @@ def test_find_images_like_this_one(here: Path) -> None:
     (here / "features").rename(here / "others")
     write(here / "features", features, ["any"] * len(images))
     (here / "photo.jpg").write_bytes(encoded(Image.fromarray(images[17]), "PNG"))
-    nearest = run("Find images like this one")["nearest"]
+    nearest = run(code("after.md", "Find images like this one"))["nearest"]
     assert nearest[0][0] == "any/017.png"
     assert nearest[0][1] == pytest.approx(1, abs=1e-3)
     unit = features / np.linalg.norm(features, axis=1, keepdims=True)
@@ -76,14 +76,14 @@ def test_find_labels_that_are_wrong(here: Path) -> None:
         labels[row] = label
     (here / "features").rename(here / "others")
     write(here / "features", clouds(0), labels)
-    listed = run("Find labels that are wrong")["listed"]
+    listed = run(code("after.md", "Find labels that are wrong"))["listed"]
     assert {(name, given, like) for name, given, like in listed[:3]} == {
         (f"{label}/{row:03d}.png", label, CLASSES[row // EACH]) for row, label in wrong.items()
     }
 
 
 def test_choose_what_to_label() -> None:
-    found = run("Choose what to label")
+    found = run(code("after.md", "Choose what to label"))
     assert len(set(found["chosen"])) == 8
     assert {name.partition("/")[0] for name in found["chosen"]} == set(CLASSES)
     assert set(found["chosen"]) <= set(read_features("features").ids)
@@ -92,11 +92,11 @@ def test_choose_what_to_label() -> None:
 @pytest.mark.parametrize(("shift", "low", "high"), [(0.0, 0.35, 0.65), (3.0, 0.95, 1.0)])
 def test_notice_that_the_pictures_have_changed(here: Path, shift: float, low: float, high: float) -> None:
     write(here / "today", clouds(1, shift), ["new"] * ROWS)
-    assert low <= run("Notice that the pictures have changed")["drift"] <= high
+    assert low <= run(code("after.md", "Notice that the pictures have changed"))["drift"] <= high
 
 
 def test_see_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("datasets")
     monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "hf")
-    found = run("See them")
+    found = run(code("after.md", "See them"))
     assert (len(found["table"]), found["picture"].size) == (ROWS, (8, 8))
