@@ -1,4 +1,4 @@
-"""Near-duplicates: seconds and memory of `byol duplicates`, and which copies of photographs it finds at which threshold.
+"""Near-duplicates: seconds and memory of `byol duplicates`, and which copies of photographs it finds at what threshold.
 
     python -m benchmarks.duplicates growth --out FILE.json [--rows N]...
     python -m benchmarks.duplicates planted BUNDLE PHOTOS --out FILE.json
