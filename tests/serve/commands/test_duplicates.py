@@ -17,8 +17,11 @@ from PIL import Image
 from byol import outputs
 from byol.images.lists import line_of, list_source
 from byol.images.open import open_source
+from byol.serve.duplicates.search import Found
 from byol.serve.duplicates.twins import twins_in_training
+from byol.serve.duplicates.unfinished import Unfinished
 from byol.serve.features.read import read_features
+from byol.signals import Stopped
 from tests.support.command_line import byol
 from tests.support.tiny import write_images, write_tiny_bundle
 
@@ -141,6 +144,37 @@ def test_a_lost_disk_is_no_bad_image(work: Path, monkeypatch: pytest.MonkeyPatch
     done = byol("duplicates", "bundle", "photos", "--out", "p.parquet", "--device", "cpu")
     assert (done.code, (work / "p.parquet").exists()) == (1, False)
     assert "Input/output error" in done.err
+
+
+def test_the_same_command_goes_on_after_a_signal(work: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    x = np.random.default_rng(0).normal(size=(40, 8)).astype(np.float32)
+    x[30:] = x[:10]
+    np.savez(work / "f.npz", features=x)
+    run("f.npz", "--out", "whole.parquet")
+    monkeypatch.setattr("byol.serve.duplicates.search.STRIP", 8)
+    monkeypatch.setattr("byol.serve.duplicates.unfinished.SECONDS", 0)
+    save = Unfinished.save
+
+    def stopped(self: Unfinished, found: Found) -> None:
+        save(self, found)
+        raise Stopped("stopped by SIGTERM")
+
+    words = ("duplicates", "f.npz", "--out", "pairs.parquet", "--threshold", NEAR)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Unfinished, "save", stopped)
+        done = byol(*words)
+    assert (done.code, done.out) == (1, "")
+    assert "stopped by SIGTERM; the same command goes on" in done.err
+    assert (work / "pairs.parquet.unfinished.npz").exists()
+    assert not (work / "pairs.parquet").exists()
+    done = byol(*words)
+    assert (done.code, "going on where an earlier call stopped" in done.err) == (0, True)
+    assert (
+        pairs(work / "pairs.parquet")
+        == pairs(work / "whole.parquet")
+        == sorted((str(i), str(i + 30)) for i in range(10))
+    )
+    assert not list(work.glob("*unfinished*"))
 
 
 def test_features_that_are_all_alike_are_said_to_be(work: Path) -> None:
