@@ -95,7 +95,7 @@ def _named(places: tuple[str, ...], against: Location | None) -> tuple[Path | No
         raise click.UsageError(f"expected [BUNDLE] SRC, found {len(places)} names; quote one that has blanks")
     context = click.get_current_context()
     location = LOCATION.convert(places[-1], None, context)
-    bundle = Path(BUNDLE.convert(places[0], None, context)) if len(places) == 2 else None  # type: ignore[arg-type]
+    bundle = Path(BUNDLE.convert(places[0], None, context)) if len(places) == 2 else None
     if against is not None and same_place(location, against):
         raise click.UsageError("SRC and --against are the same; leave --against out")
     images = needs_bundle(location, *([] if against is None else [against]))

@@ -76,5 +76,6 @@ def key_of(threshold: float, *sets: np.ndarray | None) -> str:
     digest = hashlib.sha256(repr((threshold, MOST_PAIRS, [None if x is None else x.shape for x in sets])).encode())
     for x in sets:
         for start in range(0, 0 if x is None else len(x), HASHED_ROWS):
-            digest.update(np.ascontiguousarray(x[start : start + HASHED_ROWS]))  # type: ignore[index]
+            assert x is not None
+            digest.update(np.ascontiguousarray(x[start : start + HASHED_ROWS]).data)
     return digest.hexdigest()

@@ -83,9 +83,6 @@ def draw_groups(path: Path, search: Search, found: Found, known: int, picture: P
         alike = [Tile(picture(int(dropped[i]) + known), f"{cosines[i]:.4f}") for i in some]
         return [Tile(picture(leader), more), *alike]
 
-    title = (
-        f"{len(shown):,} of {len(rows):,} images with duplicates, evenly spread from the most to the least alike: the "
-        "one that is kept (framed), its duplicates, their cosine"
-    )
+    title = f"{len(shown):,} of {len(rows):,} images (framed) with their duplicates, ever less alike"
     draw_grid(path, [tiles(*rows[i]) for i in shown], title)
     return len(shown), len(rows)

@@ -115,6 +115,7 @@ def test_a_run_without_duplicates_writes_an_empty_table(work: Path) -> None:
         (("bundle", "photos", "--against", "./photos", "--out", "p.parquet"), 2, "are the same"),
         (("bundle", "photos", "--out", "p.csv"), 2, "does not end in .parquet"),
         (("bundle", "photos", "--out", "p.parquet", "--keep", "note.txt"), 2, "is not a list of images to keep"),
+        (("bundle", "photos", "--out", "f.parquet"), 2, "exists and is not a table of duplicates"),
         (("bundle", "photos", "--out", "p.parquet", "--grid", "photos/g.png"), 2, "would become an image"),
         (("bundle", "photos", "--out", "p.parquet", "--images", "photos"), 2, "holds images itself"),
         (("f.npz", "--out", "p.parquet", "--grid", "g.png"), 2, "name its images by --images"),
@@ -124,14 +125,15 @@ def test_a_run_without_duplicates_writes_an_empty_table(work: Path) -> None:
     ],
 )
 def test_refused(work: Path, words: tuple[str, ...], code: int, reason: str) -> None:
-    (work / "note.txt").write_text("of mine\n")
+    for name in ("note.txt", "f.parquet"):
+        (work / name).write_text("of mine\n")
     np.savez(work / "f.npz", ids=np.array(["c0/0.png", "x"]), features=np.eye(2, dtype=np.float32))
     np.savez(work / "i.npz", images=np.zeros((2, 16, 16, 3), np.uint8))
     done = byol("duplicates", *words, "--device", "cpu")
     assert done.code == code, done.err
     assert re.search(reason, done.err), done.err
     assert not (work / "p.parquet").exists()
-    assert (work / "note.txt").read_text() == "of mine\n"
+    assert {(work / name).read_text() for name in ("note.txt", "f.parquet")} == {"of mine\n"}
 
 
 def test_a_lost_disk_is_no_bad_image(work: Path, monkeypatch: pytest.MonkeyPatch) -> None:
