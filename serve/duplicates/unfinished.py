@@ -67,7 +67,8 @@ def _fits(found: Found, known: int, count: int) -> bool:
     kinds = [np.dtype(np.int64)] * 4 + [np.dtype(np.float64)]
     arrays = [getattr(found, name) for name in ARRAYS]
     alike = all(x.shape == s and x.dtype == k for x, s, k in zip(arrays, shapes, kinds, strict=True))
-    inside = alike and all((x >= -1).all() and (x < known + count).all() for x in (found.leader, found.a, found.b))
+    places = ((found.leader, -1), (found.a, 0), (found.b, known))
+    inside = alike and all((x >= least).all() and (x < known + count).all() for x, least in places)
     return bool(inside) and 0 <= found.next <= known + count
 
 
