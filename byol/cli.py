@@ -39,6 +39,7 @@ COMMANDS = {
         "Linear-probe and kNN accuracy of a bundle on several data sets.",
     ),
     "neighbors": ("byol.serve.commands.neighbors", "Find the images of a bank that are nearest to each query."),
+    "duplicates": ("byol.serve.commands.duplicates", "Find near-duplicates, and test images that training has too."),
     "report": (
         "byol.serve.commands.report",
         "Show runs and bundles as one HTML page: curves, accuracies, neighbours (needs the `report` extra).",

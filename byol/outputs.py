@@ -15,13 +15,16 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from PIL import Image
 
-from byol.files.atomic import behind_links, is_mount, require_writable
+from byol.files.atomic import behind_links, is_mount, require_writable, sha256_of
 from byol.images.grid import SOFTWARE
 from byol.images.location import Location, local_path, same_place
 from byol.images.walk import is_image
 from byol.text import printable, reason_of
 
 DIGEST_KEY = "bundle_sha256"
+THRESHOLD_KEY, KEPT_KEY = "duplicates_threshold", "kept_sha256"
+PAIR_COLUMNS = ["id_a", "id_b", "cosine", "against"]
+UNFINISHED_ARRAYS = {"key", "next", "leader", "twins", "a", "b", "cosine"}
 STAGES = {"list", "decode"}
 FEATURE_COLUMNS = ["id", "label", "features"]
 CLASS_COLUMNS = ["id", "label", "predicted", "probability"]
@@ -165,6 +168,25 @@ def _is_confusion(path: Path) -> bool:
     return title == "class" and bool(classes) and square and all(cell.isdecimal() for row in body for cell in row[1:])
 
 
+def _is_pairs(path: Path) -> bool:
+    schema = _schema(path)
+    return schema.names == PAIR_COLUMNS and THRESHOLD_KEY.encode() in (schema.metadata or {})
+
+
+def _is_unfinished(path: Path) -> bool:
+    with zipfile.ZipFile(path) as archive:
+        return {name.removesuffix(".npy") for name in archive.namelist()} == UNFINISHED_ARRAYS
+
+
+def kept_beside(pairs: Path) -> Kind:
+    """A list of images to keep, which has no mark of its own: its digest stands in the `pairs` written with it."""
+
+    def same(path: Path) -> bool:
+        return (_schema(pairs).metadata or {}).get(KEPT_KEY.encode()) == sha256_of(path).encode()
+
+    return Kind("a list of images to keep", _holds(same))
+
+
 def _is_grid(path: Path) -> bool:
     with Image.open(path, formats=["PNG"]) as image:
         return image.info.get("Software") == SOFTWARE
@@ -181,5 +203,7 @@ FEATURES = Kind("a features file", _holds(_is_features))
 CLASSES = Kind("a table of classes", _holds(_is_classes))
 ERRORS = Kind("a list of errors", _holds(_is_errors))
 CONFUSION = Kind("a confusion matrix", _holds(_is_confusion))
+PAIRS = Kind("a table of duplicates", _holds(_is_pairs))
+UNFINISHED = Kind("an unfinished search", _holds(_is_unfinished))
 GRID = Kind("a picture of neighbours", _holds(_is_grid))
 PAGE = Kind("a report", _holds(_is_page))

@@ -19,6 +19,7 @@ from PIL import Image
 
 from byol.files.atomic import SourceUnavailable
 from byol.images.columns import Computed, Labels, Names
+from byol.images.lists import line_of
 from byol.images.picture.read import read_image
 from byol.images.source import ImageSource, Skipped
 from byol.images.stamps import ListedFiles
@@ -47,6 +48,9 @@ class Tree(Protocol):
 
     def open(self, path: bytes, least_side: int = 0) -> Image.Image:
         """Decode one of them; `least_side` as in `read_image`. Raises `UnreadableImage`."""
+
+    def path(self, path: bytes) -> bytes:
+        """The path or URL of one of them."""
 
     def files(self, names: Names) -> Files:
         """Some of its images, to detect changes."""
@@ -129,6 +133,7 @@ def _section(tree: Tree, paths: Iterator[bytes], skipped: list[Skipped]) -> Imag
         stamp=lambda: tree.files(names).stamp(),
         content=lambda: tree.files(names).content(),
         places=Computed(len(names), lambda i: names.raw[i].as_py()),
+        line=lambda i: line_of(tree.path(names.raw[i].as_py())),
     )
 
 
@@ -151,7 +156,11 @@ class LocalTree:
 
     def open(self, path: bytes, least_side: int = 0) -> Image.Image:
         """Decode one of them; `least_side` as in `read_image`. Raises `UnreadableImage`."""
-        return read_image(os.path.join(self._root, path), self._anchors, least_side)
+        return read_image(self.path(path), self._anchors, least_side)
+
+    def path(self, path: bytes) -> bytes:
+        """The path of one of them; relative where the folder was given so."""
+        return os.path.join(self._root, path)
 
     def files(self, names: Names) -> ListedFiles:
         """Some of its images, to detect changes."""

@@ -22,7 +22,7 @@ from byol.images.shards.listing import AnyPath
 from byol.images.source import ImageSource
 from byol.images.stamps import LOOKED_INTO, ListedFiles, spread
 from byol.images.surroundings import Anchors, UnreadableImage
-from byol.text import reason_of, url_without_secrets
+from byol.text import path_text, reason_of, url_without_secrets
 
 
 def list_source(name: str, content: bytes, start: bytes | None) -> ImageSource:
@@ -55,6 +55,7 @@ def list_source(name: str, content: bytes, start: bytes | None) -> ImageSource:
         stamp=lambda: digest(local.stamp(), *(str(facts_of(url)) for url in remote())),
         content=lambda: digest(local.content(), *(str(facts_of(url)[0]) for url in remote())),
         listing=digest,
+        line=lambda i: line_of(names.raw[i].as_py()),
     )
 
 
@@ -74,6 +75,16 @@ def _unquoted(line: bytes) -> bytes:
     """A line without surrounding blanks and quotes, which other programs write around paths."""
     line = line.strip()
     return line[1:-1] if len(line) > 2 and line[:1] == line[-1:] and line[:1] in (b'"', b"'") else line
+
+
+def line_of(path: bytes) -> bytes | None:
+    """The line by which a list names a local path or a URL.
+
+    None where no line can: the name has a line end in it, or is a URL with secrets, which are written to no file.
+    """
+    if b"\n" in path or (b"://" in path and url_without_secrets(path_text(path)) != path_text(path)):
+        return None
+    return path if _unquoted(path) == path and not path.startswith(codecs.BOM_UTF8) else b'"' + path + b'"'
 
 
 def read_file(path: AnyPath, anchors: Anchors, least_side: int = 0) -> Image.Image:

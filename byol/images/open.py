@@ -23,7 +23,7 @@ from byol.files.npz import open_arrays
 from byol.images.columns import Computed, Labels
 from byol.images.folder import LocalTree, Tree, folder_sections, folder_source
 from byol.images.labels import labels_of_array
-from byol.images.lists import list_source, read_file
+from byol.images.lists import line_of, list_source, read_file
 from byol.images.location import Location, is_url, names_below, written_out
 from byol.images.named import SPLITS, is_named, named_file
 from byol.images.remote.path import RemotePath, remote_path
@@ -111,7 +111,8 @@ def _file_source(path: AnyPath, here: bytes | None) -> ImageSource:
         def read(_: int, least_side: int = 0) -> Image.Image:
             return read_file(path, anchors, least_side)
 
-        return ImageSource(name, [path_text(path.name)], Labels.none(1), [], read)
+        line = line_of(os.fsencode(str(path)))
+        return ImageSource(name, [path_text(path.name)], Labels.none(1), [], read, line=lambda _: line)
     if is_packed(os.fsencode(path.name)):
         raise ValueError(f"{printable(str(path))}: {PACKED_REASON}")
     raise ValueError(

@@ -49,6 +49,8 @@ class ImageSource:
               image is equally near
     `places`  where another process finds the images (`open.open_place`): a path below the folder, or a row of the
               location; None where only this process has them
+    `line`    the line that names image i in a list of images; None for one that no line can name, and where images are
+              no files
     """
 
     name: str
@@ -61,6 +63,7 @@ class ImageSource:
     listing: Callable[[], str] | None = None
     blocks: np.ndarray | None = None
     places: Sequence[Place] | None = None
+    line: Callable[[int], bytes | None] | None = None
 
     def __len__(self) -> int:
         return len(self.ids)

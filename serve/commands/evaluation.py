@@ -77,6 +77,22 @@ def note_left_out(data: Evaluation, train: str = "--train", test: str = "--test"
         note_skipped(skipped, of=name)
 
 
+def note_twins(data: Evaluation, of: str = "") -> None:
+    """Warn where more than a few test images have a near-duplicate in training; `of` names the data set."""
+    from byol.serve.duplicates.twins import twins_in_training
+    from byol.serve.limits import THRESHOLD
+
+    if data.one_set:
+        return
+    twins = twins_in_training(data.train.x, data.test.x)
+    if twins.many:
+        some = "" if twins.looked == len(data.test) else " that were looked at"
+        note(
+            f"warning: {of and f'{of}: '}{twins.having:,} of {twins.looked:,} test images{some} have a near-duplicate "
+            f"in training (cosine {THRESHOLD} or more); `byol duplicates` with --against lists them"
+        )
+
+
 def fit(classifier: Classifier, data: Evaluation, device: str) -> None:
     """Fit on the training features and note the device, unless encoding has noted it."""
     with warnings_as_notes():

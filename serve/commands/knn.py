@@ -13,7 +13,7 @@ from byol.images.location import Location, same_place
 from byol.options import LOCATION
 from byol.run import KNN_K, KNN_TEMPERATURE
 from byol.serve.commands.comparison import add_baselines, baselines_option, show_measured
-from byol.serve.commands.evaluation import common, fit, load
+from byol.serve.commands.evaluation import common, fit, load, note_twins
 from byol.serve.commands.options import BUNDLE, Positive, device_option, json_option
 
 if TYPE_CHECKING:
@@ -78,6 +78,7 @@ def knn(
     classifier = KNNClassifier(k, temperatures[0], data.encoder.device if data.encoder else device)
     fit(classifier, data, device)
     results = _swept(classifier, data, ks, temperatures)
+    note_twins(data)
     values: dict[str, Any] = {name: results[0][name] for name in ("top1", "top5", "k", "temperature")}
     values |= common(data, classifier.device_, start)
     others = {}

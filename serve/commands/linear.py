@@ -14,7 +14,7 @@ from byol.console import show_json, show_line, warnings_as_notes
 from byol.images.location import Location
 from byol.options import LOCATION, FiniteRange, Output, OutputFile, of_option
 from byol.serve.commands.comparison import add_baselines, baselines_option, show_measured
-from byol.serve.commands.evaluation import common, fit, load
+from byol.serve.commands.evaluation import common, fit, load, note_twins
 from byol.serve.commands.options import BUNDLE, Positive, device_option, json_option
 
 if TYPE_CHECKING:
@@ -102,6 +102,7 @@ def linear(
     where = data.encoder.device if data.encoder else device
     classifier = LinearProbe(l2, where)
     fit(classifier, data, device)
+    note_twins(data)
     few = _Few(amounts, draws, lambda: LinearProbe(l2, classifier.device_))
     values = _row(classifier, data) | common(data, classifier.device_, start)
     rows = {

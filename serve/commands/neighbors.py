@@ -57,7 +57,7 @@ def neighbors(
     """
     from byol import outputs
     from byol.outputs import require_output
-    from byol.serve.evaluate.sets import load_sets, needs_bundle
+    from byol.serve.evaluate.sets import load_sets, needs_bundle, open_sets
 
     if bundle is None and needs_bundle(bank, query):
         raise click.UsageError("name the BUNDLE that encodes the images: byol neighbors BUNDLE --bank SRC --query SRC")
@@ -66,7 +66,7 @@ def neighbors(
     if grid:
         with of_option("--grid"):
             require_output(grid, outputs.GRID, [bank, query, bundle])
-    sets = load_sets(bundle, bank, query, device, progress)
+    sets = load_sets(bundle, open_sets(bank, query), device, progress)
     note_left_out(sets, "--bank", "--query")
     similarity, rows = _search(sets, k, exclude_self, device)
     if grid:  # first: whoever reads the lines may stop after a few
@@ -135,7 +135,7 @@ def _draw(path: Path, sets: Evaluation, similarity: np.ndarray, rows: np.ndarray
 
     from byol.images.grid import Tile, draw_grid
 
-    bank, queries = map(_pictures, sets.sources, (sets.train, sets.test))
+    bank, queries = map(pictures, sets.sources, (sets.train, sets.test))
     shown = np.linspace(0, len(sets.test) - 1, min(most, len(sets.test)), dtype=int).tolist()
     count = min(GRID_NEIGHBOURS, rows.shape[1])
 
@@ -160,7 +160,7 @@ def _tile(image: Image.Image, label: str | None, note: str, asked: str | None) -
     return Tile(image, label or "", note, wrong=None not in (label, asked) and label != asked)
 
 
-def _pictures(source: ImageSource | None, kept: Features) -> Callable[[int], Image.Image]:
+def pictures(source: ImageSource | None, kept: Features) -> Callable[[int], Image.Image]:
     """A function that opens the picture of a row; unreadable pictures of the source have no row."""
     from byol.images.grid import SIDE
 

@@ -12,7 +12,7 @@ from byol.console import note, note_device, progress, show_json, show_line, warn
 from byol.images.location import Location, location_of
 from byol.run import KNN_K, KNN_TEMPERATURE
 from byol.serve.commands.comparison import baselines_option, compare, note_better, require_images
-from byol.serve.commands.evaluation import note_left_out, note_same
+from byol.serve.commands.evaluation import note_left_out, note_same, note_twins
 from byol.serve.commands.options import BUNDLE, Positive, device_option, json_option
 from byol.text import as_message, printable
 
@@ -78,6 +78,7 @@ def transfer(
             note_left_out(loaded, f"{name} (train)", f"{name} (test)")
             results.append({"name": name, **evaluate(loaded, k, temperature, device)})
             _note_better(results[-1])
+            note_twins(loaded, name)
         except (ValueError, OSError) as error:
             failed[name] = as_message(error)
             note(f"{name}: {error}")

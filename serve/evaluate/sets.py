@@ -89,9 +89,15 @@ def load_evaluation(
     return load_opened(bundle, open_labelled(train, test), device, progress, variant)
 
 
-def load_sets(bundle: Path | None, bank: Location, query: Location, device: str, progress: Progress) -> Evaluation:
-    """The same for a bank (`train`) and queries (`test`) that need no labels. Raises `ValueError`."""
-    return _load(bundle, (_open(bank), _open(query)), device, progress, "fp32")
+def open_sets(bank: Location, query: Location | None) -> Sets:
+    """The listings of a bank and of queries, which need no labels; without `query` the bank is both."""
+    opened = _open(bank)
+    return opened, opened if query is None else _open(query)
+
+
+def load_sets(bundle: Path | None, sets: Sets, device: str, progress: Progress) -> Evaluation:
+    """The features of what `open_sets` opened: `train` is the bank, `test` the queries. Raises `ValueError`."""
+    return _load(bundle, sets, device, progress, "fp32")
 
 
 def load_either(

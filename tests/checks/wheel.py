@@ -82,6 +82,8 @@ def check(work: Path, bin_folder: Path, train: Path, test: Path) -> None:
         result = json.loads(run(byol, command, "bundle", "--train", train, "--test", test, "--json", cwd=work))
         assert (result["n_train"], result["n_test"]) == (40, 10), result
         assert 0 <= result["top1"] <= 1, result
+    found = json.loads(run(byol, "duplicates", "train.parquet", "--out", "pairs.parquet", "--json", cwd=work))
+    assert found["images"] == 40, found
     message = subprocess.run(
         [byol, "train", train, "--out", "x"], cwd=work, capture_output=True, text=True, check=False
     )

@@ -202,6 +202,7 @@ def test_evaluation_and_classes_in_memory_stop_too(bundle: Path, images: Path, t
         ("knn", bundle, "--train", images, "--test", images, "--k", 1),
         ("linear", bundle, "--train", images, "--test", images),
         ("neighbors", bundle, "--bank", images, "--query", images),
+        ("duplicates", bundle, images, "--out", tmp_path / "f.pairs.parquet"),
         ("extract", bundle, images, "--out", tmp_path / "f.parquet"),
     ):
         with at_picture(13, fails(errno.EIO)):

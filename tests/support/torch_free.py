@@ -10,7 +10,13 @@ TESTS = (
     *("test_imports", "test_console", "test_text", "test_machine", "files/test_atomic", "images/test_source"),
     *("images/test_open", "bundle/test_folder", "bundle/test_manifest", "training/test_config", "serve/test_encoder"),
     *("serve/test_session", "serve/features", "serve/extract/test_resumable", "serve/extract/test_processes"),
-    *("serve/evaluate/test_knn", "serve/evaluate/test_linear", "serve/commands/test_bench"),
+    *(
+        "serve/duplicates",
+        "serve/commands/test_duplicates",
+        "serve/evaluate/test_knn",
+        "serve/evaluate/test_linear",
+        "serve/commands/test_bench",
+    ),
     *("serve/commands/test_commands", "serve/commands/test_transfer", "whole/test_bad_input"),
 )
 

@@ -71,6 +71,7 @@ def commands(here: Path) -> list[list[str]]:
         ["classify", classes, images, "--out", str(here / "classes.csv")],
         ["transfer", bundle, f"images={images},{images}"],
         ["neighbors", bundle, "--bank", images, "--query", images],
+        ["duplicates", bundle, images, "--out", str(here / "pairs.parquet")],
         ["report", run, bundle, *both, "--out", str(here / "report.html")],
         ["finetune", run, images, "--out", str(here / "tuned"), "--lr", "0.01", "--epochs", "1", "--device", "cpu"],
         ["bench", bundle, "--seconds", "0.05"],

@@ -114,6 +114,10 @@ class RemoteTree:
             self._require_reachable(refusal)
             raise UnreadableImage(refusal.reason) from refusal
 
+    def path(self, path: bytes) -> bytes:
+        """The URL of an image, as it is opened: with a signature where the folder's has one."""
+        return os.fsencode(self._url(path))
+
     def files(self, names: Names) -> _RemoteFiles:
         """Some of its images, to tell whether they change."""
         return _RemoteFiles(

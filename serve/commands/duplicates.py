@@ -1,0 +1,276 @@
+"""`byol duplicates`: pairs of near-duplicates, the images to keep, and a picture. Heavy imports wait until it runs."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from byol.console import note, note_device, note_skipped, progress
+from byol.images.location import Location, same_place
+from byol.options import LOCATION, FiniteRange, OutputFile, of_option
+from byol.serve.commands.neighbors import pictures
+from byol.serve.commands.options import BUNDLE, device_option, json_option, show
+from byol.serve.limits import LARGEST_THRESHOLD, MOST_PAIRS, THRESHOLD
+from byol.text import printable
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+    from byol.images.source import ImageSource
+    from byol.serve.duplicates.search import Found, Search
+    from byol.serve.evaluate.sets import Evaluation
+    from byol.serve.features.read import Features
+
+COMMON = 1e-3  # of all pairs: so many are hardly duplicates, but features that are all alike
+
+
+@click.command()
+@click.argument("places", nargs=-1, required=True, metavar="[BUNDLE] SRC")
+@click.option("--against", type=LOCATION, help="Known images, or features: compared with SRC, not with one another.")
+@click.option("--out", required=True, type=OutputFile(), help="Write the pairs: FILE.parquet.")
+@click.option(
+    "--threshold",
+    type=FiniteRange(0, LARGEST_THRESHOLD, min_open=True),
+    default=THRESHOLD,
+    show_default=True,
+    help="The least cosine of near-duplicates.",
+)
+@click.option("--keep", type=OutputFile(), help="Write the images of SRC without the duplicates, as a list: FILE.txt.")
+@click.option("--images", type=LOCATION, help="The images of SRC where it is features, for --keep and --grid.")
+@click.option("--grid", type=OutputFile(), help="Draw images that are kept, each with its duplicates: FILE.png.")
+@click.option(
+    "--grid-rows", type=click.IntRange(1, 500), default=20, show_default=True, help="Rows drawn, evenly spread."
+)
+@device_option
+@json_option
+def duplicates(
+    places: tuple[str, ...],
+    against: Location | None,
+    out: Path,
+    threshold: float,
+    keep: Path | None,
+    images: Location | None,
+    grid: Path | None,
+    grid_rows: int,
+    device: str,
+    as_json: bool,
+) -> None:
+    """Find near-duplicates among the images of SRC, or of those of --against in SRC.
+
+    SRC is images, encoded by BUNDLE, or features that `extract` wrote, which need no BUNDLE. Of near-duplicates the
+    first in order is kept; those of --against come before all. After an interruption, run the same command again.
+    """
+    start = time.perf_counter()
+    bundle, location = _named(places, against)
+    _require_outputs({"--out": out, "--keep": keep, "--grid": grid}, [location, against, bundle, images])
+    _require_pictures(location, against, images, grid is not None)
+    data, source = _load(bundle, location, against, images, keep is not None, device)
+    draw = _drawer(data, source, grid, grid_rows)
+    line = _lines(data.test, source) if keep else None
+    search, found = _search(data, out, threshold)
+    values = _counts(data, search, found, threshold)
+    if keep and line:
+        values["keep"] = _write_kept(keep, found, line)
+    _write_pairs(out, data, found, threshold, keep)
+    values["out"] = printable(out)
+    if draw and values["duplicates"]:
+        values["grid"] = draw(search, found)
+    values["seconds"] = round(time.perf_counter() - start, 3)
+    show(values, as_json)
+
+
+# ------------------------------------------------------------------------------------------ before the work
+
+
+def _named(places: tuple[str, ...], against: Location | None) -> tuple[Path | None, Location]:
+    """BUNDLE and SRC. Raises `UsageError` where one of them is missing, or one too many is given."""
+    from byol.images.open import open_source
+    from byol.serve.evaluate.sets import needs_bundle
+
+    if len(places) > 2:
+        raise click.UsageError(f"expected [BUNDLE] SRC, found {len(places)} names; quote one that has blanks")
+    context = click.get_current_context()
+    location = LOCATION.convert(places[-1], None, context)
+    bundle = Path(BUNDLE.convert(places[0], None, context)) if len(places) == 2 else None
+    if against is not None and same_place(location, against):
+        raise click.UsageError("SRC and --against are the same; leave --against out")
+    images = needs_bundle(location, *([] if against is None else [against]))
+    if bundle is None and images is not None:
+        open_source(images)  # which says so where there is nothing
+        raise click.UsageError(
+            f"{printable(images)} is not a features file; name the bundle that encodes its images: "
+            "byol duplicates BUNDLE SRC"
+        )
+    return bundle, location
+
+
+def _require_outputs(files: dict[str, Path | None], inputs: list[Location | None]) -> None:
+    """Raise for what cannot be written, would overwrite something of value, or has another suffix."""
+    from byol import outputs
+    from byol.outputs import require_output
+
+    kept = outputs.kept_beside(files["--out"] or Path())
+    kinds = {"--out": (outputs.PAIRS, ".parquet"), "--keep": (kept, ".txt"), "--grid": (outputs.GRID, ".png")}
+    for option, file in files.items():
+        kind, suffix = kinds[option]
+        with of_option(option):
+            if file and file.suffix.lower() != suffix:
+                raise ValueError(f"{printable(file)} does not end in {suffix}")
+            if file:
+                require_output(file, kind, inputs)
+
+
+def _require_pictures(location: Location, against: Location | None, images: Location | None, grid: bool) -> None:
+    """Raise `UsageError` where --images has no sense, or --grid has no images."""
+    from byol.serve.features.read import is_features
+
+    features = is_features(location)
+    if images is not None and not features:
+        raise click.UsageError("--images names the images of features, but SRC holds images itself; leave it out")
+    if grid and features and images is None:
+        raise click.UsageError("--grid draws images, but SRC is a features file; name its images by --images")
+    if grid and against is not None and is_features(against):
+        raise click.UsageError("--grid draws images, but --against is a features file; give its images")
+
+
+def _load(
+    bundle: Path | None,
+    location: Location,
+    against: Location | None,
+    images: Location | None,
+    keep: bool,
+    device: str,
+) -> tuple[Evaluation, ImageSource | None]:
+    """The features of SRC as `test` and of known images as `train`, and where the images of SRC are."""
+    from byol.images.open import open_source
+    from byol.images.source import ImageSource
+    from byol.serve.evaluate.sets import load_sets, open_sets
+
+    sets = open_sets(location, None) if against is None else open_sets(against, location)
+    source = sets[1] if isinstance(sets[1], ImageSource) else None if images is None else open_source(images)
+    if keep and source and source.line is None:
+        raise click.UsageError(f"--keep lists files, but the images of {source.name} are none; leave it out")
+    data = load_sets(bundle, sets, device, progress)
+    if data.encoder:
+        note_device(device, data.encoder.device, data.encoder.reason)
+    note_skipped(data.skipped[1], of="SRC")
+    if not data.one_set:
+        note_skipped(data.skipped[0], of="--against")
+    return data, source
+
+
+def _lines(features: Features, source: ImageSource | None) -> Callable[[int], bytes | None]:
+    """The line that names the image of a row of SRC; without its images, a row's id.
+
+    Raises `ValueError` where an id is not among the images.
+    """
+    from byol.images.lists import line_of
+
+    if source is None:
+        note("the list names images as the features do: use it in the folder that was extracted, or give --images")
+        return lambda row: line_of(features.ids[row].encode("utf-8", "surrogatepass"))
+    places = {name: place for place, name in enumerate(source.ids)}
+    missing = [name for name in features.ids if name not in places]
+    if missing:
+        raise ValueError(
+            f"{len(missing):,} images of {features.name} are not in {source.name} (first: {printable(missing[0])}); "
+            "name the images that were extracted"
+        )
+    of_place = source.line
+    assert of_place is not None  # `_load` refuses it
+    return lambda row: of_place(places[features.ids[row]])
+
+
+def _drawer(
+    data: Evaluation, source: ImageSource | None, grid: Path | None, most: int
+) -> Callable[[Search, Found], str] | None:
+    """What draws the groups and returns the name of the picture."""
+    if grid is None:
+        return None
+    known, of_known = _known(data), pictures(data.sources[0], data.train) if not data.one_set else None
+    of_new = pictures(source, data.test)
+
+    def picture(row: int) -> Image.Image:
+        return of_known(row) if of_known and row < known else of_new(row - known)
+
+    def draw(search: Search, found: Found) -> str:
+        from byol.serve.duplicates.write import draw_groups
+
+        draw_groups(grid, search, found, known, picture, most)
+        return printable(grid)
+
+    return draw
+
+
+# ------------------------------------------------------------------------------------------------- the work
+
+
+def _known(data: Evaluation) -> int:
+    """The number of known images."""
+    return 0 if data.one_set else len(data.train)
+
+
+def _search(data: Evaluation, out: Path, threshold: float) -> tuple[Search, Found]:
+    """Compare all; an interrupted call with the same features and output is continued."""
+    from byol.serve.duplicates.search import Found, Search
+    from byol.serve.duplicates.unfinished import Unfinished, key_of
+    from byol.signals import Stopped
+
+    new, known = data.test.x, None if data.one_set else data.train.x
+    search, unfinished = Search(new, known, threshold), Unfinished(out, key_of(threshold, new, known))
+    found = unfinished.load(_known(data), len(new))
+    if found:
+        note("going on where an earlier call stopped")
+    found = found or Found.nothing(len(new))
+    try:
+        with progress("compare pairs", search.total) as advance:
+            search.run(found, advance, unfinished.pause)
+    except Stopped as error:
+        raise click.ClickException(f"{error}; the same command goes on where it was a minute ago") from None
+    unfinished.remove()
+    return search, found
+
+
+def _counts(data: Evaluation, search: Search, found: Found, threshold: float) -> dict[str, Any]:
+    """The numbers of a search; says what is odd about them."""
+    listed, kept = len(found.a), int(found.kept.sum())
+    if listed < found.pairs:
+        note(f"of an image's pairs the first {MOST_PAIRS} are listed, {listed:,} of {found.pairs:,} in all")
+    if found.pairs > max(COMMON * search.total, len(data.test)):
+        note(
+            f"warning: {found.pairs / search.total:.2%} of all pairs are that much alike; unless the images are, this "
+            "encoder does not tell them apart: raise --threshold"
+        )
+    values = {"images": len(data.test), "threshold": threshold, "pairs": found.pairs, "listed": listed}
+    values |= {"duplicates": len(data.test) - kept, "kept": kept}
+    if not data.one_set:
+        of_known = (found.leader >= 0) & (found.leader < len(data.train))
+        values |= {"against": len(data.train), "duplicates_of_against": int(of_known.sum())}
+    return values
+
+
+def _write_kept(keep: Path, found: Found, line: Callable[[int], bytes | None]) -> str:
+    from byol.serve.duplicates.write import write_kept
+
+    _, nameless = write_kept(keep, found.kept, line)
+    if nameless:
+        note(f"left {nameless:,} images out of {printable(keep)}: a line end in the name, or a URL with secrets")
+    return printable(keep)
+
+
+def _write_pairs(out: Path, data: Evaluation, found: Found, threshold: float, keep: Path | None) -> None:
+    from byol.files.atomic import sha256_of
+    from byol.outputs import DIGEST_KEY, KEPT_KEY, THRESHOLD_KEY
+    from byol.serve.duplicates.write import write_pairs
+
+    known, digest = _known(data), data.encoder.digest if data.encoder else data.test.bundle
+    facts = {THRESHOLD_KEY: repr(threshold), DIGEST_KEY: digest, KEPT_KEY: sha256_of(keep) if keep else None}
+
+    def name(row: int) -> str:
+        return data.train.ids[row] if row < known else data.test.ids[row - known]
+
+    write_pairs(out, found, name, known, {key: value for key, value in facts.items() if value})

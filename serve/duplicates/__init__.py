@@ -1,0 +1,1 @@
+"""Near-duplicates among images, and between test and training images, by the cosine of their features."""
