@@ -127,10 +127,11 @@ def _pixels(content: Any, shape: list[int]) -> np.ndarray:
 def _flat(content: Any, depth: int) -> list[Any]:
     if not isinstance(content, list):
         raise TypeError
+    flat: list[Any] = content
     for _ in range(depth):
-        if content and isinstance(content[0], list):
-            content = list(chain.from_iterable(content))
-    return content  # what is not a number fails as such
+        if flat and isinstance(flat[0], list):
+            flat = list(chain.from_iterable(flat))
+    return flat  # what is not a number fails as such
 
 
 def _encoded(content: Any, count: int) -> list[bytes]:
