@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import queue
 import threading
@@ -14,6 +15,7 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from byol.console import note
+from byol.serve.server.intake import discard
 from byol.serve.server.refusals import Refused, answer
 from byol.serve.server.service import Service
 
@@ -56,6 +58,9 @@ class Front:
 
     async def _answer(self, scope: Scope, receive: Receive, answered: _Answer) -> None:
         if self._service.bounds.draining and scope["path"] not in _ALWAYS:
+            with contextlib.suppress(TimeoutError):  # a connection that is closed on unread bytes may lose the answer
+                async with asyncio.timeout(self._service.bounds.seconds):
+                    await discard(Request(scope, receive), self._service.bounds.request_bytes)
             refused = Refused(503, "the server is about to stop; ask another", retry=1)
             await _refused(scope, receive, answered, refused)
             return

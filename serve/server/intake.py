@@ -70,7 +70,7 @@ async def _read(request: Request, held: _Held) -> bytes:
                     held.add(chunk)
             except Refused:
                 held.free()
-                await _discard(request, bounds.request_bytes)  # who still sends does not listen
+                await discard(request, bounds.request_bytes)  # who still sends does not listen
                 raise
     except TimeoutError as error:
         raise Refused(408, f"the request did not arrive within {bounds.seconds} seconds") from error
@@ -92,7 +92,7 @@ def _too_large(bounds: Bounds) -> Refused:
     return Refused(413, f"the request has more than {bounds.request_bytes >> 20} MB, the most that is read")
 
 
-async def _discard(request: Request, most: int) -> None:
+async def discard(request: Request, most: int) -> None:
     """Read on without keeping anything, so that an answer reaches a client that is still sending."""
     async for chunk in _rest(request):
         most -= len(chunk)
