@@ -23,7 +23,11 @@ from byol.serve.commands.options import BUNDLE, batch_option, device_option
     show_default=True,
     help="Precision of the features: fp32, fp16, int8, or auto: the fastest on this device.",
 )
-@click.option("--index", type=BUNDLE, help="Features that `extract` wrote: the server also finds nearest images in it.")
+@click.option(
+    "--index",
+    type=click.Path(exists=True, path_type=Path),
+    help="Features that `extract` wrote: the server also finds the nearest images in them.",
+)
 @click.option("--log/--no-log", default=True, show_default=True, help="Write one line on stderr for each request.")
 def serve(
     bundle: Path,

@@ -6,21 +6,24 @@ import asyncio
 import json
 from collections.abc import Awaitable, Callable
 from functools import partial
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from fastapi import FastAPI, Request
 from fastapi.responses import HTMLResponse, JSONResponse, Response
 from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
 
 from byol import __version__
 from byol.serve.server import kserve, openai, schemas
 from byol.serve.server.engine import Engine
 from byol.serve.server.intake import body_of, json_object, parsed, pictures_of, unless_gone
 from byol.serve.server.page import page
-from byol.serve.server.refusals import BadImage, Refused, answer, phrase
+from byol.serve.server.refusals import CLIENT_GONE, BadImage, Refused, answer, phrase
 from byol.serve.server.service import ENCODER, Service
 
+T = TypeVar("T")
+_FEW = 1 << 14  # numbers: writing fewer takes some milliseconds
 Post = Callable[[Request, bytes], Awaitable[Response]]
 
 
@@ -29,6 +32,8 @@ def create_app(service: Service) -> FastAPI:
     app = FastAPI(title="byol serve", version=__version__, docs_url=None, redoc_url=None)
     for kind in (Refused, HTTPException):
         app.add_exception_handler(kind, _refuse)
+    app.add_exception_handler(ClientDisconnect, _gone)
+    app.add_exception_handler(Exception, _failed)  # and `Front` says where
     _add_plain(app, service)
     _add_openai(app, service)
     _add_kserve(app, service)
@@ -40,6 +45,19 @@ async def _refuse(request: Request, error: Exception) -> Response:
         error = Refused(error.status_code, phrase(error.status_code))
     assert isinstance(error, Refused)
     return answer(request.url.path, error)
+
+
+async def _gone(request: Request, error: Exception) -> Response:
+    return Response(status_code=CLIENT_GONE)  # it reaches nobody
+
+
+async def _failed(request: Request, error: Exception) -> Response:
+    return answer(request.url.path, Refused(500, "the server failed at this request"))
+
+
+async def _written(outputs: np.ndarray, write: Callable[[np.ndarray], T]) -> T:
+    """`write(outputs)`, apart from the event loop where that takes long."""
+    return write(outputs) if outputs.size <= _FEW else await asyncio.to_thread(write, outputs)
 
 
 def _json(values: Any) -> Response:
@@ -78,8 +96,12 @@ def _add_plain(app: FastAPI, service: Service) -> None:
                 outputs = await engine([content for _, content in files])
             except BadImage as error:
                 raise Refused(400, f"{files[error.index][0]}: {error.reason}") from error
-            described = await asyncio.to_thread(describe, outputs)
-            return _json({"images": [{"name": name, **one} for (name, _), one in zip(files, described, strict=True)]})
+
+            def write(outputs: np.ndarray) -> Response:
+                images = zip(files, describe(outputs), strict=True)
+                return _json({"images": [{"name": name, **one} for (name, _), one in images]})
+
+            return await _written(outputs, write)
 
         route = _posting(service, answered)
         app.post(path, summary=summary, name=path[1:], openapi_extra=schemas.PICTURES)(route)
@@ -126,7 +148,7 @@ def _add_openai(app: FastAPI, service: Service) -> None:
             features = await service.encoder(asked.pictures)
         except BadImage as error:
             raise Refused(400, f"input[{error.index}]: {error.reason}", f"input[{error.index}]") from error
-        return _json(openai.embeddings(features, ENCODER, asked.as_base64))
+        return await _written(features, lambda rows: _json(openai.embeddings(rows, ENCODER, asked.as_base64)))
 
     route = _posting(service, answered)
     app.post("/v1/embeddings", summary="Features, as OpenAI's API has it", openapi_extra=schemas.EMBEDDINGS)(route)
@@ -160,7 +182,7 @@ def _add_kserve(app: FastAPI, service: Service) -> None:
             outputs = await service.engine(model.name)(asked.items)
         except BadImage as error:
             raise Refused(400, f"images[{error.index}]: {error.reason}") from error
-        content, head = kserve.reply(model, asked, outputs)
+        content, head = await _written(outputs, partial(kserve.reply, model, asked))
         headers = {} if head is None else {kserve.HEADER: str(head)}
         return Response(content, 200, headers, "application/json" if head is None else "application/octet-stream")
 

@@ -11,15 +11,15 @@ import traceback
 from collections.abc import MutableMapping
 from typing import Any
 
+from h11 import LocalProtocolError
 from starlette.requests import ClientDisconnect, Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from byol.console import note
 from byol.serve.server.intake import discard
-from byol.serve.server.refusals import Refused, answer
+from byol.serve.server.refusals import CLIENT_GONE, Refused, answer
 from byol.serve.server.service import Service
 
-CLIENT_GONE = 499  # nginx's number for it
 _ALWAYS = ("/metrics", "/v2/health/live", "/v2/health/ready")  # answered while the server drains
 _METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS")
 POLICY = (
@@ -91,7 +91,10 @@ class _Answer:
             self.status = message["status"]
             kept: MutableMapping[str, Any] = message
             kept["headers"] = [*message.get("headers", []), *_HEADERS]
-        await self._send(message)
+        try:
+            await self._send(message)
+        except LocalProtocolError as error:  # uvicorn has said by itself what is wrong with the rest of the request
+            raise ClientDisconnect from error
 
 
 class Log:

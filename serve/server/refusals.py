@@ -9,6 +9,8 @@ from fastapi.responses import JSONResponse
 
 from byol.text import as_message
 
+CLIENT_GONE = 499  # nginx's number for a client that went away before its answer
+
 # OpenAI's words for the kind of an error.
 _KINDS = {404: "invalid_request_error", 429: "requests", 500: "server_error", 503: "server_error"}
 

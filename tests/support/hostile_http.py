@@ -127,19 +127,22 @@ KINDS: tuple[Callable[[random.Random], bytes], ...] = (
     *(noise, odd_lines, lying_lengths, cut_off, valid, damaged, odd_json, odd_tensor, odd_form, compressed),
 )
 
+UNFINISHED = (noise, odd_lines, lying_lengths, cut_off)  # the server would wait for more
+
 
 def attack(place: tuple[str, int], seed: int) -> tuple[str, int]:
     """Send one; the name of its kind, and the status that came back."""
     draw = random.Random(seed)
     kind = KINDS[seed % len(KINDS)]
     with socket.create_connection(place, timeout=60) as connection:
-        manner = draw.randrange(4) if kind is not valid else 0
+        manner = draw.randrange(8) if kind is not valid else 0
         try:
             connection.sendall(kind(draw))
             if manner == 1:  # reset before the answer
                 connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
                 return kind.__name__, CLOSED
-            connection.shutdown(socket.SHUT_WR) if kind is not valid else None
+            if manner == 2 or kind in UNFINISHED:
+                connection.shutdown(socket.SHUT_WR)
             first = connection.recv(1 << 16)
         except OSError:
             return kind.__name__, CLOSED

@@ -62,6 +62,8 @@ def test_hostile_requests_harm_nobody(bundle: Path) -> None:
         assert found[("valid", 200)] == 30  # among all the others, in every form
         assert_same_features(features(served.client.post("/features", content=photo())), expected)
         assert served.figure("byol_queue_images") == served.figure("byol_body_bytes") == 0
+        assert 'status="499"' in served.client.get("/metrics").text  # whose client went away
+        assert 'status="5' not in served.client.get("/metrics").text
         if sys.platform == "linux":
             assert memory(served.process.pid) - before < 100
         served.process.send_signal(signal.SIGTERM)
