@@ -91,10 +91,8 @@ class _Answer:
             self.status = message["status"]
             kept: MutableMapping[str, Any] = message
             kept["headers"] = [*message.get("headers", []), *_HEADERS]
-        try:
+        with contextlib.suppress(LocalProtocolError):  # uvicorn has answered by itself: the request's rest is broken
             await self._send(message)
-        except LocalProtocolError as error:  # uvicorn has said by itself what is wrong with the rest of the request
-            raise ClientDisconnect from error
 
 
 class Log:
