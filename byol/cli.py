@@ -44,6 +44,10 @@ COMMANDS = {
         "byol.serve.commands.report",
         "Show runs and bundles as one HTML page: curves, accuracies, neighbours (needs the `report` extra).",
     ),
+    "serve": (
+        "byol.serve.commands.serve",
+        "Answer with a bundle's features and classes over HTTP (needs the `server` extra).",
+    ),
     "info": ("byol.serve.commands.info", "Show what a bundle holds; check it against itself."),
     "bench": ("byol.serve.commands.bench", "Measure a bundle on this machine: images/s and latency of every stage."),
     "doctor": (
@@ -67,6 +71,10 @@ EXTRAS = {
     "timm": "train",
     "ray": "ray",
     "bokeh": "report",
+    "fastapi": "server",
+    "starlette": "server",
+    "uvicorn": "server",
+    "prometheus_client": "server",
 }
 # What no extra brings is there, unless byol was installed without its dependencies.
 NEEDED = {"numpy", "onnx", "onnxruntime", "PIL", "google", "pyarrow", "rich", "safetensors", "scipy", "threadpoolctl"}

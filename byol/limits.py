@@ -39,6 +39,12 @@ LIMITS = {
     "BYOL_URL_SECONDS": Limit(60, "seconds", "that a server may be silent"),
     "BYOL_FETCH_SECONDS": Limit(600, "seconds", "that a server may take over one picture, or one piece of a file"),
     "BYOL_MAX_PATTERNS": Limit(1_000_000, "files", "that the ranges of a pattern may stand for"),
+    "BYOL_SERVER_REQUEST_MB": Limit(32, "MB", "of one request to `byol serve`"),
+    "BYOL_SERVER_IMAGES": Limit(128, "images", "of one request"),
+    "BYOL_SERVER_PIXELS": Limit(200_000_000, "pixels", "of all pictures of one request"),
+    "BYOL_SERVER_QUEUE": Limit(512, "images", "that wait in all requests; beyond, clients are asked to come later"),
+    "BYOL_SERVER_MEMORY_MB": Limit(512, "MB", "of all requests in memory"),
+    "BYOL_SERVER_SECONDS": Limit(30, "seconds", "that a client may take to send a request or to take an answer"),
 }
 
 

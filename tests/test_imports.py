@@ -41,6 +41,7 @@ OPTIONAL = {"ray", "fsspec", "sklearn"}  # of extras, or of whoever calls, insid
 OF_EXTRAS = {
     "byol.serve.commands.report": {"bokeh"},
     "byol.serve.report": {"bokeh", "jinja2", "markupsafe", "umap"},  # `report` and `report-umap`
+    "byol.serve.server": {"fastapi", "h11", "prometheus_client", "starlette", "uvicorn"},  # `server`
     "byol.images.remote.http": {"aiohttp", "fsspec"},  # `remote`; the module is imported inside a function
 }
 

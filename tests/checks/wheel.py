@@ -18,7 +18,8 @@ from tests.support.small import REPOSITORY, RESNET18, config, folder, run_traini
 IMPORT_ALL = """
 import importlib, pkgutil, byol
 apart = ("byol.encoders", "byol.training", "byol.finetuning", "byol.pretrained", "byol.commands", "byol.export",
-         "byol.__main__", "byol.serve.report", "byol.serve.commands.report", "byol.images.remote.http")
+         "byol.__main__", "byol.serve.report", "byol.serve.commands.report", "byol.serve.server",
+         "byol.images.remote.http")
 names = [name for _, name, _ in pkgutil.walk_packages(byol.__path__, "byol.", onerror=lambda _: None)]
 kept = [name for name in names if not any(name == part or name.startswith(part + ".") for part in apart)]
 for name in kept:

@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import ast
-import contextlib
 import importlib.util
 import json
-import os
-import re
 import socket
 import subprocess
 import sys
@@ -19,15 +16,12 @@ from types import ModuleType
 
 import httpx
 import numpy as np
-import onnxruntime
 import pytest
-from fastapi.testclient import TestClient
 
 from byol.bundle.parity import compare_features
-from byol.images.picture.read import read_image
-from byol.serve import Encoder, ImageClassifier
+from byol.serve import Encoder
 from tests.support.documents import code
-from tests.support.odd_images import bad_images, odd_images, odd_photographs, write_files
+from tests.support.odd_images import odd_images, odd_photographs, write_files
 
 
 @pytest.fixture(scope="module")
@@ -111,96 +105,6 @@ def test_plain_onnxruntime_gives_the_same_features(bundle: Path, tmp_path: Path)
     error, cosine = compare_features(Encoder(bundle, "cpu")(paths), np.array(json.loads(done.stdout), np.float32))
     assert error < 1e-5
     assert cosine > 0.999999
-
-
-# ------------------------------------------------------------------------------------------------------ FastAPI
-
-
-@pytest.fixture(scope="module")
-def client(bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[TestClient]:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("BUNDLE", str(bundle))
-        (block,) = code("serving.md", "FastAPI")
-        with TestClient(write_module(tmp_path_factory.mktemp("fastapi"), "app", block).app) as client:
-            yield client
-
-
-def test_fastapi_answers_with_features(client: TestClient, photos: list[bytes], expected: np.ndarray) -> None:
-    for photo, features in zip(photos[:4], expected, strict=False):
-        answer = client.post("/features", files={"image": photo})
-        assert answer.status_code == 200
-        np.testing.assert_array_equal(np.array(answer.json(), np.float32), features)
-
-
-def test_fastapi_serves_a_bundle_without_a_classifier(
-    place: Path, tmp_path: Path, photos: list[bytes], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("BUNDLE", str(place / "bundle"))
-    (block,) = code("serving.md", "FastAPI")
-    with TestClient(write_module(tmp_path, "bare", block).app) as client:
-        assert len(client.post("/features", files={"image": photos[0]}).json()) == 512
-        answer = client.post("/classes", files={"image": photos[0]})
-    assert (answer.status_code, answer.json()) == (404, {"detail": "this bundle has no classifier"})
-
-
-def test_fastapi_answers_with_classes(client: TestClient, bundle: Path, place: Path, photos: list[bytes]) -> None:
-    session = onnxruntime.InferenceSession(bundle / "classifier.onnx")
-    paths = sorted((place / "test").rglob("*.png"))
-    transform = Encoder(bundle, "cpu").manifest.preprocess.transform()
-    pixels = np.stack([transform(read_image(path)) for path in paths])
-    probabilities = session.run(["probabilities"], {"images": pixels})[0]
-    answers = [client.post("/classes", files={"image": photo}).json() for photo in photos]
-    assert [list(answer) for answer in answers] == [["cat", "dog"]] * len(photos)
-    np.testing.assert_allclose([list(answer.values()) for answer in answers], probabilities, atol=1e-5)
-    np.testing.assert_allclose(ImageClassifier(bundle, "cpu")(paths), probabilities, atol=1e-5)
-
-
-@pytest.mark.parametrize("name", bad_images())
-def test_fastapi_refuses_what_is_no_image(client: TestClient, name: str) -> None:
-    answer = client.post("/features", files={"image": bad_images()[name]})
-    assert answer.status_code == 400
-    reason = answer.json()["detail"]
-    assert reason
-    assert "\n" not in reason
-
-
-def test_fastapi_refuses_a_request_without_an_image(client: TestClient) -> None:
-    assert client.post("/features").status_code == 422
-
-
-@contextlib.contextmanager
-def uvicorn(folder: Path, bundle: Path) -> Iterator[str]:
-    """The address of a server process that runs app.py of a folder."""
-    command = [sys.executable, "-m", "uvicorn", "app:app", "--port", "0"]
-    environment = {**os.environ, "BUNDLE": str(bundle)}
-    with subprocess.Popen(command, cwd=folder, env=environment, stderr=subprocess.PIPE, text=True) as process:
-        assert process.stderr is not None
-        try:
-            lines = []
-            for line in process.stderr:
-                lines.append(line)
-                if found := re.search(r"running on (http://\S+)", line):
-                    yield found[1]
-                    return
-            pytest.fail("".join(lines))
-        finally:
-            process.terminate()
-
-
-def test_uvicorn_serves_requests_at_once(
-    bundle: Path, tmp_path: Path, photos: list[bytes], expected: np.ndarray
-) -> None:
-    (block,) = code("serving.md", "FastAPI")
-    (tmp_path / "app.py").write_text(block)
-    with uvicorn(tmp_path, bundle) as address, httpx.Client(base_url=address, timeout=60) as client:
-
-        def ask(photo: bytes) -> httpx.Response:
-            return client.post("/features", files={"image": photo})
-
-        with ThreadPoolExecutor(8) as pool:
-            answers = list(pool.map(ask, [*photos, b"no image"]))
-    assert [answer.status_code for answer in answers] == [200] * len(photos) + [400]
-    np.testing.assert_array_equal(np.array([answer.json() for answer in answers[:-1]], np.float32), expected)
 
 
 # ---------------------------------------------------------------------------------------------------- Ray Serve

@@ -22,6 +22,7 @@ pytestmark = pytest.mark.skipif(shutil.which("strace") is None, reason="strace i
 SECONDS = 11
 RECOGNISED = ("ORT_DISABLE_TELEMETRY", "ORT_RUNNING_UNIT_TESTS", "CI", "TF_BUILD", "GITHUB_ACTIONS", "BUILD_ID")
 DOWNLOADS, LONG = "fetch", "demo"  # asked for the network; three minutes of train, export and linear
+SERVES = "serve"  # until it is told to end; a test of its own
 RUN = """
 import json, sys, time
 start = time.monotonic()
@@ -110,9 +111,22 @@ def test_no_command_leaves_this_machine(tmp_path: Path) -> None:
     folder(tmp_path / "images", per_class=8)
     write_tiny_bundle(tmp_path / "tiny")
     calls = commands(tmp_path)
-    assert {words[0] for words in calls} == set(COMMANDS) - {DOWNLOADS, LONG}
+    assert {words[0] for words in calls} == set(COMMANDS) - {DOWNLOADS, LONG, SERVES}
     assert traced(tmp_path / "log", "-c", RUN, json.dumps(calls), str(SECONDS), HOME=str(tmp_path)) == []
     assert not (tmp_path / ".cache" / "Microsoft").exists()
+
+
+def test_a_server_listens_on_this_machine_only(tmp_path: Path) -> None:
+    bundle = write_tiny_bundle(tmp_path / "tiny")
+    code = f"""
+import signal, sys, threading
+from byol.cli import main
+sys.argv = ["byol", "serve", {str(bundle)!r}, "--port", "0", "--device", "cpu"]
+threading.Timer({SECONDS}, signal.raise_signal, (signal.SIGTERM,)).start()
+main()
+"""
+    assert traced(tmp_path / "log", "-c", code, HOME=str(tmp_path)) == []
+    assert "listen(" in (tmp_path / "log").read_text()
 
 
 def test_that_the_look_at_the_network_sees_one(tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ import io
 import logging
 import os
 import warnings
+from collections.abc import Callable
 from typing import IO, Any, cast
 
 import numpy as np
@@ -79,11 +80,14 @@ def read_image(
     return decode_image(path.read(), least_side)
 
 
-def decode_image(content: bytes, least_side: int = 0) -> Image.Image:
-    """The same for an encoded picture in memory: any failure but a lack of memory is the picture's own."""
+def decode_image(content: bytes, least_side: int = 0, admit: Callable[[int, int], None] | None = None) -> Image.Image:
+    """The same for an encoded picture in memory: any failure but a lack of memory is the picture's own.
+
+    `admit(width, height)` is called before the pixels are decoded; it may raise `UnreadableImage`.
+    """
     try:
         with PIXELS:
-            return _decoded(content, least_side)
+            return _decoded(content, least_side, admit)
     except (UnreadableImage, SourceUnavailable, BadLimit):
         raise
     except MemoryError as error:
@@ -110,7 +114,7 @@ def _quiet_decoders() -> None:
         libtiff.TIFFSetWarningHandler(None)
 
 
-def _decoded(content: bytes, least_side: int) -> Image.Image:
+def _decoded(content: bytes, least_side: int, admit: Callable[[int, int], None] | None) -> Image.Image:
     _quiet_decoders()
     kind = _format_of(content)
     found = bare(kind, content)
@@ -120,6 +124,8 @@ def _decoded(content: bytes, least_side: int) -> Image.Image:
         _raise_pillows_limit(most)
     taken = _take_early(kind, found.content, most)
     with Image.open(io.BytesIO(found.content), formats=(kind,)) as image:
+        if admit:
+            admit(*image.size)
         _take(image, found.content, taken, most, least_side)
         image.load()
         turn = orientation(found.exif, found.xmp)

@@ -1,0 +1,83 @@
+"""What a server serves: an encoder, perhaps a classifier, perhaps an index of neighbours."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from byol.machine import usable_cores
+from byol.serve.encoder import Encoder, ImageClassifier
+from byol.serve.evaluate.knn import Neighbours
+from byol.serve.features.read import Features, read_features
+from byol.serve.server.bounds import Bounds
+from byol.serve.server.engine import Engine
+from byol.serve.server.kserve import Model
+from byol.serve.server.measures import Measures
+
+ENCODER, CLASSIFIER = "encoder", "classifier"  # as in a repository of Triton's that `byol export --triton` writes
+NEIGHBOURS = 8
+
+
+class Service:
+    """Opened once, before the first request. Attributes: `encoder` and `classifier` (`Engine`s; the latter or None).
+
+    `models` describes them to clients. Raises `BundleError`, `DeviceError`, `ValueError`.
+    """
+
+    def __init__(
+        self, bundle: Path, device: str, batch_size: int | None = None, variant: str = "fp32", index: Path | None = None
+    ) -> None:
+        self.bounds = Bounds()
+        self.measures = Measures(lambda: self.bounds.waiting, lambda: self.bounds.held)
+        self.opened = encoder = Encoder(bundle, device, batch_size, variant)
+        head = encoder.manifest.classifier
+        classifier = None if head is None else ImageClassifier(bundle, device, batch_size)
+        self.index = None if index is None else Index(read_features(index), encoder)
+        self._pool = ThreadPoolExecutor(usable_cores(), thread_name_prefix="decode")
+        shared = self._pool, self.bounds, self.measures
+        self.encoder = Engine(ENCODER, encoder, *shared)
+        self.classifier = None if classifier is None else Engine(CLASSIFIER, classifier, *shared)
+        self.classes = [] if head is None else list(head.classes)
+        size = encoder.image_size
+        self.models = {ENCODER: Model(ENCODER, encoder.manifest.onnx.output, size, encoder.dim)}
+        if classifier is not None:
+            self.models[CLASSIFIER] = Model(CLASSIFIER, "probabilities", size, classifier.dim)
+
+    def engine(self, name: str) -> Engine:
+        """The engine of a model of `models`."""
+        engine = self.encoder if name == ENCODER else self.classifier
+        assert engine is not None
+        return engine
+
+    def close(self) -> None:
+        """Stop the threads, after what they are doing."""
+        self._pool.shutdown(cancel_futures=True)
+        for engine in filter(None, (self.encoder, self.classifier)):
+            engine.close()
+
+
+class Index:
+    """The images of a features file, nearest first. Raises `ValueError` for those of another encoder."""
+
+    def __init__(self, bank: Features, encoder: Encoder) -> None:
+        if bank.x.shape[1] != encoder.dim or (bank.bundle and bank.bundle != encoder.digest):
+            raise ValueError(
+                f"{bank.name} was not extracted with this bundle and variant; extract it again: "
+                "byol extract BUNDLE IMAGES --out FEATURES"
+            )
+        self._bank = bank
+        self._nearest = Neighbours(bank.x, min(NEIGHBOURS, len(bank)), encoder.device)
+
+    def __call__(self, features: np.ndarray) -> list[list[dict[str, Any]]]:
+        """The neighbours of each of features (N, D): id, label, cosine similarity."""
+        return [self._row(*found) for found in zip(*self._nearest(features), strict=True)]
+
+    def _row(self, similarity: np.ndarray, rows: Sequence[int]) -> list[dict[str, Any]]:
+        return [
+            {"id": self._bank.ids[row], "label": self._bank.labels[row], "similarity": round(float(value), 6)}
+            for value, row in zip(similarity, rows, strict=True)
+        ]
