@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import io
 import json
-import os
 import sys
 import tempfile
 from collections.abc import Callable
@@ -26,7 +25,7 @@ import pyarrow.parquet as pq
 from PIL import Image, ImageEnhance, ImageOps
 
 from benchmarks.peak import measured
-from benchmarks.train import command_line, machine
+from benchmarks.rows import command_line, machine
 from byol.images.open import open_source
 from byol.serve import Encoder
 from byol.serve.evaluate.knn import unit_rows
@@ -155,5 +154,4 @@ def save(out: Path, name: str, facts: dict[str, Any]) -> None:
 
 
 if __name__ == "__main__":
-    os.environ.setdefault("PYTHONPATH", str(Path(__file__).parent.parent))
     main()

@@ -12,18 +12,18 @@ from __future__ import annotations
 import http.client
 import json
 import re
-import statistics
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
-from typing import Any
 
 import click
 import numpy as np
 
-from benchmarks.train import command_line, machine
+from benchmarks.rows import Row, Rows, said, start
 
 
 def session_alone(bundle: Path, pictures: list[bytes], device: str, seconds: float) -> dict[str, float]:
@@ -75,8 +75,8 @@ def clients(port: int, pictures: list[bytes], count: int, seconds: float) -> dic
 
 
 def server(bundle: Path, photos: Path, device: str, count: int, seconds: float) -> dict[str, float]:
-    command = [sys.executable, "-m", "byol", "serve", bundle, "--port", "0", "--device", device, "--no-log"]
-    with subprocess.Popen([str(word) for word in command], stderr=subprocess.PIPE, text=True) as process:
+    words = ("byol", "serve", bundle, "--port", 0, "--device", device, "--no-log")
+    with start(*words, stderr=subprocess.PIPE) as process:
         assert process.stderr is not None
         port = next(found[1] for line in process.stderr if (found := re.search(r"serving on http://.*:(\d+)", line)))
         try:
@@ -87,9 +87,7 @@ def server(bundle: Path, photos: Path, device: str, count: int, seconds: float) 
 
 def worker(*words: object) -> dict[str, float]:
     """A row in a process of its own."""
-    call = [sys.executable, "-m", "benchmarks.server", "--worker", *map(str, words)]
-    done = subprocess.run(call, stdout=subprocess.PIPE, check=True, text=True)
-    found: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
+    found: dict[str, float] = json.loads(said("benchmarks.server", "--worker", *words).splitlines()[-1])
     return found
 
 
@@ -106,31 +104,24 @@ def read(photos: Path) -> list[bytes]:
 @click.option("--seconds", default=20.0, show_default=True, help="Of each row and round.")
 @click.option("--rounds", default=3, show_default=True)
 def main(bundle: Path, photos: Path, out: Path, device: str, count: int, seconds: float, rounds: int) -> None:
-    figures: dict[str, list[dict[str, float]]] = {"session alone": [], "Encoder": [], "server": []}
-    for number in range(rounds):
-        figures["session alone"].append(worker("session", bundle, photos, device, seconds))
-        figures["Encoder"].append(worker("encoder", bundle, photos, device, seconds))
-        figures["server"].append(server(bundle, photos, device, count, seconds))
-        click.echo(f"round {number + 1}: {[found[-1] for found in figures.values()]}", err=True)
-    rates = {row: statistics.median(one["images_per_second"] for one in found) for row, found in figures.items()}
     manifest = json.loads((bundle / "manifest.json").read_text())
-    result: dict[str, Any] = {
-        "command": command_line("python -m benchmarks.server"),
-        "machine": machine(device),
-        "encoder": {"architecture": manifest["architecture"], "image_size": manifest["image_size"]},
-        "clients": count,
-        "rows": figures,
-        "median_images_per_second": rates,
+    encoder = {"architecture": manifest["architecture"], "image_size": manifest["image_size"]}
+    rows = Rows(out, "benchmarks.server", device, encoder=encoder, clients=count)
+    ways: dict[str, Callable[[], Row]] = {
+        "session alone": partial(worker, "session", bundle, photos, device, seconds),
+        "Encoder": partial(worker, "encoder", bundle, photos, device, seconds),
+        "server": partial(server, bundle, photos, device, count, seconds),
     }
-    out.parent.mkdir(parents=True, exist_ok=True)
-    out.write_text(json.dumps(result, indent=2) + "\n")
+    for number in range(1, rounds + 1):
+        for name, work in ways.items():
+            rows.find(name, work, round=number)
+    rates, alone = rows.medians("images_per_second"), rows.medians("images_per_second").get("session alone", np.nan)
+    p50, p99 = rows.medians("p50_ms"), rows.medians("p99_ms")
     click.echo("| row | images/s | / session alone | p50 ms | p99 ms |\n|---|---|---|---|---|")
-    for row, found in figures.items():
-        times = [f"{statistics.median(one[key] for one in found):.0f}" if key in found[0] else "" for key in LATENCIES]
-        click.echo(f"| {row} | {rates[row]:.1f} | {rates[row] / rates['session alone']:.2f} | {' | '.join(times)} |")
+    for name, rate in rates.items():
+        times = " | ".join(f"{found[name]:.0f}" if name in found else "" for found in (p50, p99))
+        click.echo(f"| {name} | {rate:.1f} | {rate / alone:.2f} | {times} |")
 
-
-LATENCIES = ("p50_ms", "p99_ms")
 
 if __name__ == "__main__":
     if sys.argv[1:2] != ["--worker"]:

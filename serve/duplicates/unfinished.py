@@ -38,7 +38,8 @@ class Unfinished:
             with open_regular(self.path) as stream, open_arrays(stream) as arrays:
                 if str(arrays.read("key")) != self._key:
                     return None
-                found = Found(*(arrays.read(name) for name in ARRAYS), next=int(arrays.read("next")))
+                leader, twins, a, b, cosine = (arrays.read(name) for name in ARRAYS)
+                found = Found(leader, twins, a, b, cosine, int(arrays.read("next")))
         except ValueError:  # damaged: begun anew
             return None
         return found if _fits(found, known, count) else None

@@ -52,7 +52,8 @@ def clustered(seed: int, count: int, dim: int = 6) -> np.ndarray:
     x = centres[random.integers(len(centres), size=count)]
     x = x + random.normal(size=x.shape) * random.choice([0, 1e-4, 0.05, 0.3], size=(count, 1))
     x[random.integers(count)] = 0
-    return (x * random.uniform(0.1, 10, (count, 1))).astype(np.float32)
+    rows: np.ndarray = (x * random.uniform(0.1, 10, (count, 1))).astype(np.float32)
+    return rows
 
 
 @settings(max_examples=60, deadline=None)
