@@ -42,7 +42,8 @@ MEGAPIXELS = (2, 12, 48)
 MARGINS = (1, 2, 2.25, 2.5, 3)
 FORMATS = {"JPEG": {"quality": 90}, "PNG": {}, "WebP": {"quality": 90}, "TIFF": {}}
 DECODERS = ("ours", "whole", "pyvips thumbnail", "OpenCV reduced")
-END_TO_END = ("ours", "ours, decoded whole", "torch, torchvision's transforms, DataLoader")
+OURS = ("ours", "ours, decoded whole", "ours int8", "ours int8, decoded whole")
+END_TO_END = (*OURS, "torch, torchvision's transforms, DataLoader")
 FILES = 24  # of 12 megapixels each
 
 
@@ -141,7 +142,8 @@ def end_to_end_worker(name: str, photos: Path, work: Path, seconds: float) -> No
     run: Callable[[], int]
     if name.startswith("ours"):
         keep_freed_memory()  # as the `byol` command does
-        encoder, source = Encoder(work / "bundle", "cpu"), open_source(photos)
+        variant = "int8" if "int8" in name else "fp32"
+        encoder, source = Encoder(work / "bundle", "cpu", variant=variant), open_source(photos)
         if name.endswith("whole"):
             source = replace(source, open=partial(_whole, source.open))
 
@@ -213,7 +215,16 @@ def prepare(bundle: Path, work: Path) -> int:
 @click.option("--out", type=click.Path(path_type=Path), required=True)
 @click.option("--rounds", default=3, show_default=True)
 @click.option("--seconds", default=3.0, show_default=True, help="Of each row and round.")
-def main(photos: Path, bundle: Path, agreement_of: Path | None, out: Path, rounds: int, seconds: float) -> None:
+@click.option("--only", multiple=True, help="Rows of speed whose name holds this text.")
+def main(
+    photos: Path,
+    bundle: Path,
+    agreement_of: Path | None,
+    out: Path,
+    rounds: int,
+    seconds: float,
+    only: tuple[str, ...],
+) -> None:
     with tempfile.TemporaryDirectory() as folder:
         work = Path(folder)
         rows = Rows(out, "benchmarks.large_images")
@@ -224,7 +235,8 @@ def main(photos: Path, bundle: Path, agreement_of: Path | None, out: Path, round
         single, many = files(photos, work)
         for number in range(1, rounds + 1):
             for name, words in names(single, many, work, size):
-                rows.find(name, partial(measure, [*words, seconds]), round=number)
+                if any(text in name for text in only) or not only:
+                    rows.find(name, partial(measure, [*words, seconds]), round=number)
     peaks = rows.medians("peak_gb")
     click.echo("| row | images/s | peak GB |\n|---|---|---|")
     for name, rate in rows.medians("images_per_second").items():
