@@ -39,7 +39,7 @@ oldest-torch: $(STAMP)
 # What a release was made with, each file with its hashes: to serve, and to train with all extras. For the Python and the
 # platform that this runs on.
 COMPILE := $(BIN)/uv pip compile --quiet --upgrade --generate-hashes --custom-compile-command 'make constraints'
-EXTRAS := $(foreach extra,train demo report remote tensorboard ray,--extra $(extra))
+EXTRAS := $(foreach extra,train demo report server remote tensorboard ray,--extra $(extra))
 constraints: $(STAMP)
 	$(COMPILE) pyproject.toml --output-file constraints/serve.txt
 	$(COMPILE) pyproject.toml $(EXTRAS) --constraints constraints/serve.txt --output-file constraints/train.txt
