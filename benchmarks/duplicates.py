@@ -16,8 +16,8 @@ import json
 import sys
 import tempfile
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
-from typing import Any
 
 import click
 import numpy as np
@@ -25,7 +25,7 @@ import pyarrow.parquet as pq
 from PIL import Image, ImageEnhance, ImageOps
 
 from benchmarks.peak import measured
-from benchmarks.rows import command_line, machine
+from benchmarks.rows import Row, Rows
 from byol.images.open import open_source
 from byol.serve import Encoder
 from byol.serve.evaluate.knn import unit_rows
@@ -73,20 +73,25 @@ def main() -> None:
 @click.option("--threshold", default=0.99, show_default=True)
 @click.option("--out", type=click.Path(path_type=Path), required=True)
 def growth(counts: tuple[int, ...], threshold: float, out: Path) -> None:
-    found: dict[str, Any] = {}
+    rows = Rows(out, "benchmarks.duplicates")
     with tempfile.TemporaryDirectory() as folder:
         features, pairs = Path(folder) / "features.parquet", Path(folder) / "pairs.parquet"
         for count in counts:
-            x = write_rows(features, count)
-            call = ("duplicates", features, "--out", pairs, "--threshold", threshold, "--json")
-            seconds, peak, said = measured([sys.executable, "-m", "byol", *call], Path.cwd())
-            said_values = {key: value for key, value in json.loads(said).items() if key != "out"}
-            row = {"seconds": round(seconds, 1), "peak_gb": round(peak, 2), "features_gb": round(x.nbytes / 1e9, 2)}
-            found[str(count)] = row | {"said": said_values}
-            if count == min(counts):
-                found[str(count)]["exact"] = is_exact(x, pairs, threshold)
-            click.echo(f"{count:,}: {found[str(count)]}")
-    save(out, "growth", {"rows": found})
+            rows.find("growth", partial(measure, features, pairs, count, threshold, count == min(counts)), images=count)
+
+
+def measure(features: Path, pairs: Path, count: int, threshold: float, compared: bool) -> Row:
+    x = write_rows(features, count)
+    call = ("duplicates", features, "--out", pairs, "--threshold", threshold, "--json")
+    seconds, peak, said = measured([sys.executable, "-m", "byol", *call], Path.cwd())
+    found = {key: value for key, value in json.loads(said).items() if key != "out"}
+    row = {
+        "seconds": round(seconds, 1),
+        "peak_gb": round(peak, 2),
+        "features_gb": round(x.nbytes / 1e9, 2),
+        "said": found,
+    }
+    return row | ({"exact": is_exact(x, pairs, threshold)} if compared else {})
 
 
 def jpeg(image: Picture, quality: int) -> Picture:
@@ -134,23 +139,17 @@ def planted(bundle: Path, photos: Path, out: Path) -> None:
     originals = np.arange(0, count, 10)
     others = np.ones((len(originals), count), bool)
     others[np.arange(len(originals)), originals] = False
-    rows: dict[str, Any] = {}
+    rows = Rows(out, "benchmarks.duplicates")
+    grown = {t: round(number * (100_000 / count) ** 2) for t, number in false.items()}
+    facts = {"photos": count, "pairs": len(cosines), "of_different_photographs": false, "as_many_of_100000": grown}
+    rows.add({"row": "pairs", **facts})
     for kind, copy in KINDS.items():
         alike = unit_rows(encoder([copy(picture) for picture in pictures])) @ unit.T
         own = alike[np.arange(len(originals)), originals]
         recall = {str(t): round(float((own >= t).mean()), 4) for t in THRESHOLDS}
         wrong = {str(t): int(((alike >= t) & others).sum()) for t in THRESHOLDS}
-        rows[kind] = {"median_cosine": round(float(np.median(own)), 5), "recall": recall, "wrong_pairs": wrong}
-        click.echo(f"{kind}: {rows[kind]}")
-    grown = {t: round(number * (100_000 / count) ** 2) for t, number in false.items()}
-    facts = {"photos": count, "pairs": len(cosines), "pairs_of_different_photographs": false}
-    save(out, "planted", facts | {"as_many_of_100000": grown, "copies": len(originals), "kinds": rows})
-
-
-def save(out: Path, name: str, facts: dict[str, Any]) -> None:
-    out.parent.mkdir(parents=True, exist_ok=True)
-    words = {"command": command_line(f"python -m benchmarks.duplicates {name}"), "machine": machine("cpu")}
-    out.write_text(json.dumps(words | facts, indent=2) + "\n")
+        median = round(float(np.median(own)), 5)
+        rows.add({"row": kind, "copies": len(own), "median_cosine": median, "recall": recall, "wrong_pairs": wrong})
 
 
 if __name__ == "__main__":

@@ -150,8 +150,7 @@ def end_to_end_worker(name: str, photos: Path, work: Path, seconds: float) -> No
         def run() -> int:
             return sum(len(batch.indices) for batch in encoder.batches(source))
     else:
-        options = json.loads((work / "options.json").read_text())
-        run = torch_row(photos, work, options)
+        run = torch_row(photos, work, torch_options(work / "bundle"))
     run()
     count, started = 0, time.perf_counter()
     while time.perf_counter() - started < seconds:
@@ -198,14 +197,16 @@ def prepare(bundle: Path, work: Path) -> int:
     from safetensors.torch import load_file
     from torch import save
 
+    shutil.copytree(bundle, work / "bundle")
+    save(load_file(bundle / "encoder.safetensors"), work / "weights.pth")
+    return Bundle.open(bundle).manifest.image_size
+
+
+def torch_options(bundle: Path) -> dict[str, Any]:
     from byol.pretrained import architecture_of
 
-    shutil.copytree(bundle, work / "bundle")
     manifest = Bundle.open(bundle).manifest
-    save(load_file(bundle / "encoder.safetensors"), work / "weights.pth")
-    options = {"arch": architecture_of(manifest), "image_size": manifest.image_size, "device": "cpu"}
-    (work / "options.json").write_text(json.dumps(options))
-    return manifest.image_size
+    return {"arch": architecture_of(manifest), "image_size": manifest.image_size, "device": "cpu"}
 
 
 @click.command()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from itertools import cycle
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from PIL import Image
 
     from byol.images.source import ImageSource
+    from byol.serve.choices import Choice
     from byol.serve.encoder import Encoder
 
 BATCHES = (1, 2, 8, 32, 128, 256)
@@ -65,8 +66,8 @@ def bench(bundle: Path, images: Location | None, seconds: float, variant: str, d
     import numpy as np
 
     from byol.images.open import open_source
-    from byol.serve.commands.choices import as_json as choices_as_json
-    from byol.serve.commands.choices import measure_choices, open_choices, show_choices
+    from byol.serve.choices import as_json as choices_as_json
+    from byol.serve.choices import measure_choices, open_choices
     from byol.serve.encoder import Encoder
 
     encoder = Encoder(bundle, device, batch_size=None, variant=variant)
@@ -85,7 +86,16 @@ def bench(bundle: Path, images: Location | None, seconds: float, variant: str, d
     click.echo(f"{'':<26}{'batch':>6}{'images/s':>12}{'p50 ms':>10}{'p99 ms':>10}")
     for row in rows:
         click.echo(f"{row.stage:<26}{row.batch:>6}{row.images_per_second:>12.1f}{row.p50_ms:>10.2f}{row.p99_ms:>10.2f}")
-    show_choices(choices)
+    _show(choices)
+
+
+def _show(choices: Sequence[Choice]) -> None:
+    from byol.serve.choices import best
+
+    click.echo(f"\n{'device':<12}{'variant':<10}{'batch':>10}{'images/s':>12}{'cosine to fp32':>20}")
+    for row in choices:
+        click.echo(f"{row.device:<12}{row.variant:<10}{row.batch:>10}{row.images_per_second:>12.1f}{row.cosine:>20.6f}")
+    click.echo(f"fastest: {best(choices).options}; with the features of fp32: {best(choices, ['fp32']).options}")
 
 
 def measure(

@@ -21,6 +21,7 @@ from byol.images.remote.http import is_public
 from byol.images.source import ImageSource
 from byol.images.surroundings import UnreadableImage
 from tests.support.command_line import byol
+from tests.support.folders import contents
 from tests.support.shards import write_tar
 from tests.support.tiny import write_images, write_tiny_bundle
 from tests.support.web import Web, always, listed, reason
@@ -358,8 +359,8 @@ def test_nothing_tells_a_secret(place: Path, web: Web, tmp_path: Path) -> None:
         command = ("extract", place / "bundle", images, "--out", f"{tmp_path}/{number}/", *CPU)
         done = byol(*command)
         assert done.code == code, done.err
-        written = [path.read_bytes() for path in (tmp_path / str(number)).glob("*")]
-        tables = [str(pq.read_table(path)).encode() for path in (tmp_path / str(number)).glob("*.parquet")]
+        written = contents(tmp_path / str(number)).values()
+        tables = [str(pq.read_table(path)).encode() for path in (tmp_path / str(number)).rglob("*.parquet")]
         for text in (done.out.encode(), done.err.encode(), *written, *tables):
             assert not [word for word in (b"hunter2", b"f00dbeef", b"AKIA") if word in text], text
 

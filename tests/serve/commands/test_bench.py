@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from byol.bundle.folder import Bundle
+from byol.serve.choices import Choice, best, measure_choices, open_choices
 from byol.serve.commands.bench import BATCHES, SIZE, generated_pictures
-from byol.serve.commands.choices import Choice, best, measure_choices, open_choices
 from tests.support.command_line import byol
 from tests.support.tiny import write_images, write_tiny_bundle
 
@@ -57,7 +57,7 @@ def test_a_picture_that_cannot_be_read_is_named(tmp_path: Path) -> None:
 def test_what_does_not_run_is_noted_and_the_rest_is_measured(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr("byol.serve.commands.choices.driver_problem", lambda: None)  # CUDA still cannot be used
+    monkeypatch.setattr("byol.serve.choices.driver_problem", lambda: None)  # CUDA still cannot be used
     monkeypatch.setattr("byol.serve.providers.installed.plugin_packages", lambda: {"other": "onnxruntime-ep-other"})
     encoders = open_choices(write_tiny_bundle(tmp_path / "bundle"), "auto")
     said = capfd.readouterr().err

@@ -8,8 +8,6 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import click
-
 from byol.console import note
 from byol.machine import driver_problem
 
@@ -99,11 +97,3 @@ def as_json(choices: Sequence[Choice]) -> dict[str, Any]:
     """The rows, and the options of the fastest: of all, and of those with the features of fp32."""
     fastest = {"fastest": best(choices).options, "fastest_fp32": best(choices, ["fp32"]).options}
     return {"choices": [asdict(choice) for choice in choices], **fastest}
-
-
-def show_choices(choices: Sequence[Choice]) -> None:
-    """The same for people."""
-    click.echo(f"\n{'device':<12}{'variant':<10}{'batch':>10}{'images/s':>12}{'cosine to fp32':>20}")
-    for row in choices:
-        click.echo(f"{row.device:<12}{row.variant:<10}{row.batch:>10}{row.images_per_second:>12.1f}{row.cosine:>20.6f}")
-    click.echo(f"fastest: {best(choices).options}; with the features of fp32: {best(choices, ['fp32']).options}")
