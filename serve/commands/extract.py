@@ -112,14 +112,9 @@ def extract(
     from byol.text import printable
 
     file = _output(out, [images, bundle])
-    if file and (engine == "ray" or (processes or 1) > 1):
-        raise click.UsageError("several processes, and Ray, write a folder of parts; end --out in /")
-    if engine == "ray" and (processes or decode_threads):
-        raise click.UsageError("--processes and --decode-threads are for --engine local; leave them out")
     if str(images) == "-" and (processes or 1) > 1:
         raise click.UsageError("only one process can read standard input; write the list to a file such as list.txt")
-    if ray_address and engine != "ray":
-        raise click.UsageError("--ray-address needs --engine ray")
+    _require_engine(engine, file, processes, decode_threads, ray_address)
     if thumbnails and (engine == "ray" or (file and file.suffix.lower() != ".parquet")):
         raise click.UsageError("--thumbnails needs --engine local, and --out FILE.parquet or a folder")
     if file and retry_skipped:
@@ -147,6 +142,18 @@ def extract(
         "out": printable(out),
     }
     show(values | facts, as_json)
+
+
+def _require_engine(
+    engine: str, file: Path | None, processes: int | None, decode_threads: int | None, ray_address: str | None
+) -> None:
+    """Raise `UsageError` where these contradict each other."""
+    if file and (engine == "ray" or (processes or 1) > 1):
+        raise click.UsageError("several processes, and Ray, write a folder of parts; end --out in /")
+    if engine == "ray" and (processes or decode_threads):
+        raise click.UsageError("--processes and --decode-threads are for --engine local; leave them out")
+    if ray_address and engine != "ray":
+        raise click.UsageError("--ray-address needs --engine ray")
 
 
 def _output(out: str, inputs: list[Location]) -> Path | None:
