@@ -20,9 +20,7 @@ from byol.text import printable, reason_of
 
 MANIFEST = "_manifest.json"
 DATA = "data"  # the folder of parts: nothing else lies in it, so every reader of Parquet opens it as one table
-LISTS = (
-    "_errors"  # the folder of errors.parquet: no pattern for Parquet files finds it, and readers skip the underscore
-)
+LISTS = "_errors"  # the folder of errors.parquet: no pattern for Parquet files finds it, and readers skip it
 FLAT = 1  # the format of earlier versions: parts and errors.parquet lie beside the manifest
 FORMAT = 2
 PART = "part-*.parquet"

@@ -19,6 +19,7 @@ import pytest
 from PIL import Image
 
 from byol.serve import Encoder
+from byol.serve.server.process import listen
 from tests.support.command_line import byol
 from tests.support.hostile_http import attacks, post
 from tests.support.odd_images import encoded, picture
@@ -50,6 +51,13 @@ def features(answer: httpx.Response) -> np.ndarray:
 
 
 # ----------------------------------------------------------------------------------------------------- hostile
+
+
+def test_no_answer_waits_for_an_acknowledgement_of_its_first_piece() -> None:
+    with listen("127.0.0.1", 0) as listening, socket.create_connection(listening.getsockname()) as _:
+        accepted, _address = listening.accept()
+        with accepted:
+            assert accepted.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
 
 
 def test_hostile_requests_harm_nobody(bundle: Path) -> None:
