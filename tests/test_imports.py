@@ -140,7 +140,7 @@ def test_the_checks_above_can_fail() -> None:
     assert layer("byol.training.job") > layer("byol.images.open")  # type: ignore[operator]
 
 
-@pytest.mark.parametrize("folder", ["byol", "serve", "export"])
+@pytest.mark.parametrize("folder", ["byol", "serve", "export", "benchmarks", "tests"])
 def test_no_folder_holds_more_than_a_person_overlooks(folder: str) -> None:
     folders = [ROOT / folder, *(path for path in (ROOT / folder).rglob("*") if path.is_dir())]
     counted = {path: len(list(path.glob("*.py"))) for path in folders}

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import click
 
-from benchmarks.headline import training_seconds
+from benchmarks.learning.headline import training_seconds
 from benchmarks.rows import Row, Rows
 
 

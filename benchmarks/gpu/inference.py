@@ -21,8 +21,8 @@ import torch
 
 from benchmarks.gpu.scale import DRY, FULL, Scale
 from benchmarks.gpu.serving import Bound, Options, noise, place, session
-from benchmarks.inference import images_per_second, torch_run
 from benchmarks.rows import Row, Rows
+from benchmarks.speed.inference import images_per_second, torch_run
 from byol.serve import Encoder
 
 QUICK = {"cudnn_conv_algo_search": "HEURISTIC"}  # as byol opens them, apart from TF32

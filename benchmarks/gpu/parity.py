@@ -16,8 +16,8 @@ import numpy as np
 from benchmarks.gpu.inference import FP16, FP32, NHWC, QUICK
 from benchmarks.gpu.scale import DRY, FULL, Scale
 from benchmarks.gpu.serving import Options, place, session
-from benchmarks.inference import write_bundle, write_checkpoint
 from benchmarks.rows import Row, Rows
+from benchmarks.speed.inference import write_bundle, write_checkpoint
 from byol.bundle.folder import Bundle
 from byol.bundle.parity import GATES, compare_features
 

@@ -12,9 +12,9 @@ import click
 import numpy as np
 from PIL import Image
 
-from benchmarks import train_worker
 from benchmarks.gpu.scale import DRY, FULL, Scale
 from benchmarks.rows import Row, Rows
+from benchmarks.speed import train_worker
 from byol.training.config import TrainConfig
 from byol.training.recipes.presets import PRESETS
 

@@ -16,7 +16,7 @@ from torch.nn.functional import normalize
 
 from benchmarks.gpu.scale import DRY, FULL, Scale
 from benchmarks.rows import Row, Rows
-from benchmarks.serve import K, features
+from benchmarks.speed.serve import K, features
 from byol.serve import KNNClassifier, LinearProbe
 
 

@@ -23,7 +23,7 @@ from torch.profiler import ProfilerActivity, profile
 
 from benchmarks.gpu.scale import DRY, FULL, Scale
 from benchmarks.rows import Row, Rows
-from benchmarks.train_worker import flops_per_image, matrix_rate, timed, wait, without_input
+from benchmarks.speed.train_worker import flops_per_image, matrix_rate, timed, wait, without_input
 from byol.training.data.intake import ImageTensor
 from byol.training.recipes.presets import PRESETS
 from byol.training.trainer import Trainer

@@ -13,8 +13,8 @@ import pytest
 
 from byol.images.open import open_source
 from byol.images.surroundings import UnreadableImage
-from tests.support import bombs
-from tests.support.bombs import outcomes
+from tests.support.inputs import bombs
+from tests.support.inputs.bombs import outcomes
 
 MOST_MB = (
     300  # 64 MB may always be unpacked, and are held twice while they are; the rest is what is imported on the way

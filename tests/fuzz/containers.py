@@ -22,8 +22,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from byol.images.surroundings import UnreadableImage
-from tests.support import bombs
-from tests.support.odd_images import encoded, picture
+from tests.support.inputs import bombs
+from tests.support.inputs.odd_images import encoded, picture
 
 KINDS = ("tar", "parquet", "features", "npz", "safetensors", "pth")
 MEMORY = 6 << 30  # bytes of addresses; a child that imports torch takes most of them

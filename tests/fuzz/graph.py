@@ -28,7 +28,7 @@ from byol.bundle.graph.judge import judge
 from byol.bundle.graph.operators import OPERATORS
 from byol.bundle.manifest import Manifest
 from byol.bundle.schema import BundleError
-from tests.support.graphs import DIM, GRAPHS, SIZE
+from tests.support.inputs.graphs import DIM, GRAPHS, SIZE
 from tests.support.tiny import tiny_manifest, write_tiny_bundle
 
 SECONDS, MEMORY = 30, 4 << 30  # that a run may take in the child, start included

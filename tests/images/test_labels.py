@@ -20,7 +20,7 @@ from byol.serve import KNNClassifier, LinearProbe
 from byol.serve.evaluate.sets import open_labelled
 from byol.serve.features.read import read_features
 from byol.serve.features.write import _npz_writer
-from tests.support.shards import image_structs, png, write_table, write_tar
+from tests.support.inputs.shards import image_structs, png, write_table, write_tar
 
 NAN = [float("nan"), np.float32("nan"), np.datetime64("NaT"), pandas.NaT]
 NONE: list[Any] = [None, "", b"", *NAN, -1, -1.0, np.int8(-1)]

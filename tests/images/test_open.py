@@ -18,8 +18,8 @@ from byol.images.decode import decode
 from byol.images.location import names_below
 from byol.images.open import open_sections, open_source
 from byol.images.surroundings import UnreadableImage
-from tests.support.odd_images import odd_images, picture
-from tests.support.shards import PIXELS, image_structs, png, write_table, write_tar
+from tests.support.inputs.odd_images import odd_images, picture
+from tests.support.inputs.shards import PIXELS, image_structs, png, write_table, write_tar
 
 # ----------------------------------------------------------------------------------------------------- columns
 

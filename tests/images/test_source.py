@@ -25,7 +25,15 @@ from byol.images.source import ImageSource
 from byol.images.surroundings import UnreadableImage
 from byol.images.walk import NOT_READ
 from byol.text import printable
-from tests.support.odd_images import bad_images, encoded, exif_block, odd_images, picture, write_files, write_unreadable
+from tests.support.inputs.odd_images import (
+    bad_images,
+    encoded,
+    exif_block,
+    odd_images,
+    picture,
+    write_files,
+    write_unreadable,
+)
 from tests.support.small import REPOSITORY
 from tests.support.tiny import write_images
 

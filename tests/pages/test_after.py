@@ -13,7 +13,7 @@ from byol.serve import Encoder, read_features
 from byol.serve.features.thumbnails import thumbnail
 from byol.serve.features.write import feature_file
 from tests.support.documents import code
-from tests.support.odd_images import encoded, picture
+from tests.support.inputs.odd_images import encoded, picture
 from tests.support.tiny import write_tiny_bundle
 
 CLASSES, EACH, DIM = ("ant", "bee", "cat"), 40, 8

@@ -17,8 +17,8 @@ from onnx.reference import ReferenceEvaluator
 
 from byol.bundle.folder import Bundle
 from byol.bundle.parity import GATES, compare_features
-from tests.support.browser import CHROMIUM
 from tests.support.small import REPOSITORY
+from tests.support.web.browser import CHROMIUM
 
 NODE, NPM = shutil.which("node") or "", shutil.which("npm") or ""
 

@@ -15,7 +15,7 @@ import pytest
 from byol.serve.features.read import read_features
 from tests.support.command_line import byol
 from tests.support.documents import code
-from tests.support.odd_images import encoded, picture
+from tests.support.inputs.odd_images import encoded, picture
 from tests.support.tiny import write_images, write_tiny_bundle
 
 PARTS = "features/data"

@@ -15,7 +15,7 @@ from byol.bundle.card import model_card
 from byol.images.decode import Preprocess
 from byol.images.picture.read import read_image
 from tests.support.documents import code
-from tests.support.odd_images import odd_images, odd_photographs, write_files
+from tests.support.inputs.odd_images import odd_images, odd_photographs, write_files
 from tests.support.tiny import tiny_manifest, write_tiny_bundle
 
 SIZE = 16

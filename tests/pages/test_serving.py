@@ -21,7 +21,7 @@ import pytest
 from byol.bundle.parity import compare_features
 from byol.serve import Encoder
 from tests.support.documents import code
-from tests.support.odd_images import odd_images, odd_photographs, write_files
+from tests.support.inputs.odd_images import odd_images, odd_photographs, write_files
 
 
 @pytest.fixture(scope="module")

@@ -20,7 +20,7 @@ from byol.images.picture.read import read_image
 from byol.images.source import ImageSource, Skipped
 from byol.serve import Encoder
 from byol.serve.pipeline import BATCH_SIZES
-from tests.support.odd_images import bad_images, encoded, odd_images, picture, write_files
+from tests.support.inputs.odd_images import bad_images, encoded, odd_images, picture, write_files
 from tests.support.tiny import assert_same_features, tiny_reference, write_images, write_tiny_bundle
 
 

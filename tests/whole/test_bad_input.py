@@ -16,7 +16,7 @@ from byol.images.picture.read import read_image
 from byol.serve import Encoder
 from byol.serve.features.read import read_features
 from tests.support.command_line import byol
-from tests.support.odd_images import bad_images, odd_images, write_files, write_unreadable
+from tests.support.inputs.odd_images import bad_images, odd_images, write_files, write_unreadable
 from tests.support.small import REPOSITORY
 from tests.support.tiny import assert_same_features, tiny_reference, write_images, write_tiny_bundle
 

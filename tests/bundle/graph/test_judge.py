@@ -19,7 +19,7 @@ from byol.serve import Encoder
 from byol.serve.proof import verify
 from tests.fuzz import graph as fuzz_graph
 from tests.support.command_line import byol
-from tests.support.graphs import ALL, DIM, SIZE, bundle_of, floats, graph, ints, number
+from tests.support.inputs.graphs import ALL, DIM, SIZE, bundle_of, floats, graph, ints, number
 
 Change = Callable[[ModelProto], None]
 

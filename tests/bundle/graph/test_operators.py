@@ -10,7 +10,7 @@ import pytest
 from byol.bundle.graph.judge import judge, weights_of
 from byol.bundle.graph.operators import OPERATORS
 from byol.bundle.graph.walk import Step, walk
-from tests.support.graphs import DIM, GRAPHS, SIZE
+from tests.support.inputs.graphs import DIM, GRAPHS, SIZE
 from tests.support.tiny import tiny_manifest, write_tiny_bundle
 
 

@@ -16,7 +16,7 @@ from byol.encoders.build import MeanPool, build_encoder
 from byol.export.foreign.toolkits import foreign_encoder
 from byol.training.checkpoint import read_checkpoint
 from tests.support.command_line import byol
-from tests.support.foreign import SIZE, assert_same, features, refused, resnet, saved
+from tests.support.inputs.foreign import SIZE, assert_same, features, refused, resnet, saved
 from tests.support.small import config
 
 

@@ -24,7 +24,7 @@ from byol.export.parity import measure
 from byol.serve import Encoder
 from tests.support.command_line import byol
 from tests.support.documents import code
-from tests.support.foreign import SIZE, assert_same, features, images, refused, resnet, saved
+from tests.support.inputs.foreign import SIZE, assert_same, features, images, refused, resnet, saved
 from tests.support.networks import randomise_norms
 
 # ------------------------------------------------------------------------------------------- written for real

@@ -16,7 +16,7 @@ from byol.images.picture.bare import bare
 from byol.images.picture.headers import tags
 from byol.images.picture.read import read_image
 from byol.images.surroundings import UnreadableImage
-from tests.support.odd_images import chunk, encoded, exif_block, picture
+from tests.support.inputs.odd_images import chunk, encoded, exif_block, picture
 
 PLAIN = Image.fromarray(picture(30, 20))
 TURN = 6

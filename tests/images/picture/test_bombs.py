@@ -26,7 +26,7 @@ from byol.images.picture.headers import gif_screen_end
 from byol.images.picture.read import read_image
 from byol.images.source import ImageSource
 from byol.images.surroundings import UnreadableImage
-from tests.support.odd_images import bomb, chunk, encoded, picture
+from tests.support.inputs.odd_images import bomb, chunk, encoded, picture
 from tests.support.small import REPOSITORY
 
 EMPTY_SCAN = bytes.fromhex("ffda000c03010002100310000001")

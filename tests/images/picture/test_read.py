@@ -21,7 +21,7 @@ from byol.images.picture.extent import extent
 from byol.images.picture.read import read_image
 from byol.images.surroundings import UnreadableImage
 from byol.serve.items import items_source
-from tests.support.odd_images import encoded, picture
+from tests.support.inputs.odd_images import encoded, picture
 
 
 def photograph(width: int = 640, height: int = 480) -> Image.Image:

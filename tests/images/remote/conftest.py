@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from byol.images.remote import faults
-from tests.support.web import Web
+from tests.support.web.file_server import Web
 
 
 @pytest.fixture(autouse=True)

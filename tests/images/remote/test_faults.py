@@ -13,7 +13,7 @@ from byol.images.open import open_source
 from byol.images.remote import faults
 from byol.images.remote.faults import Fault, Refusal, fault_of, patiently, words_for
 from tests.support.tiny import write_images
-from tests.support.web import Web, always, listed, once, reason, say
+from tests.support.web.file_server import Web, always, listed, once, reason, say
 
 
 class GcsError(Exception):

@@ -20,9 +20,9 @@ from byol.images.open import open_source
 from byol.images.remote import faults
 from tests.support.command_line import Outcome, byol
 from tests.support.folders import contents
-from tests.support.shards import write_tar
+from tests.support.inputs.shards import write_tar
 from tests.support.tiny import write_images, write_tiny_bundle
-from tests.support.web import Answer, Web, always, listed, once, reason, say
+from tests.support.web.file_server import Answer, Web, always, listed, once, reason, say
 
 CPU = ("--device", "cpu", "--part-images", 5, "--batch-size", 4)
 

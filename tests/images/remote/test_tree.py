@@ -24,7 +24,7 @@ from byol.images.open import open_sections, open_source
 from byol.images.surroundings import UnreadableImage
 from byol.serve.features.read import read_features
 from tests.support.command_line import byol
-from tests.support.shards import write_tar
+from tests.support.inputs.shards import write_tar
 from tests.support.tiny import write_images, write_tiny_bundle
 
 BUCKET = "pictures"

@@ -22,9 +22,9 @@ from byol.images.source import ImageSource
 from byol.images.surroundings import UnreadableImage
 from tests.support.command_line import byol
 from tests.support.folders import contents
-from tests.support.shards import write_tar
+from tests.support.inputs.shards import write_tar
 from tests.support.tiny import write_images, write_tiny_bundle
-from tests.support.web import Web, always, listed, reason
+from tests.support.web.file_server import Web, always, listed, reason
 
 SECRET = "X-Amz-Credential=AKIA%2F1&X-Amz-Signature=f00dbeef"
 USER = "someone:hunter2"

@@ -17,8 +17,8 @@ from byol.images.open import open_source
 from byol.images.shards import parquet
 from byol.images.shards.parquet_runs import Runs
 from byol.images.surroundings import UnreadableImage
-from tests.support.odd_images import picture
-from tests.support.shards import PIXELS, png
+from tests.support.inputs.odd_images import picture
+from tests.support.inputs.shards import PIXELS, png
 
 COUNT = 40
 MB = 1 << 20

@@ -20,8 +20,8 @@ from byol.images.decode import decode
 from byol.images.labels import require_labels
 from byol.images.open import open_source
 from byol.images.surroundings import UnreadableImage
-from tests.support.odd_images import picture
-from tests.support.shards import PIXELS, image_structs, png, write_table, write_tar
+from tests.support.inputs.odd_images import picture
+from tests.support.inputs.shards import PIXELS, image_structs, png, write_table, write_tar
 
 BLOCK = 512
 

@@ -25,7 +25,7 @@ from tests.support.command_line import byol
 from tests.support.folders import contents
 from tests.support.small import REPOSITORY, traps
 from tests.support.tiny import write_images, write_tiny_bundle
-from tests.support.web import Web, always
+from tests.support.web.file_server import Web, always
 
 WORDS = ("--device", "cpu", "--part-images", 150)
 

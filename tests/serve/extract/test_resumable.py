@@ -27,7 +27,7 @@ from byol.serve.features.parts import PartsFolder
 from byol.serve.features.read import read_features
 from tests.support.command_line import Outcome, byol
 from tests.support.folders import contents
-from tests.support.odd_images import odd_images
+from tests.support.inputs.odd_images import odd_images
 from tests.support.tiny import tiny_reference, write_images, write_tiny_bundle
 
 CPU = ("--device", "cpu")

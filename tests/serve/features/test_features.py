@@ -14,7 +14,7 @@ from byol.images.source import Skipped
 from byol.outputs import FEATURES
 from byol.serve.features.read import is_features, read_features
 from byol.serve.features.write import feature_file, write_errors
-from tests.support.features import DIGEST, DIM, rows, write
+from tests.support.inputs.features import DIGEST, DIM, rows, write
 
 
 @pytest.mark.parametrize("name", ["f.parquet", "f.npz", "f.csv"])

@@ -15,7 +15,7 @@ from byol.serve.features.listing import MANIFEST, part_files
 from byol.serve.features.parts import NOTES, PartsFolder, read_part
 from byol.serve.features.read import is_features, read_features
 from byol.serve.features.write import feature_file
-from tests.support.features import DIGEST, write
+from tests.support.inputs.features import DIGEST, write
 
 
 def write_parts(folder: Path, counts: dict[int, int], **manifest: object) -> Path:

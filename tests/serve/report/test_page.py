@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 
 from byol.serve.report.style import DARK_PAPER, LIGHT_PAPER, contrast
-from tests.support.browser import CHROMIUM, Browser
 from tests.support.command_line import byol
 from tests.support.reports import CPU, write_bundle_of, write_run
+from tests.support.web.browser import CHROMIUM, Browser
 
 pytestmark = pytest.mark.skipif(not CHROMIUM, reason="Chromium is not installed")
 

@@ -16,9 +16,9 @@ from tritonclient.utils import InferenceServerException
 
 from byol.serve import Encoder, ImageClassifier
 from tests.support.command_line import byol
-from tests.support.odd_images import bad_images, odd_images
-from tests.support.servers import Served, pixels_of, serving, write_classified
+from tests.support.inputs.odd_images import bad_images, odd_images
 from tests.support.tiny import assert_same_features
+from tests.support.web.servers import Served, pixels_of, serving, write_classified
 
 
 @pytest.fixture(scope="module")

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.browser import CHROMIUM, Browser
 from tests.support.command_line import byol
-from tests.support.servers import serving, write_classified
+from tests.support.web.browser import CHROMIUM, Browser
+from tests.support.web.servers import serving, write_classified
 
 pytestmark = pytest.mark.skipif(not CHROMIUM, reason="Chromium is not installed")
 

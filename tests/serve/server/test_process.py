@@ -21,10 +21,10 @@ from PIL import Image
 from byol.serve import Encoder
 from byol.serve.server.process import listen
 from tests.support.command_line import byol
-from tests.support.hostile_http import attacks, post
-from tests.support.odd_images import encoded, picture
-from tests.support.servers import Served, memory, serving, write_classified
+from tests.support.inputs.odd_images import encoded, picture
 from tests.support.tiny import assert_same_features, write_tiny_bundle
+from tests.support.web.hostile_http import attacks, post
+from tests.support.web.servers import Served, memory, serving, write_classified
 
 LIMITS = {"BYOL_SERVER_SECONDS": 2, "BYOL_SERVER_REQUEST_MB": 1, "BYOL_SERVER_IMAGES": 4, "BYOL_SERVER_QUEUE": 8}
 LIMITS |= {"BYOL_SERVER_MEMORY_MB": 4, "BYOL_SERVER_PIXELS": 1_000_000}

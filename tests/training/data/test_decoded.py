@@ -28,7 +28,7 @@ from byol.training.data.batches import FetchedFeed, Order, ResidentFeed, open_fe
 from byol.training.data.decoded import canvas_side, load_canvases, open_images
 from byol.training.data.intake import ImageTensor, StreamedImages
 from byol.training.trainer import Trainer
-from tests.support.odd_images import bad_images, encoded, picture
+from tests.support.inputs.odd_images import bad_images, encoded, picture
 from tests.support.small import REPOSITORY, config, folder
 
 CPU = torch.device("cpu")

@@ -1,7 +1,7 @@
 """Accuracy after some minutes of training on this machine: `byol train --time` beside lightly's documented BYOL loop.
 
     pip install -e '.[peers]'
-    python -m benchmarks.accuracy_in_time --train SRC --test SRC --out DIR [--minutes 20] [--seeds 1] [--labels 100]
+    python -m benchmarks.learning.accuracy_in_time --train SRC --test SRC --out DIR [--minutes N] [--seeds N]
 
 Both see the same images without labels, and train the same encoder at the same size, which is what our recipe takes for
 them. Both end as bundles, evaluated by the same commands: kNN (k 20) with all training labels, and a linear probe of
@@ -19,9 +19,9 @@ from pathlib import Path
 import click
 import torch
 
-from benchmarks.first_try import labelled
+from benchmarks.learning.first_try import labelled
 from benchmarks.rows import Row, Rows, byol
-from benchmarks.train_worker import lightly_loop
+from benchmarks.speed.train_worker import lightly_loop
 from byol.images.open import open_source
 from byol.run import LAST
 from byol.training.checkpoint import Checkpoint, save_checkpoint
@@ -88,7 +88,7 @@ def main(data: Path, test: str, out: Path, minutes: float, seeds: int, labels: i
     def row(name: str, seed: int) -> Row:
         return score(ROWS[name](data, out / f"{name}-{seed}", minutes, seed), data, few, test)
 
-    rows = Rows(out / "accuracy-in-time.json", "benchmarks.accuracy_in_time", goes_on=True, minutes=minutes)
+    rows = Rows(out / "accuracy-in-time.json", "benchmarks.learning.accuracy_in_time", goes_on=True, minutes=minutes)
     for seed in range(seeds):
         for name in ROWS:
             rows.find(name, partial(row, name, seed), seed=seed)

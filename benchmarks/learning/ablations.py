@@ -1,6 +1,6 @@
 """What holds BYOL up: the demo's digits trained with parts of the recipe taken away.
 
-    python -m benchmarks.ablations --out DIR [--epochs N]
+    python -m benchmarks.learning.ablations --out DIR [--epochs N]
 
 Trains each variant by `byol train`; tabulates the last line of its metrics, whether it was warned of collapse, and what
 a linear probe makes of the exported encoder with five labelled images of each class.
@@ -58,7 +58,7 @@ def few_labels(out: Path, images: Path) -> Row:
 @click.option("--epochs", default=20, show_default=True)
 def main(out: Path, epochs: int) -> None:
     write_digits(out / "images")
-    rows = Rows(out / "ablations.json", "benchmarks.ablations")
+    rows = Rows(out / "ablations.json", "benchmarks.learning.ablations")
     for number, (name, options) in enumerate(VARIANTS.items()):
         rows.find(name, partial(run, options, out / "images", out / f"run-{number}", epochs))
     click.echo(

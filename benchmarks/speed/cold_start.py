@@ -1,6 +1,6 @@
 """What a serving machine pays: size of the installation without torch, and `byol` from cold on one image.
 
-    python -m benchmarks.cold_start BUNDLE IMAGE --out FILE.json [--rounds 5]
+    python -m benchmarks.speed.cold_start BUNDLE IMAGE --out FILE.json [--rounds 5]
 
 Builds the wheel, installs it alone into a fresh environment, and times commands there. The first round reads the files
 from disk where the system allows to drop its cache (root), the others find them in memory.
@@ -21,8 +21,9 @@ from typing import Any
 
 import click
 
-from benchmarks.peak import measured
 from benchmarks.rows import Row, Rows
+from benchmarks.speed.peak import measured
+from byol.children import ROOT
 
 
 def size_of(folder: Path) -> int:
@@ -41,8 +42,7 @@ def drop_caches() -> bool:
 
 def installed(work: Path) -> Row:
     """The wheel alone in a fresh environment, work/venv."""
-    repository = Path(__file__).parent.parent
-    build: list[str | Path] = [sys.executable, "-m", "build", "--wheel", "--outdir", work / "dist", repository]
+    build: list[str | Path] = [sys.executable, "-m", "build", "--wheel", "--outdir", work / "dist", ROOT]
     subprocess.run(build, check=True, stdout=subprocess.DEVNULL)
     venv.create(work / "venv", with_pip=True)
     python = work / "venv" / "bin" / "python"
@@ -73,7 +73,7 @@ def timed(command: list[Any], work: Path, rounds: int) -> Row:
 @click.option("--rounds", default=5, show_default=True)
 def main(bundle: Path, image: Path, out: Path, rounds: int) -> None:
     os.environ.pop("PYTHONPATH", None)  # pip would take this checkout for an installed byol
-    rows = Rows(out, "benchmarks.cold_start")
+    rows = Rows(out, "benchmarks.speed.cold_start")
     with tempfile.TemporaryDirectory() as name:
         work = Path(name)
         rows.find("installation", partial(installed, work))

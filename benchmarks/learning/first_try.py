@@ -1,6 +1,6 @@
 """A newcomer's first try: does `byol train IMAGES --time T`, with no other choice, learn something, and end in time?
 
-    python -m benchmarks.first_try --train SRC --test SRC --out DIR [--time 30m] [--seeds 3] [--labels 100]
+    python -m benchmarks.learning.first_try --train SRC --test SRC --out DIR [--time 30m] [--seeds 3] [--labels 100]
 
 For each seed: the forecast of --dry-run, the run, its bundle, and top-1 of kNN and of the linear probe on the test set
 with --labels labelled training images a class (drawn once), beside raw pixels and the untrained encoder. Nothing is
@@ -67,7 +67,7 @@ def run_one(data: Path, few: Path, test: str, out: Path, minutes: str, seed: int
 def main(data: Path, test: str, out: Path, minutes: str, seeds: int, labels: int) -> None:
     out.mkdir(parents=True, exist_ok=True)
     few = labelled(data, labels, out / "labelled")
-    rows = Rows(out / "first-try.json", "benchmarks.first_try", goes_on=True)
+    rows = Rows(out / "first-try.json", "benchmarks.learning.first_try", goes_on=True)
     for seed in range(seeds):
         rows.find("ours", partial(run_one, data, few, test, out, minutes, seed), seed=seed)
 

@@ -1,6 +1,6 @@
 """How cost grows: images/s over the number of images and the batch size, and the time to the first step.
 
-    python -m benchmarks.growth DATA --out FILE.json [--image-size 32] [--device cpu]
+    python -m benchmarks.speed.growth DATA --out FILE.json [--image-size 32] [--device cpu]
 
 Subsets are folders of symbolic links. "Cold" has nothing decoded yet, "cached" finds what the cold start left; the
 files themselves are in the page cache in both.
@@ -19,7 +19,7 @@ import click
 import numpy as np
 
 from benchmarks.rows import Row, Rows, start
-from benchmarks.train import work
+from benchmarks.speed.train import work
 from byol.images.open import open_source
 
 IMAGES = (1_000, 10_000, 50_000)
@@ -67,7 +67,7 @@ def rate(data: Path, options: dict[str, Any], batch: int) -> Row:
 @click.option("--device", type=click.Choice(["cpu", "cuda"]), default="cpu", show_default=True)
 @click.option("--seconds", default=20.0, show_default=True)
 def main(data: Path, out: Path, **options: Any) -> None:
-    rows = Rows(out, "benchmarks.growth", options["device"], options=options)
+    rows = Rows(out, "benchmarks.speed.growth", options["device"], options=options)
     with tempfile.TemporaryDirectory() as folder:
         for name in ("cold", "cached"):
             rows.find(f"to the first step, {name}", partial(first_step, data, Path(folder) / "home", options))

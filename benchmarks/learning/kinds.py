@@ -1,6 +1,6 @@
 """What further kinds of view are worth at equal time: the recipe of these images, one change a row.
 
-    python -m benchmarks.kinds --train SRC --out DIR [--time 20m] [--seeds 1] [--rows NAME ...] [-- MORE]
+    python -m benchmarks.learning.kinds --train SRC --out DIR [--time 20m] [--seeds 1] [--rows NAME ...] [-- MORE]
 
 Rows train by `byol train SRC --time T` and options of their own; MORE goes to all. Scores are the exported bundles':
 kNN (k 20) of the training images, each compared with all the others, and a linear probe of some, scored on the
@@ -15,7 +15,7 @@ from pathlib import Path
 
 import click
 
-from benchmarks.first_try import labelled
+from benchmarks.learning.first_try import labelled
 from benchmarks.rows import Row, Rows, byol
 from byol.images.open import open_source
 
@@ -71,7 +71,7 @@ def main(
     few = labelled(data, labels, out / "labelled")
     rest = unlabelled(data, few, out / "rest")
 
-    found = Rows(out / "kinds.json", "benchmarks.kinds", goes_on=True)
+    found = Rows(out / "kinds.json", "benchmarks.learning.kinds", goes_on=True)
     for seed in range(seeds):
         for name in rows:
             options = [*ROWS[name], *more]

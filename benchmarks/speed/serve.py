@@ -1,7 +1,7 @@
 """Serving speed: features from JPEG files beside the common way, kNN and linear probe beside other libraries.
 
     pip install -e '.[peers]'  # and, for its row, lightly-train
-    python -m benchmarks.serve PHOTOS --out FILE.json [--arch resnet18] [--image-size 224] [--device cpu] [--rounds 3]
+    python -m benchmarks.speed.serve PHOTOS --out FILE.json [--arch NAME] [--image-size 224] [--device cpu] [--rounds 3]
 
 Every row is a process of its own, rounds run all rows in turn. `images` rows: images/s over the photographs, again and
 again for `--seconds`; the encoder has random weights. `knn` rows: seconds on random features with class structure.
@@ -25,9 +25,9 @@ from typing import Any
 import click
 import numpy as np
 
-from benchmarks.inference import read_images, write_bundle, write_checkpoint
-from benchmarks.peak import peak_gb
 from benchmarks.rows import Row, Rows, said
+from benchmarks.speed.inference import read_images, write_bundle, write_checkpoint
+from benchmarks.speed.peak import peak_gb
 
 LIGHTLY = "lightly-train's embed"
 IMAGES = (
@@ -205,7 +205,7 @@ def worker(row: str, photos: Path, work: Path, options: dict[str, Any]) -> None:
 
 
 def measure(row: str, photos: Path, work: Path, options: dict[str, Any]) -> Row:
-    printed = said("benchmarks.serve", "--worker", row, photos, work, json.dumps(options))
+    printed = said("benchmarks.speed.serve", "--worker", row, photos, work, json.dumps(options))
     found: Row = json.loads(printed.splitlines()[-1])
     return found
 
@@ -231,7 +231,7 @@ def main(photos: Path, out: Path, rounds: int, only: tuple[str, ...], **options:
     chosen = [row for row in names() if not only or any(text in row for text in only)]
     chosen = [row for row in chosen if options["features"] or not row.startswith("linear")]
     shown = {name: value for name, value in options.items() if name != "features"}
-    rows = Rows(out, "benchmarks.serve", options["device"], options=shown)
+    rows = Rows(out, "benchmarks.speed.serve", options["device"], options=shown)
     with tempfile.TemporaryDirectory() as folder:
         work, arch, size = Path(folder), options["arch"], options["image_size"]
         write_checkpoint(work / "weights.pth", arch, size, read_images(photos, size, 64))

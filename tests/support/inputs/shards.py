@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from PIL import Image
 
-from tests.support.odd_images import encoded, picture
+from tests.support.inputs.odd_images import encoded, picture
 
 PIXELS = np.asarray
 

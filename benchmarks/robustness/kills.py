@@ -1,6 +1,6 @@
 """Every long command, killed again and again: does it end with what an undisturbed one gives, and leave nothing behind?
 
-    python -m benchmarks.kills IMAGES --out FILE.json [--kills 12]
+    python -m benchmarks.robustness.kills IMAGES --out FILE.json [--kills 12]
 
 IMAGES is a folder with a sub-folder for each class. Training (one process and two), fine-tuning, export, and extraction
 (two processes, and Ray where it is installed) each run undisturbed first. Then the same command is sent SIGKILL at
@@ -154,7 +154,7 @@ def compared(whole: Job, killed: Job, kills: int) -> Row:
 @click.option("--seed", default=0, show_default=True)
 def main(images: Path, out: Path, kills: int, only: tuple[str, ...], seed: int) -> None:
     random.seed(seed)
-    rows = Rows(out, "benchmarks.kills")
+    rows = Rows(out, "benchmarks.robustness.kills")
     with tempfile.TemporaryDirectory() as temporary:
         work = Path(temporary)
         first, bundle = jobs(images, work, work, work / "first")[0], work / "bundle"

@@ -1,6 +1,6 @@
 """`byol serve` under load: images/s and latency beside the bare session, on the same machine in the same run.
 
-    python -m benchmarks.server BUNDLE PHOTOS --out FILE.json [--clients 64] [--seconds 20] [--rounds 3]
+    python -m benchmarks.speed.server BUNDLE PHOTOS --out FILE.json [--clients 64] [--seconds 20] [--rounds 3]
 
 Rows, in turn: "session alone" runs preprocessed batches; "Encoder" goes from files to features without HTTP; "server"
 is a `byol serve` process that `--clients` clients ask for `POST /features`, a picture a request, each as soon as it has
@@ -87,7 +87,7 @@ def server(bundle: Path, photos: Path, device: str, count: int, seconds: float) 
 
 def worker(*words: object) -> dict[str, float]:
     """A row in a process of its own."""
-    found: dict[str, float] = json.loads(said("benchmarks.server", "--worker", *words).splitlines()[-1])
+    found: dict[str, float] = json.loads(said("benchmarks.speed.server", "--worker", *words).splitlines()[-1])
     return found
 
 
@@ -106,7 +106,7 @@ def read(photos: Path) -> list[bytes]:
 def main(bundle: Path, photos: Path, out: Path, device: str, count: int, seconds: float, rounds: int) -> None:
     manifest = json.loads((bundle / "manifest.json").read_text())
     encoder = {"architecture": manifest["architecture"], "image_size": manifest["image_size"]}
-    rows = Rows(out, "benchmarks.server", device, encoder=encoder, clients=count)
+    rows = Rows(out, "benchmarks.speed.server", device, encoder=encoder, clients=count)
     ways: dict[str, Callable[[], Row]] = {
         "session alone": partial(worker, "session", bundle, photos, device, seconds),
         "Encoder": partial(worker, "encoder", bundle, photos, device, seconds),

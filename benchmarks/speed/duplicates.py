@@ -1,7 +1,7 @@
 """Near-duplicates: seconds and memory of `byol duplicates`, and which copies of photographs it finds at what threshold.
 
-    python -m benchmarks.duplicates growth --out FILE.json [--rows N]...
-    python -m benchmarks.duplicates planted BUNDLE PHOTOS --out FILE.json
+    python -m benchmarks.speed.duplicates growth --out FILE.json [--rows N]...
+    python -m benchmarks.speed.duplicates planted BUNDLE PHOTOS --out FILE.json
 
 growth: random features of half precision on disk, a twentieth of them near-copies; each row is one `byol` command as a
 process of its own, and a tenth of the smallest set is compared with all cosines in float64. planted: copies of every
@@ -24,8 +24,8 @@ import numpy as np
 import pyarrow.parquet as pq
 from PIL import Image, ImageEnhance, ImageOps
 
-from benchmarks.peak import measured
 from benchmarks.rows import Row, Rows
+from benchmarks.speed.peak import measured
 from byol.images.open import open_source
 from byol.serve import Encoder
 from byol.serve.evaluate.knn import unit_rows
@@ -73,7 +73,7 @@ def main() -> None:
 @click.option("--threshold", default=0.99, show_default=True)
 @click.option("--out", type=click.Path(path_type=Path), required=True)
 def growth(counts: tuple[int, ...], threshold: float, out: Path) -> None:
-    rows = Rows(out, "benchmarks.duplicates")
+    rows = Rows(out, "benchmarks.speed.duplicates")
     with tempfile.TemporaryDirectory() as folder:
         features, pairs = Path(folder) / "features.parquet", Path(folder) / "pairs.parquet"
         for count in counts:
@@ -139,7 +139,7 @@ def planted(bundle: Path, photos: Path, out: Path) -> None:
     originals = np.arange(0, count, 10)
     others = np.ones((len(originals), count), bool)
     others[np.arange(len(originals)), originals] = False
-    rows = Rows(out, "benchmarks.duplicates")
+    rows = Rows(out, "benchmarks.speed.duplicates")
     grown = {t: round(number * (100_000 / count) ** 2) for t, number in false.items()}
     facts = {"photos": count, "pairs": len(cosines), "of_different_photographs": false, "as_many_of_100000": grown}
     rows.add({"row": "pairs", **facts})

@@ -1,6 +1,6 @@
 """Large photographs: what decoding JPEGs at a reduced scale saves, and how far it moves the features.
 
-    python -m benchmarks.large_images PHOTOS --bundle BUNDLE --out FILE.json [--rounds 3] [--seconds 3]
+    python -m benchmarks.speed.large_images PHOTOS --bundle BUNDLE --out FILE.json [--rounds 3] [--seconds 3]
 
 PHOTOS are real photographs as cameras wrote them. Three tables: the cosine between the features of a photograph decoded
 whole and at the scale of each margin; images/s of one thread and the process's peak memory, from a file in memory to
@@ -28,9 +28,9 @@ import click
 import numpy as np
 from PIL import Image
 
-from benchmarks.peak import peak_gb
 from benchmarks.rows import Row, Rows, said
-from benchmarks.serve import torch_row
+from benchmarks.speed.peak import peak_gb
+from benchmarks.speed.serve import torch_row
 from byol.bundle.folder import Bundle
 from byol.images.decode import Preprocess
 from byol.images.open import open_source
@@ -178,7 +178,7 @@ def files(photos: Path, work: Path) -> tuple[dict[str, Path], Path]:
 
 
 def measure(words: list[Any]) -> Row:
-    found: Row = json.loads(said("benchmarks.large_images", "--worker", *words).splitlines()[-1])
+    found: Row = json.loads(said("benchmarks.speed.large_images", "--worker", *words).splitlines()[-1])
     return found
 
 
@@ -228,7 +228,7 @@ def main(
 ) -> None:
     with tempfile.TemporaryDirectory() as folder:
         work = Path(folder)
-        rows = Rows(out, "benchmarks.large_images")
+        rows = Rows(out, "benchmarks.speed.large_images")
         for one in (bundle, *([agreement_of] if agreement_of else [])):
             for row in agreement(photos, one):
                 rows.add({"row": f"agreement, {one.name}", **row})

@@ -1,7 +1,7 @@
 """Training speed: ours end to end, a peer's loop, the ceiling of our own step, and each switch taken away.
 
     pip install -e '.[peers]'
-    python -m benchmarks.train DATA --out FILE.json [--image-size 32] [--batch-size 64] [--device cpu] [--rounds 3]
+    python -m benchmarks.speed.train DATA --out FILE.json [--image-size 32] [--batch-size N] [--device cpu] [--rounds N]
 
 Every row is a process of its own on the same folder of images, encoder and batch size; rounds run all rows in turn, so
 that a noisy machine is noisy to all. Prints one table (median images/s over the rounds, ratio to ours) and writes
@@ -47,7 +47,7 @@ def measure(name: str, data: Path, options: dict[str, Any]) -> Row:
 def work(worker: str, data: Path, options: dict[str, Any], settings: Sequence[str] = ()) -> float:
     """The figure that a worker of `train_worker.py` prints."""
     named = [f"{key}={value}" for key, value in options.items()]
-    printed = said("benchmarks.train_worker", worker, data, *named, *settings)
+    printed = said("benchmarks.speed.train_worker", worker, data, *named, *settings)
     return float(json.loads(printed.splitlines()[-1])["figure"])
 
 
@@ -63,7 +63,7 @@ def work(worker: str, data: Path, options: dict[str, Any], settings: Sequence[st
 @click.option("--only", multiple=True, help="Rows whose name holds this text.")
 def main(data: Path, out: Path, device: str, rounds: int, only: tuple[str, ...], **options: Any) -> None:
     chosen = [name for name in ROWS if not only or any(text in name for text in only)]
-    rows = Rows(out, "benchmarks.train", device, options={"device": device, "rounds": rounds, **options})
+    rows = Rows(out, "benchmarks.speed.train", device, options={"device": device, "rounds": rounds, **options})
     for number in range(rounds):
         for name in chosen:
             rows.find(name, partial(measure, name, data, {"device": device, **options}), round=number + 1)

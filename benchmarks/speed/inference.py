@@ -1,11 +1,11 @@
 """Inference speed of an exported encoder beside torch, and what an export costs.
 
-    python -m benchmarks.inference PHOTOS --out FILE.json [--arch resnet18] [--image-size 224] [--device cpu]
+    python -m benchmarks.speed.inference PHOTOS --out FILE.json [--arch resnet18] [--image-size 224] [--device cpu]
 
 "torch eager" is the model as its constructor gives it, in fp32; the other rows name what is changed. The encoder has
 random weights and the batch-norm statistics of the photographs; the photographs also calibrate int8. Every row is a
 process of its own on the same batch of preprocessed images; rounds run all rows in turn. Where other work runs beside,
-`taskset -c 0 python -m benchmarks.inference ... --processor-time` still tells ratios, those of one core.
+`taskset -c 0 python -m benchmarks.speed.inference ... --processor-time` still tells ratios, those of one core.
 
 Prints the export's figures and a table (median images/s over the rounds, ratio to torch eager), and writes both with
 versions and every figure.
@@ -134,7 +134,7 @@ def worker(row: str, work: Path, options: dict[str, Any]) -> None:
 
 
 def measure(row: str, work: Path, options: dict[str, Any]) -> Row:
-    printed = said("benchmarks.inference", "--worker", row, work, json.dumps(options))
+    printed = said("benchmarks.speed.inference", "--worker", row, work, json.dumps(options))
     return {"images_per_second": float(printed.splitlines()[-1])}
 
 
@@ -160,7 +160,7 @@ def write_bundle(work: Path, arch: str, size: int, *more: object) -> Row:
 @click.option("--processor-time", is_flag=True, help="Count seconds of the processor; on one core, beside other work.")
 @click.option("--rounds", default=3, show_default=True)
 def main(photos: Path, out: Path, rounds: int, **options: Any) -> None:
-    rows = Rows(out, "benchmarks.inference", options["device"], options=options)
+    rows = Rows(out, "benchmarks.speed.inference", options["device"], options=options)
     with tempfile.TemporaryDirectory() as folder:
         work, arch, size = Path(folder), options["arch"], options["image_size"]
         images = read_images(photos, size, 64)

@@ -1,6 +1,6 @@
 """One row of `benchmarks/train.py` or `growth.py`: train for a while and print a figure as JSON on the last line.
 
-python -m benchmarks.train_worker ROW DATA NAME=VALUE ...; ROW is one of WORKERS.
+python -m benchmarks.speed.train_worker ROW DATA NAME=VALUE ...; ROW is one of WORKERS.
 """
 
 from __future__ import annotations

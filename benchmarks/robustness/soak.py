@@ -1,6 +1,6 @@
 """Does serving stay flat? Memory and descriptors of a long extraction, and of one encoder under many threads.
 
-    python -m benchmarks.soak BUNDLE IMAGES --out FILE.json [--images 100000] [--threads 16] [--seconds 120]
+    python -m benchmarks.robustness.soak BUNDLE IMAGES --out FILE.json [--images 100000] [--threads 16] [--seconds 120]
 
 The extraction is `byol extract` of links to the files of IMAGES, again and again, one in twenty of them broken. The
 threads share one `Encoder` of this process and call it with one image, with a list, and with files that cannot be read,
@@ -22,7 +22,7 @@ from typing import Any
 
 import click
 
-from benchmarks.faults import BROKEN_EVERY, finish, linked, start
+from benchmarks.robustness.faults import BROKEN_EVERY, finish, linked, start
 from benchmarks.rows import Rows
 from byol.serve import Encoder
 
@@ -106,7 +106,7 @@ def many_threads(bundle: Path, images: Path, threads: int, seconds: float, work:
 @click.option("--threads", default=16, show_default=True)
 @click.option("--seconds", default=120.0, show_default=True)
 def main(bundle: Path, images: Path, out: Path, count: int, threads: int, seconds: float) -> None:
-    rows = Rows(out, "benchmarks.soak")
+    rows = Rows(out, "benchmarks.robustness.soak")
     with tempfile.TemporaryDirectory() as temporary:
         work, folder = Path(temporary), images.resolve()
         rows.find("threads", partial(many_threads, bundle, folder, threads, seconds, work))

@@ -1,6 +1,6 @@
 """Requests as an attacker, a broken client or a bad line sends them: raw bytes, drawn from a seed.
 
-python -m tests.support.hostile_http URL COUNT [SEED]    # prints how many had which status
+python -m tests.support.web.hostile_http URL COUNT [SEED]    # prints how many had which status
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 
-from tests.support.odd_images import bad_images, odd_images
+from tests.support.inputs.odd_images import bad_images, odd_images
 
 ROUTES = ("/features", "/classes", "/v1/embeddings", "/v2/models/encoder/infer")
 CLOSED = 0  # the server closed the connection without an answer, or the attacker did

@@ -1,6 +1,6 @@
 """The headline: a preset trained, exported, and scored by weighted kNN through ONNX Runtime, over some seeds.
 
-    python -m benchmarks.headline --train SRC --test SRC --out DIR [--preset NAME] [--seeds 3] [--minutes 9]
+    python -m benchmarks.learning.headline --train SRC --test SRC --out DIR [--preset NAME] [--seeds 3] [--minutes 9]
 
 The score is top-1 of the exported bundle on the test set with the training set as the bank (k 200, T 0.1), at the last
 epoch: nothing is chosen on the test set. `--minutes` stops the training in time, so that a machine lent for less than a
@@ -78,7 +78,7 @@ def scored(run: Path, bank: str, test: str, device: str) -> Row:
 def main(bank: str, test: str, out: Path, preset: str, seeds: int, minutes: float, device: str, more: Any) -> None:
     until = time.monotonic() + 60 * minutes
     out.mkdir(parents=True, exist_ok=True)
-    rows = Rows(out / "headline.json", "benchmarks.headline", device)
+    rows = Rows(out / "headline.json", "benchmarks.learning.headline", device)
     for seed in range(seeds):
         run = out / f"seed-{seed}"
         words: list[object] = [bank, "--out", run, "--preset", preset, "--seed", seed, "--device", device, *more]

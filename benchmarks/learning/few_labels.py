@@ -1,6 +1,6 @@
 """Few-label accuracy of encoders beside raw pixels: `byol linear` with 1, 5, ... labelled images of each class.
 
-    python -m benchmarks.few_labels NAME=BUNDLE [NAME=BUNDLE ...] --train SRC --test SRC --out FILE.json
+    python -m benchmarks.learning.few_labels NAME=BUNDLE [NAME=BUNDLE ...] --train SRC --test SRC --out FILE.json
 
 Mean and deviation of the test accuracy over random draws of the labelled images; the draws are the same for every row.
 """
@@ -15,7 +15,7 @@ from pathlib import Path
 
 import click
 
-from benchmarks.evaluate import raw_pixels
+from benchmarks.learning.evaluate import raw_pixels
 from benchmarks.rows import Row, Rows, byol
 from byol.images.open import open_source
 
@@ -61,7 +61,7 @@ def main(
     bundles: tuple[str, ...], train: Path, test: Path, out: Path, amounts: tuple[int, ...], draws: int, raw_size: int
 ) -> None:
     parts = {"train": train, "test": test}
-    rows = Rows(out, "benchmarks.few_labels")
+    rows = Rows(out, "benchmarks.learning.few_labels")
     with tempfile.TemporaryDirectory() as folder:
         work = Path(folder)
         makers = {"raw pixels": partial(pixels, parts, raw_size, work)}

@@ -1,6 +1,6 @@
 """kNN and linear accuracy of a run's exported encoder, beside its untrained self and raw pixels.
 
-    python -m benchmarks.evaluate RUN --train SRC --test SRC --out DIR
+    python -m benchmarks.learning.evaluate RUN --train SRC --test SRC --out DIR
 
 The run must hold `step-00000000.safetensors` (train with `--set keep_every=N`). Both encoders are exported; everything
 is measured on the exported artifacts by the `byol` command. Writes DIR/results.json and prints a table.
@@ -75,7 +75,7 @@ def main(run: Path, train: Path, test: Path, out: Path, raw_size: int) -> None:
     out.mkdir(parents=True, exist_ok=True)
     parts = {"train": train, "test": test}
     config = json.loads((run / "config.json").read_text())
-    rows = Rows(out / "results.json", "benchmarks.evaluate", config=config)
+    rows = Rows(out / "results.json", "benchmarks.learning.evaluate", config=config)
     rows.find("raw pixels", partial(baseline, parts, raw_size, out))
     for name, checkpoint in (("untrained", run / "step-00000000.safetensors"), ("trained", run)):
         rows.find(name, partial(exported, name, checkpoint, parts, out))

@@ -1,6 +1,6 @@
 """Which families of timm's encoders export: the smallest member of each at its own size, through gate and judge.
 
-    python -m benchmarks.families --out FILE.json [NAME[@SIZE] ...]
+    python -m benchmarks.robustness.families --out FILE.json [NAME[@SIZE] ...]
 
 Weights are random. About half a minute each on a core.
 """
@@ -97,7 +97,7 @@ def table(rows: Sequence[Mapping[str, Any]]) -> str:
 @click.option("--out", type=click.Path(path_type=Path), required=True, help="What it holds of other families stays.")
 @click.option("--shown", is_flag=True, help="Nothing is tried; the table of --out is printed.")
 def main(names: tuple[str, ...], out: Path, shown: bool) -> None:
-    rows = Rows(out, "benchmarks.families", goes_on=True, timm=timm.__version__)
+    rows = Rows(out, "benchmarks.robustness.families", goes_on=True, timm=timm.__version__)
     chosen = [] if shown else list(map(sized, names or FAMILIES.split()))
     rows.rows = [row for row in rows.rows if (row["row"], row["size"]) not in chosen]
     for name, size in chosen:

@@ -1,6 +1,6 @@
 """How extraction, kNN and the linear probe grow: seconds and peak memory over images, bank, samples and classes.
 
-    python -m benchmarks.serve_growth BUNDLE IMAGES --out FILE.json [--only TEXT] [--device cpu]
+    python -m benchmarks.speed.serve_growth BUNDLE IMAGES --out FILE.json [--only TEXT] [--device cpu]
 
 Every row is one `byol` command as a process of its own. Images are links to the files of IMAGES, again and again, into
 a folder of parts; banks and samples are random features with class structure, as features files on disk. The last bank
@@ -19,9 +19,9 @@ from pathlib import Path
 import click
 import numpy as np
 
-from benchmarks.faults import linked
-from benchmarks.peak import measured
+from benchmarks.robustness.faults import linked
 from benchmarks.rows import Row, Rows
+from benchmarks.speed.peak import measured
 from byol.serve.features.write import feature_file
 
 IMAGES = (1_000, 10_000, 100_000)
@@ -90,7 +90,7 @@ def jobs(work: Path, bundle: Path, images: Path, device: str) -> Iterator[tuple[
 @click.option("--only", default="", help="Rows whose name holds this text.")
 @click.option("--device", type=click.Choice(["cpu", "cuda"]), default="cpu", show_default=True)
 def main(bundle: Path, images: Path, out: Path, only: str, device: str) -> None:
-    rows = Rows(out, "benchmarks.serve_growth", device)
+    rows = Rows(out, "benchmarks.speed.serve_growth", device)
     with tempfile.TemporaryDirectory() as folder:
         for name, job in jobs(Path(folder), bundle.resolve(), images, device):
             if only in name:

@@ -1,6 +1,6 @@
 """Two presets at equal compute, small: which recipe learns more from the same number of pixels?
 
-    python -m benchmarks.rehearsal --train SRC --test SRC --out DIR [--images 10000] [--epochs 50] [-- MORE]
+    python -m benchmarks.learning.rehearsal --train SRC --test SRC --out DIR [--images 10000] [--epochs 50] [-- MORE]
 
 Both train the same encoder on the same images; the first for --epochs, the other until its views have had as many
 pixels. MORE goes to both `byol train` commands. Scores are those of the exported bundles (k 200, T 0.1). For tuning,
@@ -16,9 +16,9 @@ from typing import Any
 
 import click
 
-from benchmarks.growth import subset
-from benchmarks.headline import score, train, training_seconds
+from benchmarks.learning.headline import score, train, training_seconds
 from benchmarks.rows import Row, Rows
+from benchmarks.speed.growth import subset
 from byol.training.recipes.presets import PRESETS
 
 
@@ -55,7 +55,7 @@ def main(bank: Path, test: str, out: Path, presets: tuple[str, str], images: int
         subset(bank, images, links)
     size, more = options["image_size"], options["more"]
     budget = epochs * pixels_per_image(presets[0], size)[0]
-    rows = Rows(out / "rehearsal.json", "benchmarks.rehearsal")
+    rows = Rows(out / "rehearsal.json", "benchmarks.learning.rehearsal")
     for preset in presets:
         pixels, start = pixels_per_image(preset, size)
         length = round(budget / pixels)

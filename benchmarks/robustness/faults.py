@@ -1,6 +1,6 @@
 """One extraction, killed again and again: does it end with the files that an undisturbed one gives?
 
-    python -m benchmarks.faults BUNDLE IMAGES --out FILE.json [--images 20000] [--kills 30] [--processes 1]
+    python -m benchmarks.robustness.faults BUNDLE IMAGES --out FILE.json [--images 20000] [--kills 30] [--processes 1]
 
 IMAGES (a folder) is linked file by file; one in twenty links leads to a broken file. An undisturbed run comes first.
 Then the same is done by a command that is sent SIGKILL at random moments, once finds no room on the disk (a small file
@@ -172,7 +172,7 @@ def undisturbed(bundle: Path, images: Path, out: Path, options: dict[str, Any], 
 @click.option("--seed", default=0, show_default=True)
 def main(bundle: Path, images: Path, out: Path, count: int, kills: int, seed: int, **options: Any) -> None:
     random.seed(seed)
-    rows = Rows(out, "benchmarks.faults", options["device"], images=count)
+    rows = Rows(out, "benchmarks.robustness.faults", options["device"], images=count)
     with tempfile.TemporaryDirectory() as temporary:
         work = Path(temporary)
         links, whole = work / "images", work / "whole"

@@ -1,0 +1,1 @@
+"""How good encoders become: accuracy after training, by recipe, time and labels."""

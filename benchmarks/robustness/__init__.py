@@ -1,0 +1,1 @@
+"""What survives: kills, faults, long runs, and strangers' encoders."""

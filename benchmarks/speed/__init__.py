@@ -1,0 +1,1 @@
+"""How fast, in how much memory: training, inference and each serving command, beside peers."""

@@ -1,0 +1,1 @@
+"""Small, odd and hostile inputs."""
