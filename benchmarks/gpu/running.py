@@ -10,6 +10,7 @@ import subprocess
 import time
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Protocol
 
 from benchmarks.gpu.steps import Group, Step
 from benchmarks.rows import FAILED, Row, Rows
@@ -19,16 +20,31 @@ GRACE = 10.0  # seconds between asking a step to end and ending it: `byol train`
 SHOWN = 20_000  # characters of a log that are kept among the results
 
 
+class Process(Protocol):
+    """What is needed of `subprocess.Popen`."""
+
+    @property
+    def pid(self) -> int: ...
+    @property
+    def returncode(self) -> int | None: ...
+    def poll(self) -> int | None: ...
+
+
+def begin(step: Step, path: Path, variables: Mapping[str, str]) -> Process:
+    """Start the command of a step, in a process group of its own; all that it says goes to the file at `path`."""
+    with path.open("w") as log:
+        return subprocess.Popen(
+            step.words, cwd=ROOT, env=dict(variables), stdout=log, stderr=log, start_new_session=True
+        )
+
+
 class Running:
     """A step that has begun: its process group, its log, and when its time is over."""
 
     def __init__(self, step: Step, limit: float, logs: Path, variables: Mapping[str, str]) -> None:
         self.step, self.limit, self.began, self.asked = step, limit, time.monotonic(), False
         self.log = logs / f"{step.name}.log"
-        with self.log.open("w") as log:
-            self.process = subprocess.Popen(
-                step.words, cwd=ROOT, env=dict(variables), stdout=log, stderr=log, start_new_session=True
-            )
+        self.process = begin(step, self.log, variables)
 
     def ended(self) -> bool:
         """Whether it has ended; past its limit it is asked to, then ended."""

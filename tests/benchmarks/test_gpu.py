@@ -2,36 +2,55 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
+import io
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
 
 import pytest
 
-from benchmarks.gpu.__main__ import link_cuda, unpack
-from benchmarks.gpu.running import run_group
+from benchmarks.gpu import running
+from benchmarks.gpu.__main__ import link_cuda, main, unpack
+from benchmarks.gpu.running import begin, run_group
 from benchmarks.gpu.scale import DRY
 from benchmarks.gpu.steps import CALLS, Step
 from benchmarks.gpu.summary import summary
 from benchmarks.gpu.training import ROWS
-from benchmarks.rows import Rows, environment
+from benchmarks.rows import Rows
+from tests.support.forks import Fork
 
 pytest.importorskip("torch")
 LIGHTLY = importlib.util.find_spec("lightly") is not None
+
+
+def forked(step, path, variables):
+    """As `begin`, but the trial's scripts in forks of a process that has imported torch: each import takes seconds."""
+    module, words = step.words[2:3], step.words[3:]
+    if not module or not module[0].startswith("benchmarks.gpu."):
+        return begin(step, path, variables)
+    script = f"import runpy; runpy.run_module({module[0]!r}, run_name='__main__', alter_sys=True)"
+    return Fork(words, path, prepare=os.setsid, script=script, environment=variables, has_children=True)
 
 
 @pytest.fixture(scope="module")
 def trial(tmp_path_factory):
     """The results of all three calls, by name of file, and what was printed."""
     folder = tmp_path_factory.mktemp("trial")
-    words = ["-m", "benchmarks.gpu", *CALLS, "--dry", "--out", folder / "out", "--work", folder / "work"]
-    call = [sys.executable, *map(str, words)]
-    done = subprocess.run(call, env=environment(), capture_output=True, text=True, check=False, timeout=600)
-    assert done.returncode == 0, done.stderr
-    return {path.stem: json.loads(path.read_bytes()) for path in (folder / "out").glob("*.json")}, done.stdout
+    words = [*CALLS, "--dry", "--out", folder / "out", "--work", folder / "work"]
+    before = signal.getsignal(signal.SIGTERM)
+    with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(io.StringIO()) as printed:
+        patch.setattr(sys, "argv", ["benchmarks.gpu", *map(str, words)])
+        patch.setattr(running, "begin", forked)
+        try:
+            main()
+        finally:
+            signal.signal(signal.SIGTERM, before)
+    return {path.stem: json.loads(path.read_bytes()) for path in (folder / "out").glob("*.json")}, printed.getvalue()
 
 
 def failures(rows):

@@ -6,7 +6,7 @@ import multiprocessing
 import os
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 _PATIENCE = 300.0  # seconds, after which what hangs fails
@@ -19,21 +19,40 @@ class Fork:
     """A running `byol WORDS...`, on one thread; `err` takes its standard error. `prepare()` runs in it before.
 
     With a `script`, a process that runs this source with WORDS as its arguments; `err` also takes what it prints.
+    `has_children` must be said of one that starts others by `multiprocessing`; it outlives tests that leave it running.
     """
 
     def __init__(
-        self, words: list[str], err: Path, prepare: Callable[[], object] | None = None, script: str | None = None
+        self,
+        words: list[str],
+        err: Path,
+        prepare: Callable[[], object] | None = None,
+        script: str | None = None,
+        environment: Mapping[str, str] = os.environ,
+        has_children: bool = False,
     ):
         self._err = err
-        arguments = (words, err, prepare, script, dict(os.environ), os.getcwd())
-        self._process = _template.Process(target=_run, args=arguments, daemon=True)
+        arguments = (words, err, prepare, script, dict(environment), os.getcwd())
+        self._process = _template.Process(target=_run, args=arguments, daemon=not has_children)
         self._process.start()
+
+    @property
+    def pid(self) -> int:
+        assert self._process.pid is not None
+        return self._process.pid
+
+    def poll(self) -> int | None:
+        """Its exit status, once it has ended."""
+        return self._process.exitcode
+
+    @property
+    def returncode(self) -> int | None:
+        return self.poll()
 
     def send_signal(self, number: int) -> None:
         """As `subprocess.Popen` does: nothing, once it has ended."""
         if self._process.exitcode is None:
-            assert self._process.pid is not None
-            os.kill(self._process.pid, number)
+            os.kill(self.pid, number)
 
     def wait_for(self, condition: Callable[[], bool]) -> None:
         """Until the condition holds; the process must not end before."""
