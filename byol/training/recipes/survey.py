@@ -14,19 +14,19 @@ from byol.images.stamps import LOOKED_INTO, spread
 GREY = 0.95  # of the images looked at must be without colour for a set to count as grey
 NEARLY = 4.0  # of 255: mean difference between channels of a picture without colour, as JPEG leaves some
 SEEN = 64  # px: the side at which colours are looked at
+ENOUGH = 256  # px: pictures with longer sides all get the same recipe, so large JPEGs are decoded at a smaller scale
 
 
 @dataclass(frozen=True)
 class Survey:
     """A set of images as a recipe sees it.
 
-    `images`: how many are listed; `side`: the median of their shorter sides in pixels; `longest`: the longest side of
-    those looked at; `grey`: whether they have no colour; `mean`, `std`: of their brightness, 0 to 1.
+    `images`: how many are listed; `side`: the median of their shorter sides in pixels, exact up to 256; `grey`: whether
+    they have no colour; `mean`, `std`: of their brightness, 0 to 1.
     """
 
     images: int
     side: int
-    longest: int
     grey: bool
     mean: float
     std: float
@@ -34,8 +34,7 @@ class Survey:
 
 @dataclass(frozen=True)
 class _Look:
-    shorter: int
-    longer: int
+    side: int
     grey: bool
     mean: float
     square: float
@@ -44,7 +43,7 @@ class _Look:
 def survey(source: ImageSource) -> Survey:
     """Look at up to 64 images spread over a source. Raises `ValueError` when none of them can be read."""
     chosen = source.subset(spread(len(source), LOOKED_INTO))
-    looks = [look for _, look in decode(chosen, _look) if isinstance(look, _Look)]
+    looks = [look for _, look in decode(chosen, _look, least_side=ENOUGH) if isinstance(look, _Look)]
     if not looks:
         raise ValueError(
             f"{source.name}: none of {len(chosen)} images looked at can be read, so no recipe can be chosen; "
@@ -54,8 +53,7 @@ def survey(source: ImageSource) -> Survey:
     square = float(np.mean([look.square for look in looks]))
     return Survey(
         images=len(source),
-        side=int(np.median([look.shorter for look in looks])),
-        longest=max(look.longer for look in looks),
+        side=int(np.median([look.side for look in looks])),
         grey=float(np.mean([look.grey for look in looks])) >= GREY,
         mean=mean,
         std=float(np.sqrt(max(0.0, square - mean**2))),
@@ -67,4 +65,4 @@ def _look(image: Image.Image) -> _Look:
     pixels = np.asarray(small, np.float32)  # (H, W, 3)
     grey = float(np.abs(pixels - pixels.mean(axis=2, keepdims=True)).mean()) < NEARLY
     values = pixels / 255
-    return _Look(min(image.size), max(image.size), grey, float(values.mean()), float((values**2).mean()))
+    return _Look(min(image.size), grey, float(values.mean()), float((values**2).mean()))

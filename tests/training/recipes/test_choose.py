@@ -8,7 +8,7 @@ from byol.training.recipes.survey import Survey
 
 
 def found(images, side, grey=False):
-    return Survey(images, side, side + 40, grey, 0.3004, 0.3499)
+    return Survey(images, side, grey, 0.3004, 0.3499)
 
 
 @pytest.mark.parametrize(

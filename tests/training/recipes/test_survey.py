@@ -5,13 +5,26 @@ import pytest
 from PIL import Image
 
 from byol.images.open import open_source
+from byol.training.recipes import survey as module
 from byol.training.recipes.survey import survey
 from tests.support.small import folder
 
 
 def test_size_and_colour_are_seen(tmp_path):
     found = survey(open_source(folder(tmp_path / "colour", per_class=6)))
-    assert (found.images, found.side, found.longest, found.grey) == (12, 16, 20, False)
+    assert (found.images, found.side, found.grey) == (12, 16, False)
+
+
+def test_large_photographs_are_decoded_small(tmp_path, monkeypatch):
+    (tmp_path / "photos").mkdir()
+    for i, size in enumerate([(2048, 1536), (1600, 2400), (255, 300)]):
+        Image.new("RGB", size, (200, 90, 30)).save(tmp_path / "photos" / f"{i}.jpg")
+    seen = []
+    look = module._look
+    monkeypatch.setattr(module, "_look", lambda image: seen.append(image.size) or look(image))
+    found = survey(open_source(tmp_path / "photos"))
+    assert sorted(seen) == [(255, 300), (400, 600), (512, 384)]
+    assert (found.side, found.grey) == (384, False)
 
 
 def test_grey_pictures_are_grey_also_as_rgb_jpeg(tmp_path):
