@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
 from typing import Any, TypeVar
 
@@ -16,15 +16,15 @@ from starlette.requests import ClientDisconnect
 
 from byol import __version__
 from byol.serve.server import kserve, openai, schemas
-from byol.serve.server.engine import Engine
-from byol.serve.server.intake import body_of, json_object, parsed, pictures_of, unless_gone
+from byol.serve.server.intake import Body, body_of, json_object, parsed, pictures_of, unless_gone
 from byol.serve.server.page import page
 from byol.serve.server.refusals import CLIENT_GONE, BadImage, Refused, answer, phrase
 from byol.serve.server.service import ENCODER, Service
 
 T = TypeVar("T")
+Compute = Callable[[Sequence[bytes]], Awaitable[np.ndarray]]
 _FEW = 1 << 14  # numbers: writing fewer takes some milliseconds
-Post = Callable[[Request, bytes], Awaitable[Response]]
+Post = Callable[[Request, Body], Awaitable[Response]]
 
 
 def create_app(service: Service) -> FastAPI:
@@ -88,12 +88,12 @@ def _add_plain(app: FastAPI, service: Service) -> None:
     async def metrics() -> Response:
         return Response(service.measures.text(), media_type="text/plain; version=0.0.4; charset=utf-8")
 
-    def add(path: str, engine: Engine, describe: Callable[[np.ndarray], list[dict[str, Any]]], summary: str) -> None:
-        async def answered(request: Request, body: bytes) -> Response:
+    def add(path: str, compute: Compute, describe: Callable[[np.ndarray], list[dict[str, Any]]], summary: str) -> None:
+        async def answered(request: Request, body: Body) -> Response:
             sent = request.headers.get("content-type", "")
             files = await parsed(body, lambda body: pictures_of(sent, body, service.bounds.images), service.measures)
             try:
-                outputs = await engine([content for _, content in files])
+                outputs = await compute([content for _, content in files])
             except BadImage as error:
                 raise Refused(400, f"{files[error.index][0]}: {error.reason}") from error
 
@@ -112,8 +112,8 @@ def _add_plain(app: FastAPI, service: Service) -> None:
     else:
         app.post("/classes", include_in_schema=False)(_no_classifier)
     if service.index is not None:
-        nearest = service.index
-        add("/neighbors", service.encoder, lambda x: [{"neighbors": found} for found in nearest(x)], "Nearest images")
+        index, encoder = service.index, service.encoder
+        add("/neighbors", lambda pictures: encoder(pictures, index.nearest), index.described, "Nearest images")
 
 
 def _features(outputs: np.ndarray) -> list[dict[str, Any]]:
@@ -139,7 +139,7 @@ async def _no_classifier() -> Response:
 def _add_openai(app: FastAPI, service: Service) -> None:
     dim, most = service.opened.dim, service.bounds.images
 
-    async def answered(request: Request, body: bytes) -> Response:
+    async def answered(request: Request, body: Body) -> Response:
         def read(body: bytes) -> openai.Question:
             return openai.question(json_object(body), ENCODER, dim, most)
 
@@ -173,7 +173,7 @@ def _add_kserve(app: FastAPI, service: Service) -> None:
             raise Refused(404, f"there is no such model; this server's are {', '.join(service.models)}, version 1")
         return service.models[name]
 
-    async def answered(request: Request, body: bytes) -> Response:
+    async def answered(request: Request, body: Body) -> Response:
         model = model_of(**request.path_params)
         length = request.headers.get(kserve.HEADER)
         most = service.bounds.images

@@ -11,7 +11,7 @@ import asyncio
 import queue
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 
 import numpy as np
@@ -48,20 +48,24 @@ class Engine:
         most = pipeline.batch_size if pipeline.device == "cuda" else min(MOST_ON_CPU, pipeline.batch_size)
         self._runner = _Runner(name, pipeline.encode, most, measures, bounds.computed)
 
-    async def __call__(self, items: Sequence[Item]) -> np.ndarray:
-        """Outputs in the order of the items. Raises `BadImage` for the first that cannot be used, and `Refused`.
+    async def __call__(
+        self, items: Sequence[Item], then: Callable[[np.ndarray], Awaitable[np.ndarray]] | None = None
+    ) -> np.ndarray:
+        """Outputs in the order of the items, or what `then` makes of them before their places in the queue are free.
 
-        A caller that is cancelled takes what has not begun out of the queue.
+        Raises `BadImage` for the first that cannot be used, and `Refused`. A caller that is cancelled takes what has
+        not begun out of the queue.
         """
         with self._bounds.places(len(items)):
             allowance = Allowance(self._bounds.pixels)
             work = [self._one(i, item, allowance) for i, item in enumerate(items)]
             found = await asyncio.gather(*work, return_exceptions=True)  # to the last: none is left in a thread
-        for output in found:
-            if isinstance(output, BaseException):
-                raise output
-        self._measures.images(self.name, len(items))
-        return np.stack([output for output in found if isinstance(output, np.ndarray)])
+            for output in found:
+                if isinstance(output, BaseException):
+                    raise output
+            self._measures.images(self.name, len(items))
+            outputs = np.stack([output for output in found if isinstance(output, np.ndarray)])
+            return outputs if then is None else await then(outputs)
 
     async def _one(self, index: int, item: Item, allowance: Allowance) -> np.ndarray:
         pixels = item

@@ -34,45 +34,46 @@ _HEADERS = [
 
 
 class Front:
-    """The application with all that. `in_flight`: requests begun and not yet answered."""
+    """The application with all that. `in_flight`: requests accepted and not yet answered; `log`: a line for each."""
 
-    def __init__(self, app: ASGIApp, service: Service, log: Log | None) -> None:
-        self._app, self._service, self._log = app, service, log
+    def __init__(self, app: ASGIApp, service: Service, log: bool) -> None:
+        self._app, self._service, self._logs, self._lines = app, service, log, Lines()
         self.in_flight = 0
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request."""
         assert scope["type"] == "http"  # uvicorn is told to leave out the rest
         started, answered = time.perf_counter(), _Answer(send)
-        self.in_flight += 1
+        accepted = not self._service.bounds.draining or scope["path"] in _ALWAYS
+        self.in_flight += accepted
         try:
-            await self._answer(scope, receive, answered)
+            if accepted:
+                await self._app(scope, receive, answered)
+            else:
+                await self._turn_away(scope, receive, answered)
         except ClientDisconnect:
             pass
         except Exception as error:
-            note("".join(traceback.format_exception(error)))
+            self._lines.write("".join(traceback.format_exception(error)))
             await _refused(scope, receive, answered, Refused(500, "the server failed at this request"))
         finally:
-            self.in_flight -= 1
+            self.in_flight -= accepted
             self._count(scope, answered.status, time.perf_counter() - started)
 
-    async def _answer(self, scope: Scope, receive: Receive, answered: _Answer) -> None:
-        if self._service.bounds.draining and scope["path"] not in _ALWAYS:
-            with contextlib.suppress(TimeoutError):  # a connection that is closed on unread bytes may lose the answer
-                async with asyncio.timeout(self._service.bounds.seconds):
-                    await discard(Request(scope, receive), self._service.bounds.request_bytes)
-            refused = Refused(503, "the server is about to stop; ask another", retry=1)
-            await _refused(scope, receive, answered, refused)
-            return
-        await self._app(scope, receive, answered)
+    async def _turn_away(self, scope: Scope, receive: Receive, answered: _Answer) -> None:
+        with contextlib.suppress(TimeoutError):  # a connection that is closed on unread bytes may lose the answer
+            async with asyncio.timeout(self._service.bounds.seconds):
+                await discard(Request(scope, receive), self._service.bounds.request_bytes)
+        refused = Refused(503, "the server is about to stop; ask another", retry=1)
+        await _refused(scope, receive, answered, refused)
 
     def _count(self, scope: Scope, status: int, seconds: float) -> None:
         route = getattr(scope.get("route"), "path", "other")
         self._service.measures.request(route, status, seconds)
-        if self._log is not None:
+        if self._logs:
             method = scope["method"] if scope["method"] in _METHODS else "?"
             client = (scope.get("client") or ("-",))[0]
-            self._log.write(f"{client} {method} {route} {status} {1000 * seconds:.0f} ms")
+            self._lines.write(f"{client} {method} {route} {status} {1000 * seconds:.0f} ms")
 
 
 async def _refused(scope: Scope, receive: Receive, answered: _Answer, refused: Refused) -> None:
@@ -95,7 +96,7 @@ class _Answer:
             await self._send(message)
 
 
-class Log:
+class Lines:
     """Lines on standard error, written by a thread of its own: a reader that has stopped stops no request."""
 
     def __init__(self) -> None:

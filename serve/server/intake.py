@@ -8,8 +8,7 @@ import re
 from collections.abc import AsyncIterator, Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
-from email.message import Message
-from email.parser import BytesHeaderParser
+from email.parser import HeaderParser
 from typing import Any, TypeVar
 
 from starlette.requests import ClientDisconnect, Request
@@ -21,60 +20,70 @@ from byol.text import printable
 
 T = TypeVar("T")
 
-MOST_HEADERS = 4096  # bytes before the content of a part of a form
+MOST_HEADERS = 1024  # bytes before the content of a part of a form: Python's parser takes a time that grows squared
+_BOUNDARY = re.compile(r';\s*boundary=(?:"([\x20-\x21\x23-\x7e]{1,200})"|([^\s;"]{1,200}))', re.ASCII | re.IGNORECASE)
 # JSON takes up to 20 times its size while it is parsed. One body at a time, so that many do not add up.
 _PARSER = ThreadPoolExecutor(1, thread_name_prefix="parse")
 _SMALL = 1 << 14  # bytes: parsing fewer takes no longer than asking a thread
 
 
 @asynccontextmanager
-async def body_of(request: Request, bounds: Bounds, measures: Measures) -> AsyncIterator[bytes]:
+async def body_of(request: Request, bounds: Bounds, measures: Measures) -> AsyncIterator[Body]:
     """The body of a request, counted as held until the block ends.
 
     Raises `Refused`: 408 too slow, 413 too large, 415 compressed, 429 no memory or no room in the queue.
     """
-    held = _Held(bounds)
+    body = Body(bounds)
     try:
         with measures.stage("read"):
-            content = await _read(request, held)
-        yield content
+            await _read(request, body)
+        yield body
     finally:
-        held.free()
+        body.free()
 
 
-class _Held:
-    """The bytes of one body, and their part in all that the server holds."""
+class Body:
+    """The bytes of one body, and their part in all that the server holds: counted until they are freed.
+
+    Whoever takes them apart takes them over, so that no more than the pictures in them wait in the queue.
+    """
 
     def __init__(self, bounds: Bounds) -> None:
-        self.bounds, self._count, self.content = bounds, 0, bytearray()
+        self.bounds, self.size, self._content = bounds, 0, bytearray()
 
     def add(self, chunk: bytes) -> None:
+        """Take a piece in. Raises `Refused` where the server holds too much."""
         self.bounds.hold(len(chunk))
-        self._count += len(chunk)
-        self.content += chunk
+        self.size += len(chunk)
+        self._content += chunk
+
+    def take(self) -> bytes:
+        """The bytes, once."""
+        content, self._content = bytes(self._content), bytearray()
+        return content
 
     def free(self) -> None:
-        self.bounds.held -= self._count
-        self._count, self.content = 0, bytearray()
+        """Count it no longer."""
+        self.bounds.held -= self.size
+        self.size, self._content = 0, bytearray()
 
 
-async def _read(request: Request, held: _Held) -> bytes:
-    bounds = held.bounds
+async def _read(request: Request, body: Body) -> None:
+    bounds = body.bounds
     try:
         async with asyncio.timeout(bounds.seconds):
             try:
                 _require_acceptable(request, bounds)
                 async for chunk in request.stream():
-                    if len(held.content) + len(chunk) > bounds.request_bytes:
+                    if body.size + len(chunk) > bounds.request_bytes:
                         raise _too_large(bounds)
-                    held.add(chunk)
+                    body.add(chunk)
             except Refused:
-                held.free()
+                body.free()
                 await discard(request, bounds.request_bytes)  # who still sends does not listen
                 raise
     except TimeoutError as error:
         raise Refused(408, f"the request did not arrive within {bounds.seconds} seconds") from error
-    return bytes(held.content)
 
 
 def _require_acceptable(request: Request, bounds: Bounds) -> None:
@@ -123,12 +132,12 @@ async def unless_gone(request: Request, work: Awaitable[T]) -> T:
         gone.cancel()
 
 
-async def parsed(body: bytes, parse: Callable[[bytes], T], measures: Measures) -> T:
-    """`parse(body)`, apart from the event loop unless it is short."""
+async def parsed(body: Body, parse: Callable[[bytes], T], measures: Measures) -> T:
+    """`parse(content)` of the body, apart from the event loop unless it is short."""
     with measures.stage("parse"):
-        if len(body) <= _SMALL:
-            return parse(body)
-        return await asyncio.get_running_loop().run_in_executor(_PARSER, parse, body)
+        if body.size <= _SMALL:
+            return parse(body.take())
+        return await asyncio.get_running_loop().run_in_executor(_PARSER, parse, body.take())
 
 
 def json_object(body: bytes) -> dict[str, Any]:
@@ -149,16 +158,14 @@ def json_object(body: bytes) -> dict[str, Any]:
 
 def pictures_of(content_type: str, body: bytes, most: int) -> list[tuple[str, bytes]]:
     """The (name, content) of each file of a multipart form; of any other body, that body. Raises `Refused`."""
-    header = Message()
-    header["content-type"] = content_type
-    if header.get_content_type() != "multipart/form-data":
+    if content_type.partition(";")[0].strip().lower() != "multipart/form-data":
         if not body:
             raise Refused(400, "the body is empty; send a picture, or a form with files")
         return [("image", body)]
-    boundary = header.get_boundary()
-    if not boundary or not re.fullmatch(r"[\x20-\x7e]{1,200}", boundary):
+    boundary = _BOUNDARY.search(content_type)
+    if boundary is None:
         raise Refused(400, "the form has no boundary")
-    files = _files(body, boundary.encode(), most)
+    files = _files(body, (boundary[1] or boundary[2]).encode("latin-1"), most)
     if not files:
         raise Refused(400, "the form has no file; send pictures as files, as curl -F image=@photo.jpg does")
     return files
@@ -179,9 +186,9 @@ def _file(part: bytes) -> tuple[str, bytes] | None:
     head, end, content = part.partition(b"\r\n\r\n")
     if not end or len(head) > MOST_HEADERS:
         raise Refused(400, "the form has a part without headers, or with too many")
-    headers = BytesHeaderParser().parsebytes(head.lstrip(b" \t").removeprefix(b"\r\n") + b"\r\n\r\n")
+    text = head.lstrip(b" \t").removeprefix(b"\r\n").decode("utf-8", "backslashreplace")  # as curl and browsers write
     try:
-        name = headers.get_filename()
-    except (ValueError, LookupError):  # an encoded name that is none
+        name = HeaderParser().parsestr(text + "\r\n\r\n").get_filename()
+    except Exception:  # an encoded name that is none: Python's parser fails in many ways
         name = "image"
     return None if name is None else (printable(name), content)

@@ -13,7 +13,7 @@ from typing import Any
 import uvicorn
 
 from byol.serve.server.app import create_app
-from byol.serve.server.front import Front, Log
+from byol.serve.server.front import Front
 from byol.serve.server.service import Service
 from byol.signals import HANG_UP, handled
 from byol.text import reason_of
@@ -44,7 +44,7 @@ def address_of(listening: socket.socket) -> str:
 
 def run(service: Service, listening: socket.socket, log: bool) -> None:
     """Serve until SIGTERM, SIGINT or SIGHUP; then finish what was accepted. A second signal ends at once."""
-    front = Front(create_app(service), service, Log() if log else None)
+    front = Front(create_app(service), service, log)
     config = uvicorn.Config(
         front,
         http="h11",  # in Python, and the one that bounds headers
@@ -116,12 +116,9 @@ def _waits_for(connection: Any) -> tuple[Any, ...] | None:
 
     A request whose headers have come has its own time limit; uvicorn itself ends connections that rest between two.
     """
-    unsent = connection.transport.get_write_buffer_size()
-    if unsent:
-        return "take", unsent
     cycle = connection.cycle
-    if cycle is None:
-        return "ask", None
-    if cycle.response_complete and connection.conn.trailing_data[0]:
-        return "ask", id(cycle)
+    if connection.transport.get_write_buffer_size():
+        return "take", id(cycle)
+    if cycle is None or (cycle.response_complete and connection.timeout_keep_alive_task is None):
+        return "ask", id(cycle)  # the answer is given, but more has come, which is no request so far
     return None

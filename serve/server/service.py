@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import asyncio
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -56,8 +56,8 @@ class Service:
     def close(self) -> None:
         """Stop the threads, after what they are doing."""
         self._pool.shutdown(cancel_futures=True)
-        for engine in filter(None, (self.encoder, self.classifier)):
-            engine.close()
+        for part in filter(None, (self.encoder, self.classifier, self.index)):
+            part.close()
 
 
 class Index:
@@ -70,14 +70,21 @@ class Index:
                 "byol extract BUNDLE IMAGES --out FEATURES"
             )
         self._bank = bank
-        self._nearest = Neighbours(bank.x, min(NEIGHBOURS, len(bank)), encoder.device)
+        self._search = Neighbours(bank.x, min(NEIGHBOURS, len(bank)), encoder.device)
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="search")  # one at a time: many do not add up
 
-    def __call__(self, features: np.ndarray) -> list[list[dict[str, Any]]]:
-        """The neighbours of each of features (N, D): id, label, cosine similarity."""
-        return [self._row(*found) for found in zip(*self._nearest(features), strict=True)]
+    async def nearest(self, features: np.ndarray) -> np.ndarray:
+        """Cosine similarities and rows of the neighbours of features (N, D): float64 (N, 2, K), the nearest first."""
+        return np.stack(await asyncio.get_running_loop().run_in_executor(self._thread, self._search, features), axis=1)
 
-    def _row(self, similarity: np.ndarray, rows: Sequence[int]) -> list[dict[str, Any]]:
-        return [
-            {"id": self._bank.ids[row], "label": self._bank.labels[row], "similarity": round(float(value), 6)}
-            for value, row in zip(similarity, rows, strict=True)
-        ]
+    def described(self, found: np.ndarray) -> list[dict[str, Any]]:
+        """What `nearest` found, for an answer: id, label and similarity."""
+        return [{"neighbors": [self._image(*one) for one in zip(*both, strict=True)]} for both in found.tolist()]
+
+    def _image(self, similarity: float, row: float) -> dict[str, Any]:
+        place = int(row)
+        return {"id": self._bank.ids[place], "label": self._bank.labels[place], "similarity": round(similarity, 6)}
+
+    def close(self) -> None:
+        """Finish the search at hand."""
+        self._thread.shutdown(cancel_futures=True)

@@ -97,12 +97,18 @@ def test_limits_of_a_request(strict: Served) -> None:
 def test_slow_clients_are_ended_and_hold_up_nobody(strict: Served) -> None:
     body = photo()
     slow = [b"", b"POST /fea", post("/features", body)[:-1], post("/features", body[:9], length=9_000)]
+    early = socket.create_connection(strict.place, timeout=60)
+    early.sendall(b"POST /nowhere HTTP/1.1\r\nHost: x\r\nContent-Length: 1\r\n\r\n")
+    assert early.recv(1000).startswith(b"HTTP/1.1 404")
+    early.sendall(b"x")  # what its body was: the answer is given, so nothing more will be
     connections = [socket.create_connection(strict.place, timeout=60) for _ in range(100)]
     for number, connection in enumerate(connections):
         connection.sendall(slow[number % len(slow)])
     assert strict.client.post("/features", content=body).status_code == 200
     answers = Counter(connection.recv(1000)[9:12] for connection in connections)  # waits until each is ended
     assert answers == {b"": 50, b"408": 50}
+    assert early.recv(1000) == b""
+    early.close()
     for connection in connections:
         connection.close()
     assert strict.figure("byol_body_bytes") == 0

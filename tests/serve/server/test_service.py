@@ -1,0 +1,42 @@
+"""The search for neighbours, where the server runs it."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from pathlib import Path
+
+import numpy as np
+
+from byol.serve.server.service import NEIGHBOURS, Service
+from tests.support.inputs.odd_images import encoded, picture
+from tests.support.tiny import write_tiny_bundle
+
+
+def test_neighbours_are_searched_apart_from_the_event_loop_and_count_as_waiting(tmp_path: Path) -> None:
+    from PIL import Image
+
+    bank = np.random.default_rng(0).normal(size=(20, 8)).astype(np.float32)
+    np.savez(tmp_path / "bank.npz", features=bank, ids=np.array([f"{row}.png" for row in range(20)]))
+    service = Service(write_tiny_bundle(tmp_path / "bundle"), "cpu", index=tmp_path / "bank.npz")
+    index, seen = service.index, list[tuple[str, int]]()
+    assert index is not None
+    search = index._search
+
+    def watched(features: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        seen.append((threading.current_thread().name, service.bounds.waiting))
+        return search(features)
+
+    index._search = watched  # type: ignore[assignment]
+    try:
+        photo = encoded(Image.fromarray(picture(16, 16)), "PNG")
+        found = asyncio.run(service.encoder([photo, photo], index.nearest))
+        assert seen == [("search_0", 2)]
+        assert service.bounds.waiting == 0
+        assert found.shape == (2, 2, NEIGHBOURS)
+        similarity, rows = search(service.opened([picture(16, 16)]))
+        (first, _) = index.described(found)
+        assert [one["id"] for one in first["neighbors"]] == [f"{row}.png" for row in rows[0]]
+        np.testing.assert_allclose([one["similarity"] for one in first["neighbors"]], similarity[0], atol=1e-5)
+    finally:
+        service.close()
