@@ -179,10 +179,13 @@ def _is_unfinished(path: Path) -> bool:
 
 
 def kept_beside(pairs: Path) -> Kind:
-    """A list of images to keep, which has no mark of its own: its digest stands in the `pairs` written with it."""
+    """A list of images to keep, which has no mark of its own: its digest stands in the `pairs` written with it.
+
+    Beside it, that of the list which it replaces a moment later.
+    """
 
     def same(path: Path) -> bool:
-        return (_schema(pairs).metadata or {}).get(KEPT_KEY.encode()) == sha256_of(path).encode()
+        return sha256_of(path).encode() in (_schema(pairs).metadata or {}).get(KEPT_KEY.encode(), b"").split()
 
     return Kind("a list of images to keep", _holds(same))
 

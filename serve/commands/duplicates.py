@@ -18,10 +18,12 @@ from byol.serve.limits import LARGEST_THRESHOLD, MOST_PAIRS, THRESHOLD
 from byol.text import printable
 
 if TYPE_CHECKING:
+    import numpy as np
     from PIL import Image
 
     from byol.images.source import ImageSource
     from byol.serve.duplicates.search import Found, Search
+    from byol.serve.duplicates.unfinished import Unfinished
     from byol.serve.evaluate.sets import Evaluation
     from byol.serve.features.read import Features
 
@@ -40,7 +42,7 @@ COMMON = 1e-3  # of all pairs: so many are hardly duplicates, but features that 
     help="The least cosine of near-duplicates.",
 )
 @click.option("--keep", type=OutputFile(), help="Write the images of SRC without the duplicates, as a list: FILE.txt.")
-@click.option("--images", type=LOCATION, help="The images of SRC where it is features, for --keep and --grid.")
+@click.option("--images", type=LOCATION, help="Where the images are, if SRC is a features file; for --keep and --grid.")
 @click.option("--grid", type=OutputFile(), help="Draw images that are kept, each with its duplicates: FILE.png.")
 @click.option(
     "--grid-rows", type=click.IntRange(1, 500), default=20, show_default=True, help="Rows drawn, evenly spread."
@@ -64,18 +66,22 @@ def duplicates(
     SRC is images, encoded by BUNDLE, or features that `extract` wrote, which need no BUNDLE. Of near-duplicates the
     first in order is kept; those of --against come before all. After an interruption, run the same command again.
     """
+    from byol.serve.duplicates.unfinished import Unfinished, key_of
+
     start = time.perf_counter()
     bundle, location = _named(places, against)
     _require_outputs({"--out": out, "--keep": keep, "--grid": grid}, [location, against, bundle, images])
     _require_pictures(location, against, images, grid is not None)
     data, source = _load(bundle, location, against, images, keep is not None, device)
+    place = None if source is None else _places(data.test, source)
     draw = _drawer(data, source, grid, grid_rows)
-    line = _lines(data.test, source) if keep else None
-    search, found = _search(data, out, threshold)
+    line = _lines(data.test, source, place) if keep else None
+    unfinished = Unfinished(out, key_of(threshold, *_sets(data)))
+    search, found = _search(data, unfinished, threshold)
     values = _counts(data, search, found, threshold)
-    if keep and line:
-        values["keep"] = _write_kept(keep, found, line)
-    _write_pairs(out, data, found, threshold, keep)
+    _write(out, keep, data, found, threshold, line)
+    unfinished.remove()  # now nothing of it can be lost any more
+    values |= {"keep": printable(keep)} if keep else {}
     values["out"] = printable(out)
     if draw and values["duplicates"]:
         values["grid"] = draw(search, found)
@@ -92,7 +98,9 @@ def _named(places: tuple[str, ...], against: Location | None) -> tuple[Path | No
     from byol.serve.evaluate.sets import needs_bundle
 
     if len(places) > 2:
-        raise click.UsageError(f"expected [BUNDLE] SRC, found {len(places)} names; quote one that has blanks")
+        raise click.UsageError(
+            f"expected [BUNDLE] SRC, but got {len(places)} arguments; put quotes round names with spaces"
+        )
     context = click.get_current_context()
     location = LOCATION.convert(places[-1], None, context)
     bundle = Path(BUNDLE.convert(places[0], None, context)) if len(places) == 2 else None
@@ -153,7 +161,7 @@ def _load(
     sets = open_sets(location, None) if against is None else open_sets(against, location)
     source = sets[1] if isinstance(sets[1], ImageSource) else None if images is None else open_source(images)
     if keep and source and source.line is None:
-        raise click.UsageError(f"--keep lists files, but the images of {source.name} are none; leave it out")
+        raise click.UsageError(f"--keep lists files, but {source.name} holds no separate ones; leave it out")
     data = load_sets(bundle, sets, device, progress)
     if data.encoder:
         note_device(device, data.encoder.device, data.encoder.reason)
@@ -163,16 +171,8 @@ def _load(
     return data, source
 
 
-def _lines(features: Features, source: ImageSource | None) -> Callable[[int], bytes | None]:
-    """The line that names the image of a row of SRC; without its images, a row's id.
-
-    Raises `ValueError` where an id is not among the images.
-    """
-    from byol.images.lists import line_of
-
-    if source is None:
-        note("the list names images as the features do: use it in the folder that was extracted, or give --images")
-        return lambda row: line_of(features.ids[row].encode("utf-8", "surrogatepass"))
+def _places(features: Features, source: ImageSource) -> dict[str, int]:
+    """Where the image of each id is in its source. Raises `ValueError` where one is not there."""
     places = {name: place for place, name in enumerate(source.ids)}
     missing = [name for name in features.ids if name not in places]
     if missing:
@@ -180,6 +180,18 @@ def _lines(features: Features, source: ImageSource | None) -> Callable[[int], by
             f"{len(missing):,} images of {features.name} are not in {source.name} (first: {printable(missing[0])}); "
             "name the images that were extracted"
         )
+    return places
+
+
+def _lines(
+    features: Features, source: ImageSource | None, places: dict[str, int] | None
+) -> Callable[[int], bytes | None]:
+    """The line that names the image of a row of SRC; without its images, a row's id."""
+    from byol.images.lists import line_of
+
+    if source is None or places is None:
+        note("the list names images as the features do: use it in the folder that was extracted, or give --images")
+        return lambda row: line_of(features.ids[row].encode("utf-8", "surrogatepass"))
     of_place = source.line
     assert of_place is not None  # `_load` refuses it
     return lambda row: of_place(places[features.ids[row]])
@@ -214,24 +226,28 @@ def _known(data: Evaluation) -> int:
     return 0 if data.one_set else len(data.train)
 
 
-def _search(data: Evaluation, out: Path, threshold: float) -> tuple[Search, Found]:
-    """Compare all; an interrupted call with the same features and output is continued."""
+def _sets(data: Evaluation) -> tuple[np.ndarray, np.ndarray | None]:
+    """The features of SRC, and those of known images."""
+    return data.test.x, None if data.one_set else data.train.x
+
+
+def _search(data: Evaluation, unfinished: Unfinished, threshold: float) -> tuple[Search, Found]:
+    """Compare all; an interrupted call with the same features and output is continued. What is found is kept."""
     from byol.serve.duplicates.search import Found, Search
-    from byol.serve.duplicates.unfinished import Unfinished, key_of
     from byol.signals import Stopped
 
-    new, known = data.test.x, None if data.one_set else data.train.x
-    search, unfinished = Search(new, known, threshold), Unfinished(out, key_of(threshold, new, known))
-    found = unfinished.load(_known(data), len(new))
+    search = Search(*_sets(data), threshold)
+    found = unfinished.load(_known(data), len(data.test))
     if found:
-        note("going on where an earlier call stopped")
-    found = found or Found.nothing(len(new))
+        note("resuming the interrupted comparison")
+    found = found or Found.nothing(len(data.test))
     try:
         with progress("compare pairs", search.total) as advance:
             search.run(found, advance, unfinished.pause)
     except Stopped as error:
-        raise click.ClickException(f"{error}; the same command goes on where it was a minute ago") from None
-    unfinished.remove()
+        text = "run the same command again to resume; at most a minute of work is lost"
+        raise click.ClickException(f"{error}; {text}") from None
+    unfinished.save(found)
     return search, found
 
 
@@ -242,8 +258,8 @@ def _counts(data: Evaluation, search: Search, found: Found, threshold: float) ->
         note(f"of an image's pairs the first {MOST_PAIRS} are listed, {listed:,} of {found.pairs:,} in all")
     if found.pairs > max(COMMON * search.total, len(data.test)):
         note(
-            f"warning: {found.pairs / search.total:.2%} of all pairs are that much alike; unless the images are, this "
-            "encoder does not tell them apart: raise --threshold"
+            f"warning: {found.pairs / search.total:.2%} of all pairs reach the threshold; unless the images really are "
+            "that similar, this encoder cannot tell them apart: raise --threshold"
         )
     values = {"images": len(data.test), "threshold": threshold, "pairs": found.pairs, "listed": listed}
     values |= {"duplicates": len(data.test) - kept, "kept": kept}
@@ -253,24 +269,30 @@ def _counts(data: Evaluation, search: Search, found: Found, threshold: float) ->
     return values
 
 
-def _write_kept(keep: Path, found: Found, line: Callable[[int], bytes | None]) -> str:
-    from byol.serve.duplicates.write import write_kept
-
-    _, nameless = write_kept(keep, found.kept, line)
-    if nameless:
-        note(f"left {nameless:,} images out of {printable(keep)}: a line end in the name, or a URL with secrets")
-    return printable(keep)
-
-
-def _write_pairs(out: Path, data: Evaluation, found: Found, threshold: float, keep: Path | None) -> None:
-    from byol.files.atomic import sha256_of
+def _write(
+    out: Path,
+    keep: Path | None,
+    data: Evaluation,
+    found: Found,
+    threshold: float,
+    line: Callable[[int], bytes | None] | None,
+) -> None:
+    """Write the pairs, and the list a moment later: they name it, so that the same command may replace it."""
     from byol.outputs import DIGEST_KEY, KEPT_KEY, THRESHOLD_KEY
-    from byol.serve.duplicates.write import write_pairs
+    from byol.serve.duplicates.write import kept_list, write_pairs
 
     known, digest = _known(data), data.encoder.digest if data.encoder else data.test.bundle
-    facts = {THRESHOLD_KEY: repr(threshold), DIGEST_KEY: digest, KEPT_KEY: sha256_of(keep) if keep else None}
+    facts = {THRESHOLD_KEY: repr(threshold)} | ({DIGEST_KEY: digest} if digest else {})
 
     def name(row: int) -> str:
         return data.train.ids[row] if row < known else data.test.ids[row - known]
 
-    write_pairs(out, found, name, known, {key: value for key, value in facts.items() if value})
+    if keep is None or line is None:
+        write_pairs(out, found, name, known, facts)
+        return
+    with kept_list(keep, found.kept, line) as (digests, nameless):
+        write_pairs(out, found, name, known, {**facts, KEPT_KEY: " ".join(digests)})
+    if not found.kept.any():
+        note(f"{printable(keep)} is empty: every image is a duplicate of one of --against")
+    if nameless:
+        note(f"left {nameless:,} images out of {printable(keep)}: a line end in the name, or a URL with secrets")

@@ -5,7 +5,8 @@ Shapes: P pairs.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from PIL import Image
 
-from byol.files.atomic import atomic_file
+from byol.files.atomic import atomic_file, sha256_of
 from byol.images.grid import Tile, draw_grid
 from byol.outputs import PAIR_COLUMNS
 from byol.serve.duplicates.search import Found, Search
@@ -46,18 +47,22 @@ def write_pairs(path: Path, found: Found, ids: Callable[[int], str], known: int,
             writer.write_table(pa.Table.from_arrays(columns, schema=schema))
 
 
-def write_kept(path: Path, kept: np.ndarray, line: Callable[[int], bytes | None]) -> tuple[int, int]:
-    """Write the lines that name the kept images (N,); returns how many, and how many no line can name."""
-    written = nameless = 0
-    with atomic_file(path) as temporary, open(temporary, "wb") as stream:
-        for place in np.flatnonzero(kept).tolist():
-            text = line(place)
-            if text is None:
-                nameless += 1
-                continue
-            stream.write(text + b"\n")
-            written += 1
-    return written, nameless
+@contextlib.contextmanager
+def kept_list(path: Path, kept: np.ndarray, line: Callable[[int], bytes | None]) -> Iterator[tuple[list[str], int]]:
+    """Write the lines that name the kept images (N,); the list appears when the block ends well.
+
+    Yields SHA-256 of the list and of the one that it will replace, and how many images no line can name.
+    """
+    nameless = 0
+    with atomic_file(path) as temporary:
+        with open(temporary, "wb") as stream:
+            for place in np.flatnonzero(kept).tolist():
+                text = line(place)
+                if text is None:
+                    nameless += 1
+                else:
+                    stream.write(text + b"\n")
+        yield [sha256_of(one) for one in (temporary, path) if one.exists()], nameless
 
 
 def draw_groups(path: Path, search: Search, found: Found, known: int, picture: Picture, most: int) -> tuple[int, int]:

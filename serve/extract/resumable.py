@@ -114,11 +114,10 @@ def complete(
             parts.sweep()
             found = parts.finished() if stored else {}
             known = _count_known(task.kept(found), advance)
-            if stored and stored["complete"]:
-                parts.begin(stored["stamp"])
             try:
                 compute(stored, found)
                 finished = parts.finished()
+                _require_joined(finished, task, parts)
                 _require_enough(finished, task)
                 parts.finish(finished)
             except BaseException as error:
@@ -150,6 +149,22 @@ def _leave(parts: PartsFolder, begun_here: bool) -> None:
             parts.list_errors(finished)
 
 
+def _require_joined(finished: dict[int, Part], task: Task, parts: PartsFolder) -> None:
+    """Each process lists the images for itself: a part must begin where the one before ends, or it goes.
+
+    Otherwise images would be missing between two parts, or in both, where files came or went between two listings.
+    """
+    ends = {0: "", **{number + 1: part.end for number, part in finished.items()}}
+    apart = [number for number, part in finished.items() if part.start not in (None, ends.get(number, part.start))]
+    if apart:
+        for number in apart:
+            parts.part_file(number).unlink()
+        raise ValueError(
+            f"{printable(task.location)} has changed while it was extracted; run the same command again: it makes "
+            f"{len(apart)} of {len(finished)} parts anew"
+        )
+
+
 def _require_enough(finished: dict[int, Part], task: Task) -> None:
     unread = [item for part in finished.values() for item in part.decoded]
     if unread and not any(part.rows for part in finished.values()):
@@ -172,18 +187,18 @@ def fill(
     share: Share = ALL,
 ) -> None:
     """Write a share's missing parts. Raises `ValueError` when the source is not that of `stored`."""
-    begun: deque[tuple[int, Section]] = deque()
+    begun: deque[tuple[int, str, Section]] = deque()
 
     def sources() -> Iterator[ImageSource]:
-        for number, section in missing_sections(task, parts, stored, finished):
+        for number, start, section in missing_sections(task, parts, stored, finished):
             if number % share.count == share.index:
-                begun.append((number, section))
+                begun.append((number, start, section))
                 yield section.source
 
     errors = sum(len(part.skipped) for part in task.kept(finished).values())
     batches = checked_batches(engine, sources(), task.options, advance, errors)
     for _, group in groupby(batches, key=lambda pair: id(pair[0])):
-        number, section = begun.popleft()  # batches come in the order of their sources
+        number, start, section = begun.popleft()  # batches come in the order of their sources
         rows, decoded, notes = 0, list[Skipped](), dict[str, str]()
         path = parts.part_file(number)
         shown = bool(task.options.thumbnails)
@@ -194,13 +209,13 @@ def fill(
                 write([source.ids[i] for i in indices], labels, batch.outputs, batch.thumbnails)
                 rows += len(indices)
                 decoded += batch.skipped
-            notes |= Part(rows, section.end, list(section.source.skipped), decoded).notes()
+            notes |= Part(rows, section.end, list(section.source.skipped), decoded, start).notes()
 
 
 def missing_sections(
     task: Task, parts: PartsFolder, stored: Manifest | None, finished: dict[int, Part]
-) -> Iterator[tuple[int, Section]]:
-    """The numbered sections whose part is missing or to be redone; begins the manifest.
+) -> Iterator[tuple[int, str, Section]]:
+    """The number, start and section of each part that is missing or to be redone; begins the manifest.
 
     Raises `ValueError` when the location has changed since the finished parts were made.
     """
@@ -209,16 +224,17 @@ def missing_sections(
     ends = [finished[number].end for number in takewhile(finished.__contains__, count(start))]
     for number, section in enumerate(open_sections(task.location, task.part_images, after, ends), start):
         if number == start:
-            if stored is None:
-                parts.begin(section.stamp)
-            elif stored["stamp"] != section.stamp:
+            if stored is not None and stored["stamp"] != section.stamp:
                 raise _changed(task)
+            if stored is None or stored["complete"]:
+                parts.begin(section.stamp)
         if not task.is_done(number, finished):
             if not len(section.source):  # all of its images are gone since
                 raise _changed(task)
-            yield number, section
+            yield number, after, section
         elif finished[number].end != section.end:
             raise _changed(task)
+        after = section.end
 
 
 def _changed(task: Task) -> ValueError:

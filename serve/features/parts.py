@@ -50,12 +50,16 @@ NOTES = "byol"  # the key of a part's notes in its metadata
 
 @dataclass(frozen=True)
 class Part:
-    """A finished part: its rows, what was skipped while listing and decoding, and where in the source it ends."""
+    """A finished part: its rows, what was skipped while listing and decoding, and where in the source it ends.
+
+    `start`: where the part before it ended; parts of earlier versions do not say.
+    """
 
     rows: int
     end: str
     listed: list[Skipped] = field(default_factory=list)
     decoded: list[Skipped] = field(default_factory=list)
+    start: str | None = None
 
     @property
     def skipped(self) -> list[Skipped]:
@@ -64,7 +68,8 @@ class Part:
 
     def notes(self) -> dict[str, str]:
         """The part as metadata of its file; `read_part` reads it back."""
-        return {NOTES: json.dumps({"end": self.end, "listed": _pairs(self.listed), "decoded": _pairs(self.decoded)})}
+        notes = {"end": self.end, "listed": _pairs(self.listed), "decoded": _pairs(self.decoded), "start": self.start}
+        return {NOTES: json.dumps(notes)}
 
 
 class PartsFolder:
@@ -176,7 +181,8 @@ def read_part(file: Path, digest: str) -> Part:
             table = open_table(stream)
             metadata = table.file.metadata.metadata or {}
         notes = read_object(metadata.get(NOTES.encode(), b""))
-        part = Part(sum(table.rows), _end(notes), _items(notes, "listed"), _items(notes, "decoded"))
+        listed, decoded = _items(notes, "listed"), _items(notes, "decoded")
+        part = Part(sum(table.rows), _end(notes), listed, decoded, _start(notes))
     except OSError as error:
         if error.errno is not None:  # the disk's, or too many open files: the part may be fine
             raise
@@ -237,6 +243,13 @@ def _items(notes: dict[str, Any], key: str) -> list[Skipped]:
 
 def _is_pair(pair: Any) -> bool:
     return isinstance(pair, list) and len(pair) == 2 and all(isinstance(text, str) for text in pair)
+
+
+def _start(notes: dict[str, Any]) -> str | None:
+    start = notes.get("start")
+    fits = start is None or (isinstance(start, str) and (not start or END.fullmatch(start)))
+    check(bool(fits), "`start` must be a row or a path")
+    return start
 
 
 def _end(notes: dict[str, Any]) -> str:

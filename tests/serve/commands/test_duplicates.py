@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import re
@@ -17,6 +18,7 @@ from PIL import Image
 from byol import outputs
 from byol.images.lists import line_of, list_source
 from byol.images.open import open_source
+from byol.serve.duplicates import write as duplicates_write
 from byol.serve.duplicates.search import Found
 from byol.serve.duplicates.twins import twins_in_training
 from byol.serve.duplicates.unfinished import Unfinished
@@ -166,11 +168,11 @@ def test_the_same_command_goes_on_after_a_signal(work: Path, monkeypatch: pytest
         patch.setattr(Unfinished, "save", stopped)
         done = byol(*words)
     assert (done.code, done.out) == (1, "")
-    assert "stopped by SIGTERM; the same command goes on" in done.err
+    assert "stopped by SIGTERM; run the same command again to resume" in done.err
     assert (work / "pairs.parquet.unfinished.npz").exists()
     assert not (work / "pairs.parquet").exists()
     done = byol(*words)
-    assert (done.code, "going on where an earlier call stopped" in done.err) == (0, True)
+    assert (done.code, "resuming the interrupted comparison" in done.err) == (0, True)
     assert (
         pairs(work / "pairs.parquet")
         == pairs(work / "whole.parquet")
@@ -179,13 +181,54 @@ def test_the_same_command_goes_on_after_a_signal(work: Path, monkeypatch: pytest
     assert not list(work.glob("*unfinished*"))
 
 
+@pytest.mark.parametrize("again", [False, True])  # over the files of an earlier, other search, or none
+def test_a_search_survives_a_failure_to_write_its_results(
+    work: Path, monkeypatch: pytest.MonkeyPatch, again: bool
+) -> None:
+    words = ("bundle", "photos", "--out", "p.parquet", "--keep", "keep.txt")
+    expected = run(*words[:2], "--out", "whole.parquet", "--keep", "whole.txt")
+    if again:
+        done = byol("duplicates", *words, "--threshold", 0.5, *CPU)
+        assert done.code == 0, done.err
+
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    write = duplicates_write.write_pairs
+
+    def full_behind_the_pairs(*words: Any) -> None:
+        write(*words)
+        full()
+
+    for place in ("pyarrow.parquet.ParquetWriter.write_table", "byol.serve.duplicates.write.write_pairs"):
+        with monkeypatch.context() as patch:
+            patch.setattr(place, full_behind_the_pairs if "byol" in place else full)
+            assert byol("duplicates", *words, "--threshold", NEAR, *CPU).code == 1
+        assert (work / "p.parquet.unfinished.npz").exists()
+    done = byol("duplicates", *words, "--threshold", NEAR, *CPU)
+    assert (done.code, "resuming" in done.err) == (0, True), done.err
+    assert json.loads(done.out)["pairs"] == expected["pairs"]
+    assert (work / "keep.txt").read_bytes() == (work / "whole.txt").read_bytes()
+    assert pairs(work / "p.parquet") == pairs(work / "whole.parquet")
+
+
+def test_images_that_are_not_those_of_the_features_are_named_before_the_search(work: Path) -> None:
+    assert byol("extract", "bundle", "photos", "--out", "f.parquet", "--device", "cpu").code == 0
+    (work / "photos" / "c0" / "0.png").unlink()
+    done = byol("duplicates", "f.parquet", "--images", "photos", "--out", "p.parquet", "--grid", "g.png")
+    assert done.code == 1
+    assert "c0/0.png" in done.err
+    assert "name the images that were extracted" in done.err
+    assert not (work / "p.parquet").exists()
+
+
 def test_features_that_are_all_alike_are_said_to_be(work: Path) -> None:
     x = 1 + 1e-3 * np.random.default_rng(0).random((100, 8), np.float32)
     np.savez(work / "f.npz", features=x)
     done = byol("duplicates", "f.npz", "--out", "p.parquet")
     assert done.code == 0
     assert "of an image's pairs the first 20 are listed" in done.err
-    assert "warning: 100.00% of all pairs are that much alike" in done.err
+    assert "warning: 100.00% of all pairs reach the threshold" in done.err
 
 
 # ------------------------------------------------------------------------------------------------ lists of images

@@ -20,9 +20,10 @@ import pytest
 from byol.bundle.folder import Bundle
 from byol.images.open import open_sections, open_source
 from byol.outputs import DIGEST_KEY
+from byol.serve.encoder import Encoder
 from byol.serve.extract import resumable as parts_module
 from byol.serve.extract.engine import Options
-from byol.serve.extract.resumable import Task
+from byol.serve.extract.resumable import Share, Task, complete, fill
 from byol.serve.features.parts import PartsFolder
 from byol.serve.features.read import read_features
 from tests.support.command_line import Outcome, byol
@@ -390,3 +391,37 @@ def test_work_begins_before_the_listing_ends(tmp_path: Path, monkeypatch: pytest
     assert len(scanned) <= 3  # the root, the first class, and one ahead
     assert len(list(sections)) == 4
     assert len(scanned) == 6
+
+
+def test_parts_that_were_listed_differently_are_not_joined(place: Path, tmp_path: Path) -> None:
+    """As when two processes list a folder to which a file is added between their listings."""
+    images = write_images(tmp_path / "images", {"cat": 25})
+    encoder = Encoder(place / "bundle", "cpu")
+    task = Task(images, tmp_path / "out", Options(), part_images=7)
+    parts = task.folder(encoder.digest, encoder.feature_dim)
+
+    def compute(stored: Any, finished: Any) -> None:
+        fill(encoder, task, parts, stored, finished, lambda _: None, Share(0, 2))
+        (images / "cat" / "!.png").write_bytes(odd_images()["one.png"])
+        fill(encoder, task, parts, parts.manifest(), finished, lambda _: None, Share(1, 2))
+
+    with pytest.raises(ValueError, match=r"has changed while it was extracted; run the same command again"):
+        complete(task, parts, lambda _: None, compute)
+    for _ in range(3):  # each repairs what it can
+        done = extract(place, tmp_path / "out", images=images)
+        if done.code == 0:
+            break
+    assert done.code == 0, done.err
+    ids = read_features(tmp_path / "out").ids
+    assert sorted(set(ids)) == sorted(ids)
+    assert set(ids) >= {f"cat/{n:03d}.png" for n in range(25)}
+
+
+def test_a_retry_that_cannot_begin_leaves_the_folder_complete(place: Path, tmp_path: Path) -> None:
+    shutil.copytree(place / "images", tmp_path / "images", symlinks=True)
+    assert extract(place, tmp_path / "out", images=tmp_path / "images").code == 0
+    before = contents(tmp_path / "out")
+    (tmp_path / "images").rename(tmp_path / "elsewhere")
+    assert extract(place, tmp_path / "out", "--retry-skipped", images=tmp_path / "images").code != 0
+    assert contents(tmp_path / "out") == before
+    assert len(read_features(tmp_path / "out").ids) == 54
