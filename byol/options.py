@@ -71,7 +71,7 @@ export_check_option = click.option(
     "--export-check/--no-export-check",
     default=True,
     show_default=True,
-    help="First check that the encoder can be exported: takes seconds, for ResNets of usual sizes no time.",
+    help="First check that the encoder can be exported (a few seconds; not needed for ResNets of the usual sizes).",
 )
 
 

@@ -77,7 +77,7 @@ def _require_apart(out: Path, inputs: Iterable[Location | None]) -> None:
             raise ValueError(f"{printable(out)} is an input ({printable(location)}); choose another name")
         if location is not None and _is_picture_in(out, location):
             raise ValueError(
-                f"{printable(out)} would become an image of {printable(location)}; choose a place outside that folder"
+                f"{printable(out)} would become an image of {printable(location)}; write it outside that folder"
             )
 
 

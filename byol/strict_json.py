@@ -66,7 +66,7 @@ def check_fields(settings: Any) -> None:
 def require_legal(condition: bool, name: str, value: object, legal: str) -> None:
     """Raises `ValueError` that names a setting, its value and the legal ones unless the condition holds."""
     if not condition:
-        raise ValueError(f"{name} is {value!r:.100}; legal: {legal}")
+        raise ValueError(f"{name} is {value!r:.100}; expected {legal}")
 
 
 def _fits(value: object, kind: str) -> bool:

@@ -152,7 +152,7 @@ def _foreign_source(
 
 def _say_input(given: Input, by_hand: bool) -> None:
     numbers = [" ".join(f"{value:g}" for value in values) for values in (given.mean, given.std)]
-    origin = "" if by_hand else f", {given.origin}; --image-size, --mean and --std say otherwise"
+    origin = "" if by_hand else f", {given.origin}; --image-size, --mean and --std override it"
     note(f"input: {given.size} px, the middle of {given.resize}; mean {numbers[0]}, std {numbers[1]}{origin}")
     if given.remark:
         note(f"input: {given.remark}")

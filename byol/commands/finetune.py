@@ -64,7 +64,7 @@ SCORES = ("top1", "top5", "mean_per_class")
     type=click.Choice(PRECISIONS),
     default="auto",
     show_default=True,
-    help="Precision of training; auto: bf16 where it is fast. Accuracies are measured in fp32.",
+    help="Precision of training; auto: bf16 where the hardware has it. Accuracies are measured in fp32.",
 )
 @click.option("--resume", is_flag=True, help="Continue the sweep in --out; start one if there is none.")
 @export_check_option

@@ -41,13 +41,13 @@ def _one_line_each() -> str:
     help="Settings to start from, listed below; the options below override. Unset: a recipe that fits DATA.",
 )
 @click.option(
-    "--time", "seconds", type=Duration(), metavar="TIME", help="As many steps as fit into 45m, 2h, 1h30m, kNN included."
+    "--time", "seconds", type=Duration(), metavar="TIME", help="Train for about 45m, 2h, 1h30m, kNN included."
 )
 @click.option(
     "--init",
     type=click.Path(exists=True, path_type=Path),
     metavar="RUN|BUNDLE|CHECKPOINT",
-    help="Start from its weights, with a schedule of its own.",
+    help="Start from the weights of this run, checkpoint or bundle, with a new schedule.",
 )
 @click.option("--dry-run", is_flag=True, help="Say what would be done, and measure how long it takes; write nothing.")
 @click.option("--json", "as_json", is_flag=True, help="With --dry-run: one JSON object on stdout.")
@@ -70,9 +70,13 @@ def _one_line_each() -> str:
 @click.option("--tau", type=float, help="Target network's momentum at the start.")
 @click.option("--seed", type=int, help="Seed of weights, order and augmentation.")
 @click.option("--device", type=click.Choice(DEVICES), help="Where to train.")
-@click.option("--precision", type=click.Choice(PRECISIONS), help="auto: bf16 where it is fast.")
+@click.option("--precision", type=click.Choice(PRECISIONS), help="auto: bf16 where the hardware has it, else fp32.")
 @click.option("--recompute", is_flag=True, default=None, help="Less memory for more time: activations are not kept.")
-@click.option("--compile/--no-compile", default=None, help="torch.compile for all or nothing; unset: what pays.")
+@click.option(
+    "--compile/--no-compile",
+    default=None,
+    help="torch.compile for all or nothing; default: what pays.",
+)
 @click.option(
     "--set",
     "settings",
@@ -144,11 +148,9 @@ def _require_consistent(
 ) -> None:
     """Raise `UsageError` for options that exclude each other."""
     if job.data is None and stored is None:
-        raise click.UsageError(
-            "Missing argument 'DATA': the images to train on. Only a run that is resumed knows its own."
-        )
+        raise click.UsageError("Missing argument 'DATA': the images to train on. (Only --resume can do without.)")
     if as_json and not dry_run:
-        raise click.UsageError("--json belongs to --dry-run")
+        raise click.UsageError("--json works only with --dry-run")
     if job.seconds and any(options[name] is not None for name in ("epochs", "max_steps")):
         raise click.UsageError("--time decides how many steps are taken; leave out --epochs and --max-steps")
     if stored is None:

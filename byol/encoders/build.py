@@ -39,9 +39,9 @@ def build_encoder(
     if arch.startswith(TIMM):
         return _build_timm_encoder(arch.removeprefix(TIMM), stem, image_size, further_sizes, drop_path)
     if arch not in ARCHITECTURES:
-        raise ValueError(f"arch is {arch!r}; legal: {', '.join(ARCHITECTURES)}, {TIMM}NAME")
+        raise ValueError(f"arch is {arch!r}; expected {', '.join(ARCHITECTURES)}, {TIMM}NAME")
     if stem not in STEMS:
-        raise ValueError(f"stem is {stem!r}; legal: {', '.join(STEMS)}")
+        raise ValueError(f"stem is {stem!r}; expected {', '.join(STEMS)}")
     encoder: nn.Module = torchvision.models.get_model(arch, weights=None)
     if stem == "imagenet-same":
         if image_size % MULTIPLE:
@@ -67,7 +67,7 @@ def _build_timm_encoder(
             raise
         raise ValueError(missing("timm", "train", f"{TIMM}{name}")) from error
     if stem != "imagenet":
-        raise ValueError(f"stem is {stem!r}; a model of timm's has first layers of its own, legal: imagenet")
+        raise ValueError(f"stem is {stem!r}; a model of timm's has first layers of its own: expected imagenet")
     return build_timm_encoder(name, image_size, further_sizes, drop_path)
 
 

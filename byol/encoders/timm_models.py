@@ -63,7 +63,7 @@ def input_config(name: str) -> tuple[str, dict[str, Any]]:
         config = get_pretrained_cfg(name)
     except RuntimeError as error:
         tags = [known.partition(".")[2] for known in timm.list_pretrained(f"{architecture}.*")]
-        raise ValueError(f"timm has no weights {tag!r} of {architecture}; legal: {', '.join(tags)}") from error
+        raise ValueError(f"timm has no weights {tag!r} of {architecture}; expected {', '.join(tags)}") from error
     known = config.to_dict() if config else {}  # type: ignore[no-untyped-call]
     full_name = f"{architecture}.{known['tag']}" if known.get("tag") else architecture
     return full_name, resolve_data_config(pretrained_cfg=known)  # type: ignore[no-untyped-call]

@@ -42,7 +42,7 @@ class _Rebuilt:
         for name in ("mean", "std"):
             object.__setattr__(self, name, tuple(getattr(self, name)))
         if not 1 <= self.image_size <= LARGEST["image_size"]:
-            raise ValueError(f"image_size is {self.image_size}; legal: 1 to {LARGEST['image_size']:,}")
+            raise ValueError(f"image_size is {self.image_size}; expected 1 to {LARGEST['image_size']:,}")
 
     def classifier(self, classes: int) -> Classifier:
         """The encoder and a layer behind it."""

@@ -202,7 +202,7 @@ def require_labels(source: ImageSource, least_classes: int = 2) -> list[str]:
         )
     if len(source.classes) < least_classes:
         raise ValueError(
-            f"{source.name} has only one class ({source.classes[0]}), two are needed; "
+            f"{source.name} has only one class ({source.classes[0]}), but two or more are needed; "
             "give the folder whose sub-folders are the classes"
         )
     require_short(source.classes, source.name)

@@ -236,7 +236,7 @@ class TrainConfig:
             if self.optimizer != "lars" and self.lr > highest:
                 hint = f"; {self.lr:g} looks like a rate for LARS: add --optimizer lars, or lower --lr"
             raise ValueError(
-                f"lr is {self.lr:g}; legal with optimizer {self.optimizer}: above 0, at most {highest:g}{hint}"
+                f"lr is {self.lr:g}; expected above 0, at most {highest:g} with optimizer {self.optimizer}{hint}"
             )
 
     @property

@@ -223,7 +223,7 @@ def _planned(
 ) -> tuple[TrainConfig, dict[str, Any]]:
     """The settings of a run that ends in time, and what `config.json` keeps of the plan."""
     if start.world.first:
-        note("measuring the pace of some steps")
+        note("timing a few steps")
     with at_work(lambda: "measuring"):
         config, pace = planned(config, images, start.world, knn, start.seconds_left)
     plan = Plan.of(config, len(images))

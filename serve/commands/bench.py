@@ -16,8 +16,7 @@ import click
 from byol.console import note_device, show_json
 from byol.images.location import Location
 from byol.options import LOCATION, FiniteRange
-from byol.serve.commands.options import BUNDLE, device_option, json_option
-from byol.serve.limits import VARIANT_NAMES
+from byol.serve.commands.options import BUNDLE, device_option, json_option, variant_option
 
 if TYPE_CHECKING:
     import numpy as np
@@ -49,13 +48,7 @@ class Timing:
 @click.option(
     "--seconds", type=FiniteRange(0.05, 600), default=2.0, show_default=True, help="Seconds to measure each row for."
 )
-@click.option(
-    "--variant",
-    type=click.Choice(VARIANT_NAMES),
-    default="fp32",
-    show_default=True,
-    help="Which of the bundle's encoders to measure stage by stage; auto: the fastest on this device.",
-)
+@variant_option("Which of the bundle's encoders to measure stage by stage")
 @device_option
 @json_option
 def bench(bundle: Path, images: Location | None, seconds: float, variant: str, device: str, as_json: bool) -> None:

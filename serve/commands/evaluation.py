@@ -66,8 +66,8 @@ def note_same(train: Location, test: Location | None) -> None:
     """Warn where accuracies would be of the very images that were learned from."""
     if test is not None and same_place(train, test):
         note(
-            f"warning: {printable(test)} is train and test: accuracies on images that were learned from say nothing "
-            "about others (`byol knn` without --test leaves each one out)"
+            f"warning: {printable(test)} is both --train and --test: an accuracy on images that were learned "
+            "from says nothing about others (`byol knn` without --test leaves each one out)"
         )
 
 

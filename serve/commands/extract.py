@@ -20,8 +20,9 @@ from byol.serve.commands.options import (
     on_error_option,
     show,
     threads_option,
+    variant_option,
 )
-from byol.serve.limits import PART_IMAGES, VARIANT_NAMES
+from byol.serve.limits import PART_IMAGES
 
 if TYPE_CHECKING:
     from byol.serve.encoder import Encoder
@@ -37,14 +38,7 @@ if TYPE_CHECKING:
 @device_option
 @batch_option
 @on_error_option
-@click.option(
-    "--variant",
-    type=click.Choice(VARIANT_NAMES),
-    default="fp32",
-    show_default=True,
-    help="Which of the bundle's encoders to use; auto: the fastest on this device; bf16: the fp32 one in bf16, where a "
-    "plug-in computes that.",
-)
+@variant_option("Which of the bundle's encoders to use")
 @click.option(
     "--dtype",
     type=click.Choice(["float32", "float16"]),
@@ -149,7 +143,9 @@ def _require_engine(
 ) -> None:
     """Raise `UsageError` where these contradict each other."""
     if file and (engine == "ray" or (processes or 1) > 1):
-        raise click.UsageError("several processes, and Ray, write a folder of parts; end --out in /")
+        raise click.UsageError(
+            "several processes, and Ray, only write a folder of parts; end --out in a slash: features/"
+        )
     if engine == "ray" and (processes or decode_threads):
         raise click.UsageError("--processes and --decode-threads are for --engine local; leave them out")
     if ray_address and engine != "ray":

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
 from byol.console import show_json, show_table
 from byol.limits import MAX_BATCH_SIZE
+from byol.serve.limits import VARIANT_NAMES
 from byol.serve.providers.installed import DEVICE_NAMES, is_plugin
 
 if TYPE_CHECKING:
     from byol.serve.extract.engine import Options
 
+F = TypeVar("F", bound=Callable[..., Any])
 BUNDLE = click.Path(exists=True, path_type=Path)  # `Bundle.open` says what else it is: a run, its checkpoint
 
 
@@ -39,6 +42,20 @@ device_option = click.option(
 batch_option = click.option(
     "--batch-size", type=click.IntRange(1, MAX_BATCH_SIZE), help="Images per run  [default: what suits the device]."
 )
+
+
+def variant_option(what: str) -> Callable[[F], F]:
+    """`--variant`: which precision; `what` is the first half of its help."""
+    return click.option(
+        "--variant",
+        type=click.Choice(VARIANT_NAMES),
+        default="fp32",
+        show_default=True,
+        help=f"{what}; auto: fp16 on CUDA, int8 on CPUs that multiply bytes, where the bundle has them; bf16: the fp32 "
+        "one computed in bf16, where a plug-in does that.",
+    )
+
+
 on_error_option = click.option(
     "--on-error",
     type=click.Choice(["skip", "fail"]),

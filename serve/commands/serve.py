@@ -7,8 +7,9 @@ from pathlib import Path
 import click
 
 from byol.console import at_work, note, note_device
+from byol.limits import MAX_BATCH_SIZE
 from byol.options import of_option
-from byol.serve.commands.options import BUNDLE, batch_option, device_option
+from byol.serve.commands.options import BUNDLE, device_option, variant_option
 
 
 @click.command()
@@ -16,13 +17,12 @@ from byol.serve.commands.options import BUNDLE, batch_option, device_option
 @click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on; 0.0.0.0: on all.")
 @click.option("--port", type=click.IntRange(0, 65535), default=8000, show_default=True, help="0: any free one.")
 @device_option
-@batch_option
 @click.option(
-    "--variant",
-    default="fp32",
-    show_default=True,
-    help="Precision of the features: fp32, fp16, int8, or auto: the fastest on this device.",
+    "--batch-size",
+    type=click.IntRange(1, MAX_BATCH_SIZE),
+    help="Most images per run  [default: what suits the device; a CPU takes at most 16]",
 )
+@variant_option("Precision of the features")
 @click.option(
     "--index",
     type=click.Path(exists=True, path_type=Path),

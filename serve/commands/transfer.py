@@ -35,7 +35,7 @@ LONGEST_ROW = len("  untrained encoder")
     type=Positive(),
     default=KNN_TEMPERATURE,
     show_default=True,
-    help="Of the votes' weights.",
+    help="Temperature of the votes.",
 )
 @baselines_option
 @device_option

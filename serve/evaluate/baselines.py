@@ -88,7 +88,7 @@ def open_compared(bundle: Path, device: str) -> tuple[Compared, str]:
 def _why_not_untrained(bundle: Bundle) -> str:
     library = bundle.manifest.architecture.library
     if library not in LIBRARIES:
-        return f"its architecture is of {library!r}, which byol cannot build; legal: {', '.join(LIBRARIES)}"
+        return f"its architecture is of {library!r}, which byol cannot build; expected {', '.join(LIBRARIES)}"
     if importlib.util.find_spec("torch") is None:
         return missing("torch", "train", "building it")
     return ""

@@ -96,7 +96,7 @@ class Classifier(ABC):
         legal = self.get_params()
         for name in params:
             if name not in legal:
-                raise ValueError(f"{type(self).__name__} has no setting {name!r}; legal: {', '.join(legal)}")
+                raise ValueError(f"{type(self).__name__} has no setting {name!r}; expected {', '.join(legal)}")
         for name, value in params.items():
             setattr(self, name, value)
         return self

@@ -324,7 +324,7 @@ def test_an_interrupted_sweep_goes_on_and_ends_the_same(quick, result, tmp_path,
 )
 def test_illegal_settings_are_refused_with_the_legal_ones(change):
     (name,) = change
-    with pytest.raises(ValueError, match=f"^{name} is .*; legal: "):
+    with pytest.raises(ValueError, match=f"^{name} is .*; expected "):
         FinetuneConfig(**change)
 
 

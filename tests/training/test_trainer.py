@@ -356,7 +356,7 @@ def test_commands_that_cannot_work_say_why(images, tmp_path):
     assert "looks like a rate for LARS" in result.output
     for words in (("--set", "view1.flip=abc"), ("--set", "mean=[0.5]"), ("--seed", "9" * 23)):
         result = invoke(images, "--out", out, *words)
-        assert (result.exit_code, "; legal: " in result.output) == (2, True)
+        assert (result.exit_code, "; expected " in result.output) == (2, True)
         assert not out.exists()
     (out / "mine").mkdir(parents=True)
     result = invoke(images, "--out", out, "--preset", "demo", "--batch-size", "8")

@@ -116,5 +116,5 @@ def attribute(item: Any, legal: Attribute | None) -> Any:
     check(item.type == _ATTRIBUTE_TYPES[legal.field] and not others, f"has an attribute {item.name} of another type")
     value = getattr(item, legal.field)
     value = list(value) if legal.field == "ints" else value
-    check(legal.legal(value), f"has {item.name} = {value!r:.60}; legal: {legal.words}")
+    check(legal.legal(value), f"has {item.name} = {value!r:.60}; expected {legal.words}")
     return value

@@ -80,7 +80,7 @@ def dry_run(
     config = config.replace(canvas_size=side)
     some, decoding = _decoded(source, config, side)
     knn = _monitor(config, job, source)
-    note("measuring the pace of some steps")
+    note("timing a few steps")
     with at_work(lambda: "measuring"):
         if job.seconds:
             left = job.seconds - decoding

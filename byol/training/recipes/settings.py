@@ -96,5 +96,5 @@ def settings_for(
     memory = math.inf if device.type == "cpu" else float(torch.cuda.get_device_properties(device).total_memory)
     recipe = choose(survey(source), device.type, memory)
     config = change(initial.applied_to(recipe.config) if initial else recipe.config)
-    note(f"recipe: {'; '.join(recipe.reasons)} (--preset names another)")
+    note(f"recipe: {'; '.join(recipe.reasons)} (choose another with --preset)")
     return config

@@ -179,7 +179,7 @@ HUNGRY: dict[str, tuple[ModelProto, str]] = {
     "rest of a division by zero": (with_node(node("Mod", ["a", "a"]), weight("a", ints(0))), "not an operator"),
     "stride 0": (
         graph("x = Conv <strides = [0, 1]> (planes, w)", 1, **_IMAGE),
-        r"strides = \[0, 1\]; legal: each 1 to",
+        r"strides = \[0, 1\]; expected each 1 to",
     ),
     "dilation 0": (graph("x = Conv <dilations = [1, 0]> (planes, w)", 1, **_IMAGE), "dilations"),
     "group 0": (graph("x = Conv <group = 0> (planes, w)", 1, **_IMAGE), "group = 0"),

@@ -209,7 +209,7 @@ def test_transfer_has_two_more_rows_for_each_data_set(place: Path, exported: lis
 @pytest.mark.parametrize(
     ("changes", "line"),
     [
-        ({}, "its architecture is of 'tests', which byol cannot build; legal: torchvision, timm"),
+        ({}, "its architecture is of 'tests', which byol cannot build; expected torchvision, timm"),
         ({"LIBRARIES": ("tests",), "run_command": lambda *_: "the disk is full"}, "the disk is full"),
     ],
 )
@@ -327,7 +327,10 @@ def test_one_labelled_folder_is_its_own_bank_and_no_image_its_own_neighbour(plac
     assert (found["n_train"], found["n_test"], found["k"]) == (30, 30, 3)
     assert alone.err.count("torn.png") == 1
     probe = byol("linear", place / "bundle", "--train", place / "train", "--test", place / "train", *CPU, "--json")
-    assert "is train and test: accuracies on images that were learned from say nothing about others" in probe.err
+    assert (
+        "is both --train and --test: an accuracy on images that were learned from says nothing about others"
+        in probe.err
+    )
     same = byol(*words, "--test", place / "test" / ".." / "train")  # by another name
     assert json.loads(same.out)["top1"] == found["top1"] < 1
     few = byol("knn", place / "bundle", "--train", place / "train", "--k", 500, *CPU, "--json")

@@ -63,7 +63,7 @@ def test_clone_and_settings(estimator: Any, digits: tuple[np.ndarray, np.ndarray
     assert is_classifier(again)
     assert again.set_params(device="auto") is again
     assert repr(again) == repr(estimator).replace("device='cpu'", "device='auto'")
-    with pytest.raises(ValueError, match=r"has no setting 'c'; legal: "):
+    with pytest.raises(ValueError, match=r"has no setting 'c'; expected "):
         again.set_params(c=1)
     with pytest.raises(NotFittedError, match="call fit"):
         again.predict(digits[0])

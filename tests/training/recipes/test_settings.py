@@ -65,7 +65,7 @@ def test_a_run_resumes_without_being_told_its_images(images, tmp_path):
         (("{images}", "--time", "soon"), "write one such as 45m, 2h or 1h30m"),
         (("{images}", "--time", "-5m"), "write one such as 45m, 2h or 1h30m"),
         (("{images}", "--dry-run", "--nproc", "2"), "--dry-run measures one process"),
-        (("{images}", "--json"), "--json belongs to --dry-run"),
+        (("{images}", "--json"), "--json works only with --dry-run"),
         (("{images}", "--set", "init=x"), "use --init"),
     ],
 )
