@@ -52,7 +52,7 @@ def training_facts(checkpoint: Checkpoint) -> Training:
         data=on_one_line(checkpoint.data["name"]),  # a manifest allows no control characters
         images=images,
         steps=checkpoint.step,
-        epochs=round(checkpoint.step * checkpoint.config.batch_size / images, 3),
+        epochs=round(checkpoint.step / max(1, images // checkpoint.config.batch_size), 3),  # as training counts them
         config_sha256=settings_digest(checkpoint.config.to_dict()),
         init=on_one_line(checkpoint.config.init) or None,
     )
