@@ -138,18 +138,18 @@ class Neighbours:
     """The `k` nearest rows of a bank (N, D) by cosine similarity, exactly. `device` and `reason`: what computes.
 
     The bank is compared in pieces, normalised one at a time, so a bank of any size needs little memory beside itself; a
-    bank of one piece stays on the device.
+    bank of one piece stays on the device. `is_unit`: its rows are normalised already, which saves that at each call.
     """
 
-    def __init__(self, bank: np.ndarray, k: int, device: str) -> None:
-        self._bank, self._k, self._asked = bank, k, device
+    def __init__(self, bank: np.ndarray, k: int, device: str, is_unit: bool = False) -> None:
+        self._bank, self._k, self._asked, self._is_unit = bank, k, device, is_unit
         self._rows = max(k, min(len(bank), BANK_ROWS))
         self._queries = max(1, min(MAX_QUERIES, SIMILARITIES // self._rows))
         one = np.array([1], np.int64)
         warm_up = {"queries": bank[:1], "bank": bank[:1], "k": one}
         self._session = open_beside(_graph(bank.shape[1]), device, lambda _: warm_up)
         self.device, self.reason = self._session.device, self._session.reason
-        self._resident = self._session.on_device(unit_rows(bank)) if self._rows >= len(bank) else None
+        self._resident = self._session.on_device(self._unit(bank)) if self._rows >= len(bank) else None
 
     def __call__(self, queries: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Similarities float32 (B, K), best first, and rows int64 (B, K); of equals the earlier row first."""
@@ -161,13 +161,16 @@ class Neighbours:
             best = _merged(best, (similarity, rows + start), self._k)
         return best
 
-    def __reduce__(self) -> tuple[type[Neighbours], tuple[np.ndarray, int, str]]:
+    def __reduce__(self) -> tuple[type[Neighbours], tuple[np.ndarray, int, str, bool]]:
         """Pickle without the session; unpickling opens it again."""
-        return Neighbours, (self._bank, self._k, self._asked)
+        return Neighbours, (self._bank, self._k, self._asked, self._is_unit)
+
+    def _unit(self, piece: np.ndarray) -> np.ndarray:
+        return piece if self._is_unit else unit_rows(piece)
 
     def _nearest(self, piece: np.ndarray, queries: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         count = np.array([min(self._k, len(piece))], np.int64)
-        bank = self._resident or self._session.on_device(unit_rows(piece))
+        bank = self._resident or self._session.on_device(self._unit(piece))
         chunks = _chunks(queries, self._queries)
         parts = [self._session.run({"k": count, "bank": bank, "queries": chunk}) for chunk in chunks]
         return np.concatenate([p[0] for p in parts]), np.concatenate([p[1] for p in parts])

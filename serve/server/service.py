@@ -11,7 +11,7 @@ import numpy as np
 
 from byol.machine import usable_cores
 from byol.serve.encoder import Encoder, ImageClassifier
-from byol.serve.evaluate.knn import Neighbours
+from byol.serve.evaluate.knn import Neighbours, unit_rows
 from byol.serve.features.read import Features, read_features
 from byol.serve.server.bounds import Bounds
 from byol.serve.server.engine import Engine
@@ -69,8 +69,8 @@ class Index:
                 f"{bank.name} was not extracted with this bundle and variant; extract it again: "
                 "byol extract BUNDLE IMAGES --out FEATURES"
             )
-        self._bank = bank
-        self._search = Neighbours(bank.x, min(NEIGHBOURS, len(bank)), encoder.device)
+        self._ids, self._labels = bank.ids, bank.labels
+        self._search = Neighbours(unit_rows(bank.x), min(NEIGHBOURS, len(bank)), encoder.device, is_unit=True)
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="search")  # one at a time: many do not add up
 
     async def nearest(self, features: np.ndarray) -> np.ndarray:
@@ -83,7 +83,7 @@ class Index:
 
     def _image(self, similarity: float, row: float) -> dict[str, Any]:
         place = int(row)
-        return {"id": self._bank.ids[place], "label": self._bank.labels[place], "similarity": round(similarity, 6)}
+        return {"id": self._ids[place], "label": self._labels[place], "similarity": round(similarity, 6)}
 
     def close(self) -> None:
         """Finish the search at hand."""

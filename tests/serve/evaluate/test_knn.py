@@ -85,6 +85,20 @@ def test_pieces_of_the_bank_do_not_change_the_neighbours(
     np.testing.assert_array_equal(np.sort(neighbours % 500), np.sort(expected[1] % 500))
 
 
+@pytest.mark.parametrize("rows", [7, 1 << 20])
+def test_a_bank_of_unit_rows_is_searched_as_it_is(
+    digits: tuple[np.ndarray, ...], rows: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(knn, "BANK_ROWS", rows)
+    bank, queries = digits[0][:100].astype(np.float32), digits[2][:9].astype(np.float32)
+    usual = knn.Neighbours(bank, 5, "cpu")(queries)
+    unit, asked = knn.unit_rows(bank), knn.unit_rows(queries)
+    monkeypatch.setattr(knn, "unit_rows", lambda x: x if x is asked else pytest.fail("normalised again"))
+    found = knn.Neighbours(unit, 5, "cpu", is_unit=True)(asked)
+    np.testing.assert_array_equal(found[1], usual[1])
+    np.testing.assert_allclose(found[0], usual[0], atol=1e-6)
+
+
 def test_sweep_is_each_classifier_of_its_own(digits: tuple[np.ndarray, ...]) -> None:
     x, y, queries, truth = digits
     results = KNNClassifier(200, device="cpu").fit(x, y).sweep(queries, truth, (1, 20, 200), (0.07, 0.5))
