@@ -22,6 +22,9 @@ from byol.training.watch.knn import KNNMonitor
 
 WARM_UP, LEAST, MOST = 2, 4, 40  # steps before the clock starts, and those measured
 ENOUGH, TOO_LONG = 8.0, 30.0  # seconds of measured steps, and after which any number is enough
+# A processor can be a tenth faster for its first half minute, and a busy host slower for some seconds: a plan for a
+# time rests on a longer look, of which the second half counts.
+LOOK_SHARE, LONGEST_LOOK = 0.02, 60.0  # of the time, and in seconds
 KNN_SHARE = 0.05  # of the time: the most that kNN takes in a run planned to end in time
 RESERVE = 0.01  # of the time, for the end
 WARM_UP_SHARE = 0.1  # of such a run: the longest warm-up of the rate
@@ -62,11 +65,12 @@ def measure(
     world: World,
     knn: KNNMonitor | None = None,
     count: int | None = None,
+    enough: float = ENOUGH,
 ) -> Pace:
     """Take some steps of a run with networks of their own, which are thrown away.
 
-    `count`: how many images the run has, where `images` are some of them. On several processes all take part. Raises as
-    `Trainer`.
+    `count`: how many images the run has, where `images` are some of them; `enough`: seconds of steps. On several
+    processes all take part. Raises as `Trainer`.
     """
     setup = Setup.of(config, count or len(images), world)
     # Long enough to have an early and a late part, without what only a longer run would compile.
@@ -77,8 +81,8 @@ def measure(
     trainer = Trainer(config, images, world)
     with trainer:
         began = time.perf_counter()
-        late, steps = _timed(trainer, trainer.plan.total - MOST - WARM_UP)
-        early, more = _timed(trainer, 0) if config.start_size else (late, 0)
+        late, steps = _timed(trainer, trainer.plan.total - _most(enough) - WARM_UP, enough)
+        early, more = _timed(trainer, 0, enough) if config.start_size else (late, 0)
         beyond = time.perf_counter() - began - steps * late - more * early
         accuracy = _knn_seconds(knn, trainer) if knn else 0.0
         memory = peak_memory(trainer.device) / 1e9
@@ -89,8 +93,15 @@ def measure(
     return Pace(early, late, accuracy, max(0.0, beyond), memory, setup.compiled)
 
 
-def _timed(trainer: Trainer, first: int) -> tuple[float, int]:
-    """Seconds per step from step `first`, and the number of steps taken. Where steps are slow, few are."""
+def _most(enough: float) -> int:
+    return math.ceil(MOST * enough / ENOUGH)
+
+
+def _timed(trainer: Trainer, first: int, enough: float) -> tuple[float, int]:
+    """Seconds per step from step `first`, in the second half of so many seconds, and the number of steps taken.
+
+    Where steps are slow, few are.
+    """
     taken, began = 0, time.perf_counter()
 
     def since(start: float, most: float) -> bool:
@@ -105,12 +116,14 @@ def _timed(trainer: Trainer, first: int) -> tuple[float, int]:
     step()
     while taken < WARM_UP and not since(began, ENOUGH):
         step()
-    warm, began = taken, time.perf_counter()
-    while taken - warm < MOST:
+    ends = [time.perf_counter()]
+    while len(ends) <= _most(enough):
         step()
-        if (taken - warm >= LEAST and since(began, ENOUGH)) or since(began, TOO_LONG):
+        ends.append(time.perf_counter())
+        if (len(ends) > LEAST and since(ends[0], enough)) or since(ends[0], max(TOO_LONG, enough)):
             break
-    return (time.perf_counter() - began) / (taken - warm), taken
+    half = (len(ends) - 1) // 2
+    return (ends[-1] - ends[half]) / (len(ends) - 1 - half), taken
 
 
 def _knn_seconds(knn: KNNMonitor, trainer: Trainer) -> float:
@@ -153,12 +166,14 @@ def planned(
 ) -> tuple[TrainConfig, Pace]:
     """The settings of a run that ends in time, the same in all processes, and the pace on which they rest.
 
-    What is compiled can depend on the length: then the pace is measured again. `count`: as in `measure`.
+    A second look at the pace is for long runs, and for what is compiled, as that can depend on the length. `count`: as
+    in `measure`.
     """
     count = count or len(images)
     pace = measure(config.replace(max_steps=1), images, world, knn, count)
     found = fitted(config, pace, count, seconds_left())
-    if world.any(Setup.of(found, count, world).compiled != pace.compiled):
-        pace = measure(found, images, world, knn, count)
+    enough = float(world.tell(str(min(LONGEST_LOOK, max(ENOUGH, LOOK_SHARE * seconds_left())))))
+    if world.any(enough > ENOUGH or Setup.of(found, count, world).compiled != pace.compiled):
+        pace = measure(found, images, world, knn, count, enough)
         found = fitted(config, pace, count, seconds_left())
     return TrainConfig.from_dict(read_object(world.tell(json.dumps(found.to_dict())))), pace
