@@ -32,6 +32,7 @@ MOST_META = 256 << 20  # bytes: it lists the images that could not be read
 WEEK = 7 * 86_400  # seconds
 CHUNK = 1 << 24  # bytes written at a time
 _TEMPORARY = ".tmp-"
+_NO_ENTRY = (errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ELOOP, errno.EINVAL, errno.EFBIG)
 _NO_FALLOCATE = (errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSYS, errno.ENOTSUP)
 
 
@@ -79,8 +80,9 @@ class DecodedCache:
         self.limit = size_limit() if limit is None else limit
 
     def find(self, key: str) -> Entry | None:
-        """The entry of a key, marked as used now."""
-        entry = _entry(self.root / key)
+        """The entry of a key, marked as used now; None where there is none, or no sound one. Raises `CacheError`."""
+        with self.failing_alone():
+            entry = _entry(self.root / key)
         if entry:
             with suppress(OSError):
                 os.utime(entry.path)
@@ -88,10 +90,11 @@ class DecodedCache:
 
     def entries(self) -> list[Entry]:
         """All entries, the one used longest ago first."""
-        try:
-            found = [_entry(path) for path in self.root.glob("[!.]*")] if self.root.is_dir() else []
-        except OSError:  # a folder above that cannot be entered
-            found = []
+        found = list[Entry | None]()
+        with suppress(OSError):  # a folder above that cannot be entered
+            for path in self.root.glob("[!.]*") if self.root.is_dir() else ():
+                with suppress(OSError):
+                    found.append(_entry(path))
         return sorted((entry for entry in found if entry), key=lambda entry: entry.used)
 
     def has_room(self, size: int) -> bool:
@@ -240,13 +243,20 @@ def _is_skipped(item: object) -> bool:
 
 
 def _entry(path: Path) -> Entry | None:
-    """The entry at a path, None for anything else: only entries are ever removed."""
+    """The entry at a path, None for anything else: only entries are ever removed.
+
+    Raises `OSError` where the system, not the path, is at fault.
+    """
     try:
         meta = read_meta(path)
         files = {file.name: file.lstat() for file in path.iterdir()}
         used = path.lstat()
-    except (OSError, ValueError):
+    except ValueError:
         return None
+    except OSError as error:
+        if error.errno in _NO_ENTRY:
+            return None
+        raise
     plain = stat.S_ISDIR(used.st_mode) and all(stat.S_ISREG(file.st_mode) for file in files.values())
     if not plain or not files.keys() <= {META, *ARRAYS}:
         return None

@@ -6,34 +6,34 @@ Legend: N images, B batch, M canvas pixels, S view pixels.
 from __future__ import annotations
 
 import hashlib
-import json
 import math
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import PIL
 import torch
 from PIL import Image
 
-from byol.images.cache import ARRAYS, META, CacheError, DecodedCache, Entry, reserve
+from byol.images.cache import CacheError, DecodedCache
 from byol.images.decode import MARGIN, Preprocess, decode
 from byol.images.source import ImageSource, Skipped
 from byol.images.stamps import LOOKED_INTO, spread
 from byol.images.surroundings import UnreadableImage
-from byol.text import printable
+from byol.text import printable, reason_of
 from byol.training.data.intake import (
     ImageTensor,
     Intake,
     StreamedImages,
     Transform,
+    image_tensor,
     least_side_of,
     none_readable,
     squeeze,
 )
+from byol.training.data.kept import new_pixels, read_entry, write_rest
 
 SMALL = 16 << 20  # bytes: fewer decoded images are held in memory and not cached, decoding them takes no time
 CHUNK = 65_536  # names hashed at a time
@@ -61,7 +61,7 @@ def open_images(
             images = _load(source, _canvas(canvas), advance, cache)
             return _those_of(images, source, begun) if begun else images
     except CacheError as error:
-        warnings.warn(f"{error}; decoding images anew for each batch", stacklevel=2)
+        warnings.warn(f"{reason_of(error)}; decoding images anew for each batch", stacklevel=2)
     return StreamedImages(_in_any_order(source, begun) if begun and not begun.streamed else source, canvas)
 
 
@@ -132,7 +132,7 @@ def _load_anyhow(
     try:
         return _load(source, shape, advance, cache)
     except CacheError as error:
-        warnings.warn(f"{error}; decoding images for this run only", stacklevel=2)
+        warnings.warn(f"{reason_of(error)}; decoding images for this run only", stacklevel=2)
         return _load(source, shape, advance, None)
 
 
@@ -145,7 +145,7 @@ def _load(source: ImageSource, shape: _Shape, advance: Advance | None, cache: De
     if cache is not None and source.stamp is not None and size > SMALL and cache.has_room(size):
         return _load_kept(source, shape, advance, cache)
     pixels = np.empty((len(source), shape.side, shape.side, 3), np.uint8)
-    return _image_tensor(pixels, *_decode_into(pixels, source, shape, advance))
+    return image_tensor(pixels, *_decode_into(pixels, source, shape, advance))
 
 
 def _load_kept(source: ImageSource, shape: _Shape, advance: Advance | None, cache: DecodedCache) -> ImageTensor:
@@ -155,13 +155,13 @@ def _load_kept(source: ImageSource, shape: _Shape, advance: Advance | None, cach
     sizes = (len(source), shape.side, shape.side, 3)
     key = hashlib.sha256("\n".join(words).encode()).hexdigest()[:32]
     entry = cache.find(key)
-    found = _read_entry(entry, sizes) if entry else None
+    found = read_entry(entry, sizes) if entry else None
     if found is None or any(_readable_now(source, found.skipped)):
         cache.drop(key)
         with cache.create(key, math.prod(sizes)) as folder:
             _write_entry(cache, folder, sizes, source, shape, advance)
         entry = cache.find(key)
-        found = _read_entry(entry, sizes) if entry else None
+        found = read_entry(entry, sizes) if entry else None
     if found is None:
         raise CacheError(f"{printable(cache.root / key)} cannot be read back; run `byol cache clear`")
     return found
@@ -205,10 +205,6 @@ def _counting(transform: Transform, advance: Advance | None) -> Transform:
     return counted
 
 
-def _image_tensor(pixels: np.ndarray, aspect: np.ndarray, indices: np.ndarray, skipped: list[Skipped]) -> ImageTensor:
-    return ImageTensor(torch.from_numpy(pixels[: len(indices)]), torch.from_numpy(aspect), indices, skipped)
-
-
 # ---------------------------------------------------------------------------------------------- cache entries
 
 
@@ -220,44 +216,16 @@ def _write_entry(
     shape: _Shape,
     advance: Advance | None,
 ) -> None:
-    """Write `pixels.npy`, `aspect.npy`, `indices.npy` and `meta.json`; rows of unreadable images stay unused."""
-    with cache.failing_alone():
-        pixels = np.lib.format.open_memmap(folder / "pixels.npy", mode="w+", dtype=np.uint8, shape=sizes)
-        reserve(folder / "pixels.npy")
+    """Decode a source into a new entry. Raises `CacheError`."""
+    pixels = new_pixels(cache, folder, sizes)
     aspect, indices, skipped = _decode_into(pixels, source, shape, advance)
     listed = len(source.skipped)
-    meta: dict[str, Any] = {
+    meta = {
         "name": Path(source.name).name,
-        "images": len(indices),
-        "shape": sizes,
         "listed": [vars(item) for item in skipped[:listed]],
         "unreadable": [vars(item) for item in skipped[listed:]],
     }
-    with cache.failing_alone():
-        pixels.flush()
-        np.save(folder / "aspect.npy", aspect, allow_pickle=False)
-        np.save(folder / "indices.npy", indices, allow_pickle=False)
-        (folder / META).write_text(json.dumps(meta))
-
-
-def _read_entry(entry: Entry, shape: tuple[int, ...]) -> ImageTensor | None:
-    """An entry's images, mapped; None when its files are damaged or do not agree."""
-    images, meta = entry.meta["images"], entry.meta
-    kinds, sizes = (np.uint8, np.float32, np.int64), (shape, (images,), (images,))
-    arrays = []
-    for name, kind, size in zip(ARRAYS, kinds, sizes, strict=True):
-        try:  # copy on write: nobody writes, and torch wants arrays it could write to
-            array = np.load(entry.path / name, mmap_mode="c", allow_pickle=False)
-        except (OSError, ValueError):
-            return None
-        if array.dtype != kind or array.shape != size:
-            return None
-        arrays.append(array)
-    pixels, aspect, indices = arrays[0], *(np.array(array) for array in arrays[1:])
-    if images and not 0 <= indices.min() <= indices.max() < shape[0]:
-        return None
-    skipped = [Skipped(**item) for item in [*meta["listed"], *meta["unreadable"]]]
-    return _image_tensor(pixels, aspect, indices, skipped)
+    write_rest(cache, folder, pixels, aspect, indices, meta)
 
 
 def _readable_now(source: ImageSource, skipped: list[Skipped]) -> list[bool]:

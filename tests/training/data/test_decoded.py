@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import subprocess
@@ -16,6 +17,7 @@ from click.testing import CliRunner
 from PIL import Image
 
 from byol.commands.cache import cache as cache_command
+from byol.images import cache as cache_module
 from byol.images import decode as images_module
 from byol.images.cache import META, DecodedCache, size_limit
 from byol.images.columns import Labels
@@ -147,13 +149,41 @@ def test_what_could_not_be_read_and_now_can_is_read(images: Path, cache: Decoded
     assert len(cache.entries()) == 1
 
 
-@pytest.mark.parametrize("name", ["pixels.npy", "aspect.npy", "indices.npy", META])
-def test_a_damaged_entry_is_made_again(images: Path, cache: DecodedCache, name: str):
+@pytest.mark.parametrize(
+    ("name", "length"), [("pixels.npy", 100), ("aspect.npy", 100), ("indices.npy", 100), (META, 100), ("pixels.npy", 0)]
+)
+def test_a_damaged_entry_is_made_again(images: Path, cache: DecodedCache, name: str, length: int):
     expected = load_canvases(open_source(images), 16, cache=cache)
     (entry,) = cache.entries()
     expected = ImageTensor(expected.pixels.clone(), expected.aspect, expected.indices, expected.skipped)
-    (entry.path / name).write_bytes((entry.path / name).read_bytes()[:100])
+    (entry.path / name).write_bytes((entry.path / name).read_bytes()[:length])
     assert same(expected, load_canvases(open_source(images), 16, cache=cache))
+
+
+@pytest.mark.skipif(not Path("/proc/self/maps").is_file(), reason="only Linux lists what is mapped")
+def test_an_entry_may_be_larger_than_memory(images: Path, cache: DecodedCache):
+    """Of a private mapping that may be written to, the kernel demands its size as memory."""
+    opened = [load_canvases(open_source(images), 16, cache=cache) for _ in range(2)]
+    lines = Path("/proc/self/maps").read_text().splitlines()
+    mapped = [line.split()[1] for line in lines if str(cache.root) in line and line.endswith("pixels.npy")]
+    assert mapped == ["r--s"] * len(opened)
+
+
+@pytest.mark.parametrize("what", ["mapping", "reading"])
+def test_a_fault_of_the_machine_costs_no_entry(
+    images: Path, cache: DecodedCache, decoded: list[int], monkeypatch: pytest.MonkeyPatch, what: str
+):
+    load_canvases(open_source(images), 16, cache=cache)
+
+    def fail(*_: object, **__: object) -> None:
+        raise OSError(errno.ENOMEM, os.strerror(errno.ENOMEM))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(np, "load", fail) if what == "mapping" else patch.setattr(cache_module, "read_meta", fail)
+        with pytest.warns(UserWarning, match="Cannot allocate memory; decoding images anew for each batch"):
+            assert isinstance(open_images(open_source(images), 16, cache=cache), StreamedImages)
+    assert isinstance(open_images(open_source(images), 16, cache=cache), ImageTensor)
+    assert len(decoded) == 1
 
 
 def test_the_cache_stays_within_its_size_and_drops_what_was_used_longest_ago(tmp_path: Path):
