@@ -107,6 +107,25 @@ def test_a_list_s_stamp_changes_with_what_the_server_says(tmp_path: Path, web: W
     assert [a == b for a, b in zip(before, after, strict=True)] == [False, False, True]
 
 
+@pytest.mark.parametrize("kind", ["list", "folder"])
+def test_a_stamp_changes_with_an_image_of_the_same_size(tmp_path: Path, web: Web, kind: str) -> None:
+    url = f"{web.url}/images/cat/?signature=abc"
+    location = url if kind == "folder" else listed(tmp_path, f"{web.url}/images/cat/003.png")
+    web.odd = {"/images/cat/old": always(404), "/images/cat/old/": always(404)}  # a link that leads nowhere
+    web.files["/images/cat/old/a.png"] = b""
+
+    def stamp() -> str:
+        source = open_source(location)
+        assert source.stamp is not None
+        return source.stamp()
+
+    before = stamp()
+    assert stamp() == before
+    web.files["/images/cat/003.png"] = web.files["/images/cat/003.png"][:-1] + b"x"
+    assert stamp() != before
+    assert kind == "list" or all("signature=abc" in asked for asked in web.asked)
+
+
 def test_a_port_where_nothing_listens_and_a_name_that_nobody_has(tmp_path: Path, png: bytes) -> None:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
