@@ -19,7 +19,16 @@ import aiohttp
 from fsspec.implementations.http import HTTPFileSystem
 
 from byol.images.location import without_query
-from byol.images.remote.faults import NO_BYTES, WRONG_ASKER, Fault, Refusal, fault_of_status, phrase, seconds_of
+from byol.images.remote.faults import (
+    NO_BYTES,
+    WHOLE_ONLY,
+    WRONG_ASKER,
+    Fault,
+    Refusal,
+    fault_of_status,
+    phrase,
+    seconds_of,
+)
 from byol.text import reason_of
 
 MOST_PAGE = 64 << 20  # bytes of a page that lists a folder
@@ -60,7 +69,7 @@ class HttpFiles(HTTPFileSystem):  # type: ignore[misc]  # fsspec has no annotati
             if version != _version(answer):
                 raise Refusal("it has changed since it was opened", Fault.FINAL)
             if answer.status != 206 or not answer.headers.get("Content-Range", "").startswith(f"bytes {start}-"):
-                raise Refusal("its server sends whole files only; download it first", Fault.FINAL)
+                raise Refusal(WHOLE_ONLY, Fault.FINAL)
             return await _body(answer, end - start, Refusal("its server sends more than requested", Fault.FINAL))
 
     async def _info(self, url: str, **_: Any) -> dict[str, Any]:

@@ -19,7 +19,7 @@ from PIL import Image
 from byol.files.atomic import SourceUnavailable
 from byol.images.location import NotAllowed, allowed_protocol, without_query
 from byol.images.picture.read import read_image
-from byol.images.remote.faults import AGAIN, Fault, Refusal, patiently
+from byol.images.remote.faults import AGAIN, WHOLE_ONLY, Fault, Refusal, patiently
 from byol.limits import limit
 from byol.text import install, printable, reason_of
 
@@ -92,8 +92,19 @@ class RemotePath:
         """A reader of its bytes, at any place."""
         if mode != "rb":
             raise ValueError(f"mode {mode!r}: remote files are read only")
-        if self.facts["size"] is None or not self.facts.get("partial", True):
-            return io.BytesIO(self.read_bytes())
+        return self.open_parts() if self._in_parts else io.BytesIO(self.read_bytes())
+
+    @property
+    def _in_parts(self) -> bool:
+        return self.facts["size"] is not None and bool(self.facts.get("partial", True))
+
+    def open_parts(self) -> BinaryIO:
+        """The same, without ever fetching the whole file; reading raises as `read_range`.
+
+        Raises `SourceUnavailable` where the server does not send parts.
+        """
+        if not self._in_parts:
+            raise SourceUnavailable(f"{printable(self.url)} cannot be read now: {WHOLE_ONLY}")
         return cast(BinaryIO, io.BufferedReader(_RemoteFile(self), BLOCK))
 
     def read_bytes(self, most: int | None = None) -> bytes:

@@ -337,12 +337,16 @@ def test_a_shard_that_is_exchanged_while_it_is_read_stops_the_work(
         source.open(9)
 
 
-def test_a_server_without_ranges(place: Path, web: Web, tmp_path: Path) -> None:
-    pattern = write_shards(place, web, "tar", tmp_path)
+@pytest.mark.parametrize("kind", ["tar", "parquet"])
+def test_a_server_without_ranges(place: Path, web: Web, kind: str, tmp_path: Path) -> None:
+    """Nothing tells whether it still sends the file that was listed, and each part would cost the whole."""
+    pattern = write_shards(place, web, kind, tmp_path)
     web.ranges = False
     source = open_source(pattern.replace("{0..3}", "1"))
+    web.asked.clear()
     with pytest.raises(SourceUnavailable, match="sends whole files only; download it"):
         source.open(0)
+    assert len(web.asked) <= 1
 
 
 def test_a_folder_that_lists_itself_without_end(web: Web, png: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
