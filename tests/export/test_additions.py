@@ -19,6 +19,7 @@ from byol.export import additions, precision
 from byol.export.additions import Additions
 from byol.export.exporter import export_bundle
 from byol.images.decode import Preprocess
+from byol.images.open import open_source
 from byol.serve import Encoder, LinearProbe
 from byol.serve.features.read import read_features
 from byol.serve.proof import verify
@@ -279,13 +280,31 @@ def test_a_probe_of_another_encoder_is_refused(tmp_path):
         save_classifier(bundle, probe, head, tmp_path / "taken")
 
 
+def test_calibration_holds_squares_and_few_originals(tmp_path, monkeypatch):
+    """Pictures of 12 megapixels take 48 MB each in Pillow, and up to 320 are read ahead by all threads."""
+    images, real, held = folder(tmp_path / "images", per_class=20), additions.decode, set()
+
+    def watched(*words, **named):
+        for index, result in real(*words, **named):
+            held.add(result.shape)
+            yield index, result
+
+    monkeypatch.setattr(additions, "decode", watched)
+    assert additions._read_calibration(images, Preprocess(16, 16), whole=False).pictures == []
+    found, source = additions._read_calibration(images, Preprocess(16, 16), whole=True), open_source(images)
+    assert held == {(16, 16, 3)}
+    assert len(found.pictures) == 16
+    for row, picture in zip(range(0, 32, 2), found.pictures, strict=True):
+        np.testing.assert_array_equal(picture, source.open(row))
+
+
 def test_unreadable_images_for_calibration_and_evaluation_are_named(tmp_path, capfd):
     write_tiny_bundle(tmp_path / "bundle")
     for name in ("train", "test"):
         folder(tmp_path / name, per_class=12)
         a_class = next(path for path in (tmp_path / name).iterdir() if path.is_dir())
         (a_class / f"{name}.png").write_bytes(b"no picture")
-    additions._read_calibration(tmp_path / "train", Preprocess(16, 16))
+    additions._read_calibration(tmp_path / "train", Preprocess(16, 16), whole=False)
     said = capfd.readouterr().err
     assert "skipped 1 of the calibration images:" in said
     assert "train.png: not an image" in said
