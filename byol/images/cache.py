@@ -97,13 +97,15 @@ class DecodedCache:
                     found.append(_entry(path))
         return sorted((entry for entry in found if entry), key=lambda entry: entry.used)
 
-    def has_room(self, size: int) -> bool:
-        """Whether `size` bytes may be kept, if need be in place of older entries. Raises `CacheError`."""
-        if size > self.limit:
-            return False
+    def room(self) -> int:
+        """How many bytes a new entry may have, if need be in place of older ones. Raises `CacheError`."""
         kept = sum(entry.size for entry in self.entries())
         with self.failing_alone():
-            return size <= (shutil.disk_usage(lowest_there(self.root)).free + kept) // 2
+            return min(self.limit, (shutil.disk_usage(lowest_there(self.root)).free + kept) // 2)
+
+    def has_room(self, size: int) -> bool:
+        """Whether a new entry may have `size` bytes. Raises `CacheError`."""
+        return size <= self.limit and size <= self.room()
 
     @contextmanager
     def create(self, key: str, size: int) -> Iterator[Path]:

@@ -8,7 +8,9 @@ import os
 import subprocess
 import sys
 import threading
+import warnings
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -167,6 +169,23 @@ def test_an_entry_may_be_larger_than_memory(images: Path, cache: DecodedCache):
     lines = Path("/proc/self/maps").read_text().splitlines()
     mapped = [line.split()[1] for line in lines if str(cache.root) in line and line.endswith("pixels.npy")]
     assert mapped == ["r--s"] * len(opened)
+
+
+def test_an_entry_serves_when_others_have_filled_the_disk(
+    images: Path, cache: DecodedCache, decoded: list[int], monkeypatch: pytest.MonkeyPatch
+):
+    expected = load_canvases(open_source(images), 16, cache=cache)
+    monkeypatch.setattr(cache_module.shutil, "disk_usage", lambda _: SimpleNamespace(free=0))
+    with warnings.catch_warnings(action="error"):
+        found = open_images(open_source(images), 16, cache=cache)
+    assert isinstance(found, ImageTensor)
+    assert same(found, expected)
+    with pytest.warns(UserWarning, match=r"images takes 0 MB decoded, \S+ has room for 0 MB .*anew for each batch"):
+        assert isinstance(open_images(open_source(images), 24, cache=cache), StreamedImages)
+    (images / "cat" / "new.png").write_bytes(b"")
+    with pytest.warns(UserWarning, match="has room for 0 MB .*; decoding images for this run only"):
+        load_canvases(open_source(images), 16, cache=cache)
+    assert len(decoded) == 2
 
 
 @pytest.mark.parametrize("what", ["mapping", "reading"])
@@ -372,7 +391,8 @@ def test_streaming_replaces_unreadable_images_and_reports_them(images: Path):
 def test_sources_larger_than_the_cache_are_streamed(images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(module, "SMALL", 0)
     source = open_source(images)
-    assert isinstance(open_images(source, 16, cache=DecodedCache(tmp_path / "none", limit=0)), StreamedImages)
+    with warnings.catch_warnings(action="error"):  # who allows no cache needs not be told
+        assert isinstance(open_images(source, 16, cache=DecodedCache(tmp_path / "none", limit=0)), StreamedImages)
     assert isinstance(open_images(source, 16, cache=DecodedCache(tmp_path / "some", limit=10**9)), ImageTensor)
 
 
