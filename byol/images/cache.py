@@ -160,32 +160,52 @@ class DecodedCache:
         return True
 
     def drop(self, key: str) -> None:
-        """Remove an entry. Processes that have mapped its files keep them."""
-        with suppress(OSError):
-            remove(self.root / key)
+        """Remove what lies under a key. Processes that have mapped its files keep them. Raises `CacheError`."""
+        path = self.root / key
+        if not os.path.lexists(path):
+            return
+        try:
+            remove(path)
+        except OSError as error:
+            if os.path.lexists(path):  # else another process was first
+                raise CacheError(error.errno, f"{printable(path)} cannot be removed: {reason_of(error)}") from error
 
     def clear(self, keys: Sequence[str] = ()) -> int:
         """Remove the entries whose keys begin so, or all; returns the bytes freed.
 
-        Raises `ValueError`, removing nothing, where no entry or several begin so.
+        Raises `ValueError`, removing nothing, where no entry or several begin so, and `CacheError` when some stay.
         """
         entries = self.entries()
         chosen = [_only(entries, key) for key in keys] if keys else entries
+        freed, stay = 0, list[CacheError]()
         for entry in chosen:
-            self.drop(entry.path.name)
+            try:
+                self.drop(entry.path.name)
+                freed += entry.size
+            except CacheError as error:
+                stay.append(error)
         self._remove_abandoned()
-        return sum(entry.size for entry in chosen)
+        if stay:
+            raise CacheError(f"{gigabytes(freed)} freed; {reason_of(stay[0])}; remove it as the user who made it")
+        return freed
 
     def _make_room(self, size: int) -> None:
         entries = self.entries()
         excess = sum(entry.size for entry in entries) + size - self.limit
         free = shutil.disk_usage(self.root).free
+        stays: CacheError | None = None
         for entry in entries:
             if excess <= 0 and free >= 2 * size:
                 break
-            self.drop(entry.path.name)
+            try:
+                self.drop(entry.path.name)
+            except CacheError as error:
+                stays = error
+                continue
             excess -= entry.size
             free += entry.size
+        if stays and excess > 0:
+            raise stays
 
     def _remove_abandoned(self) -> None:
         """Remove what killed processes left half-written: its lock is free, or without a lock it is a week old."""

@@ -21,7 +21,7 @@ from PIL import Image
 from byol.commands.cache import cache as cache_command
 from byol.images import cache as cache_module
 from byol.images import decode as images_module
-from byol.images.cache import META, DecodedCache, size_limit
+from byol.images.cache import META, CacheError, DecodedCache, size_limit
 from byol.images.columns import Labels
 from byol.images.open import open_source
 from byol.images.picture.read import read_image
@@ -68,6 +68,11 @@ def decoded(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 def same(a: ImageTensor, b: ImageTensor) -> bool:
     equal = torch.equal(a.pixels, b.pixels) and torch.equal(a.aspect, b.aspect)
     return equal and a.indices.tolist() == b.indices.tolist() and a.skipped == b.skipped
+
+
+def denied(*_: object) -> None:
+    """What removing somebody else's entry comes to."""
+    raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
 
 
 # ------------------------------------------------------------------------------------------------------ cache
@@ -171,6 +176,18 @@ def test_an_entry_may_be_larger_than_memory(images: Path, cache: DecodedCache):
     assert mapped == ["r--s"] * len(opened)
 
 
+def test_a_damaged_entry_that_cannot_be_removed_is_told_before_the_work(
+    images: Path, cache: DecodedCache, decoded: list[int], monkeypatch: pytest.MonkeyPatch
+):
+    load_canvases(open_source(images), 16, cache=cache)
+    (entry,) = cache.entries()
+    (entry.path / "pixels.npy").write_bytes(b"damaged")
+    monkeypatch.setattr(cache_module, "remove", denied)
+    with pytest.warns(UserWarning, match=f"{entry.path} cannot be removed: Permission denied; decoding images anew"):
+        assert isinstance(open_images(open_source(images), 16, cache=cache), StreamedImages)
+    assert len(decoded) == 1
+
+
 def test_an_entry_serves_when_others_have_filled_the_disk(
     images: Path, cache: DecodedCache, decoded: list[int], monkeypatch: pytest.MonkeyPatch
 ):
@@ -205,7 +222,9 @@ def test_a_fault_of_the_machine_costs_no_entry(
     assert len(decoded) == 1
 
 
-def test_the_cache_stays_within_its_size_and_drops_what_was_used_longest_ago(tmp_path: Path):
+def test_the_cache_stays_within_its_size_and_drops_what_was_used_longest_ago(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
     cache = DecodedCache(tmp_path, limit=3500)
     for number, name in enumerate("abc"):
         with cache.create(name, 1000) as entry:
@@ -216,6 +235,10 @@ def test_the_cache_stays_within_its_size_and_drops_what_was_used_longest_ago(tmp
     with cache.create("d", 1500) as entry:
         (entry / META).write_text(json.dumps(META_OF_NONE))
     assert {entry.path.name for entry in cache.entries()} == {"a", "c", "d"}
+    with monkeypatch.context() as patch:
+        patch.setattr(cache_module, "remove", denied)
+        with pytest.raises(CacheError, match="cannot be removed"), cache.create("e", 3500):
+            pass
     assert not cache.has_room(3501)
     assert cache.has_room(3500)
     assert cache.clear() > 0
@@ -308,6 +331,10 @@ def test_the_command_shows_and_clears(images: Path, tmp_path: Path, monkeypatch:
     assert "images: 20 images at 16 px" in shown.output
     listed = json.loads(CliRunner().invoke(cache_command, ["--json"]).output)
     assert [entry["images"] for entry in listed["entries"]] == [20]
+    with monkeypatch.context() as patch:
+        patch.setattr(cache_module, "remove", denied)
+        with pytest.raises(CacheError, match=r"^0 MB freed; \S+ cannot be removed: Permission denied; remove it as "):
+            CliRunner().invoke(cache_command, ["clear"], catch_exceptions=False)
     assert CliRunner().invoke(cache_command, ["clear"]).exit_code == 0
     assert DecodedCache().entries() == []
 
