@@ -115,6 +115,16 @@ def test_a_changed_image_is_decoded_again(images: Path, cache: DecodedCache):
     assert len(cache.entries()) == 3
 
 
+def test_a_time_far_in_the_future_is_a_time(images: Path):
+    stamps = set()
+    for seconds in (10_413_792_000, 10_413_792_001):  # in the year 2300
+        os.utime(images / "cat" / "000.png", (seconds, seconds))
+        source = open_source(images)
+        assert source.stamp is not None
+        stamps.add(source.stamp())
+    assert len(stamps) == 2
+
+
 def test_a_changed_image_of_a_list_is_decoded_again(images: Path, cache: DecodedCache, tmp_path: Path):
     (tmp_path / "list.txt").write_text("".join(f"{path}\n" for path in sorted(images.rglob("*.png"))) + "gone.png\n")
     os.mkfifo(tmp_path / "pipe.png")  # which nobody waits for
