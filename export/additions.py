@@ -39,6 +39,7 @@ from byol.serve.parity import pass_gate, run_graph
 GOLDEN_IMAGES = 5
 CALIBRATION_IMAGES = 320  # every fifth is held out, for the gate
 LEAST_CALIBRATION_IMAGES = 20
+CALIBRATION = f"{LEAST_CALIBRATION_IMAGES} to {CALIBRATION_IMAGES}"  # for people; of more, so many are taken
 PICTURES = 16  # of the calibration images, those whose originals go through the graph for any size
 
 # Heights and widths, in parts of S, of what the graph for any size must reproduce: larger, smaller, narrow, tiny.
@@ -64,7 +65,7 @@ class Additions:
             if name not in VARIANTS or name == "fp32":
                 raise ValueError(f"precision is {name!r}; fp32 is always included; add fp16 or int8")
         if "int8" in self.precisions and self.calibrate is None:
-            raise ValueError("int8 needs calibration images; add --calibrate IMAGES (50 to 300 typical ones)")
+            raise ValueError(f"int8 needs calibration images; add --calibrate IMAGES ({CALIBRATION} typical ones)")
         if self.calibrate is not None and "int8" not in self.precisions and not self.any_size:
             raise ValueError("--calibrate needs --precision int8 or --any-size; add one, or leave it out")
         if (self.eval_train is None) != (self.eval_test is None):

@@ -15,7 +15,7 @@ from byol.bundle.manifest import Manifest
 from byol.console import note, show_line
 from byol.encoders import TIMM
 from byol.encoders.pretrained import Pretrained, Three
-from byol.export.additions import Additions
+from byol.export.additions import CALIBRATION, Additions
 from byol.export.exporter import export_bundle
 from byol.export.foreign.input import Input
 from byol.export.foreign.toolkits import TOOLKITS, foreign_encoder
@@ -70,7 +70,11 @@ from byol.text import printable
     multiple=True,
     help="Also write the encoder with fewer bits; repeatable.",
 )
-@click.option("--calibrate", type=LOCATION, help="Typical images, to choose int8's ranges by; labels do not matter.")
+@click.option(
+    "--calibrate",
+    type=LOCATION,
+    help=f"{CALIBRATION} typical images, to choose int8's ranges by; labels do not matter.",
+)
 @click.option("--any-size", is_flag=True, help="Also write an encoder that resizes and crops pictures itself.")
 @click.option("--eval-train", type=LOCATION, help="Labelled images: the bank for the kNN accuracy of every variant.")
 @click.option("--eval-test", type=LOCATION, help="Labelled images: the queries.")

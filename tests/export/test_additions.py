@@ -16,7 +16,7 @@ from byol.bundle.folder import Bundle
 from byol.bundle.measured import Head
 from byol.bundle.parity import compare_features
 from byol.export import additions, precision
-from byol.export.additions import Additions
+from byol.export.additions import CALIBRATION, Additions
 from byol.export.exporter import export_bundle
 from byol.images.decode import Preprocess
 from byol.images.open import open_source
@@ -24,6 +24,7 @@ from byol.serve import Encoder, LinearProbe
 from byol.serve.features.read import read_features
 from byol.serve.proof import verify
 from tests.support.command_line import byol
+from tests.support.documents import DOCS
 from tests.support.small import folder
 from tests.support.tiny import write_tiny_bundle
 
@@ -117,7 +118,10 @@ def test_a_variant_that_is_not_there_is_named(quick, tmp_path):
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["--precision", "int8"], "int8 needs calibration images; add --calibrate"),
+        (
+            ["--precision", "int8"],
+            f"int8 needs calibration images; add --calibrate IMAGES ({CALIBRATION} typical ones)",
+        ),
         (["--eval-train", "."], "--eval-train and --eval-test go together"),
         (["--precision", "fp16", "--calibrate", "."], "--calibrate needs --precision int8 or --any-size"),
         (["--arch", "resnet18", "--mean", "0.5", "nan", "0.5"], "nan is not a finite number"),
@@ -154,6 +158,10 @@ def test_where_no_classifier_can_be_saved_nothing_is_computed(place, tmp_path, m
     words = ("--train", place / "train", "--test", place / "test", "--save-classifier", tmp_path)
     done = byol("linear", place / "bundle", *words)
     assert (done.code, "exists and is not a bundle" in done.err) == (1, True), done.err
+
+
+def test_the_page_says_how_many_images_calibrate():
+    assert f"come from {CALIBRATION} images;" in (DOCS / "export.md").read_text()
 
 
 def test_too_few_readable_calibration_images_are_refused_and_nothing_is_written(quick, tmp_path):
