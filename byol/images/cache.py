@@ -134,8 +134,8 @@ class DecodedCache:
         """Say what was added, and how large all of it is now: nobody asked for it, and it stays."""
         sizes = {entry.path.name: entry.size for entry in self.entries()}
         note(
-            f"kept {gigabytes(sizes.get(key, 0))} of decoded images for later runs; `byol cache` shows all "
-            f"{gigabytes(sum(sizes.values()))} (of {self.limit / 1e9:g} GB at most) and clears them"
+            f"kept {gigabytes(sizes.get(key, 0))} of decoded images for later runs; `byol cache` lists all entries "
+            f"({gigabytes(sum(sizes.values()))}, limit {self.limit / 1e9:g} GB); `byol cache clear` removes them"
         )
 
     @contextmanager
@@ -224,7 +224,8 @@ def _only(entries: Sequence[Entry], key: str) -> Entry:
     """The entry whose key begins so."""
     found = [entry for entry in entries if entry.path.name.startswith(key)]
     if len(found) != 1 or not key:
-        raise ValueError(f"{'several entries have' if found else 'no entry has'} a key that begins with {key!r}")
+        count = "several entries have" if found else "no entry has"
+        raise ValueError(f"{count} a key that begins with {key!r}; `byol cache` lists the keys")
     return found[0]
 
 
