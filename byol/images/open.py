@@ -81,8 +81,8 @@ def _source_at(path: AnyPath, location: str, here: bytes | None) -> ImageSource:
     shards = _matching(location)
     if not shards:
         raise ValueError(
-            f"{printable(str(path))} does not exist; expected a folder of images, an .npz file, .tar or .parquet "
-            f"shards, or a data set's name ({', '.join(SPLITS)})"
+            f"{printable(str(path))} does not exist; expected a folder of images, one image, .npz, .tar or .parquet "
+            f"shards, a .txt list, a URL, or a data set ({', '.join(SPLITS)})"
         )
     return _shard_source(printable(str(path)), shards)
 
