@@ -232,6 +232,25 @@ def test_a_subfolder_that_went_after_its_parent_was_listed_is_named(web: Web) ->
     )
 
 
+def test_a_page_may_escape_what_its_address_does_not(web: Web, png: bytes) -> None:
+    page = b'<a href="/d%28x%29/a.png"> <a href="/d%28x%29/sub/"> <a href="/other/c.png">'
+    web.files = {"/d(x)/a.png": png, "/d(x)/sub/b.png": png, "/other/c.png": png}
+    web.odd["/d(x)/"] = always(200, page, {"Content-Type": "text/html"})
+    source = open_source(f"{web.url}/d(x)/")
+    assert (list(source.ids), source.open(0).size) == (["a.png", "sub/b.png"], (20, 24))
+
+
+def test_a_large_file_of_which_the_server_says_nothing_is_no_page(
+    web: Web, png: bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("byol.images.remote.http.MOST_PAGE", 100)
+    web.odd["/0.tar"] = always(200, write_tar(tmp_path / "0.tar", {"b.png": png}).read_bytes())
+    assert list(open_source(f"{web.url}/0.tar").ids) == ["b.png"]
+    web.odd["/0.tar"] = always(200, bytes(200), {"Content-Type": "text/html"})
+    with pytest.raises(SourceUnavailable, match="its page is larger than"):
+        open_source(f"{web.url}/0.tar")
+
+
 def test_formats_that_are_not_read_are_named_behind_a_url_too(web: Web) -> None:
     web.files["/images/dog/phone.HEIC"] = web.files["/images/dog/.hidden.heic"] = b"abc"
     source = open_source(f"{web.url}/images")
