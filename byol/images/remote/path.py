@@ -225,7 +225,20 @@ def remote_path(url: str, in_list: bool = False) -> RemotePath:
     advice = OF_A_LIST if in_list else AGAIN
     # Listings are not kept: they would hold every name, and an old one hides what has changed.
     files = patiently(url, lambda: kind(use_listings_cache=False, **named, **options), advice)
-    return RemotePath(url, files, path, advice)
+    return RemotePath(url, _walking_aloud(files), path, advice)
+
+
+def _walking_aloud(files: Any) -> Any:
+    """The same file system, whose `find` and `glob` raise where a folder cannot be listed; fsspec has it empty."""
+    walk = "_walk" if getattr(files, "async_impl", False) else "walk"
+    if walk not in vars(files):  # fsspec gives the same object for the same server
+        setattr(files, walk, functools.partial(getattr(files, walk), on_error=_raise_unless_gone))
+    return files
+
+
+def _raise_unless_gone(error: OSError) -> None:
+    if not isinstance(error, FileNotFoundError):
+        raise error
 
 
 def _files_of(protocol: str, in_list: bool) -> tuple[Any, dict[str, Any]]:
