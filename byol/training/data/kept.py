@@ -50,7 +50,7 @@ def read_entry(entry: Entry, shape: tuple[int, ...]) -> ImageTensor | None:
     """
     count, meta = entry.meta["images"], entry.meta
     kinds, sizes = (np.uint8, np.float32, np.int64), (shape, (count,), (count,))
-    arrays = []
+    arrays = list[np.ndarray]()
     for name, kind, size in zip(ARRAYS, kinds, sizes, strict=True):
         array = _mapped(entry.path / name)
         if array is None or array.dtype != kind or array.shape != size:
@@ -63,12 +63,11 @@ def read_entry(entry: Entry, shape: tuple[int, ...]) -> ImageTensor | None:
     return image_tensor(pixels, aspect, indices, skipped)
 
 
-def _mapped(path: Path) -> np.ndarray | None:
+def _mapped(path: Path) -> np.memmap | None:
     """A file's array, read only: of a mapping that may be written to, Linux wants the whole size as free memory."""
     try:
-        array: np.ndarray = np.load(path, mmap_mode="r", allow_pickle=False)
-    except (FileNotFoundError, EOFError, ValueError):
+        return np.lib.format.open_memmap(path, mode="r")
+    except (FileNotFoundError, ValueError):
         return None
     except OSError as error:  # no memory, no more open files, a failing disk
         raise CacheError(error.errno, f"{printable(path)} cannot be mapped: {reason_of(error)}") from error
-    return array

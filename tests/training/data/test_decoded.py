@@ -225,7 +225,7 @@ def test_a_fault_of_the_machine_costs_no_entry(
         raise OSError(errno.ENOMEM, os.strerror(errno.ENOMEM))
 
     with monkeypatch.context() as patch:
-        patch.setattr(np, "load", fail) if what == "mapping" else patch.setattr(cache_module, "read_meta", fail)
+        patch.setattr(*((np.lib.format, "open_memmap") if what == "mapping" else (cache_module, "read_meta")), fail)
         with pytest.warns(UserWarning, match="Cannot allocate memory; decoding images anew for each batch"):
             assert isinstance(open_images(open_source(images), 16, cache=cache), StreamedImages)
     assert isinstance(open_images(open_source(images), 16, cache=cache), ImageTensor)
