@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from torch import Tensor, nn
 
 from byol.bundle.manifest import Finetuning, Origin, Training
 from byol.bundle.measured import Head
-from byol.images.decode import JPEG_MARGIN, Preprocess
+from byol.images.decode import Preprocess
 
 Three = tuple[float, float, float]
 
@@ -40,4 +40,4 @@ class Pretrained:
     def preprocess(self) -> Preprocess:
         """What a bundle of it does with images, and so whatever measures it."""
         usual = Preprocess.for_size(self.image_size)
-        return Preprocess(self.resize, self.image_size, JPEG_MARGIN) if self.resize else usual
+        return replace(usual, resize=self.resize or usual.resize)
