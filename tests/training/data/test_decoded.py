@@ -202,7 +202,7 @@ def test_an_entry_serves_when_others_have_filled_the_disk(
     images: Path, cache: DecodedCache, decoded: list[int], monkeypatch: pytest.MonkeyPatch
 ):
     expected = load_canvases(open_source(images), 16, cache=cache)
-    monkeypatch.setattr(cache_module.shutil, "disk_usage", lambda _: SimpleNamespace(free=0))
+    monkeypatch.setattr("shutil.disk_usage", lambda _: SimpleNamespace(free=0))
     with warnings.catch_warnings(action="error"):
         found = open_images(open_source(images), 16, cache=cache)
     assert isinstance(found, ImageTensor)
@@ -224,8 +224,9 @@ def test_a_fault_of_the_machine_costs_no_entry(
     def fail(*_: object, **__: object) -> None:
         raise OSError(errno.ENOMEM, os.strerror(errno.ENOMEM))
 
+    failing = "numpy.lib.format.open_memmap" if what == "mapping" else "byol.images.cache.read_meta"
     with monkeypatch.context() as patch:
-        patch.setattr(*((np.lib.format, "open_memmap") if what == "mapping" else (cache_module, "read_meta")), fail)
+        patch.setattr(failing, fail)
         with pytest.warns(UserWarning, match="Cannot allocate memory; decoding images anew for each batch"):
             assert isinstance(open_images(open_source(images), 16, cache=cache), StreamedImages)
     assert isinstance(open_images(open_source(images), 16, cache=cache), ImageTensor)
