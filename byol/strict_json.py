@@ -56,7 +56,7 @@ def _finite(text: str) -> float:
 def check_fields(settings: Any) -> None:
     """Raise `ValueError` naming the first field whose value has a wrong type or length, or exceeds float32.
 
-    For fields of bool, int, float, str, unions of these, tuples of float or `tuple[..., ...]`, and dataclasses.
+    For fields of bool, int, float, str, None, unions of these, tuples of float or `tuple[..., ...]`, and dataclasses.
     """
     for field in dataclasses.fields(settings):
         value, kind = getattr(settings, field.name), str(field.type)
@@ -82,6 +82,8 @@ def _fits(value: object, kind: str) -> bool:
         return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= LARGEST_FLOAT
     if kind == "int":
         return isinstance(value, int) and not isinstance(value, bool) and abs(value) < 2**64
+    if kind == "None":
+        return value is None
     if kind in ("bool", "str"):
         return type(value).__name__ == kind
     return dataclasses.is_dataclass(value) and type(value).__name__ == kind
@@ -99,6 +101,7 @@ def _legal(kind: str) -> str:
         "float": "a finite number, at most 3e38",
         "str": "text",
         "int | float": "a finite number, at most 3e38",
+        "int | None": "a whole number of at most 64 bits, or null",
     }
     return words.get(kind, f"a {kind}")
 

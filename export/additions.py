@@ -5,6 +5,7 @@ Shapes: N images, S the encoder's image size, D features.
 
 from __future__ import annotations
 
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -24,7 +25,8 @@ from byol.export.precision import fp16_graph, int8_graph
 from byol.images.decode import Preprocess, decode
 from byol.images.location import Location, same_place
 from byol.images.open import open_source
-from byol.images.source import Skipped
+from byol.images.picture.budget import PIXELS
+from byol.images.source import ImageSource, Skipped
 from byol.images.surroundings import UnreadableImage
 from byol.run import KNN_K, KNN_TEMPERATURE
 from byol.serve.evaluate.baselines import Compared
@@ -37,6 +39,7 @@ from byol.serve.parity import pass_gate, run_graph
 GOLDEN_IMAGES = 5
 CALIBRATION_IMAGES = 320  # every fifth is held out, for the gate
 LEAST_CALIBRATION_IMAGES = 20
+CALIBRATION = f"{LEAST_CALIBRATION_IMAGES} to {CALIBRATION_IMAGES}"  # for people; of more, so many are taken
 PICTURES = 16  # of the calibration images, those whose originals go through the graph for any size
 
 # Heights and widths, in parts of S, of what the graph for any size must reproduce: larger, smaller, narrow, tiny.
@@ -62,7 +65,7 @@ class Additions:
             if name not in VARIANTS or name == "fp32":
                 raise ValueError(f"precision is {name!r}; fp32 is always included; add fp16 or int8")
         if "int8" in self.precisions and self.calibrate is None:
-            raise ValueError("int8 needs calibration images; add --calibrate IMAGES (50 to 300 typical ones)")
+            raise ValueError(f"int8 needs calibration images; add --calibrate IMAGES ({CALIBRATION} typical ones)")
         if self.calibrate is not None and "int8" not in self.precisions and not self.any_size:
             raise ValueError("--calibrate needs --precision int8 or --any-size; add one, or leave it out")
         if (self.eval_train is None) != (self.eval_test is None):
@@ -112,7 +115,7 @@ def derive(encoder: ModelProto, preprocess: Preprocess, golden: np.ndarray, want
 
     Raises `ValueError` when one is beyond its gate, or the calibration images do not do.
     """
-    calibration = _read_calibration(wanted.calibrate, preprocess) if wanted.calibrate else None
+    calibration = _read_calibration(wanted.calibrate, preprocess, wanted.any_size) if wanted.calibrate else None
     model, name = encoder.SerializeToString(deterministic=True), encoder.graph.input[0].name
     derived = {}
     for precision in VARIANTS:
@@ -175,24 +178,34 @@ def _batches(images: np.ndarray) -> list[np.ndarray]:
     return [images[start : start + 32] for start in range(0, len(images), 32)]
 
 
-def _read_calibration(location: Location, preprocess: Preprocess) -> _Calibration:
+def _read_calibration(location: Location, preprocess: Preprocess, whole: bool) -> _Calibration:
+    """Images of a location, evenly spread; `whole`: with some originals, too."""
     source = open_source(location)
     count = min(len(source), CALIBRATION_IMAGES)
     chosen = source.subset(np.linspace(0, len(source) - 1, count, dtype=int).tolist())
-    images, pictures, skipped = [], [], list(source.skipped)
-    read = decode(chosen, lambda image: (preprocess(image), image), least_side=preprocess.least_side)
-    for index, result in read:
+    images, readable, skipped = list[np.ndarray](), list[int](), list(source.skipped)
+    for index, result in decode(chosen, preprocess, least_side=preprocess.least_side):
         if isinstance(result, UnreadableImage):
             skipped.append(Skipped(chosen.ids[index], str(result)))
-            continue
-        images.append(result[0])
-        if index % max(1, count // PICTURES) == 0:
-            pictures.append(np.asarray(result[1]))
+        else:
+            images.append(result)
+            readable.append(index)
     note_skipped(skipped, of="the calibration images")
     _require_enough(source.name, len(images))
     held = np.arange(len(images)) % 5 == 4
     stacked = np.stack(images)
-    return _Calibration(stacked[~held], stacked[held], pictures[:PICTURES])
+    step = max(1, count // PICTURES)
+    rows = [row for row in readable if row % step == 0][:PICTURES] if whole else []
+    return _Calibration(stacked[~held], stacked[held], _originals(chosen, rows, preprocess.least_side))
+
+
+def _originals(source: ImageSource, rows: list[int], least_side: int) -> list[np.ndarray]:
+    """Some pictures as they are, uint8 (H, W, 3), decoded once more: few are wanted of many that are large."""
+    pictures = list[np.ndarray]()
+    for row in rows:
+        with PIXELS, suppress(UnreadableImage):  # it was readable a moment ago; others will do
+            pictures.append(np.asarray(source.open(row, least_side)))
+    return pictures
 
 
 def _require_enough(name: str, images: int) -> None:

@@ -15,16 +15,18 @@ from byol.bundle.manifest import Manifest
 from byol.console import note, show_line
 from byol.encoders import TIMM
 from byol.encoders.pretrained import Pretrained, Three
-from byol.export.additions import Additions
+from byol.export.additions import CALIBRATION, Additions
 from byol.export.exporter import export_bundle
 from byol.export.foreign.input import Input
 from byol.export.foreign.toolkits import TOOLKITS, foreign_encoder
-from byol.export.source import read_untrained
+from byol.export.source import is_own, read_untrained
 from byol.export.triton import require_repository, write_repository
 from byol.limits import LARGEST_SIZE
 from byol.options import LOCATION, FiniteRange, Output, of_option
 from byol.outputs import require_output_folder
 from byol.text import printable
+
+OF_OTHERS = ("toolkit", "prefix", "arch", "image_size", "mean", "std")  # the options for weights of another toolkit
 
 
 @click.command()
@@ -70,7 +72,11 @@ from byol.text import printable
     multiple=True,
     help="Also write the encoder with fewer bits; repeatable.",
 )
-@click.option("--calibrate", type=LOCATION, help="Typical images, to choose int8's ranges by; labels do not matter.")
+@click.option(
+    "--calibrate",
+    type=LOCATION,
+    help=f"{CALIBRATION} typical images, to choose int8's ranges by; labels do not matter.",
+)
 @click.option("--any-size", is_flag=True, help="Also write an encoder that resizes and crops pictures itself.")
 @click.option("--eval-train", type=LOCATION, help="Labelled images: the bank for the kNN accuracy of every variant.")
 @click.option("--eval-test", type=LOCATION, help="Labelled images: the queries.")
@@ -84,14 +90,18 @@ def export(source: Path, out: Path, triton: Path | None, **options: Any) -> None
     Nothing is written unless ONNX Runtime reproduces torch's features, and every further graph those of the encoder.
     """
     untrained = options.pop("untrained")
-    names = ("toolkit", "prefix", "arch", "image_size", "mean", "std")
-    foreign = {name: value for name in names if (value := options.pop(name)) is not None}
+    foreign = {name: value for name in OF_OTHERS if (value := options.pop(name)) is not None}
     if untrained and foreign:
         raise click.UsageError("--untrained draws new weights; leave out what describes another toolkit's")
     try:
         additions = Additions(**options)
     except ValueError as error:
         raise click.UsageError(str(error)) from error
+    if foreign and is_own(source):
+        raise click.UsageError(
+            "--from, --prefix, --arch, --image-size, --mean and --std are for weights of another toolkit; leave them "
+            f"out for {printable(source)}, which byol wrote: its bundle takes images as it was trained on them"
+        )
     if foreign and "arch" not in foreign:
         raise click.UsageError("the architecture of another toolkit's weights is not known; add --arch NAME")
     require_place(out)  # before work that would be lost

@@ -44,7 +44,6 @@ from byol.export.graph import INPUT, OUTPUT, encoder_to_onnx
 from byol.export.parity import measure, sample_images, torch_features
 from byol.export.source import read_run, read_untrained, untrained
 from byol.files.atomic import atomic_folder
-from byol.images.decode import JPEG_MARGIN, Preprocess
 from byol.serve.fuse import Layer
 
 ONLY_FP32 = Additions()
@@ -69,7 +68,7 @@ def export_bundle(
     given = source
     source = source if isinstance(source, Pretrained) else read_run(Path(source))
     encoder, size, mean, std = source.encoder, source.image_size, source.mean, source.std
-    preprocess, spec = _preprocess(source), _spec(source)
+    spec = _spec(source)
     contract = {"preprocess": json.dumps(vars(spec), sort_keys=True), "byol_version": byol.__version__}
     say("making the graph")
     proto = encoder_to_onnx(encoder, size, mean, std, contract)
@@ -83,7 +82,7 @@ def export_bundle(
     graphs = {ENCODER: Derived(graph.graph, "fp32", parity, golden)}
     if additions.names:
         say(f"adding {', '.join(additions.names)}")
-    graphs |= derive(proto, preprocess, golden["images"], additions)
+    graphs |= derive(proto, source.preprocess, golden["images"], additions)
     if source.layer and source.head:
         graphs[CLASSIFIER] = classifier(
             Model(graph.graph, weights), _layer(source.layer), source.head.classes, images, features
@@ -135,15 +134,10 @@ def try_export(trained: Pretrained) -> None:
 
 
 def _spec(source: Pretrained) -> PreprocessSpec:
-    preprocess = _preprocess(source)
+    preprocess = source.preprocess
     return PreprocessSpec(
         preprocess.resize, preprocess.crop, source.mean, source.std, jpeg_margin=preprocess.jpeg_margin
     )
-
-
-def _preprocess(source: Pretrained) -> Preprocess:
-    size = source.image_size
-    return Preprocess(source.resize, size, JPEG_MARGIN) if source.resize else Preprocess.for_size(size)
 
 
 def _manifest(source: Pretrained, proto: ModelProto, spec: PreprocessSpec, files: dict[str, FileEntry]) -> Manifest:

@@ -101,8 +101,10 @@ def check_clean(proto: onnx.ModelProto) -> None:
     """Raise `ValueError` when the graph holds what a bundle's may not, shape arithmetic say, or is not valid ONNX."""
     found = sorted({node.op_type for node in proto.graph.node} - OPERATORS.keys())
     if found or proto.functions:
+        what = ", ".join(found) or "local functions"
         raise ValueError(
-            f"the exported graph is not clean: it holds {', '.join(found) or 'local functions'}; choose another --arch"
+            f"this encoder needs ONNX operators that a bundle may not contain ({what}); choose another --arch "
+            "(docs/export.md lists tested ones)"
         )
     if is_large(proto):  # onnx's check takes one message; a large graph is checked without its weights
         return

@@ -12,7 +12,7 @@ from byol.encoders.build import build_encoder
 from byol.encoders.pretrained import Pretrained, Three
 from byol.finetuning.checkpoint import read_finetuned
 from byol.pretrained import architecture_of, is_bundle, normalisation_of, read_pretrained, resize_of
-from byol.run import FINETUNE
+from byol.run import FINETUNE, is_run_folder
 from byol.text import printable
 from byol.training.checkpoint import checkpoint_file, finite, read_checkpoint, task_of
 
@@ -33,6 +33,17 @@ def read_run(path: Path) -> Pretrained:
     if not finite(source.encoder.state_dict()):
         raise ValueError(f"{printable(path)}: the encoder's weights are not all finite; export an earlier checkpoint")
     return source
+
+
+def is_own(path: Path) -> bool:
+    """Whether byol wrote these weights: a bundle, a run (also without a checkpoint yet), or one of its checkpoints."""
+    if is_bundle(path) or is_run_folder(str(path)):
+        return True
+    try:
+        task_of(path)
+    except ValueError:
+        return False
+    return True
 
 
 def read_untrained(path: Path) -> Pretrained:

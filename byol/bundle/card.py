@@ -44,7 +44,10 @@ def upright(image):  # rotated as EXIF says; nothing else in EXIF is read, as it
 
 
 session = onnxruntime.InferenceSession("encoder.onnx")
-image = upright(Image.open("photo.jpg")).convert("RGB")
+image = upright(Image.open("photo.jpg"))
+if image.mode.startswith("I;16") or (image.mode == "I" and image.getextrema()[1] > 255):  # 16-bit grey
+    image = Image.fromarray(np.rint(np.asarray(image) / 257.0).clip(0, 255).astype(np.uint8))
+image = image.convert("RGB")
 side = {crop} * min(image.size) / {resize}
 left, top = (image.width - side) / 2, (image.height - side) / 2
 image = image.resize(({crop}, {crop}), Image.Resampling.BICUBIC, (left, top, left + side, top + side))

@@ -150,7 +150,7 @@ def run_finetuning(
     elif export_check and not is_bundle(encoder):
         require_exportable(source)
     with warnings_as_notes(), progress("decode", None) as advance:
-        sets = read_sets(chosen, source.image_size, advance)
+        sets = read_sets(chosen, source.preprocess, advance)
     note_skipped(sets.skipped)
     if continuing:
         run.remove_leftovers()

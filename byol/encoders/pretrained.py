@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from torch import Tensor, nn
 
 from byol.bundle.manifest import Finetuning, Origin, Training
 from byol.bundle.measured import Head
+from byol.images.decode import Preprocess
 
 Three = tuple[float, float, float]
 
@@ -34,3 +35,9 @@ class Pretrained:
     layer: tuple[Tensor, Tensor] | None = None
     head: Head | None = None
     untrained_seed: int | None = None
+
+    @property
+    def preprocess(self) -> Preprocess:
+        """What a bundle of it does with images, and so whatever measures it."""
+        usual = Preprocess.for_size(self.image_size)
+        return replace(usual, resize=self.resize or usual.resize)

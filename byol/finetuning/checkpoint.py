@@ -36,6 +36,7 @@ class _Rebuilt:
     image_size: int
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
+    resize: int | None
 
     def __post_init__(self) -> None:
         check_fields(self)
@@ -43,6 +44,8 @@ class _Rebuilt:
             object.__setattr__(self, name, tuple(getattr(self, name)))
         if not 1 <= self.image_size <= LARGEST["image_size"]:
             raise ValueError(f"image_size is {self.image_size}; expected 1 to {LARGEST['image_size']:,}")
+        if self.resize is not None and self.resize < self.image_size:
+            raise ValueError(f"resize is {self.resize}; expected image_size ({self.image_size}) or more, or null")
 
     def classifier(self, classes: int) -> Classifier:
         """The encoder and a layer behind it."""
@@ -77,7 +80,7 @@ def read_finetuned(path: Path) -> Pretrained:
     with damaged_metadata(path):
         facts, head = (read_object(metadata[name]) for name in ("source", "head"))
         count = len(_classes(head))
-        rebuilt = _Rebuilt(**{name: facts.pop(name) for name in ("arch", "stem", "image_size", "mean", "std")})
+        rebuilt = _Rebuilt(**{field.name: facts.pop(field.name) for field in fields(_Rebuilt)})
         with torch.device("meta"):
             expected = rebuilt.classifier(count).state_dict()
     require_fit(expected, tensors, printable(path))  # before memory is taken: a small file can name a large model

@@ -81,13 +81,16 @@ def choose_images(config: FinetuneConfig, data: Location, test: Location | None)
     return Chosen(source, draws, other, facts)
 
 
-def read_sets(chosen: Chosen, image_size: int, advance: Advance | None = None) -> Sets:
-    """Decode what was chosen. Raises `ValueError` when none of a class, or of the test set, can be read."""
+def read_sets(chosen: Chosen, preprocess: Preprocess, advance: Advance | None = None) -> Sets:
+    """Decode what was chosen. `preprocess`: the encoder's own, as its bundle will have it, for all that is scored on.
+
+    Raises `ValueError` when none of a class, or of the test set, can be read.
+    """
     source, other, draws = chosen.source, chosen.test, chosen.draws
     labels = np.array(source.labels[:])
     rows = np.unique(np.concatenate(draws))  # (n,) of the source
-    part, preprocess, names = source.subset(rows), Preprocess.for_size(image_size), source.classes
-    canvases = load_canvases(part, canvas_side(part, image_size), advance, DecodedCache())
+    part, names = source.subset(rows), source.classes
+    canvases = load_canvases(part, canvas_side(part, preprocess.crop), advance, DecodedCache())
     preprocessed = load_preprocessed(part, preprocess, DecodedCache(), advance)
     if not np.array_equal(canvases.indices, preprocessed.indices):
         raise ValueError(f"{source.name} changed while being read; run the command again")

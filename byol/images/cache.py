@@ -32,6 +32,7 @@ MOST_META = 256 << 20  # bytes: it lists the images that could not be read
 WEEK = 7 * 86_400  # seconds
 CHUNK = 1 << 24  # bytes written at a time
 _TEMPORARY = ".tmp-"
+_NO_ENTRY = (errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ELOOP, errno.EINVAL, errno.EFBIG)
 _NO_FALLOCATE = (errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSYS, errno.ENOTSUP)
 
 
@@ -79,8 +80,9 @@ class DecodedCache:
         self.limit = size_limit() if limit is None else limit
 
     def find(self, key: str) -> Entry | None:
-        """The entry of a key, marked as used now."""
-        entry = _entry(self.root / key)
+        """The entry of a key, marked as used now; None where there is none, or no sound one. Raises `CacheError`."""
+        with self.failing_alone():
+            entry = _entry(self.root / key)
         if entry:
             with suppress(OSError):
                 os.utime(entry.path)
@@ -88,19 +90,22 @@ class DecodedCache:
 
     def entries(self) -> list[Entry]:
         """All entries, the one used longest ago first."""
-        try:
-            found = [_entry(path) for path in self.root.glob("[!.]*")] if self.root.is_dir() else []
-        except OSError:  # a folder above that cannot be entered
-            found = []
+        found = list[Entry | None]()
+        with suppress(OSError):  # a folder above that cannot be entered
+            for path in self.root.glob("[!.]*") if self.root.is_dir() else ():
+                with suppress(OSError):
+                    found.append(_entry(path))
         return sorted((entry for entry in found if entry), key=lambda entry: entry.used)
 
-    def has_room(self, size: int) -> bool:
-        """Whether `size` bytes may be kept, if need be in place of older entries. Raises `CacheError`."""
-        if size > self.limit:
-            return False
+    def room(self) -> int:
+        """How many bytes a new entry may have, if need be in place of older ones. Raises `CacheError`."""
         kept = sum(entry.size for entry in self.entries())
         with self.failing_alone():
-            return size <= (shutil.disk_usage(lowest_there(self.root)).free + kept) // 2
+            return min(self.limit, (shutil.disk_usage(lowest_there(self.root)).free + kept) // 2)
+
+    def has_room(self, size: int) -> bool:
+        """Whether a new entry may have `size` bytes. Raises `CacheError`."""
+        return size <= self.limit and size <= self.room()
 
     @contextmanager
     def create(self, key: str, size: int) -> Iterator[Path]:
@@ -129,8 +134,8 @@ class DecodedCache:
         """Say what was added, and how large all of it is now: nobody asked for it, and it stays."""
         sizes = {entry.path.name: entry.size for entry in self.entries()}
         note(
-            f"kept {gigabytes(sizes.get(key, 0))} of decoded images for later runs; `byol cache` shows all "
-            f"{gigabytes(sum(sizes.values()))} (of {self.limit / 1e9:g} GB at most) and clears them"
+            f"kept {gigabytes(sizes.get(key, 0))} of decoded images for later runs; `byol cache` lists all entries "
+            f"({gigabytes(sum(sizes.values()))}, limit {self.limit / 1e9:g} GB); `byol cache clear` removes them"
         )
 
     @contextmanager
@@ -155,32 +160,52 @@ class DecodedCache:
         return True
 
     def drop(self, key: str) -> None:
-        """Remove an entry. Processes that have mapped its files keep them."""
-        with suppress(OSError):
-            remove(self.root / key)
+        """Remove what lies under a key. Processes that have mapped its files keep them. Raises `CacheError`."""
+        path = self.root / key
+        if not os.path.lexists(path):
+            return
+        try:
+            remove(path)
+        except OSError as error:
+            if os.path.lexists(path):  # else another process was first
+                raise CacheError(error.errno, f"{printable(path)} cannot be removed: {reason_of(error)}") from error
 
     def clear(self, keys: Sequence[str] = ()) -> int:
         """Remove the entries whose keys begin so, or all; returns the bytes freed.
 
-        Raises `ValueError`, removing nothing, where no entry or several begin so.
+        Raises `ValueError`, removing nothing, where no entry or several begin so, and `CacheError` when some stay.
         """
         entries = self.entries()
         chosen = [_only(entries, key) for key in keys] if keys else entries
+        freed, stay = 0, list[CacheError]()
         for entry in chosen:
-            self.drop(entry.path.name)
+            try:
+                self.drop(entry.path.name)
+                freed += entry.size
+            except CacheError as error:
+                stay.append(error)
         self._remove_abandoned()
-        return sum(entry.size for entry in chosen)
+        if stay:
+            raise CacheError(f"{gigabytes(freed)} freed; {reason_of(stay[0])}; remove it as the user who made it")
+        return freed
 
     def _make_room(self, size: int) -> None:
         entries = self.entries()
         excess = sum(entry.size for entry in entries) + size - self.limit
         free = shutil.disk_usage(self.root).free
+        stays: CacheError | None = None
         for entry in entries:
             if excess <= 0 and free >= 2 * size:
                 break
-            self.drop(entry.path.name)
+            try:
+                self.drop(entry.path.name)
+            except CacheError as error:
+                stays = error
+                continue
             excess -= entry.size
             free += entry.size
+        if stays and excess > 0:
+            raise stays
 
     def _remove_abandoned(self) -> None:
         """Remove what killed processes left half-written: its lock is free, or without a lock it is a week old."""
@@ -199,7 +224,8 @@ def _only(entries: Sequence[Entry], key: str) -> Entry:
     """The entry whose key begins so."""
     found = [entry for entry in entries if entry.path.name.startswith(key)]
     if len(found) != 1 or not key:
-        raise ValueError(f"{'several entries have' if found else 'no entry has'} a key that begins with {key!r}")
+        count = "several entries have" if found else "no entry has"
+        raise ValueError(f"{count} a key that begins with {key!r}; `byol cache` lists the keys")
     return found[0]
 
 
@@ -240,13 +266,20 @@ def _is_skipped(item: object) -> bool:
 
 
 def _entry(path: Path) -> Entry | None:
-    """The entry at a path, None for anything else: only entries are ever removed."""
+    """The entry at a path, None for anything else: only entries are ever removed.
+
+    Raises `OSError` where the system, not the path, is at fault.
+    """
     try:
         meta = read_meta(path)
         files = {file.name: file.lstat() for file in path.iterdir()}
         used = path.lstat()
-    except (OSError, ValueError):
+    except ValueError:
         return None
+    except OSError as error:
+        if error.errno in _NO_ENTRY:
+            return None
+        raise
     plain = stat.S_ISDIR(used.st_mode) and all(stat.S_ISREG(file.st_mode) for file in files.values())
     if not plain or not files.keys() <= {META, *ARRAYS}:
         return None

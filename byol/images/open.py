@@ -33,7 +33,7 @@ from byol.images.shards.parquet import Unusable, holds_images, table_source
 from byol.images.shards.tar import tar_source
 from byol.images.source import ImageSource, Place, Skipped
 from byol.images.stamps import file_stamp
-from byol.images.surroundings import Anchors
+from byol.images.surroundings import GO_ON, Anchors
 from byol.images.walk import SUFFIXES
 from byol.text import on_one_line, path_text, printable, reason_of
 
@@ -81,8 +81,8 @@ def _source_at(path: AnyPath, location: str, here: bytes | None) -> ImageSource:
     shards = _matching(location)
     if not shards:
         raise ValueError(
-            f"{printable(str(path))} does not exist; expected a folder of images, an .npz file, .tar or .parquet "
-            f"shards, or a data set's name ({', '.join(SPLITS)})"
+            f"{printable(str(path))} does not exist; expected a folder of images, one image, .npz, .tar or .parquet "
+            f"shards, a .txt list, a URL, or a data set ({', '.join(SPLITS)})"
         )
     return _shard_source(printable(str(path)), shards)
 
@@ -190,7 +190,8 @@ def open_sections(location: Location, size: int, after: str = "", ends: Sequence
     stamp = identity() if identity else None
     for start in range(int(after.removeprefix("row:") or 0), len(whole), size):
         part = range(start, min(start + size, len(whole)))
-        source = replace(whole.subset(part), skipped=whole.skipped if start == 0 else [], places=part)
+        skipped = whole.skipped if start == 0 else []
+        source = replace(whole.subset(part), skipped=skipped, places=part, listing=whole.listing)
         yield Section(source, f"row:{part.stop}", stamp)
 
 
@@ -198,20 +199,39 @@ def _last_of(end: str) -> bytes:
     return bytes.fromhex(end.removeprefix("path:"))
 
 
-def open_place(location: Location, place: Place, here: bytes | None = None, least_side: int = 0) -> Image.Image:
+def rows_digest(source: ImageSource) -> str:
+    """What tells whether a section's places, if they are rows, mean the same elsewhere; empty if they are names."""
+    return _digest_of(source) if isinstance(source.places, range) else ""
+
+
+def _digest_of(source: ImageSource) -> str:
+    """Without times: a copy on another machine has others."""
+    digest = source.listing or source.content
+    return digest() if digest else ""
+
+
+def open_place(
+    location: Location, place: Place, here: bytes | None = None, least_side: int = 0, rows: str = ""
+) -> Image.Image:
     """Decode the image at a place that a section of `location` named, in any process that can read the location.
 
-    `here` is the folder in which relative paths of a list start; `least_side`: as in `read_image`. Raises
-    `UnreadableImage`, and `SourceUnavailable` when the location is gone.
+    `here` is the folder in which relative paths of a list start; `least_side`: as in `read_image`; `rows`: the
+    `rows_digest` of the section. Raises `UnreadableImage`, and `SourceUnavailable` when the location is gone, or when
+    its rows are others.
     """
     if isinstance(place, int):
-        return _rows_of(location, here).open(place, least_side)
+        return _rows_of(location, here, rows).open(place, least_side)
     return _opener_below(location)(place, least_side)
 
 
 @functools.lru_cache(1)
-def _rows_of(location: Location, here: bytes | None) -> ImageSource:
-    return open_source(location, here)
+def _rows_of(location: Location, here: bytes | None, rows: str) -> ImageSource:
+    source = open_source(location, here)
+    if rows and rows != _digest_of(source):
+        raise SourceUnavailable(
+            f"{source.name} has changed since it was listed, or is another one on one of the machines; {GO_ON}"
+        )
+    return source
 
 
 @functools.lru_cache(1)

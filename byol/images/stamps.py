@@ -20,6 +20,7 @@ PROBE = 65_536  # bytes read at the start and at the end of a file
 LOOKED_INTO = 64  # images of a listing whose content is read
 SIZES = 16_384  # images of a listing whose sizes a content digest covers: a stamp covers all
 CHUNK = 65_536  # names held as Python objects at a time
+MOST_TIME = 1 << 63  # ns since 1970, the year 2262: what an int64 holds, and not all that a file system does
 
 
 def content_stamp(path: Path) -> bytes:
@@ -82,7 +83,7 @@ class ListedFiles:
         except OSError as error:
             self._anchors.blame(error, path)
             return (-1, -1)
-        return status.st_size, status.st_mtime_ns
+        return status.st_size, status.st_mtime_ns % MOST_TIME
 
     def _content(self, name: bytes) -> bytes:
         path = self._path_of(name)

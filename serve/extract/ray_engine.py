@@ -11,19 +11,20 @@ import logging
 import os
 import signal
 import tempfile
-from collections.abc import Generator, Iterable, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from PIL import Image
 
 from byol.bundle.folder import Bundle
 from byol.files.atomic import SourceUnavailable
 from byol.images.decode import Preprocess
 from byol.images.location import Location, is_url
 from byol.images.named import is_named
-from byol.images.open import open_place
+from byol.images.open import open_place, rows_digest
 from byol.images.picture.budget import PIXELS
 from byol.images.source import ImageSource, Skipped
 from byol.images.surroundings import UnreadableImage
@@ -65,7 +66,7 @@ class RayEngine:
             variant,
         )
         self._location = _for_workers(location)
-        self._here = os.getcwdb()
+        self._here, self._rows = os.getcwdb(), ""
         self._transform = opened.manifest.preprocess.transform()
         self._arguments = (Path(bundle).resolve(), self.device, batch_size, variant)
         self._actors = gpus if self.device == "cuda" else nodes
@@ -80,6 +81,7 @@ class RayEngine:
         if thumbnails:
             raise ValueError("thumbnails are not made by Ray's workers; use the local engine")
         for wave in _waves(sources):
+            self._rows = self._rows or rows_digest(wave[0])  # workers list the location anew, some of them much later
             try:
                 yield from self._wave(wave)
             except Exception as error:
@@ -91,7 +93,8 @@ class RayEngine:
         chunks = ray.data.from_items(
             [chunk for number, source in enumerate(sources) for chunk in _chunks(number, source)]
         )
-        decoded = chunks.map_batches(partial(_decode, self._location, self._here, self._transform), batch_size=1)
+        opener = partial(open_place, self._location, here=self._here, rows=self._rows)
+        decoded = chunks.map_batches(partial(_decode, opener, self._transform), batch_size=1)
         encoded = decoded.map_batches(
             _EncodeActor,
             fn_constructor_args=self._arguments,
@@ -144,32 +147,30 @@ def _batch(source: ImageSource, rows: Columns) -> Batch:
 # ------------------------------------------------------------------------------------------------- in workers
 
 
-def _decode(location: Location, here: bytes, transform: Preprocess, chunk: Columns) -> Columns:
+def _decode(opener: Callable[..., Image.Image], transform: Preprocess, chunk: Columns) -> Columns:
     """A chunk as rows: `pixels` uint8 (B, S, S, 3), and the `reason` where an image cannot be read, else "".
 
     Where the source itself cannot be read, all rows carry the reason as `lost`: Ray would turn an exception into a
-    traceback.
+    traceback. `opener`: `open_place` of the location.
     """
-    places, pixels, reasons, lost = chunk["places"][0], [], [], ""
-    for place in places:
+    places, lost = chunk["places"][0], ""
+    pixels = np.zeros((len(places), transform.crop, transform.crop, 3), np.uint8)
+    reasons = np.full(len(places), "", object)
+    for i, place in enumerate(places):
         try:
             with PIXELS:
-                image = open_place(
-                    location, place if isinstance(place, bytes) else int(place), here, transform.least_side
-                )
-                pixels.append(transform(image))
-            reasons.append("")
+                given = place if isinstance(place, bytes) else int(place)
+                pixels[i] = transform(opener(given, least_side=transform.least_side))
         except UnreadableImage as error:
-            pixels.append(np.zeros((transform.crop, transform.crop, 3), np.uint8))
-            reasons.append(str(error))
-        except ValueError as error:
-            pixels.append(np.zeros((transform.crop, transform.crop, 3), np.uint8))
-            reasons.append(lost := str(error))
+            reasons[i] = str(error)
+        except ValueError as error:  # each further image would have it listed again
+            reasons[i:] = lost = str(error)
+            break
     return {
         "section": np.repeat(chunk["section"], len(places)),
         "row": chunk["first"][0] + np.arange(len(places)),
-        "pixels": np.stack(pixels),
-        "reason": np.array(reasons, object),
+        "pixels": pixels,
+        "reason": reasons,
         "lost": np.array([lost] * len(places), object),
     }
 

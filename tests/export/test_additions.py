@@ -16,13 +16,15 @@ from byol.bundle.folder import Bundle
 from byol.bundle.measured import Head
 from byol.bundle.parity import compare_features
 from byol.export import additions, precision
-from byol.export.additions import Additions
+from byol.export.additions import CALIBRATION, Additions
 from byol.export.exporter import export_bundle
 from byol.images.decode import Preprocess
+from byol.images.open import open_source
 from byol.serve import Encoder, LinearProbe
 from byol.serve.features.read import read_features
 from byol.serve.proof import verify
 from tests.support.command_line import byol
+from tests.support.documents import DOCS
 from tests.support.small import folder
 from tests.support.tiny import write_tiny_bundle
 
@@ -116,18 +118,26 @@ def test_a_variant_that_is_not_there_is_named(quick, tmp_path):
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["--precision", "int8"], "int8 needs calibration images; add --calibrate"),
+        (
+            ["--precision", "int8"],
+            f"int8 needs calibration images; add --calibrate IMAGES ({CALIBRATION} typical ones)",
+        ),
         (["--eval-train", "."], "--eval-train and --eval-test go together"),
         (["--precision", "fp16", "--calibrate", "."], "--calibrate needs --precision int8 or --any-size"),
         (["--arch", "resnet18", "--mean", "0.5", "nan", "0.5"], "nan is not a finite number"),
         (["--arch", "resnet18", "--mean", "123.7", "116.3", "103.5"], "123.7 is not in the range"),
         (["--arch", "resnet18", "--std", "0", "1", "1"], "0.0 is not in the range"),
         (["--arch", "resnet18", "--image-size", "100000"], "100000 is not in the range"),
+        (
+            ["--image-size", "96"],
+            "--std are for weights of another toolkit; leave them out for {run}, which byol wrote",
+        ),
+        (["--arch", "resnet18"], "--from, --prefix, --arch, --image-size, --mean and --std are for"),
     ],
 )
 def test_what_does_not_go_together_is_a_wrong_command(place, tmp_path, words, message):
     done = byol("export", place / "run", "--out", tmp_path / "b", *words)
-    assert (done.code, message in done.err) == (2, True)
+    assert (done.code, message.replace("{run}", str(place / "run")) in done.err) == (2, True)
 
 
 @pytest.mark.parametrize(
@@ -153,6 +163,10 @@ def test_where_no_classifier_can_be_saved_nothing_is_computed(place, tmp_path, m
     words = ("--train", place / "train", "--test", place / "test", "--save-classifier", tmp_path)
     done = byol("linear", place / "bundle", *words)
     assert (done.code, "exists and is not a bundle" in done.err) == (1, True), done.err
+
+
+def test_the_page_says_how_many_images_calibrate():
+    assert f"come from {CALIBRATION} images;" in (DOCS / "export.md").read_text()
 
 
 def test_too_few_readable_calibration_images_are_refused_and_nothing_is_written(quick, tmp_path):
@@ -279,13 +293,31 @@ def test_a_probe_of_another_encoder_is_refused(tmp_path):
         save_classifier(bundle, probe, head, tmp_path / "taken")
 
 
+def test_calibration_holds_squares_and_few_originals(tmp_path, monkeypatch):
+    """Pictures of 12 megapixels take 48 MB each in Pillow, and up to 320 are read ahead by all threads."""
+    images, real, held = folder(tmp_path / "images", per_class=20), additions.decode, set()
+
+    def watched(*words, **named):
+        for index, result in real(*words, **named):
+            held.add(result.shape)
+            yield index, result
+
+    monkeypatch.setattr(additions, "decode", watched)
+    assert additions._read_calibration(images, Preprocess(16, 16), whole=False).pictures == []
+    found, source = additions._read_calibration(images, Preprocess(16, 16), whole=True), open_source(images)
+    assert held == {(16, 16, 3)}
+    assert len(found.pictures) == 16
+    for row, picture in zip(range(0, 32, 2), found.pictures, strict=True):
+        np.testing.assert_array_equal(picture, source.open(row))
+
+
 def test_unreadable_images_for_calibration_and_evaluation_are_named(tmp_path, capfd):
     write_tiny_bundle(tmp_path / "bundle")
     for name in ("train", "test"):
         folder(tmp_path / name, per_class=12)
         a_class = next(path for path in (tmp_path / name).iterdir() if path.is_dir())
         (a_class / f"{name}.png").write_bytes(b"no picture")
-    additions._read_calibration(tmp_path / "train", Preprocess(16, 16))
+    additions._read_calibration(tmp_path / "train", Preprocess(16, 16), whole=False)
     said = capfd.readouterr().err
     assert "skipped 1 of the calibration images:" in said
     assert "train.png: not an image" in said

@@ -83,7 +83,7 @@ def test_a_graph_with_shape_arithmetic_is_refused():
     node = onnx.helper.make_node("Shape", ["x"], ["y"])
     x = onnx.helper.make_tensor_value_info("x", onnx.TensorProto.FLOAT, ["n"])
     y = onnx.helper.make_tensor_value_info("y", onnx.TensorProto.INT64, [1])
-    with pytest.raises(ValueError, match="not clean: it holds Shape"):
+    with pytest.raises(ValueError, match=r"may not contain \(Shape"):
         check_clean(onnx.helper.make_model(onnx.helper.make_graph([node], "g", [x], [y])))
 
 

@@ -113,11 +113,11 @@ def test_what_timms_models_do_exports_clean_and_exact(name: str) -> None:
 @pytest.mark.parametrize(
     ("function", "message"),
     [
-        (lambda x: x.mean((2, 3)) * x.shape[0], "not clean: it holds Shape"),
+        (lambda x: x.mean((2, 3)) * x.shape[0], r"may not contain \(Shape"),
         (lambda x: F.adaptive_avg_pool2d(x, 5).flatten(1), "cannot export this encoder to ONNX: .*"),
-        (lambda x: torch.einsum("bchw,bcij,bckl->bc", x, x, x), "not clean: it holds Einsum"),
-        (lambda x: torch.einsum("bchh,bchw->bcw", x, x).flatten(1), "not clean: it holds Einsum"),
-        (lambda x: x.flatten(1)[:, x.sum((1, 2, 3)).long() % 7], "not clean: it holds Gather"),
+        (lambda x: torch.einsum("bchw,bcij,bckl->bc", x, x, x), r"may not contain \(Einsum"),
+        (lambda x: torch.einsum("bchh,bchw->bcw", x, x).flatten(1), r"may not contain \(Einsum"),
+        (lambda x: x.flatten(1)[:, x.sum((1, 2, 3)).long() % 7], r"may not contain \(Gather"),
     ],
 )
 def test_what_depends_on_the_number_of_images_or_on_pixels_is_refused(function: Any, message: str) -> None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import copy
 import json
+import shutil
+from dataclasses import replace
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -16,6 +18,7 @@ from torch import nn
 from byol import load_encoder
 from byol.bundle.folder import Bundle
 from byol.bundle.manifest import Finetuning
+from byol.finetuning.checkpoint import read_finetuned
 from byol.finetuning.protocol import Sweep, choose_images, read_sets
 from byol.finetuning.tuner import Classifier, FinetuneConfig, LabelledImages, Scores, Trial, Tuner, scores
 from byol.images.decode import Preprocess
@@ -23,11 +26,13 @@ from byol.images.open import open_source
 from byol.images.splits import draw
 from byol.pretrained import read_pretrained
 from byol.serve.proof import verify
+from byol.training.checkpoint import read_tensors, write_tensors
 from byol.training.data.intake import ImageTensor
 from byol.training.run_folder import RunFolder
 from tests.support.command_line import byol
 from tests.support.small import folder
 
+SQUARE = Preprocess.for_size(16)
 CPU = ("--device", "cpu", "--precision", "fp32")
 QUICK = (*CPU, "--epochs", 10, "--batch-size", 6, "--crop-area", 0.6)
 
@@ -124,7 +129,7 @@ class Recorder(Tuner):
 
 def test_settings_are_chosen_on_a_part_of_the_labels_and_never_on_the_test_set(quick, tmp_path):
     config = FinetuneConfig(labels=10, draws=2, lr=(0.1, 0.4, 0.3), epochs=(1,))
-    sets = read_sets(choose_images(config, quick / "train", quick / "test"), 16)
+    sets = read_sets(choose_images(config, quick / "train", quick / "test"), SQUARE)
     assert sets.test is not None
     run = RunFolder(tmp_path)
     recorder = Recorder(config)
@@ -147,7 +152,7 @@ def test_settings_are_chosen_on_a_part_of_the_labels_and_never_on_the_test_set(q
 def test_one_label_a_class_leaves_nothing_to_choose_on(quick, tmp_path):
     config = FinetuneConfig(labels=1, lr=(0.3, 0.1, 0.2), epochs=(2, 1))
     recorder = Recorder(config)
-    sets = read_sets(choose_images(config, quick / "train", None), 16)
+    sets = read_sets(choose_images(config, quick / "train", None), SQUARE)
     Sweep(recorder, read_pretrained(quick / "run"), sets, RunFolder(tmp_path), lambda record: None).fit()
     assert [trial for _, trial, _ in recorder.fitted] == [Trial(0.1, 1)]
     assert recorder.scored == []
@@ -157,18 +162,47 @@ def test_one_label_a_class_leaves_nothing_to_choose_on(quick, tmp_path):
 def test_draws_are_those_of_the_linear_probe(quick, amount):
     source = open_source(quick / "train")
     labels = np.array(list(source.labels))
-    sets = read_sets(choose_images(FinetuneConfig(labels=amount, draws=2), quick / "train", None), 16)
+    sets = read_sets(choose_images(FinetuneConfig(labels=amount, draws=2), quick / "train", None), SQUARE)
     for seed, rows in enumerate(sets.draws):
         expected = sorted(draw(labels, amount, seed))
-        pictures = np.stack([Preprocess.for_size(16)(source.open(int(row))) for row in expected])
+        pictures = np.stack([SQUARE(source.open(int(row))) for row in expected])
         np.testing.assert_array_equal(sets.labelled.preprocessed.pixels[rows].numpy(), pictures)
         assert [sets.names[number] for number in sets.labelled.classes[rows]] == labels[expected].tolist()
+
+
+def test_scores_are_of_the_crop_that_the_bundle_makes(quick, tmp_path, monkeypatch):
+    shutil.copytree(quick / "bundle", tmp_path / "bundle")
+    manifest, own = Bundle.open(tmp_path / "bundle").manifest, Preprocess(20, 16, 2.25)  # usual is 16 of 16
+    replace(manifest, preprocess=replace(manifest.preprocess, resize=20)).write(tmp_path / "bundle")
+    seen = []
+
+    def sweep(tuner, source, sets, run, report):
+        seen.append((source.preprocess, sets))
+        raise ValueError("that is enough")
+
+    monkeypatch.setattr("byol.commands.finetune.Sweep", sweep)
+    words = (tmp_path / "bundle", quick / "train", "--test", quick / "test", "--out", tmp_path / "out", *QUICK)
+    assert "that is enough" in byol("finetune", *words).err
+    [(exported, sets)] = seen
+    assert exported == own
+    for found, name in ((sets.labelled.preprocessed.pixels, "train"), (sets.test[0], "test")):
+        source = open_source(quick / name)
+        np.testing.assert_array_equal(found, [own(source.open(i)) for i in range(len(source))])
+
+
+def test_a_file_whose_crop_cannot_be_is_damaged(quick, result, tmp_path):
+    tensors, facts = read_tensors(result[0] / "last.safetensors", "finetune")
+    for resize in ("20", 8):
+        source = json.dumps({**json.loads(facts["source"]), "resize": resize})
+        write_tensors(tmp_path / "last.safetensors", tensors, {**facts, "source": source})
+        with pytest.raises(ValueError, match="has damaged metadata: resize is "):
+            read_finetuned(tmp_path / "last.safetensors")
 
 
 def test_an_unreadable_image_is_left_out(quick, tmp_path, capsys):
     data = folder(tmp_path / "data", per_class=4)
     (data / "cat" / "000.png").write_bytes(b"no image")
-    sets = read_sets(choose_images(FinetuneConfig(), data, None), 16)
+    sets = read_sets(choose_images(FinetuneConfig(), data, None), SQUARE)
     assert [len(sets.draws[0]), len(sets.labelled.classes), sets.skipped[0].path] == [7, 7, "cat/000.png"]
     assert sets.labelled.classes.tolist() == [0, 0, 0, 1, 1, 1, 1]
 

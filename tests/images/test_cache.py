@@ -310,8 +310,12 @@ def test_one_entry_is_cleared(
         "kept 2 MB of decoded images for later runs",
         "kept 3 MB of decoded images for later runs",
     ]
-    assert "`byol cache` shows all 5 MB (of 10 GB at most)" in said[1]
-    for key, why in (("aa", "several entries have"), ("c", "no entry has"), ("", "several entries have")):
+    assert "`byol cache` lists all entries (5 MB, limit 10 GB); `byol cache clear` removes them" in said[1]
+    for key, why in (
+        ("aa", "several entries have"),
+        ("c", "'c'; `byol cache` lists the keys"),
+        ("", "several entries have"),
+    ):
         done = CliRunner().invoke(cache_command, ["clear", "bb", key])
         assert (done.exit_code, why in done.output) == (2, True)
     assert CliRunner().invoke(cache_command, ["clear", "aa2", "bb11"]).exit_code == 0

@@ -10,16 +10,21 @@ from typing import Any
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from byol.bundle.card import model_card
 from byol.images.decode import Preprocess
 from byol.images.picture.read import read_image
 from tests.support.documents import code
-from tests.support.inputs.odd_images import odd_images, odd_photographs, write_files
+from tests.support.inputs.odd_images import encoded, odd_images, odd_photographs, picture, write_files
 from tests.support.tiny import tiny_manifest, write_tiny_bundle
 
 SIZE = 16
-PHOTOGRAPHS = {name: content for name, content in odd_images().items() if name.endswith(".jpg")} | odd_photographs()
+PHOTOGRAPHS = {
+    **{name: content for name, content in odd_images().items() if name.endswith(".jpg") or name == "sixteen.png"},
+    **odd_photographs(),
+    "dark.tif": encoded(Image.fromarray(picture()[:, :, 0].astype(np.int32)), "TIFF"),
+}
 
 
 @pytest.fixture

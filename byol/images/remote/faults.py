@@ -21,6 +21,7 @@ T = TypeVar("T")
 PAUSES = (1.0, 4.0, 15.0)  # seconds before the second, third and fourth try
 MOST_WORDS = 300  # characters of a reason: a server may write what it likes
 MOST_PAUSE = 60.0  # seconds, whatever a server asks for
+WHOLE_ONLY = "its server sends whole files only; download it first"
 NO_BYTES = "it is empty, or shorter than before"
 AGAIN = "run the same command again later"
 

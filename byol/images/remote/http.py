@@ -13,13 +13,22 @@ import re
 import socket
 from collections.abc import AsyncIterator
 from typing import Any
-from urllib.parse import urljoin
+from urllib.parse import unquote, urljoin
 
 import aiohttp
 from fsspec.implementations.http import HTTPFileSystem
 
 from byol.images.location import without_query
-from byol.images.remote.faults import NO_BYTES, WRONG_ASKER, Fault, Refusal, fault_of_status, phrase, seconds_of
+from byol.images.remote.faults import (
+    NO_BYTES,
+    WHOLE_ONLY,
+    WRONG_ASKER,
+    Fault,
+    Refusal,
+    fault_of_status,
+    phrase,
+    seconds_of,
+)
 from byol.text import reason_of
 
 MOST_PAGE = 64 << 20  # bytes of a page that lists a folder
@@ -60,7 +69,7 @@ class HttpFiles(HTTPFileSystem):  # type: ignore[misc]  # fsspec has no annotati
             if version != _version(answer):
                 raise Refusal("it has changed since it was opened", Fault.FINAL)
             if answer.status != 206 or not answer.headers.get("Content-Range", "").startswith(f"bytes {start}-"):
-                raise Refusal("its server sends whole files only; download it first", Fault.FINAL)
+                raise Refusal(WHOLE_ONLY, Fault.FINAL)
             return await _body(answer, end - start, Refusal("its server sends more than requested", Fault.FINAL))
 
     async def _info(self, url: str, **_: Any) -> dict[str, Any]:
@@ -102,11 +111,7 @@ class HttpFiles(HTTPFileSystem):  # type: ignore[misc]  # fsspec has no annotati
     async def _ls_real(self, url: str, detail: bool = True, **_: Any) -> list[Any]:
         """What a page links to right below itself."""
         async with self._answered(url) as answer:
-            kind = answer.headers.get("Content-Type", "text/html").partition(";")[0].strip().lower()
-            if kind not in ("text/html", "application/xhtml+xml"):
-                return []
-            too_large = Refusal(f"its page is larger than {MOST_PAGE >> 20} MB", Fault.FINAL)
-            page = (await _body(answer, MOST_PAGE, too_large)).decode("utf-8", "replace")
+            page = await _page(answer)
             listed = without_query(str(answer.url)).rstrip("/") + "/"
         place = without_query(url).rstrip("/") + "/"
         links = (html.unescape(double or single) for double, single in _LINK.findall(page))
@@ -201,6 +206,20 @@ async def _body(answer: Any, most: int, too_large: Refusal) -> bytes:
     return bytes(body)
 
 
+async def _page(answer: Any) -> str:
+    """A page's text; empty for what is none. Where a server does not say, a page is what is as short as one."""
+    said = answer.headers.get("Content-Type")
+    if said and said.partition(";")[0].strip().lower() not in ("text/html", "application/xhtml+xml"):
+        return ""
+    too_large = Refusal(f"its page is larger than {MOST_PAGE >> 20} MB", Fault.FINAL)
+    try:
+        return (await _body(answer, MOST_PAGE, too_large)).decode("utf-8", "replace")
+    except Refusal:
+        if said:
+            raise
+        return ""
+
+
 def _whole_size(answer: Any) -> int | None:
     """The size of a file that was asked for a byte; None when its server does not say it."""
     if answer.status != 206:
@@ -220,5 +239,7 @@ def _name_below(folder: str, link: str) -> str:
         target = urljoin(folder, link)
     except ValueError:
         return ""
-    name = target.removeprefix(folder) if target.startswith(folder) else ""
-    return name if re.fullmatch("[^/?#]+/?", name) else ""
+    plain = target.removesuffix("/")
+    start = plain.rfind("/") + 1
+    inside = unquote(plain[:start]) == unquote(folder)  # each may escape what the other does not
+    return target[start:] if inside and re.fullmatch("[^/?#]+/?", target[start:]) else ""

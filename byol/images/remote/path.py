@@ -19,7 +19,7 @@ from PIL import Image
 from byol.files.atomic import SourceUnavailable
 from byol.images.location import NotAllowed, allowed_protocol, without_query
 from byol.images.picture.read import read_image
-from byol.images.remote.faults import AGAIN, Fault, Refusal, patiently
+from byol.images.remote.faults import AGAIN, WHOLE_ONLY, Fault, Refusal, patiently
 from byol.limits import limit
 from byol.text import install, printable, reason_of
 
@@ -92,8 +92,19 @@ class RemotePath:
         """A reader of its bytes, at any place."""
         if mode != "rb":
             raise ValueError(f"mode {mode!r}: remote files are read only")
-        if self.facts["size"] is None or not self.facts.get("partial", True):
-            return io.BytesIO(self.read_bytes())
+        return self.open_parts() if self._in_parts else io.BytesIO(self.read_bytes())
+
+    @property
+    def _in_parts(self) -> bool:
+        return self.facts["size"] is not None and bool(self.facts.get("partial", True))
+
+    def open_parts(self) -> BinaryIO:
+        """The same, without ever fetching the whole file; reading raises as `read_range`.
+
+        Raises `SourceUnavailable` where the server does not send parts.
+        """
+        if not self._in_parts:
+            raise SourceUnavailable(f"{printable(self.url)} cannot be read now: {WHOLE_ONLY}")
         return cast(BinaryIO, io.BufferedReader(_RemoteFile(self), BLOCK))
 
     def read_bytes(self, most: int | None = None) -> bytes:
@@ -214,7 +225,20 @@ def remote_path(url: str, in_list: bool = False) -> RemotePath:
     advice = OF_A_LIST if in_list else AGAIN
     # Listings are not kept: they would hold every name, and an old one hides what has changed.
     files = patiently(url, lambda: kind(use_listings_cache=False, **named, **options), advice)
-    return RemotePath(url, files, path, advice)
+    return RemotePath(url, _walking_aloud(files), path, advice)
+
+
+def _walking_aloud(files: Any) -> Any:
+    """The same file system, whose `find` and `glob` raise where a folder cannot be listed; fsspec has it empty."""
+    walk = "_walk" if getattr(files, "async_impl", False) else "walk"
+    if walk not in vars(files):  # fsspec gives the same object for the same server
+        setattr(files, walk, functools.partial(getattr(files, walk), on_error=_raise_unless_gone))
+    return files
+
+
+def _raise_unless_gone(error: OSError) -> None:
+    if not isinstance(error, FileNotFoundError):
+        raise error
 
 
 def _files_of(protocol: str, in_list: bool) -> tuple[Any, dict[str, Any]]:

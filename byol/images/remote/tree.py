@@ -150,12 +150,25 @@ class _RemoteFiles:
         self._root, self._some = root, some
 
     def stamp(self) -> str:
-        """What the server says of every file: size, time, and where it has one, a digest of the content."""
-        found = patiently(self._root.url, lambda: self._root.fs.find(self._root.path, detail=True))
+        """What the server says of every file: size, time, and where it has one, a digest of the content.
+
+        Pages of web servers say nothing of their files: there it is what some files say of themselves.
+        """
         digest = hashlib.sha256()
-        for path, facts in sorted(found.items()):
-            digest.update(f"{path} {sorted((key, str(value)) for key, value in facts.items())}\n".encode())
+        for line in self._said_by_some() if self._root.is_web else self._said_of_all():
+            digest.update(f"{line}\n".encode())
         return digest.hexdigest()
+
+    def _said_by_some(self) -> Iterator[str]:
+        return (str(facts_of(file)) for file in self._some)
+
+    def _said_of_all(self) -> Iterator[str]:
+        try:
+            found = patiently(self._root.url, lambda: self._root.fs.find(self._root.path, detail=True))
+        except Refusal as refusal:
+            raise SourceUnavailable(f"{printable(self._root.url)} cannot be listed: {refusal}; {AGAIN}") from refusal
+        for path, facts in sorted(found.items()):
+            yield f"{path} {sorted((key, str(value)) for key, value in facts.items())}"
 
     def content(self) -> str:
         """The sizes of some files."""
@@ -168,4 +181,5 @@ def facts_of(file: RemotePath) -> tuple[object, ...]:
         status = file.stat()
     except Refusal:
         return (None,)
-    return status.st_size, status.st_mtime_ns, str(file.facts.get("ETag"))
+    tag = file.facts.get("ETag") or file.facts.get("version")  # as web servers are asked for it
+    return status.st_size, status.st_mtime_ns, str(tag)

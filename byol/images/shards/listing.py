@@ -83,11 +83,13 @@ class Shard:
 
         Raises `SourceUnavailable` when the file is gone, not the one that was listed, or when the system fails.
         """
+        if isinstance(self.path, RemotePath):
+            with self.path.open_parts() as stream:
+                yield stream
+            return
         try:
             stream = open_file(self.path)
         except OSError as error:
-            if self.is_remote:
-                raise
             raise self._lost(error) from error
         with stream, self._guarded(stream):
             yield stream

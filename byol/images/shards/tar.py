@@ -63,7 +63,7 @@ class _Index:
         self.classes: dict[str, int] = {}
         self.skipped: list[Skipped] = []
         self._key: tuple[int, bytes] = (-1, b"")
-        self._row = self._code = -1
+        self._rows, self._code = list[int](), -1
         self._unsure: list[bytes] = []  # images of the sample by a longer extension
 
     def add(self, number: int, shard: Shard, name: str, prefix: str) -> None:
@@ -106,20 +106,24 @@ class _Index:
                 self._join(key, code=self.classes.setdefault(label, len(self.classes)))
 
     def _join(self, key: tuple[int, bytes], row: int = -1, code: int = -1) -> None:
-        """Note an image's row or a class of a sample, and give the one to the other once both are known."""
+        """Note an image's row or a class of a sample."""
         if key != self._key:
             self._end_sample()
-            self._key, self._row, self._code = key, -1, -1
-        self._row, self._code = max(self._row, row), max(self._code, code)
-        if self._row >= 0:
-            self.codes[self._row] = self._code
+            self._key = key
+        self._rows += [row] if row >= 0 else []
+        self._code = max(self._code, code)
 
     def _end_sample(self) -> None:
-        """Beside its image, `x.mask.png` belongs to the sample `x`; alone it may be meant as an image."""
-        if self._row < 0:
+        """Give all images of the sample its class.
+
+        Beside one, `x.mask.png` belongs to the sample `x`; alone it may be meant as an image.
+        """
+        for row in self._rows:
+            self.codes[row] = self._code
+        if not self._rows:
             reason = "a sample's image is KEY.png, with no other dot in its name; rename it"
             self.skipped += (Skipped(path_text(path), reason) for path in self._unsure)
-        self._unsure = []
+        self._rows, self._code, self._unsure = [], -1, []
 
 
 def _read(shards: Sequence[Shard], place: np.ndarray, least_side: int) -> Image.Image:

@@ -6,34 +6,34 @@ Legend: N images, B batch, M canvas pixels, S view pixels.
 from __future__ import annotations
 
 import hashlib
-import json
 import math
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import PIL
 import torch
 from PIL import Image
 
-from byol.images.cache import ARRAYS, META, CacheError, DecodedCache, Entry, reserve
+from byol.images.cache import CacheError, DecodedCache, gigabytes
 from byol.images.decode import MARGIN, Preprocess, decode
 from byol.images.source import ImageSource, Skipped
 from byol.images.stamps import LOOKED_INTO, spread
 from byol.images.surroundings import UnreadableImage
-from byol.text import printable
+from byol.text import printable, reason_of
 from byol.training.data.intake import (
     ImageTensor,
     Intake,
     StreamedImages,
     Transform,
+    image_tensor,
     least_side_of,
     none_readable,
     squeeze,
 )
+from byol.training.data.kept import new_pixels, read_entry, write_rest
 
 SMALL = 16 << 20  # bytes: fewer decoded images are held in memory and not cached, decoding them takes no time
 CHUNK = 65_536  # names hashed at a time
@@ -54,15 +54,20 @@ def open_images(
     `begun`: how a resumed run began. It gets the same images in the same order, whether there is room now or not.
     Raises `ValueError` when one of them can no longer be read.
     """
-    cache = cache or DecodedCache()
-    size = len(source) * canvas * canvas * 3
+    cache, shape = cache or DecodedCache(), _canvas(canvas)
     try:
-        if not (begun and begun.streamed) and (size <= SMALL or cache.has_room(size)):
-            images = _load(source, _canvas(canvas), advance, cache)
+        if not (begun and begun.streamed):
+            images = _held(source, shape, advance, cache)
             return _those_of(images, source, begun) if begun else images
     except CacheError as error:
-        warnings.warn(f"{error}; decoding images anew for each batch", stacklevel=2)
+        _tell(cache, f"{reason_of(error)}; decoding images anew for each batch")
     return StreamedImages(_in_any_order(source, begun) if begun and not begun.streamed else source, canvas)
+
+
+def _tell(cache: DecodedCache, why: str) -> None:
+    """Say that nothing is kept, unless nobody expects it."""
+    if cache.limit:
+        warnings.warn(why, stacklevel=3)
 
 
 def _those_of(images: ImageTensor, source: ImageSource, begun: Intake) -> ImageTensor:
@@ -120,6 +125,10 @@ class _Shape:
     transform: Transform
     least_side: int
 
+    def of(self, source: ImageSource) -> tuple[int, int, int, int]:
+        """The shape of all images of a source, uint8."""
+        return len(source), self.side, self.side, 3
+
 
 def _canvas(side: int) -> _Shape:
     return _Shape(side, f"canvas {side}", squeeze(side), least_side_of(side))
@@ -128,40 +137,56 @@ def _canvas(side: int) -> _Shape:
 def _load_anyhow(
     source: ImageSource, shape: _Shape, advance: Advance | None, cache: DecodedCache | None
 ) -> ImageTensor:
-    """`_load`, without the cache if it cannot be used."""
-    try:
-        return _load(source, shape, advance, cache)
-    except CacheError as error:
-        warnings.warn(f"{error}; decoding images for this run only", stacklevel=2)
-        return _load(source, shape, advance, None)
+    """Decode a source: through the cache where it can be used and has room, else into memory."""
+    if cache is not None:
+        try:
+            return _held(source, shape, advance, cache)
+        except CacheError as error:
+            _tell(cache, f"{reason_of(error)}; decoding images for this run only")
+    return _in_memory(source, shape, advance)
 
 
-def _load(source: ImageSource, shape: _Shape, advance: Advance | None, cache: DecodedCache | None) -> ImageTensor:
-    """Decode a source, through the cache if one is given and the source can tell whether it changed.
+def _held(source: ImageSource, shape: _Shape, advance: Advance | None, cache: DecodedCache) -> ImageTensor:
+    """A decoded source, in memory if it is small or cannot tell whether it changed, else in the cache.
 
-    Raises `CacheError`.
+    Raises `CacheError`, also where that has no room for it.
     """
-    size = len(source) * shape.side * shape.side * 3
-    if cache is not None and source.stamp is not None and size > SMALL and cache.has_room(size):
-        return _load_kept(source, shape, advance, cache)
-    pixels = np.empty((len(source), shape.side, shape.side, 3), np.uint8)
-    return _image_tensor(pixels, *_decode_into(pixels, source, shape, advance))
-
-
-def _load_kept(source: ImageSource, shape: _Shape, advance: Advance | None, cache: DecodedCache) -> ImageTensor:
-    """The cache entry, made if there is none. Raises `CacheError` when that fails."""
-    assert source.stamp is not None  # else there is no key
+    size = math.prod(shape.of(source))
+    if size <= SMALL or source.stamp is None:
+        return _in_memory(source, shape, advance)
+    if size > cache.limit:
+        raise _no_room(source, size, cache)
     words = (CACHE_FORMAT, PIL.__version__, shape.name, source_digest(source), source.stamp())
-    sizes = (len(source), shape.side, shape.side, 3)
     key = hashlib.sha256("\n".join(words).encode()).hexdigest()[:32]
+    found = _entry_of(cache, key, source, shape)  # which may take the room that a new one would need
+    if (found is None or any(_readable_now(source, found.skipped))) and cache.has_room(size):
+        found = _made(cache, key, source, shape, advance)
+    if found is None:
+        raise _no_room(source, size, cache)
+    return found
+
+
+def _no_room(source: ImageSource, size: int, cache: DecodedCache) -> CacheError:
+    room = f"{printable(cache.root)} has room for {gigabytes(cache.room())} (BYOL_CACHE_GB, half of the free disk)"
+    return CacheError(f"{source.name} takes {gigabytes(size)} decoded, {room}")
+
+
+def _in_memory(source: ImageSource, shape: _Shape, advance: Advance | None) -> ImageTensor:
+    pixels = np.empty(shape.of(source), np.uint8)
+    return image_tensor(pixels, *_decode_into(pixels, source, shape, advance))
+
+
+def _entry_of(cache: DecodedCache, key: str, source: ImageSource, shape: _Shape) -> ImageTensor | None:
     entry = cache.find(key)
-    found = _read_entry(entry, sizes) if entry else None
-    if found is None or any(_readable_now(source, found.skipped)):
-        cache.drop(key)
-        with cache.create(key, math.prod(sizes)) as folder:
-            _write_entry(cache, folder, sizes, source, shape, advance)
-        entry = cache.find(key)
-        found = _read_entry(entry, sizes) if entry else None
+    return read_entry(entry, shape.of(source)) if entry else None
+
+
+def _made(cache: DecodedCache, key: str, source: ImageSource, shape: _Shape, advance: Advance | None) -> ImageTensor:
+    """A new entry, in place of a damaged or outdated one. Raises `CacheError` when that fails."""
+    cache.drop(key)
+    with cache.create(key, math.prod(shape.of(source))) as folder:
+        _write_entry(cache, folder, source, shape, advance)
+    found = _entry_of(cache, key, source, shape)
     if found is None:
         raise CacheError(f"{printable(cache.root / key)} cannot be read back; run `byol cache clear`")
     return found
@@ -205,59 +230,22 @@ def _counting(transform: Transform, advance: Advance | None) -> Transform:
     return counted
 
 
-def _image_tensor(pixels: np.ndarray, aspect: np.ndarray, indices: np.ndarray, skipped: list[Skipped]) -> ImageTensor:
-    return ImageTensor(torch.from_numpy(pixels[: len(indices)]), torch.from_numpy(aspect), indices, skipped)
-
-
 # ---------------------------------------------------------------------------------------------- cache entries
 
 
 def _write_entry(
-    cache: DecodedCache,
-    folder: Path,
-    sizes: tuple[int, ...],
-    source: ImageSource,
-    shape: _Shape,
-    advance: Advance | None,
+    cache: DecodedCache, folder: Path, source: ImageSource, shape: _Shape, advance: Advance | None
 ) -> None:
-    """Write `pixels.npy`, `aspect.npy`, `indices.npy` and `meta.json`; rows of unreadable images stay unused."""
-    with cache.failing_alone():
-        pixels = np.lib.format.open_memmap(folder / "pixels.npy", mode="w+", dtype=np.uint8, shape=sizes)
-        reserve(folder / "pixels.npy")
+    """Decode a source into a new entry. Raises `CacheError`."""
+    pixels = new_pixels(cache, folder, shape.of(source))
     aspect, indices, skipped = _decode_into(pixels, source, shape, advance)
     listed = len(source.skipped)
-    meta: dict[str, Any] = {
+    meta = {
         "name": Path(source.name).name,
-        "images": len(indices),
-        "shape": sizes,
         "listed": [vars(item) for item in skipped[:listed]],
         "unreadable": [vars(item) for item in skipped[listed:]],
     }
-    with cache.failing_alone():
-        pixels.flush()
-        np.save(folder / "aspect.npy", aspect, allow_pickle=False)
-        np.save(folder / "indices.npy", indices, allow_pickle=False)
-        (folder / META).write_text(json.dumps(meta))
-
-
-def _read_entry(entry: Entry, shape: tuple[int, ...]) -> ImageTensor | None:
-    """An entry's images, mapped; None when its files are damaged or do not agree."""
-    images, meta = entry.meta["images"], entry.meta
-    kinds, sizes = (np.uint8, np.float32, np.int64), (shape, (images,), (images,))
-    arrays = []
-    for name, kind, size in zip(ARRAYS, kinds, sizes, strict=True):
-        try:  # copy on write: nobody writes, and torch wants arrays it could write to
-            array = np.load(entry.path / name, mmap_mode="c", allow_pickle=False)
-        except (OSError, ValueError):
-            return None
-        if array.dtype != kind or array.shape != size:
-            return None
-        arrays.append(array)
-    pixels, aspect, indices = arrays[0], *(np.array(array) for array in arrays[1:])
-    if images and not 0 <= indices.min() <= indices.max() < shape[0]:
-        return None
-    skipped = [Skipped(**item) for item in [*meta["listed"], *meta["unreadable"]]]
-    return _image_tensor(pixels, aspect, indices, skipped)
+    write_rest(cache, folder, pixels, aspect, indices, meta)
 
 
 def _readable_now(source: ImageSource, skipped: list[Skipped]) -> list[bool]:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import math
+import warnings
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -86,6 +87,14 @@ class ImageTensor:
 
     def __len__(self) -> int:
         return len(self.indices)
+
+
+def image_tensor(pixels: np.ndarray, aspect: np.ndarray, indices: np.ndarray, skipped: list[Skipped]) -> ImageTensor:
+    """Arrays as images; of `pixels` (uint8, (N or more, M, M, 3)), which may be read only, the first rows are used."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "The given NumPy array is not writ")  # and nobody writes to it
+        rows = torch.from_numpy(pixels[: len(indices)])
+    return ImageTensor(rows, torch.from_numpy(aspect), indices, skipped)
 
 
 class StreamedImages:

@@ -7,11 +7,13 @@ from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 
 import pytest
+from fsspec.implementations.local import LocalFileSystem
 
 from byol.files.atomic import SourceUnavailable
 from byol.images.open import open_source
 from byol.images.remote import faults
 from byol.images.remote.faults import Fault, Refusal, fault_of, patiently, words_for
+from byol.images.remote.path import remote_path
 from tests.support.tiny import write_images
 from tests.support.web.file_server import Web, always, listed, once, reason, say
 
@@ -46,6 +48,36 @@ class BotoError(Exception):
 def caused(error: Exception, cause: Exception) -> Exception:
     error.__cause__ = cause
     return error
+
+
+@pytest.mark.parametrize("ask", ["files_below", "matching"])
+def test_a_folder_of_shards_that_cannot_be_listed_is_not_empty(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ask: str
+) -> None:
+    """fsspec's own walk goes on without it, and without the shards in it."""
+    monkeypatch.setenv("BYOL_PROTOCOLS", "file")
+    real, failing = LocalFileSystem.ls, [1]
+
+    def ls(self: LocalFileSystem, path: str, *words: object, **named: object) -> object:
+        if path.rstrip("/").endswith("/b") and failing:
+            failing.pop()
+            raise ConnectionResetError("reset by peer")
+        return real(self, path, *words, **named)
+
+    monkeypatch.setattr(LocalFileSystem, "ls", ls)
+    for name in "abc":
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "0.tar").touch()
+
+    def found() -> int:
+        if ask == "files_below":
+            return len(remote_path(f"file://{tmp_path}").files_below({".tar"}))
+        return len(remote_path(f"file://{tmp_path}/*/*.tar").matching())
+
+    assert found() == 3  # at the second try
+    failing.extend(range(9))
+    with pytest.raises(SourceUnavailable, match="reset by peer"):
+        found()
 
 
 @pytest.mark.parametrize(

@@ -107,6 +107,25 @@ def test_a_list_s_stamp_changes_with_what_the_server_says(tmp_path: Path, web: W
     assert [a == b for a, b in zip(before, after, strict=True)] == [False, False, True]
 
 
+@pytest.mark.parametrize("kind", ["list", "folder"])
+def test_a_stamp_changes_with_an_image_of_the_same_size(tmp_path: Path, web: Web, kind: str) -> None:
+    url = f"{web.url}/images/cat/?signature=abc"
+    location = url if kind == "folder" else listed(tmp_path, f"{web.url}/images/cat/003.png")
+    web.odd = {"/images/cat/old": always(404), "/images/cat/old/": always(404)}  # a link that leads nowhere
+    web.files["/images/cat/old/a.png"] = b""
+
+    def stamp() -> str:
+        source = open_source(location)
+        assert source.stamp is not None
+        return source.stamp()
+
+    before = stamp()
+    assert stamp() == before
+    web.files["/images/cat/003.png"] = web.files["/images/cat/003.png"][:-1] + b"x"
+    assert stamp() != before
+    assert kind == "list" or all("signature=abc" in asked for asked in web.asked)
+
+
 def test_a_port_where_nothing_listens_and_a_name_that_nobody_has(tmp_path: Path, png: bytes) -> None:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
@@ -211,6 +230,25 @@ def test_a_subfolder_that_went_after_its_parent_was_listed_is_named(web: Web) ->
         20,
         [("dog", "HTTP 404 (Not Found)")],
     )
+
+
+def test_a_page_may_escape_what_its_address_does_not(web: Web, png: bytes) -> None:
+    page = b'<a href="/d%28x%29/a.png"> <a href="/d%28x%29/sub/"> <a href="/other/c.png">'
+    web.files = {"/d(x)/a.png": png, "/d(x)/sub/b.png": png, "/other/c.png": png}
+    web.odd["/d(x)/"] = always(200, page, {"Content-Type": "text/html"})
+    source = open_source(f"{web.url}/d(x)/")
+    assert (list(source.ids), source.open(0).size) == (["a.png", "sub/b.png"], (20, 24))
+
+
+def test_a_large_file_of_which_the_server_says_nothing_is_no_page(
+    web: Web, png: bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("byol.images.remote.http.MOST_PAGE", 100)
+    web.odd["/0.tar"] = always(200, write_tar(tmp_path / "0.tar", {"b.png": png}).read_bytes())
+    assert list(open_source(f"{web.url}/0.tar").ids) == ["b.png"]
+    web.odd["/0.tar"] = always(200, bytes(200), {"Content-Type": "text/html"})
+    with pytest.raises(SourceUnavailable, match="its page is larger than"):
+        open_source(f"{web.url}/0.tar")
 
 
 def test_formats_that_are_not_read_are_named_behind_a_url_too(web: Web) -> None:
@@ -318,12 +356,16 @@ def test_a_shard_that_is_exchanged_while_it_is_read_stops_the_work(
         source.open(9)
 
 
-def test_a_server_without_ranges(place: Path, web: Web, tmp_path: Path) -> None:
-    pattern = write_shards(place, web, "tar", tmp_path)
+@pytest.mark.parametrize("kind", ["tar", "parquet"])
+def test_a_server_without_ranges(place: Path, web: Web, kind: str, tmp_path: Path) -> None:
+    """Nothing tells whether it still sends the file that was listed, and each part would cost the whole."""
+    pattern = write_shards(place, web, kind, tmp_path)
     web.ranges = False
     source = open_source(pattern.replace("{0..3}", "1"))
+    web.asked.clear()
     with pytest.raises(SourceUnavailable, match="sends whole files only; download it"):
         source.open(0)
+    assert len(web.asked) <= 1
 
 
 def test_a_folder_that_lists_itself_without_end(web: Web, png: bytes, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -137,6 +137,14 @@ def test_two_archives_joined_are_both_read(tmp_path: Path) -> None:
     np.testing.assert_array_equal(PIXELS(source.open(1)), picture(seed=1))
 
 
+@pytest.mark.parametrize("order", ["a.jpg a.png a.cls", "a.cls a.jpg a.png", "a.jpg a.cls a.png"])
+def test_all_images_of_a_sample_have_its_class(tmp_path: Path, order: str) -> None:
+    members = {"z.png": png(0), **{name: b"owl" if name == "a.cls" else png(1) for name in order.split()}}
+    source = open_source(write_tar(tmp_path / "0.tar", {**members, "b.png": png(2)}))
+    labels = dict(zip(source.ids, source.labels, strict=True))
+    assert labels == {"z.png": None, "a.jpg": "owl", "a.png": "owl", "b.png": None}
+
+
 def test_what_is_left_out_of_a_tar_is_named(tmp_path: Path) -> None:
     sparse = header("sparse.png", len(png(0)), tarfile.GNUTYPE_SPARSE) + padded(png(0))
     (tmp_path / "a.tar").write_bytes(

@@ -154,7 +154,8 @@ def test_extract_refuses_what_is_no_bundle_or_no_source(place: Path, tmp_path: P
     assert_fails(byol("extract", place / "test", place / "test", "--out", out), 1, "holds no manifest.json")
     assert_fails(byol("extract", place / "bundle", place / "bundle", "--out", out), 1, "holds no images")
     assert_fails(byol("extract", place / "bundle", place / "test.npz", "--out", out), 1, "no array `images`")
-    assert_fails(byol("extract", place / "bundle", place / "nothing", "--out", out), 1, "does not exist; expected")
+    expected = "does not exist; expected a folder of images, one image, .npz, .tar or .parquet shards, a .txt list,"
+    assert_fails(byol("extract", place / "bundle", place / "nothing", "--out", out), 1, expected)
     assert_fails(byol("extract", place / "bundle", place / "nothing", "--out", tmp_path / "d/"), 1, "does not exist")
     assert_fails(byol("extract", place / "bundle", place / "test", "--out", place / "test.npz" / "x.npz"), 2, "--out")
     assert below(tmp_path) == []

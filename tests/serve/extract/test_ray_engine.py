@@ -6,12 +6,14 @@ import contextlib
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +21,9 @@ import pyarrow.parquet as pq
 import pytest
 
 from byol.files.atomic import SourceUnavailable
-from byol.serve.extract.ray_engine import _for_workers, _readable
+from byol.images.decode import Preprocess
+from byol.images.open import open_place, open_sections, rows_digest
+from byol.serve.extract.ray_engine import _batch, _decode, _for_workers, _readable
 from byol.serve.features.read import read_features
 from tests.support.command_line import byol
 from tests.support.folders import contents
@@ -83,6 +87,33 @@ def test_workers_find_what_is_meant_from_here(tmp_path: Path, monkeypatch: pytes
     assert _for_workers(Path("shards/*.tar")) == tmp_path / "shards" / "*.tar"
     for location in ("s3://bucket/images", Path("cifar10:test")):
         assert _for_workers(location) == location
+
+
+@pytest.mark.parametrize("name", ["images.txt", "images.npz"])
+def test_a_worker_reads_no_rows_of_another_listing(place: Path, tmp_path: Path, name: str) -> None:
+    def write(first: int) -> Path:
+        rows = np.roll(np.arange(4), -first)
+        if name == "images.txt":
+            files = sorted((place / "images" / "dog").rglob("*.png"))
+            (tmp_path / name).write_text("".join(f"{files[row]}\n" for row in rows))
+        else:
+            np.savez(
+                tmp_path / name, images=np.broadcast_to(rows.astype(np.uint8)[:, None, None, None], (4, 16, 16, 3))
+            )
+        return tmp_path / name
+
+    def decoded(location: Path) -> dict[str, np.ndarray]:  # as by a worker that has not met the location yet
+        opener = partial(open_place, location, here=os.getcwdb(), rows=listed)
+        chunk = {"section": np.zeros(1, int), "first": np.zeros(1, int), "places": np.arange(4)[None]}
+        return {**_decode(opener, Preprocess.for_size(16), chunk), "features": np.zeros((4, 2))}
+
+    [section] = open_sections(write(0), 100)
+    listed = rows_digest(section.source)
+    (tmp_path / "copy").mkdir()
+    shutil.copyfile(tmp_path / name, tmp_path / "copy" / name)  # with another time
+    assert len(_batch(section.source, decoded(tmp_path / "copy" / name)).indices) == 4
+    with pytest.raises(SourceUnavailable, match="has changed since it was listed"):
+        _batch(section.source, decoded(write(1)))
 
 
 def test_workers_killed_in_the_middle_lose_nothing(place: Path, tmp_path: Path) -> None:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import subprocess
 import sys
 import threading
+import warnings
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -16,8 +19,9 @@ from click.testing import CliRunner
 from PIL import Image
 
 from byol.commands.cache import cache as cache_command
+from byol.images import cache as cache_module
 from byol.images import decode as images_module
-from byol.images.cache import META, DecodedCache, size_limit
+from byol.images.cache import META, CacheError, DecodedCache, size_limit
 from byol.images.columns import Labels
 from byol.images.open import open_source
 from byol.images.picture.read import read_image
@@ -66,6 +70,11 @@ def same(a: ImageTensor, b: ImageTensor) -> bool:
     return equal and a.indices.tolist() == b.indices.tolist() and a.skipped == b.skipped
 
 
+def denied(*_: object) -> None:
+    """What removing somebody else's entry comes to."""
+    raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+
+
 # ------------------------------------------------------------------------------------------------------ cache
 
 
@@ -104,6 +113,16 @@ def test_a_changed_image_is_decoded_again(images: Path, cache: DecodedCache):
     os.utime(path, ns=(facts.st_atime_ns, facts.st_mtime_ns))
     load_canvases(open_source(images), 16, cache=cache)
     assert len(cache.entries()) == 3
+
+
+def test_a_time_far_in_the_future_is_a_time(images: Path):
+    stamps = set()
+    for seconds in (10_413_792_000, 10_413_792_001):  # in the year 2300
+        os.utime(images / "cat" / "000.png", (seconds, seconds))
+        source = open_source(images)
+        assert source.stamp is not None
+        stamps.add(source.stamp())
+    assert len(stamps) == 2
 
 
 def test_a_changed_image_of_a_list_is_decoded_again(images: Path, cache: DecodedCache, tmp_path: Path):
@@ -147,16 +166,76 @@ def test_what_could_not_be_read_and_now_can_is_read(images: Path, cache: Decoded
     assert len(cache.entries()) == 1
 
 
-@pytest.mark.parametrize("name", ["pixels.npy", "aspect.npy", "indices.npy", META])
-def test_a_damaged_entry_is_made_again(images: Path, cache: DecodedCache, name: str):
+@pytest.mark.parametrize(
+    ("name", "length"), [("pixels.npy", 100), ("aspect.npy", 100), ("indices.npy", 100), (META, 100), ("pixels.npy", 0)]
+)
+def test_a_damaged_entry_is_made_again(images: Path, cache: DecodedCache, name: str, length: int):
     expected = load_canvases(open_source(images), 16, cache=cache)
     (entry,) = cache.entries()
     expected = ImageTensor(expected.pixels.clone(), expected.aspect, expected.indices, expected.skipped)
-    (entry.path / name).write_bytes((entry.path / name).read_bytes()[:100])
+    (entry.path / name).write_bytes((entry.path / name).read_bytes()[:length])
     assert same(expected, load_canvases(open_source(images), 16, cache=cache))
 
 
-def test_the_cache_stays_within_its_size_and_drops_what_was_used_longest_ago(tmp_path: Path):
+@pytest.mark.skipif(not Path("/proc/self/maps").is_file(), reason="only Linux lists what is mapped")
+def test_an_entry_may_be_larger_than_memory(images: Path, cache: DecodedCache):
+    """Of a private mapping that may be written to, the kernel demands its size as memory."""
+    opened = [load_canvases(open_source(images), 16, cache=cache) for _ in range(2)]
+    lines = Path("/proc/self/maps").read_text().splitlines()
+    mapped = [line.split()[1] for line in lines if str(cache.root) in line and line.endswith("pixels.npy")]
+    assert mapped == ["r--s"] * len(opened)
+
+
+def test_a_damaged_entry_that_cannot_be_removed_is_told_before_the_work(
+    images: Path, cache: DecodedCache, decoded: list[int], monkeypatch: pytest.MonkeyPatch
+):
+    load_canvases(open_source(images), 16, cache=cache)
+    (entry,) = cache.entries()
+    (entry.path / "pixels.npy").write_bytes(b"damaged")
+    monkeypatch.setattr(cache_module, "remove", denied)
+    with pytest.warns(UserWarning, match=f"{entry.path} cannot be removed: Permission denied; decoding images anew"):
+        assert isinstance(open_images(open_source(images), 16, cache=cache), StreamedImages)
+    assert len(decoded) == 1
+
+
+def test_an_entry_serves_when_others_have_filled_the_disk(
+    images: Path, cache: DecodedCache, decoded: list[int], monkeypatch: pytest.MonkeyPatch
+):
+    expected = load_canvases(open_source(images), 16, cache=cache)
+    monkeypatch.setattr("shutil.disk_usage", lambda _: SimpleNamespace(free=0))
+    with warnings.catch_warnings(action="error"):
+        found = open_images(open_source(images), 16, cache=cache)
+    assert isinstance(found, ImageTensor)
+    assert same(found, expected)
+    with pytest.warns(UserWarning, match=r"images takes 0 MB decoded, \S+ has room for 0 MB .*anew for each batch"):
+        assert isinstance(open_images(open_source(images), 24, cache=cache), StreamedImages)
+    (images / "cat" / "new.png").write_bytes(b"")
+    with pytest.warns(UserWarning, match="has room for 0 MB .*; decoding images for this run only"):
+        load_canvases(open_source(images), 16, cache=cache)
+    assert len(decoded) == 2
+
+
+@pytest.mark.parametrize("what", ["mapping", "reading"])
+def test_a_fault_of_the_machine_costs_no_entry(
+    images: Path, cache: DecodedCache, decoded: list[int], monkeypatch: pytest.MonkeyPatch, what: str
+):
+    load_canvases(open_source(images), 16, cache=cache)
+
+    def fail(*_: object, **__: object) -> None:
+        raise OSError(errno.ENOMEM, os.strerror(errno.ENOMEM))
+
+    failing = "numpy.lib.format.open_memmap" if what == "mapping" else "byol.images.cache.read_meta"
+    with monkeypatch.context() as patch:
+        patch.setattr(failing, fail)
+        with pytest.warns(UserWarning, match="Cannot allocate memory; decoding images anew for each batch"):
+            assert isinstance(open_images(open_source(images), 16, cache=cache), StreamedImages)
+    assert isinstance(open_images(open_source(images), 16, cache=cache), ImageTensor)
+    assert len(decoded) == 1
+
+
+def test_the_cache_stays_within_its_size_and_drops_what_was_used_longest_ago(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
     cache = DecodedCache(tmp_path, limit=3500)
     for number, name in enumerate("abc"):
         with cache.create(name, 1000) as entry:
@@ -167,6 +246,10 @@ def test_the_cache_stays_within_its_size_and_drops_what_was_used_longest_ago(tmp
     with cache.create("d", 1500) as entry:
         (entry / META).write_text(json.dumps(META_OF_NONE))
     assert {entry.path.name for entry in cache.entries()} == {"a", "c", "d"}
+    with monkeypatch.context() as patch:
+        patch.setattr(cache_module, "remove", denied)
+        with pytest.raises(CacheError, match="cannot be removed"), cache.create("e", 3500):
+            pass
     assert not cache.has_room(3501)
     assert cache.has_room(3500)
     assert cache.clear() > 0
@@ -259,6 +342,10 @@ def test_the_command_shows_and_clears(images: Path, tmp_path: Path, monkeypatch:
     assert "images: 20 images at 16 px" in shown.output
     listed = json.loads(CliRunner().invoke(cache_command, ["--json"]).output)
     assert [entry["images"] for entry in listed["entries"]] == [20]
+    with monkeypatch.context() as patch:
+        patch.setattr(cache_module, "remove", denied)
+        with pytest.raises(CacheError, match=r"^0 MB freed; \S+ cannot be removed: Permission denied; remove it as "):
+            CliRunner().invoke(cache_command, ["clear"], catch_exceptions=False)
     assert CliRunner().invoke(cache_command, ["clear"]).exit_code == 0
     assert DecodedCache().entries() == []
 
@@ -342,7 +429,8 @@ def test_streaming_replaces_unreadable_images_and_reports_them(images: Path):
 def test_sources_larger_than_the_cache_are_streamed(images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(module, "SMALL", 0)
     source = open_source(images)
-    assert isinstance(open_images(source, 16, cache=DecodedCache(tmp_path / "none", limit=0)), StreamedImages)
+    with warnings.catch_warnings(action="error"):  # who allows no cache needs not be told
+        assert isinstance(open_images(source, 16, cache=DecodedCache(tmp_path / "none", limit=0)), StreamedImages)
     assert isinstance(open_images(source, 16, cache=DecodedCache(tmp_path / "some", limit=10**9)), ImageTensor)
 
 
