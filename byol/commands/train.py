@@ -211,19 +211,12 @@ def _as_it_is(config: TrainConfig) -> TrainConfig:
 
 def resumed(stored: TrainConfig, options: dict[str, Any]) -> TrainConfig:
     """The settings of a resumed run. Raises `ValueError` when an option is illegal, or differs from them."""
+    from byol.training.resumed import kept
+
     given = _given(stored, options)
-    if given.get("canvas_size") == 0:
-        del given["canvas_size"]  # the run decided that when it began
-    config = stored.replace(**given)
-    differing = [name for name in given if getattr(config, name) != getattr(stored, name) and name != "device"]
-    if options["preset"] not in (None, stored.preset):
-        differing.append("preset")
-    if differing:
-        raise ValueError(
-            f"a resumed run keeps its settings, but these differ: {', '.join(sorted(differing))}; leave the options "
-            "out. To train on with others, start a new run from its weights: another --out with --init RUN"
-        )
-    return config
+    config = stored.replace(**given)  # which checks them
+    asked = {name: getattr(config, name) for name in given}
+    return kept(stored, asked | ({"preset": options["preset"]} if options["preset"] else {}))
 
 
 def changed(base: TrainConfig, options: dict[str, Any]) -> TrainConfig:

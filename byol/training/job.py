@@ -40,6 +40,7 @@ from byol.training.resumed import (
     require_same_images,
     require_same_time,
     require_same_validation,
+    settings_again,
     validation_of,
 )
 from byol.training.run_folder import RunFolder, versions
@@ -61,9 +62,9 @@ def train(
     """Train an encoder from the images at `images` (a folder, `.npz`, shards, a URL, `cifar10`) into the folder `out`.
 
     `config`: the settings, by default a recipe that fits the images and the machine; `val_data`: labelled images for
-    kNN accuracy during training; `resume`: continue the run in `out`, or start one if there is none; `init`: a run,
-    checkpoint or bundle whose weights it starts from; `seconds`: the time in which it should end. Progress goes to
-    stderr. Returns the run folder, which `byol.export.export_bundle` turns into a bundle.
+    kNN accuracy during training; `resume`: continue the run in `out`, with the settings it began with, or start one if
+    there is none; `init`: a run, checkpoint or bundle whose weights it starts from; `seconds`: the time in which it
+    should end. Progress goes to stderr. Returns the run folder, which `byol.export.export_bundle` turns into a bundle.
 
     Raises `ValueError` or `OSError` for whatever a user can cause, and `byol.signals.Ended` when stopped by a signal or
     out of memory.
@@ -78,14 +79,15 @@ def run_training(
 ) -> None:
     """Train from images to a finished run folder, with progress on stderr.
 
-    `config`: the settings, for a resumed run its own; None: the recipe for these images. `change` is applied to the
-    settings of a new run.
+    `config`: the settings, by default the recipe for these images; a resumed run keeps its own, and refuses others.
+    `change` is applied to the settings of a new run.
 
     Raises `ValueError` or `OSError` for whatever a user can cause, `Ended` when stopped by a signal or out of memory.
     """
     began, run, given = time.monotonic(), RunFolder(job.out), job
     with keeping_threads(), joined() as world, run.alone() if world.first else nullcontext():
         continuing = job.resume and run.exists()
+        stored = settings_again(run, config) if continuing else None
         if continuing:
             require_same_time(job, run)
             job = job.continued(run.inputs())
@@ -94,11 +96,9 @@ def run_training(
         if job.tensorboard:
             require_tensorboard()
         source = reopened(job.images, given.data) if continuing else open_source(job.images)
-        if continuing:
-            config = config or run.config()
-            checkpoint, initial = run.checkpoint(), None
-            if checkpoint is None and config.init:
-                initial = initial_again(job, config)
+        if stored:
+            config, checkpoint = stored, run.checkpoint()
+            initial = initial_again(job, config) if config.init and checkpoint is None else None
         else:
             checkpoint, initial = None, read_initial(job.init) if job.init else None
             config = _chosen(world, job, source, config, change, initial)

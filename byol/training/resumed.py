@@ -1,7 +1,9 @@
-"""What a resumed run must find again: its images, its validation images, its length, the weights it starts from."""
+"""What a resumed run must find again: its settings, its images, its validation images, the weights it starts from."""
 
 from __future__ import annotations
 
+from collections.abc import Collection, Mapping
+from dataclasses import fields
 from typing import Any
 
 from byol.console import note
@@ -19,12 +21,44 @@ from byol.training.recipes.initial import Initial, read_initial
 from byol.training.recipes.settings import Job
 from byol.training.run_folder import RunFolder
 
+PLANNED = frozenset({"max_steps", "knn_every", "warmup_epochs"})  # settings that a plan for a time decides
+OF_WEIGHTS = frozenset({"init", "arch", "stem", "image_size", "mean", "std"})  # those that come with `--init`
+
+
+def plan_of(run: RunFolder) -> dict[str, Any]:
+    """How a run was planned to end in time; empty for one that was not."""
+    plan = run.content(TRAIN).get("plan")
+    return plan if isinstance(plan, dict) else {}
+
 
 def require_same_time(job: Job, run: RunFolder) -> None:
     """Raise `ValueError` when a resumed run is given another time than it was planned for."""
-    plan = run.content(TRAIN).get("plan")
-    if job.seconds and job.seconds != (plan.get("seconds") if isinstance(plan, dict) else None):
+    if job.seconds and job.seconds != plan_of(run).get("seconds"):
         raise ValueError("a resumed run keeps its length; leave out --time, or start a new run from it with --init")
+
+
+def settings_again(run: RunFolder, given: TrainConfig | None) -> TrainConfig:
+    """The settings of a resumed run: its own, on the device of those given. Raises `ValueError` for others."""
+    stored = run.config()
+    if given is None:
+        return stored
+    decided = (PLANNED if plan_of(run) else frozenset()) | (OF_WEIGHTS if stored.init else frozenset())
+    return kept(stored, {field.name: getattr(given, field.name) for field in fields(given)}, decided)
+
+
+def kept(stored: TrainConfig, given: Mapping[str, Any], decided: Collection[str] = ()) -> TrainConfig:
+    """A run's stored settings, on the device given. Raises `ValueError` when other settings are given.
+
+    `decided`: those that the run found out when it began, whatever was given; the side of its canvas is another.
+    """
+    differing = [name for name, value in given.items() if name not in decided and value != getattr(stored, name)]
+    differing = [name for name in differing if name != "device" and (name, given[name]) != ("canvas_size", 0)]
+    if differing:
+        raise ValueError(
+            f"a resumed run keeps its settings, but these differ: {', '.join(sorted(differing))}; leave the options "
+            "out. To train on with others, start a new run from its weights: another --out with --init RUN"
+        )
+    return stored.replace(device=given.get("device", stored.device))
 
 
 def reopened(images: Location, given: Location | None) -> ImageSource:

