@@ -191,7 +191,13 @@ def _differ(old: object, new: object) -> bool:
 
 
 def _settings(content: dict[str, Any]) -> dict[str, Any]:
-    return {**content.get("config", {}), **{name: content.get(name) for name in ("encoder", "data", "test")}}
+    sets = {name: content.get(name) for name in ("data", "test")}
+    encoder = content.get("encoder")  # it may have got another name: its digest is of all its weights
+    return {
+        **content.get("config", {}),
+        **sets,
+        "encoder": encoder.get("digest") if isinstance(encoder, dict) else None,
+    }
 
 
 def _line(record: dict[str, Any], draws: int) -> str:

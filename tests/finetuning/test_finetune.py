@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 
+import click
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
@@ -16,6 +17,7 @@ from torch import nn
 from byol import load_encoder
 from byol.bundle.folder import Bundle
 from byol.bundle.manifest import Finetuning
+from byol.commands.finetune import _require_same
 from byol.finetuning.protocol import Sweep, choose_images, read_sets
 from byol.finetuning.tuner import Classifier, FinetuneConfig, LabelledImages, Scores, Trial, Tuner, scores
 from byol.images.decode import Preprocess
@@ -300,6 +302,16 @@ def test_an_interrupted_sweep_goes_on_and_ends_the_same(quick, result, tmp_path,
     assert "--out" in tuned(quick, out, *words, code=1).err  # without --resume nothing is overwritten
     done = tuned(quick, out, *words, "--resume", "--no-flip", "--test", quick / "train", code=2)
     assert "these differ: flip, test;" in done.err
+
+
+def test_encoder_and_images_may_get_other_names_and_no_other_content():
+    images = {"name": "train", "images": 4, "digest": "0", "content": "1"}
+    stored = {"config": {}, "encoder": {"name": "run", "digest": "2"}, "data": images, "test": images}
+    renamed = {**images, "name": "moved"}
+    _require_same(stored, {**stored, "encoder": {"name": "moved", "digest": "2"}, "data": renamed, "test": renamed})
+    others = {"encoder": {"name": "run", "digest": "3"}, "test": {**images, "content": "4"}}
+    with pytest.raises(click.UsageError, match="these differ: encoder, test; "):
+        _require_same(stored, {**stored, **others})
 
 
 # ------------------------------------------------------------------------------------------------------- refusals

@@ -47,8 +47,8 @@ def test_a_run_resumes_without_being_told_its_images(images, tmp_path):
     assert done.code == 0, done.err
     assert "continuing after step 3" in done.err
     assert "kNN: 24 of 24 validation images" in done.err
-    copy = folder(tmp_path / "copy" / "train", per_class=12)
-    done = byol("train", copy, "--out", run, "--resume")
+    copy = folder(tmp_path / "copy-of-train", per_class=12)
+    done = byol("train", copy, "--out", run, "--resume", "--val-data", copy)
     assert done.code == 0, done.err
     assert json.loads((run / "config.json").read_text())["inputs"]["data"] == str(copy)
     other = folder(tmp_path / "other", per_class=9)
