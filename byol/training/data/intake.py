@@ -8,7 +8,6 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import numpy as np
@@ -16,6 +15,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from byol.files.readers import Readers
 from byol.images.decode import JPEG_MARGIN
 from byol.images.picture.budget import PIXELS
 from byol.images.picture.extent import extent
@@ -97,7 +97,7 @@ class StreamedImages:
     def __init__(self, source: ImageSource, canvas: int):
         self.source, self.canvas = source, canvas
         self._unreadable: dict[int, str] = {}
-        self._pool = ThreadPoolExecutor(usable_cores(), thread_name_prefix="stream")
+        self._pool = Readers(usable_cores(), "stream")
 
     def __len__(self) -> int:
         return len(self.source)
@@ -109,7 +109,7 @@ class StreamedImages:
         return [*self.source.skipped, *met]
 
     def close(self) -> None:
-        """Stop the threads; what they have begun they finish."""
+        """Stop the threads, without waiting for a disk or server that is silent."""
         self._pool.shutdown(wait=True, cancel_futures=True)
 
     def read(self, rows: Tensor) -> tuple[Tensor, Tensor]:
