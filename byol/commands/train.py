@@ -104,7 +104,8 @@ def train(
     that is resumed knows its DATA.
     """
     from byol.training.job import run_training
-    from byol.training.parallel.processes import launch, launched_as
+    from byol.training.parallel.launcher import launch
+    from byol.training.parallel.processes import launched_as
     from byol.training.recipes.settings import Job
     from byol.training.run_folder import RunFolder
 
