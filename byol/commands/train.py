@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,7 +18,7 @@ from byol.images.location import Location
 from byol.machine import DEVICES
 from byol.options import LOCATION, Duration, Output, export_check_option
 from byol.text import printable
-from byol.training.config import OPTIMIZERS, PRECISIONS, STEMS, VIEWS, TrainConfig
+from byol.training.config import LARGEST, OPTIMIZERS, PRECISIONS, STEMS, VIEWS, TrainConfig
 from byol.training.data.view_config import ViewConfig
 from byol.training.recipes.presets import PRESETS
 
@@ -121,10 +122,11 @@ def train(
     try:
         preset = PRESETS[options["preset"]]() if options["preset"] else None
         base, change = (resumed(stored, options), _as_it_is) if stored else (preset, partial(changed, options=options))
-        # A recipe comes with the images: without them, what is given is checked on other settings.
-        _require_possible(change(base or TrainConfig(batch_size=MANY)), val_data, nproc if own else 1)
+        asked = change(base or _on_trial(options, nproc if own else 1))
+        _require_possible(asked, val_data, nproc if own else 1)
     except ValueError as error:
         raise click.UsageError(str(error)) from error
+    job = replace(job, device=asked.device)
     if dry_run:
         _show_forecast(base, job, change, as_json)
         return
@@ -137,7 +139,15 @@ def train(
         note(f"Done. Next: byol export {printable(out)} --out BUNDLE")
 
 
-MANY = 720_720  # images: a batch that any usual number of processes and micro-batches divides
+def _on_trial(options: dict[str, Any], processes: int) -> TrainConfig:
+    """Settings to check options on where a recipe comes later, with the images. Raises `ValueError`.
+
+    Their batch and encoder are such that none is refused for a value that nobody gave.
+    """
+    given = _given(TrainConfig(), options)
+    parts = processes * (given["accumulate"] if type(given.get("accumulate")) is int else 1)
+    batch = min(max(2, 2 * parts), LARGEST["batch_size"])
+    return TrainConfig(batch_size=batch, arch=f"{TIMM}resnet10t" if given.get("drop_path") else TrainConfig.arch)
 
 
 def _require_consistent(
