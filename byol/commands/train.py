@@ -108,6 +108,7 @@ def train(
     from byol.training.parallel.launcher import launch
     from byol.training.parallel.processes import launched_as
     from byol.training.recipes.settings import Job
+    from byol.training.resumed import plan_of
     from byol.training.run_folder import RunFolder
 
     rank, processes = launched_as()
@@ -115,13 +116,16 @@ def train(
     own = _starts_processes(nproc, processes, listed)
     run = RunFolder(out)
     stored = run.config() if resume and run.exists() else None
-    job = Job(data, out, val_data, resume, tensorboard, export_check, init, seconds)
+    named = frozenset(text.partition("=")[0] for text in options["settings"])
+    job = Job(data, out, val_data, resume, tensorboard, export_check, init, seconds, named=named)
     _require_consistent(job, stored, dry_run, as_json, options)
     if dry_run and own:
         raise click.UsageError("--dry-run measures one process; leave out --nproc")
     try:
         preset = PRESETS[options["preset"]]() if options["preset"] else None
-        base, change = (resumed(stored, options), _as_it_is) if stored else (preset, partial(changed, options=options))
+        base, change = preset, partial(changed, options=options)
+        if stored:
+            base, change = resumed(stored, options, bool(plan_of(run))), _as_it_is
         asked = change(base or _on_trial(options, nproc if own else 1))
         _require_possible(asked, val_data, nproc if own else 1)
     except ValueError as error:
@@ -220,14 +224,18 @@ def _as_it_is(config: TrainConfig) -> TrainConfig:
     return config
 
 
-def resumed(stored: TrainConfig, options: dict[str, Any]) -> TrainConfig:
-    """The settings of a resumed run. Raises `ValueError` when an option is illegal, or differs from them."""
-    from byol.training.resumed import kept
+def resumed(stored: TrainConfig, options: dict[str, Any], planned: bool = False) -> TrainConfig:
+    """The settings of a resumed run. Raises `ValueError` when an option is illegal, or differs from them.
+
+    `planned`: to end in time, for which others than the options' may have been taken.
+    """
+    from byol.training.resumed import PLANNED, kept
 
     given = _given(stored, options)
     config = stored.replace(**given)  # which checks them
     asked = {name: getattr(config, name) for name in given}
-    return kept(stored, asked | ({"preset": options["preset"]} if options["preset"] else {}))
+    preset = {"preset": options["preset"]} if options["preset"] else {}
+    return kept(stored, asked | preset, PLANNED - {"max_steps"} if planned else frozenset())
 
 
 def changed(base: TrainConfig, options: dict[str, Any]) -> TrainConfig:

@@ -224,10 +224,13 @@ def _planned(
     """The settings of a run that ends in time, and what `config.json` keeps of the plan."""
     if start.world.first:
         note("measuring the pace of some steps")
+    asked, named = config.knn_every, start.job.named
     with at_work(lambda: "measuring"):
-        config, pace = planned(config, images, start.world, knn, start.seconds_left)
+        config, pace = planned(config, images, start.world, knn, start.seconds_left, named=named)
     plan = Plan.of(config, len(images))
     if start.world.first:
+        if config.knn_every != asked and "knn_every" in named:
+            note(f"warning: kNN every {config.knn_every} epochs: more often, it would leave no time for training")
         note(
             f"{config.batch_size / pace.step(config):.0f} images/s: {plan.total:,} steps, "
             f"{plan.total / plan.steps_per_epoch:.1f} epochs, fit into {duration(start.seconds_left())}"

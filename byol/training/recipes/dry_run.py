@@ -84,7 +84,7 @@ def dry_run(
     with at_work(lambda: "measuring"):
         if job.seconds:
             left = job.seconds - decoding
-            config, pace = planned(config, some, world, knn, lambda: left, len(source))
+            config, pace = planned(config, some, world, knn, lambda: left, len(source), job.named)
         else:
             pace = measure(config, some, world, knn, len(source))
     plan = Plan.of(config, len(source))

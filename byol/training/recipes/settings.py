@@ -29,7 +29,8 @@ class Job:
 
     `data`: the images, None for those of the run to be resumed; `init`: the run, checkpoint or bundle whose weights it
     starts from; `seconds`: the time after which it should end; `export_check`: refuse an encoder that cannot be
-    exported before a new run begins; `device`: for which a recipe is chosen.
+    exported before a new run begins; `device`: for which a recipe is chosen; `named`: the settings that `--set` names,
+    which a plan for `seconds` keeps.
     """
 
     data: Location | None
@@ -41,6 +42,7 @@ class Job:
     init: Path | None = None
     seconds: float | None = None
     device: str = "auto"
+    named: frozenset[str] = frozenset()
 
     @property
     def images(self) -> Location:
