@@ -26,7 +26,7 @@ from byol.training.begun import Begun, contents, identity, keeping_threads
 from byol.training.checkpoint import Checkpoint
 from byol.training.config import TrainConfig
 from byol.training.data.intake import ImageTensor, StreamedImages
-from byol.training.data.shared import canvas_side_of, opened
+from byol.training.data.shared import canvas_side_of, opened, require_shared
 from byol.training.exportable import require_exportable
 from byol.training.loop import fit
 from byol.training.model import BYOL
@@ -169,6 +169,8 @@ def _train(start: _Start, config: TrainConfig, source: ImageSource) -> None:
     compared = (
         {**identity(job.val_data, validation), "images": len(validation)} if job.val_data and validation else None
     )
+    require_shared(world, "training images", {**facts, "images": len(source)})
+    require_shared(world, "validation images", compared)
     begun = run.begun() if continuing else Begun()
     if continuing:
         if begun.intake:
