@@ -100,6 +100,7 @@ def _begin(
         if trainer.world.first:
             save_views(run.views, trainer.first_views())
             saver.keep_untrained()
+        trainer.world.wait()
         if knn is not None:
             record = {"step": 0, "epoch": 0.0, **knn.measure(trainer.features)}
             if trainer.world.first:

@@ -67,7 +67,7 @@ def slow(module, name):
 for module, name in ((loop, "save_views"), (saving, "save_checkpoint"), (shared, "open_images")):
     slow(module, name)
 from tests.support.small import config, run_training
-run_training(config(max_steps=2), sys.argv[1], Path(sys.argv[2]))
+run_training(config(max_steps=2), sys.argv[1], Path(sys.argv[2]), sys.argv[1])  # with kNN
 print("passed")
 """
 
