@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import os
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,14 +21,14 @@ from byol.images.location import Location, location_of
 from byol.images.open import open_source
 from byol.images.source import ImageSource
 from byol.run import INPUTS, VAL_DATA
-from byol.signals import Ended
 from byol.strict_json import read_object
-from byol.text import duration
+from byol.text import duration, printable
 from byol.training.begun import Begun, contents, identity, keeping_threads
 from byol.training.checkpoint import Checkpoint
 from byol.training.config import TrainConfig
 from byol.training.data.intake import ImageTensor, StreamedImages
 from byol.training.data.shared import canvas_side_of, opened, require_shared
+from byol.training.device import enough_memory
 from byol.training.exportable import require_exportable
 from byol.training.loop import fit
 from byol.training.model import BYOL
@@ -44,7 +46,7 @@ from byol.training.resumed import (
     validation_of,
 )
 from byol.training.run_folder import RunFolder, versions
-from byol.training.setup import Plan, Setup
+from byol.training.setup import Plan, Setup, in_less_memory
 from byol.training.trainer import Trainer
 from byol.training.watch.knn import KNNMonitor, KNNSets
 from byol.training.watch.progress import EventLog, Reporter, require_tensorboard
@@ -102,7 +104,7 @@ def run_training(
         else:
             checkpoint, initial = None, read_initial(job.init) if job.init else None
             config = _chosen(world, job, source, config, change, initial)
-        with _enough_memory(config):
+        with enough_memory(partial(_remedy, config, world, run)):
             start = _Start(world, given, job, run, continuing, checkpoint, initial, began)
             _train(start, config, source)
 
@@ -141,23 +143,13 @@ def _chosen(
     return TrainConfig.from_dict(read_object(world.tell(chosen)))
 
 
-@contextmanager
-def _enough_memory(config: TrainConfig) -> Iterator[None]:
-    """Turn a lack of memory into an `Ended` that says what to do."""
-    try:
-        yield
-    except (RuntimeError, MemoryError) as error:
-        if not _is_out_of_memory(error):
-            raise
-        raise Ended(
-            f"out of memory: {config.batch_size // config.accumulate} images of {config.image_size} px at a time; use "
-            f"--accumulate {2 * config.accumulate}, --recompute, or a smaller --batch-size; checkpoints are intact"
-        ) from error
-
-
-def _is_out_of_memory(error: BaseException) -> bool:
-    """On a CPU as well, where torch raises a plain RuntimeError."""
-    return isinstance(error, torch.OutOfMemoryError | MemoryError) or "DefaultCPUAllocator" in str(error)
+def _remedy(config: TrainConfig, world: World, run: RunFolder) -> str:
+    """What to do about a lack of memory. A run keeps its settings, so it is another one that takes less."""
+    less = in_less_memory(config, world.size)
+    if not run.exists():
+        return less
+    saved = f" and --init {printable(run.path)}, to start from its weights" if os.path.lexists(run.last) else ""
+    return f"{less}, in a new run with another --out{saved}; checkpoints are intact"
 
 
 def _train(start: _Start, config: TrainConfig, source: ImageSource) -> None:

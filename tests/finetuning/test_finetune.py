@@ -304,6 +304,16 @@ def test_an_interrupted_sweep_goes_on_and_ends_the_same(quick, result, tmp_path,
     assert "these differ: flip, test;" in done.err
 
 
+def test_a_sweep_without_memory_says_what_takes_less(quick, tmp_path, monkeypatch):
+    def full(*_arguments):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(Tuner, "fit", full)
+    done = tuned(quick, tmp_path / "out", "--labels-per-class", 6, code=1)
+    assert "out of memory: 6 images of 16 px at a time; use another --out and a smaller --batch-size" in done.err
+    assert "Traceback" not in done.err
+
+
 def test_encoder_and_images_may_get_other_names_and_no_other_content():
     images = {"name": "train", "images": 4, "digest": "0", "content": "1"}
     stored = {"config": {}, "encoder": {"name": "run", "digest": "2"}, "data": images, "test": images}

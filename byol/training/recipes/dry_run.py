@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 
 from byol.console import at_work, note
 from byol.images.open import open_source
@@ -14,11 +15,12 @@ from byol.text import duration
 from byol.training.config import TrainConfig
 from byol.training.data.decoded import canvas_side, load_canvases
 from byol.training.data.intake import ImageTensor
+from byol.training.device import enough_memory
 from byol.training.parallel.processes import World
 from byol.training.recipes.forecast import Pace, measure, planned
 from byol.training.recipes.initial import read_initial
 from byol.training.recipes.settings import Job, settings_for
-from byol.training.setup import Plan, Setup
+from byol.training.setup import Plan, Setup, in_less_memory
 from byol.training.watch.knn import KNNMonitor, KNNSets
 
 BATCHES = 4  # decoded for the measurement
@@ -72,14 +74,19 @@ def dry_run(
     config: TrainConfig | None, job: Job, change: Callable[[TrainConfig], TrainConfig] = lambda config: config
 ) -> Forecast:
     """Choose as a new run would, take some steps and throw them away. Writes nothing. Raises as training does."""
-    source, world = open_source(job.images), World()
+    source = open_source(job.images)
     initial = read_initial(job.init) if job.init else None
     config = settings_for(job, source, config, change, initial)
-    Setup.of(config, len(source), world)
+    Setup.of(config, len(source), World())
     side = config.canvas_size or canvas_side(source, config.image_size)
     config = config.replace(canvas_size=side)
+    with enough_memory(partial(in_less_memory, config, 1)):
+        return _measured(config, job, source, side)
+
+
+def _measured(config: TrainConfig, job: Job, source: ImageSource, side: int) -> Forecast:
     some, decoding = _decoded(source, config, side)
-    knn = _monitor(config, job, source)
+    knn, world = _monitor(config, job, source), World()
     note("measuring the pace of some steps")
     with at_work(lambda: "measuring"):
         if job.seconds:

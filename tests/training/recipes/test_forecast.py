@@ -4,9 +4,11 @@ import json
 from dataclasses import replace
 
 import pytest
+import torch
 from safetensors.torch import load_file
 
 from byol.images.open import open_source
+from byol.signals import Ended
 from byol.training import job
 from byol.training.checkpoint import read_checkpoint
 from byol.training.config import TrainConfig
@@ -127,6 +129,15 @@ def test_a_dry_run_measures_and_writes_nothing(images, tmp_path):
     assert found.pace.knn > 0
     assert found.training == found.pace.run(found.config, found.plan)
     assert not (tmp_path / "run").exists()
+
+
+def test_a_dry_run_without_memory_says_what_takes_less(images, tmp_path, monkeypatch):
+    def full(*_arguments):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr("byol.training.recipes.dry_run.measure", full)
+    with pytest.raises(Ended, match="out of memory: 8 images of 16 px at a time; use --accumulate 2 or"):
+        dry_run(config(epochs=3), Job(images, tmp_path / "run"))
 
 
 def test_dry_run_shows_the_recipe(images, tmp_path):
