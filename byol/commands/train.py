@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from collections.abc import Callable
 from dataclasses import replace
@@ -24,6 +25,7 @@ from byol.training.recipes.presets import PRESETS
 
 if TYPE_CHECKING:
     from byol.training.recipes.settings import Job
+    from byol.training.run_folder import RunFolder
 
 
 def _one_line_each() -> str:
@@ -118,7 +120,7 @@ def train(
     stored = run.config() if resume and run.exists() else None
     named = frozenset(text.partition("=")[0] for text in options["settings"])
     job = Job(data, out, val_data, resume, tensorboard, export_check, init, seconds, named=named)
-    _require_consistent(job, stored, dry_run, as_json, options)
+    _require_consistent(job, run, stored, dry_run, as_json, options)
     if dry_run and own:
         raise click.UsageError("--dry-run measures one process; leave out --nproc")
     try:
@@ -155,7 +157,7 @@ def _on_trial(options: dict[str, Any], processes: int) -> TrainConfig:
 
 
 def _require_consistent(
-    job: Job, stored: TrainConfig | None, dry_run: bool, as_json: bool, options: dict[str, Any]
+    job: Job, run: RunFolder, stored: TrainConfig | None, dry_run: bool, as_json: bool, options: dict[str, Any]
 ) -> None:
     """Raise `UsageError` for options that exclude each other."""
     if job.data is None and stored is None:
@@ -170,7 +172,7 @@ def _require_consistent(
         return
     if dry_run:
         raise click.UsageError("--dry-run is for a new run; leave out --resume")
-    if job.init is not None:
+    if job.init is not None and os.path.lexists(run.last):
         raise click.UsageError(
             "a resumed run continues with its own weights; leave out --init, or choose another --out"
         )

@@ -89,7 +89,7 @@ def run_training(
     began, run, given = time.monotonic(), RunFolder(job.out), job
     with keeping_threads(), joined() as world, run.alone() if world.first else nullcontext():
         continuing = job.resume and run.exists()
-        stored = settings_again(run, config) if continuing else None
+        stored = settings_again(run, config, job.init) if continuing else None
         if continuing:
             require_same_time(job, run)
             job = job.continued(run.inputs())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping
 from dataclasses import fields
+from pathlib import Path
 from typing import Any
 
 from byol.console import note
@@ -37,9 +38,14 @@ def require_same_time(job: Job, run: RunFolder) -> None:
         raise ValueError("a resumed run keeps its length; leave out --time, or start a new run from it with --init")
 
 
-def settings_again(run: RunFolder, given: TrainConfig | None) -> TrainConfig:
-    """The settings of a resumed run: its own, on the device of those given. Raises `ValueError` for others."""
+def settings_again(run: RunFolder, given: TrainConfig | None, init: Path | None = None) -> TrainConfig:
+    """The settings of a resumed run: its own, on the device of those given. Raises `ValueError` for others.
+
+    `init`: the weights given, which only a run that began with some may be given again.
+    """
     stored = run.config()
+    if init and not stored.init:
+        raise ValueError(f"{printable(run.path)} began with random weights; leave out --init, or choose another --out")
     if given is None:
         return stored
     decided = (PLANNED if plan_of(run) else frozenset()) | (OF_WEIGHTS if stored.init else frozenset())
@@ -88,14 +94,26 @@ def validation_of(job: Job, given: Job) -> ImageSource | None:
 
 
 def initial_again(job: Job, config: TrainConfig) -> Initial:
-    """The weights that a run without a checkpoint was to start from. Raises `ValueError` when they are others now."""
-    found = read_initial(job.init) if job.init else None
-    if found is None or found.name != config.init:
-        raise ValueError(
-            f"{printable(job.out)} was to start from the weights {config.init} and has no checkpoint yet; "
-            "give --init with the same ones"
-        )
+    """The weights that a run without a checkpoint was to start from, whatever their file is called now.
+
+    Raises `ValueError` when they are gone or others.
+    """
+    wanted = (
+        f"{printable(job.out)} was to start from the weights {config.init} and has no checkpoint yet; "
+        "give --init with the same ones"
+    )
+    try:
+        found = read_initial(job.init) if job.init else None
+    except ValueError as error:
+        raise ValueError(f"{error}; {wanted}") from error
+    if found is None or _digest(found.name) != _digest(config.init):
+        raise ValueError(wanted)
     return found
+
+
+def _digest(init: str) -> str:
+    """Of the weights that a run started from, see `Initial.name`."""
+    return init.rpartition(" ")[2]
 
 
 def require_same_validation(run: RunFolder, found: dict[str, Any] | None, world: World) -> None:
