@@ -111,4 +111,5 @@ def _decoded(source: ImageSource, config: TrainConfig, side: int) -> tuple[Image
 def _monitor(config: TrainConfig, job: Job, source: ImageSource) -> KNNMonitor | None:
     if job.val_data is None or not config.knn_every:
         return None
-    return KNNMonitor(config, KNNSets.choose(config, source, open_source(job.val_data)))
+    sources = (replace(one, stamp=None) for one in (source, open_source(job.val_data)))  # so that none is kept
+    return KNNMonitor(config, KNNSets.choose(config, *sources))
