@@ -124,8 +124,8 @@ def train(
     if dry_run and own:
         raise click.UsageError("--dry-run measures one process; leave out --nproc")
     try:
-        preset = PRESETS[options["preset"]]() if options["preset"] else None
-        base, change = preset, partial(changed, options=options)
+        base = PRESETS[options["preset"]]() if options["preset"] else None
+        change: Callable[[TrainConfig], TrainConfig] = partial(changed, options=options)
         if stored:
             base, change = resumed(stored, options, bool(plan_of(run))), _as_it_is
         asked = change(base or _on_trial(options, nproc if own else 1))
