@@ -20,7 +20,7 @@ from byol.machine import usable_cores
 from byol.signals import HANG_UP, handled
 
 TO_SAVE = 3600  # seconds that the processes have after a signal
-AGAIN = 1.0  # seconds after which a signal is a second one: `timeout` sends each one twice
+AGAIN = 1.0  # seconds after which a signal is a second one: some who send them do it twice, such as `timeout`
 
 
 class _Again(Exception):
