@@ -163,7 +163,8 @@ def _run() -> None:
         if "start new thread" in str(error):
             note("Error: no more threads can be started; raise the limit on memory or processes")
             sys.exit(1)
-        if not isinstance(error, MemoryError) and "allocate memory" not in str(error):  # how torch says it on a CPU
+        of_torch = ("allocate memory", "out of memory")  # on a CPU, on a GPU
+        if not isinstance(error, MemoryError) and not any(text in str(error) for text in of_torch):
             raise
         note(f"Error: not enough memory: {error}; use smaller images or batches")
         sys.exit(1)

@@ -22,6 +22,7 @@ def interrupted() -> ImportError:
         (ImportError("initialization failed"), "Aborted while loading libraries"),
         (ImportError("x.so: failed to map segment from shared object"), "Error: cannot load a library: x.so"),
         (RuntimeError("can't start new thread"), "Error: no more threads can be started"),
+        (RuntimeError("CUDA out of memory. Tried to allocate"), "Error: not enough memory: CUDA out of memory"),
     ],
 )
 def test_limits_of_the_machine_are_one_line(

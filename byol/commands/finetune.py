@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,7 @@ from byol.signals import Stopped
 from byol.text import printable
 from byol.training.begun import Begun, Computed, difference, keeping_threads
 from byol.training.config import PRECISIONS
-from byol.training.device import resolve_device, resolve_precision
+from byol.training.device import enough_memory, resolve_device, resolve_precision
 from byol.training.exportable import require_exportable
 from byol.training.run_folder import RunFolder, versions
 
@@ -160,13 +161,17 @@ def run_finetuning(
         run.start(content, source.arch)
     note(f"{source.arch} at {source.image_size} px, {_headline(config, sets)}, {device.type}, {precision}")
     tuner = Tuner(config, source.image_size, source.mean, source.std, device, precision)
-    with at_work(lambda: "fine-tune"):
+    with at_work(lambda: "fine-tune"), enough_memory(partial(_in_less_memory, config, source.image_size)):
         finals = Sweep(tuner, source, sets, run, lambda record: note(_line(record, config.draws))).fit()
     values = {**_summary(config, sets, finals), "device": device.type, "out": printable(out)}
     values["seconds"] = round(sum(record["seconds"] for record in run.metrics(FINETUNE)), 3)
     with atomic_file(out / RESULT) as temporary:
         temporary.write_text(json.dumps(values, indent=2) + "\n")
     return values
+
+
+def _in_less_memory(config: FinetuneConfig, size: int) -> str:
+    return f"{config.batch_size} images of {size} px at a time; use another --out and a smaller --batch-size"
 
 
 def _headline(config: FinetuneConfig, sets: Sets) -> str:
@@ -191,7 +196,13 @@ def _differ(old: object, new: object) -> bool:
 
 
 def _settings(content: dict[str, Any]) -> dict[str, Any]:
-    return {**content.get("config", {}), **{name: content.get(name) for name in ("encoder", "data", "test")}}
+    sets = {name: content.get(name) for name in ("data", "test")}
+    encoder = content.get("encoder")  # it may have got another name: its digest is of all its weights
+    return {
+        **content.get("config", {}),
+        **sets,
+        "encoder": encoder.get("digest") if isinstance(encoder, dict) else None,
+    }
 
 
 def _line(record: dict[str, Any], draws: int) -> str:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,12 +19,13 @@ from byol.images.location import Location
 from byol.machine import DEVICES
 from byol.options import LOCATION, Duration, Output, export_check_option
 from byol.text import printable
-from byol.training.config import OPTIMIZERS, PRECISIONS, STEMS, VIEWS, TrainConfig
+from byol.training.config import LARGEST, OPTIMIZERS, PRECISIONS, STEMS, VIEWS, TrainConfig
 from byol.training.data.view_config import ViewConfig
 from byol.training.recipes.presets import PRESETS
 
 if TYPE_CHECKING:
     from byol.training.recipes.settings import Job
+    from byol.training.run_folder import RunFolder
 
 
 def _one_line_each() -> str:
@@ -108,8 +111,10 @@ def train(
     that is resumed knows its DATA.
     """
     from byol.training.job import run_training
-    from byol.training.parallel.processes import launch, launched_as
+    from byol.training.parallel.launcher import launch
+    from byol.training.parallel.processes import launched_as
     from byol.training.recipes.settings import Job
+    from byol.training.resumed import plan_of
     from byol.training.run_folder import RunFolder
 
     rank, processes = launched_as()
@@ -117,17 +122,21 @@ def train(
     own = _starts_processes(nproc, processes, listed)
     run = RunFolder(out)
     stored = run.config() if resume and run.exists() else None
-    job = Job(data, out, val_data, resume, tensorboard, export_check, init, seconds)
-    _require_consistent(job, stored, dry_run, as_json, options)
+    named = frozenset(text.partition("=")[0] for text in options["settings"])
+    job = Job(data, out, val_data, resume, tensorboard, export_check, init, seconds, named=named)
+    _require_consistent(job, run, stored, dry_run, as_json, options)
     if dry_run and own:
         raise click.UsageError("--dry-run measures one process; leave out --nproc")
     try:
-        preset = PRESETS[options["preset"]]() if options["preset"] else None
-        base, change = (resumed(stored, options), _as_it_is) if stored else (preset, partial(changed, options=options))
-        # A recipe comes with the images: without them, what is given is checked on other settings.
-        _require_possible(change(base or TrainConfig(batch_size=MANY)), val_data, nproc if own else 1)
+        base = PRESETS[options["preset"]]() if options["preset"] else None
+        change: Callable[[TrainConfig], TrainConfig] = partial(changed, options=options)
+        if stored:
+            base, change = resumed(stored, options, bool(plan_of(run))), _as_it_is
+        asked = change(base or _on_trial(options, nproc if own else 1))
+        _require_possible(asked, val_data, nproc if own else 1)
     except ValueError as error:
         raise click.UsageError(str(error)) from error
+    job = replace(job, device=asked.device)
     if dry_run:
         _show_forecast(base, job, change, as_json)
         return
@@ -140,11 +149,19 @@ def train(
         note(f"Done. Next: byol export {printable(out)} --out BUNDLE")
 
 
-MANY = 720_720  # images: a batch that any usual number of processes and micro-batches divides
+def _on_trial(options: dict[str, Any], processes: int) -> TrainConfig:
+    """Settings to check options on where a recipe comes later, with the images. Raises `ValueError`.
+
+    Their batch and encoder are such that none is refused for a value that nobody gave.
+    """
+    given = _given(TrainConfig(), options)
+    parts = processes * (given["accumulate"] if type(given.get("accumulate")) is int else 1)
+    batch = min(max(2, 2 * parts), LARGEST["batch_size"])
+    return TrainConfig(batch_size=batch, arch=f"{TIMM}resnet10t" if given.get("drop_path") else TrainConfig.arch)
 
 
 def _require_consistent(
-    job: Job, stored: TrainConfig | None, dry_run: bool, as_json: bool, options: dict[str, Any]
+    job: Job, run: RunFolder, stored: TrainConfig | None, dry_run: bool, as_json: bool, options: dict[str, Any]
 ) -> None:
     """Raise `UsageError` for options that exclude each other."""
     if job.data is None and stored is None:
@@ -157,7 +174,7 @@ def _require_consistent(
         return
     if dry_run:
         raise click.UsageError("--dry-run is for a new run; leave out --resume")
-    if job.init is not None:
+    if job.init is not None and os.path.lexists(run.last):
         raise click.UsageError(
             "a resumed run continues with its own weights; leave out --init, or choose another --out"
         )
@@ -211,21 +228,18 @@ def _as_it_is(config: TrainConfig) -> TrainConfig:
     return config
 
 
-def resumed(stored: TrainConfig, options: dict[str, Any]) -> TrainConfig:
-    """The settings of a resumed run. Raises `ValueError` when an option is illegal, or differs from them."""
+def resumed(stored: TrainConfig, options: dict[str, Any], planned: bool = False) -> TrainConfig:
+    """The settings of a resumed run. Raises `ValueError` when an option is illegal, or differs from them.
+
+    `planned`: to end in time, for which others than the options' may have been taken.
+    """
+    from byol.training.resumed import PLANNED, kept
+
     given = _given(stored, options)
-    if given.get("canvas_size") == 0:
-        del given["canvas_size"]  # the run decided that when it began
-    config = stored.replace(**given)
-    differing = [name for name in given if getattr(config, name) != getattr(stored, name) and name != "device"]
-    if options["preset"] not in (None, stored.preset):
-        differing.append("preset")
-    if differing:
-        raise ValueError(
-            f"a resumed run keeps its settings, but these differ: {', '.join(sorted(differing))}; leave the options "
-            "out. To train on with others, start a new run from its weights: another --out with --init RUN"
-        )
-    return config
+    config = stored.replace(**given)  # which checks them
+    asked = {name: getattr(config, name) for name in given}
+    preset = {"preset": options["preset"]} if options["preset"] else {}
+    return kept(stored, asked | preset, PLANNED - {"max_steps"} if planned else frozenset())
 
 
 def changed(base: TrainConfig, options: dict[str, Any]) -> TrainConfig:

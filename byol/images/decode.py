@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Executor, Future
 from dataclasses import dataclass
 from fractions import Fraction
 from itertools import islice
@@ -14,6 +14,7 @@ from typing import TypeVar
 import numpy as np
 from PIL import Image
 
+from byol.files.readers import Readers
 from byol.images.picture.budget import PIXELS
 from byol.images.picture.extent import extent
 from byol.images.source import ImageSource
@@ -94,7 +95,7 @@ def decode_all(
         source, indices = chunk
         return [(source, i, _attempt(source, transform, i, least_side)) for i in indices]
 
-    with ThreadPoolExecutor(threads, thread_name_prefix="decode") as pool:
+    with Readers(threads, "decode") as pool:
         yield from _in_order(pool, work, chunks(), ahead=2 * threads)
 
 
@@ -109,7 +110,7 @@ def _attempt(
 
 
 def _in_order(
-    pool: ThreadPoolExecutor,
+    pool: Executor,
     work: Callable[[C], list[T]],
     chunks: Iterator[C],
     ahead: int,

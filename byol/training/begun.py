@@ -30,14 +30,18 @@ def identity(location: Location, source: ImageSource) -> dict[str, Any]:
 
 
 def difference(stored: dict[str, Any], now: dict[str, Any]) -> str | None:
-    """How the images differ from those the run began with; None when they do not. Earlier versions recorded less."""
+    """How the images differ from those the run began with; None when they do not. Earlier versions recorded less.
+
+    Where a digest of their content tells, the folder they lie in may have got another name.
+    """
+    renamed = {"name"} if "content" in stored and "content" in now else set()
     known = {name: value for name, value in now.items() if name in stored}
-    if known == stored:
+    changed = {name for name in {**stored, **known} if stored.get(name) != known.get(name)} - renamed
+    if not changed:
         return None
-    before, after = described(stored), described(now)
-    if before != after:
-        return f"{before}, but the images now are {after}"
-    return f"{before}, and some of them have changed since, under the same names"
+    if changed & {"name", "images", "digest"}:
+        return f"{described(stored)}, but the images now are {described(now)}"
+    return f"{described(stored)}, and some of them have changed since, under the same names"
 
 
 def described(facts: dict[str, Any]) -> str:

@@ -14,6 +14,8 @@ from typing import Any
 
 import torch
 
+from byol.signals import Ended
+
 # Images that a run sees in one size of views, from which compiling pays. On CUDA an estimate, not measured: compiling
 # takes about a minute, which a million images make up for at twice 8,000 images/s.
 WORTH_COMPILING = {"cpu": 200_000, "cuda": 1_000_000}
@@ -99,10 +101,8 @@ def compiled_or_eager(function: Callable[..., Any]) -> Callable[..., Any]:
         nonlocal call
         try:
             return call(*arguments)
-        except torch.OutOfMemoryError:
-            raise
         except Exception as error:
-            if call is function:
+            if call is function or _is_out_of_memory(error):
                 raise
             warnings.warn(f"not compiled: {str(error).strip().partition(chr(10))[0]}", stacklevel=2)
             call = function
@@ -133,6 +133,23 @@ def resolve_sync_norm(choice: str, micro_batch: int, world: int) -> bool:
     if world == 1 or choice == "off":
         return False
     return choice == "on" or micro_batch < 128
+
+
+@contextmanager
+def enough_memory(remedy: Callable[[], str]) -> Iterator[None]:
+    """Turn a lack of memory into an `Ended` that says what to do: `remedy()`."""
+    try:
+        yield
+    except (RuntimeError, MemoryError) as error:
+        if not _is_out_of_memory(error):
+            raise
+        raise Ended(f"out of memory: {remedy()}") from error
+
+
+def _is_out_of_memory(error: BaseException) -> bool:
+    """On a CPU, and from cuDNN and cuBLAS, as well, where torch raises a plain RuntimeError."""
+    said = ("DefaultCPUAllocator", "ALLOC_FAILED")
+    return isinstance(error, torch.OutOfMemoryError | MemoryError) or any(text in str(error) for text in said)
 
 
 def peak_memory(device: torch.device) -> int:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import os
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,14 +21,14 @@ from byol.images.location import Location, location_of
 from byol.images.open import open_source
 from byol.images.source import ImageSource
 from byol.run import INPUTS, VAL_DATA
-from byol.signals import Ended
 from byol.strict_json import read_object
-from byol.text import duration
+from byol.text import duration, printable
 from byol.training.begun import Begun, contents, identity, keeping_threads
 from byol.training.checkpoint import Checkpoint
 from byol.training.config import TrainConfig
 from byol.training.data.intake import ImageTensor, StreamedImages
-from byol.training.data.shared import canvas_side_of, opened
+from byol.training.data.shared import canvas_side_of, opened, require_shared
+from byol.training.device import enough_memory
 from byol.training.exportable import require_exportable
 from byol.training.loop import fit
 from byol.training.model import BYOL
@@ -40,10 +42,11 @@ from byol.training.resumed import (
     require_same_images,
     require_same_time,
     require_same_validation,
+    settings_again,
     validation_of,
 )
 from byol.training.run_folder import RunFolder, versions
-from byol.training.setup import Plan, Setup
+from byol.training.setup import Plan, Setup, in_less_memory
 from byol.training.trainer import Trainer
 from byol.training.watch.knn import KNNMonitor, KNNSets
 from byol.training.watch.progress import EventLog, Reporter, require_tensorboard
@@ -61,9 +64,9 @@ def train(
     """Train an encoder from the images at `images` (a folder, `.npz`, shards, a URL, `cifar10`) into the folder `out`.
 
     `config`: the settings, by default a recipe that fits the images and the machine; `val_data`: labelled images for
-    kNN accuracy during training; `resume`: continue the run in `out`, or start one if there is none; `init`: a run,
-    checkpoint or bundle whose weights it starts from; `seconds`: the time in which it should end. Progress goes to
-    stderr. Returns the run folder, which `byol.export.export_bundle` turns into a bundle.
+    kNN accuracy during training; `resume`: continue the run in `out`, with the settings it began with, or start one if
+    there is none; `init`: a run, checkpoint or bundle whose weights it starts from; `seconds`: the time in which it
+    should end. Progress goes to stderr. Returns the run folder, which `byol.export.export_bundle` turns into a bundle.
 
     Raises `ValueError` or `OSError` for whatever a user can cause, and `byol.signals.Ended` when stopped by a signal or
     out of memory.
@@ -78,14 +81,15 @@ def run_training(
 ) -> None:
     """Train from images to a finished run folder, with progress on stderr.
 
-    `config`: the settings, for a resumed run its own; None: the recipe for these images. `change` is applied to the
-    settings of a new run.
+    `config`: the settings, by default the recipe for these images; a resumed run keeps its own, and refuses others.
+    `change` is applied to the settings of a new run.
 
     Raises `ValueError` or `OSError` for whatever a user can cause, `Ended` when stopped by a signal or out of memory.
     """
     began, run, given = time.monotonic(), RunFolder(job.out), job
     with keeping_threads(), joined() as world, run.alone() if world.first else nullcontext():
         continuing = job.resume and run.exists()
+        stored = settings_again(run, config, job.init) if continuing else None
         if continuing:
             require_same_time(job, run)
             job = job.continued(run.inputs())
@@ -94,15 +98,13 @@ def run_training(
         if job.tensorboard:
             require_tensorboard()
         source = reopened(job.images, given.data) if continuing else open_source(job.images)
-        if continuing:
-            config = config or run.config()
-            checkpoint, initial = run.checkpoint(), None
-            if checkpoint is None and config.init:
-                initial = initial_again(job, config)
+        if stored:
+            config, checkpoint = stored, run.checkpoint()
+            initial = initial_again(job, config) if config.init and checkpoint is None else None
         else:
             checkpoint, initial = None, read_initial(job.init) if job.init else None
             config = _chosen(world, job, source, config, change, initial)
-        with _enough_memory(config):
+        with enough_memory(partial(_remedy, config, world, run)):
             start = _Start(world, given, job, run, continuing, checkpoint, initial, began)
             _train(start, config, source)
 
@@ -141,23 +143,13 @@ def _chosen(
     return TrainConfig.from_dict(read_object(world.tell(chosen)))
 
 
-@contextmanager
-def _enough_memory(config: TrainConfig) -> Iterator[None]:
-    """Turn a lack of memory into an `Ended` that says what to do."""
-    try:
-        yield
-    except (RuntimeError, MemoryError) as error:
-        if not _is_out_of_memory(error):
-            raise
-        raise Ended(
-            f"out of memory: {config.batch_size // config.accumulate} images of {config.image_size} px at a time; use "
-            f"--accumulate {2 * config.accumulate}, --recompute, or a smaller --batch-size; checkpoints are intact"
-        ) from error
-
-
-def _is_out_of_memory(error: BaseException) -> bool:
-    """On a CPU as well, where torch raises a plain RuntimeError."""
-    return isinstance(error, torch.OutOfMemoryError | MemoryError) or "DefaultCPUAllocator" in str(error)
+def _remedy(config: TrainConfig, world: World, run: RunFolder) -> str:
+    """What to do about a lack of memory. A run keeps its settings, so it is another one that takes less."""
+    less = in_less_memory(config, world.size)
+    if not run.exists():
+        return less
+    saved = f" and --init {printable(run.path)}, to start from its weights" if os.path.lexists(run.last) else ""
+    return f"{less}, in a new run with another --out{saved}; checkpoints are intact"
 
 
 def _train(start: _Start, config: TrainConfig, source: ImageSource) -> None:
@@ -169,6 +161,8 @@ def _train(start: _Start, config: TrainConfig, source: ImageSource) -> None:
     compared = (
         {**identity(job.val_data, validation), "images": len(validation)} if job.val_data and validation else None
     )
+    require_shared(world, "training images", {**facts, "images": len(source)})
+    require_shared(world, "validation images", compared)
     begun = run.begun() if continuing else Begun()
     if continuing:
         if begun.intake:
@@ -224,10 +218,13 @@ def _planned(
     """The settings of a run that ends in time, and what `config.json` keeps of the plan."""
     if start.world.first:
         note("timing a few steps")
+    asked, named = config.knn_every, start.job.named
     with at_work(lambda: "measuring"):
-        config, pace = planned(config, images, start.world, knn, start.seconds_left)
+        config, pace = planned(config, images, start.world, knn, start.seconds_left, named=named)
     plan = Plan.of(config, len(images))
     if start.world.first:
+        if config.knn_every != asked and "knn_every" in named:
+            note(f"warning: kNN every {config.knn_every} epochs: more often, it would leave no time for training")
         note(
             f"{config.batch_size / pace.step(config):.0f} images/s: {plan.total:,} steps, "
             f"{plan.total / plan.steps_per_epoch:.1f} epochs, fit into {duration(start.seconds_left())}"

@@ -72,7 +72,7 @@ def fit(
                         reporter.warn(f"step {done}: {warning}")
                     warned = warning is not None
                 meter = Meter(trainer, meter.ended)
-            lost = None if last else _lost_before(trainer, done)
+            lost = None if last else _lost_before(trainer, done, stop)
             if lost:
                 stop.request("missing images")
             stopping = world.any(stop.asked())  # waits for the process with the slowest batch
@@ -100,6 +100,7 @@ def _begin(
         if trainer.world.first:
             save_views(run.views, trainer.first_views())
             saver.keep_untrained()
+        trainer.world.wait()
         if knn is not None:
             record = {"step": 0, "epoch": 0.0, **knn.measure(trainer.features)}
             if trainer.world.first:
@@ -113,10 +114,13 @@ def _begin(
     trainer.world.wait()
 
 
-def _lost_before(trainer: Trainer, step: int) -> SourceUnavailable | None:
-    """Wait for the batch of a step; the error if there is none, while finished steps can still be saved."""
+def _lost_before(trainer: Trainer, step: int, stop: StopSignals) -> SourceUnavailable | None:
+    """Wait for the batch of a step, but no longer than until a signal asks to stop: a silent server may take an hour.
+
+    Returns the error if there is none, while finished steps can still be saved.
+    """
     try:
-        trainer.feed.wait(step)
+        trainer.feed.wait(step, stop.asked)
     except SourceUnavailable as error:
         return error
     return None

@@ -1,7 +1,10 @@
-"""What a resumed run must find again: its images, its validation images, its length, the weights it starts from."""
+"""What a resumed run must find again: its settings, its images, its validation images, the weights it starts from."""
 
 from __future__ import annotations
 
+from collections.abc import Collection, Mapping
+from dataclasses import fields
+from pathlib import Path
 from typing import Any
 
 from byol.console import note
@@ -19,12 +22,49 @@ from byol.training.recipes.initial import Initial, read_initial
 from byol.training.recipes.settings import Job
 from byol.training.run_folder import RunFolder
 
+PLANNED = frozenset({"max_steps", "knn_every", "warmup_epochs"})  # settings that a plan for a time decides
+OF_WEIGHTS = frozenset({"init", "arch", "stem", "image_size", "mean", "std"})  # those that come with `--init`
+
+
+def plan_of(run: RunFolder) -> dict[str, Any]:
+    """How a run was planned to end in time; empty for one that was not."""
+    plan = run.content(TRAIN).get("plan")
+    return plan if isinstance(plan, dict) else {}
+
 
 def require_same_time(job: Job, run: RunFolder) -> None:
     """Raise `ValueError` when a resumed run is given another time than it was planned for."""
-    plan = run.content(TRAIN).get("plan")
-    if job.seconds and job.seconds != (plan.get("seconds") if isinstance(plan, dict) else None):
+    if job.seconds and job.seconds != plan_of(run).get("seconds"):
         raise ValueError("a resumed run keeps its length; leave out --time, or start a new run from it with --init")
+
+
+def settings_again(run: RunFolder, given: TrainConfig | None, init: Path | None = None) -> TrainConfig:
+    """The settings of a resumed run: its own, on the device of those given. Raises `ValueError` for others.
+
+    `init`: the weights given, which only a run that began with some may be given again.
+    """
+    stored = run.config()
+    if init and not stored.init:
+        raise ValueError(f"{printable(run.path)} began with random weights; leave out --init, or choose another --out")
+    if given is None:
+        return stored
+    decided = (PLANNED if plan_of(run) else frozenset()) | (OF_WEIGHTS if stored.init else frozenset())
+    return kept(stored, {field.name: getattr(given, field.name) for field in fields(given)}, decided)
+
+
+def kept(stored: TrainConfig, given: Mapping[str, Any], decided: Collection[str] = ()) -> TrainConfig:
+    """A run's stored settings, on the device given. Raises `ValueError` when other settings are given.
+
+    `decided`: those that the run found out when it began, whatever was given; the side of its canvas is another.
+    """
+    differing = [name for name, value in given.items() if name not in decided and value != getattr(stored, name)]
+    differing = [name for name in differing if name != "device" and (name, given[name]) != ("canvas_size", 0)]
+    if differing:
+        raise ValueError(
+            f"a resumed run keeps its settings, but these differ: {', '.join(sorted(differing))}; leave the options "
+            "out. To train on with others, start a new run from its weights: another --out with --init RUN"
+        )
+    return stored.replace(device=given.get("device", stored.device))
 
 
 def reopened(images: Location, given: Location | None) -> ImageSource:
@@ -54,14 +94,26 @@ def validation_of(job: Job, given: Job) -> ImageSource | None:
 
 
 def initial_again(job: Job, config: TrainConfig) -> Initial:
-    """The weights that a run without a checkpoint was to start from. Raises `ValueError` when they are others now."""
-    found = read_initial(job.init) if job.init else None
-    if found is None or found.name != config.init:
-        raise ValueError(
-            f"{printable(job.out)} was to start from the weights {config.init} and has no checkpoint yet; "
-            "give --init with the same ones"
-        )
+    """The weights that a run without a checkpoint was to start from, whatever their file is called now.
+
+    Raises `ValueError` when they are gone or others.
+    """
+    wanted = (
+        f"{printable(job.out)} was to start from the weights {config.init} and has no checkpoint yet; "
+        "give --init with the same ones"
+    )
+    try:
+        found = read_initial(job.init) if job.init else None
+    except ValueError as error:
+        raise ValueError(f"{error}; {wanted}") from error
+    if found is None or _digest(found.name) != _digest(config.init):
+        raise ValueError(wanted)
     return found
+
+
+def _digest(init: str) -> str:
+    """Of the weights that a run started from, see `Initial.name`."""
+    return init.rpartition(" ")[2]
 
 
 def require_same_validation(run: RunFolder, found: dict[str, Any] | None, world: World) -> None:

@@ -45,6 +45,15 @@ def micro_batch(config: TrainConfig, processes: int) -> int:
     return config.batch_size // parts
 
 
+def in_less_memory(config: TrainConfig, processes: int) -> str:
+    """What a process computes at a time, and the options by which that takes less memory."""
+    images = config.batch_size // (config.accumulate * processes)
+    ways = [f"--accumulate {2 * config.accumulate}"] if images % 2 == 0 and images >= 4 else []
+    ways += [] if config.recompute else ["--recompute"]
+    ways += ["a smaller --batch-size"]
+    return f"{images} images of {config.image_size} px at a time; use {' or '.join(ways)}"
+
+
 def _sizes(config: TrainConfig) -> int:
     """How many sizes views have, one after the other: for each, all is compiled anew."""
     return 1 + (0 < config.start_share < 1 and config.start_size not in (0, config.image_size))

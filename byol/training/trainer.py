@@ -137,7 +137,7 @@ class Trainer:
         config, plan = self.config, self.plan
         pixels, aspect = self.feed.batch(step)
         generator = seeded(self.device, config.seed, "views", step)
-        torch.manual_seed(generator.initial_seed())  # for the encoder's own random numbers
+        torch.manual_seed(self.own_seed(step, generator))
         set_learning_rate(self.optimizer, learning_rate(step, plan.total, plan.warmup, config.peak_lr))
         self.optimizer.zero_grad(set_to_none=True)
         total, observed = torch.zeros(1 + len(self.kinds), device=self.device), []
@@ -156,6 +156,12 @@ class Trainer:
         self.optimizer.step()
         self.model.update_target(self.tau(step))
         return total, Observation(*(torch.cat(parts) for parts in zip(*observed, strict=True)))
+
+    def own_seed(self, step: int, views: torch.Generator) -> int:
+        """For the encoder's random numbers (stochastic depth): others in each process, those of one in the first."""
+        if self.world.first:
+            return views.initial_seed()
+        return seeded("cpu", self.config.seed, "encoder", step, self.world.rank).initial_seed()
 
     def _gradients(self, batch: Batch, generator: torch.Generator, size: int, last: bool) -> tuple[Tensor, Observation]:
         """Add the gradients of a micro-batch, the step's `last` or not, kind of view by kind: one is held at a time.

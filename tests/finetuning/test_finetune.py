@@ -7,6 +7,7 @@ import json
 import shutil
 from dataclasses import replace
 
+import click
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
@@ -18,6 +19,7 @@ from torch import nn
 from byol import load_encoder
 from byol.bundle.folder import Bundle
 from byol.bundle.manifest import Finetuning
+from byol.commands.finetune import _require_same
 from byol.finetuning.checkpoint import read_finetuned
 from byol.finetuning.protocol import Sweep, choose_images, read_sets
 from byol.finetuning.tuner import Classifier, FinetuneConfig, LabelledImages, Scores, Trial, Tuner, scores
@@ -334,6 +336,26 @@ def test_an_interrupted_sweep_goes_on_and_ends_the_same(quick, result, tmp_path,
     assert "--out" in tuned(quick, out, *words, code=1).err  # without --resume nothing is overwritten
     done = tuned(quick, out, *words, "--resume", "--no-flip", "--test", quick / "train", code=2)
     assert "these differ: flip, test;" in done.err
+
+
+def test_a_sweep_without_memory_says_what_takes_less(quick, tmp_path, monkeypatch):
+    def full(*_arguments):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(Tuner, "fit", full)
+    done = tuned(quick, tmp_path / "out", "--labels-per-class", 6, code=1)
+    assert "out of memory: 6 images of 16 px at a time; use another --out and a smaller --batch-size" in done.err
+    assert "Traceback" not in done.err
+
+
+def test_encoder_and_images_may_get_other_names_and_no_other_content():
+    images = {"name": "train", "images": 4, "digest": "0", "content": "1"}
+    stored = {"config": {}, "encoder": {"name": "run", "digest": "2"}, "data": images, "test": images}
+    renamed = {**images, "name": "moved"}
+    _require_same(stored, {**stored, "encoder": {"name": "moved", "digest": "2"}, "data": renamed, "test": renamed})
+    others = {"encoder": {"name": "run", "digest": "3"}, "test": {**images, "content": "4"}}
+    with pytest.raises(click.UsageError, match="these differ: encoder, test; "):
+        _require_same(stored, {**stored, **others})
 
 
 # ------------------------------------------------------------------------------------------------------- refusals

@@ -7,6 +7,7 @@ import os
 import struct
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +15,7 @@ import pytest
 from PIL import Image, ImageOps
 
 from byol import machine
+from byol.files import readers
 from byol.images import walk
 from byol.images.columns import Labels
 from byol.images.decode import Preprocess, decode
@@ -487,6 +489,25 @@ def test_decode_holds_few_images_ahead_of_its_consumer() -> None:
     next(results)
     del results  # the consumer goes away: what is queued is cancelled
     assert len(opened) <= 2 * 2 * 32 + 2 * 32  # two chunks of 32 a thread, and those in work
+
+
+def test_decode_ends_while_a_source_is_silent(monkeypatch: pytest.MonkeyPatch) -> None:
+    silent, ended = threading.Event(), list[int]()
+
+    def open_image(i: int, least_side: int = 0) -> Image.Image:
+        if i:
+            silent.wait(60)
+            ended.append(i)
+        return Image.new("RGB", (1, 1))
+
+    monkeypatch.setattr(readers, "GRACE", 0.05)
+    source = ImageSource("test", ["0", "1"], Labels.none(2), [], open_image)
+    results = decode(source, lambda image: image.size, threads=2)
+    next(results)
+    with pytest.raises(KeyboardInterrupt):
+        results.throw(KeyboardInterrupt())  # type: ignore[attr-defined]
+    assert ended == []
+    silent.set()
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="no such names on Windows")

@@ -292,3 +292,12 @@ def test_digests_that_an_earlier_version_did_not_keep_are_not_compared() -> None
     assert difference({"name": "a", "images": 2, "digest": "0"}, now) is None
     assert difference({**now, "content": "2"}, now) is not None
     assert difference({**now, "more": 1}, now) is not None
+
+
+def test_a_folder_may_get_another_name_where_its_content_tells() -> None:
+    stored = {"name": "photos", "images": 2, "digest": "0", "content": "1"}
+    assert difference(stored, {**stored, "name": "photos-v1"}) is None
+    assert str(difference(stored, {**stored, "name": "photos-v1", "content": "2"})).endswith("under the same names")
+    of_earlier_version = {name: value for name, value in stored.items() if name != "content"}
+    said = difference(of_earlier_version, {**stored, "name": "photos-v1"})
+    assert said == "2 images of photos (digest 0), but the images now are 2 images of photos-v1 (digest 0)"

@@ -152,3 +152,14 @@ def test_a_resumed_run_keeps_its_settings():
     assert resumed(decided, options(settings=("canvas_size=0",))) == decided
     with pytest.raises(ValueError, match="these differ: batch_size, preset"):
         resumed(stored, options(preset="tutorial", batch_size=64))
+
+
+def test_what_a_plan_decided_is_no_contradiction():
+    """The command that began the run also goes on with it."""
+    stored, same = PRESETS["cifar10"]().replace(max_steps=900, knn_every=7, warmup_epochs=0.3), "knn_every=5"
+    assert resumed(stored, options(settings=(same, "warmup_epochs=2")), planned=True) == stored
+    for given, names in ((options(settings=(same,)), "knn_every"), (options(max_steps=800), "max_steps")):
+        with pytest.raises(ValueError, match=f"these differ: {names}; "):
+            resumed(stored, given, planned=names == "max_steps")
+    with pytest.raises(ValueError, match="warmup_epochs is -1; expected 0 or more"):
+        resumed(stored, options(settings=("warmup_epochs=-1",)), planned=True)

@@ -5,10 +5,18 @@ from typing import Any
 import pytest
 import torch
 
+from byol.signals import Ended
 from byol.training import setup
-from byol.training.device import WORTH_COMPILING, compiled_or_eager, for_fixed_shapes, resolve_compile, take_device
+from byol.training.device import (
+    WORTH_COMPILING,
+    compiled_or_eager,
+    enough_memory,
+    for_fixed_shapes,
+    resolve_compile,
+    take_device,
+)
 from byol.training.parallel.processes import World
-from byol.training.setup import Setup
+from byol.training.setup import Setup, in_less_memory, micro_batch
 from tests.support.small import config
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
@@ -76,13 +84,37 @@ def test_errors_of_the_function_itself_are_raised(monkeypatch):
         guarded(torch.zeros(2, 2))
 
 
-def test_lack_of_memory_is_no_sign_of_a_missing_compiler(monkeypatch):
+TOO_LARGE = (
+    torch.OutOfMemoryError("CUDA out of memory"),
+    RuntimeError("[enforce fail at alloc_cpu.cpp] DefaultCPUAllocator: can't allocate memory"),
+    RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling cublasCreate"),
+)
+
+
+@pytest.mark.parametrize("error", TOO_LARGE, ids=type)
+def test_lack_of_memory_is_no_sign_of_a_missing_compiler(monkeypatch, error):
     def full(*_arguments):
-        raise torch.OutOfMemoryError("CUDA out of memory")
+        raise error
 
     monkeypatch.setattr(torch, "compile", lambda function, **_: full)
-    with pytest.raises(torch.OutOfMemoryError):
+    with pytest.raises(type(error)):
         compiled_or_eager(torch.neg)(torch.tensor(2))
+
+
+@pytest.mark.parametrize("error", [*TOO_LARGE, MemoryError()], ids=type)
+def test_lack_of_memory_says_what_to_do(error):
+    with pytest.raises(Ended, match=r"^out of memory: take less$"), enough_memory(lambda: "take less"):
+        raise error
+    with pytest.raises(RuntimeError, match="singular"), enough_memory(lambda: "take less"):
+        raise RuntimeError("a singular matrix")
+
+
+def test_what_takes_less_memory_is_legal():
+    settings = config(batch_size=24, accumulate=2, image_size=16)
+    less = in_less_memory(settings, 3)
+    assert less == "4 images of 16 px at a time; use --accumulate 4 or --recompute or a smaller --batch-size"
+    assert micro_batch(settings.replace(accumulate=4), 3) == 2
+    assert in_less_memory(settings.replace(accumulate=4, recompute=True), 3).endswith("; use a smaller --batch-size")
 
 
 @pytest.mark.parametrize(("device", "while_open"), [(CUDA, True), (CPU, False)])

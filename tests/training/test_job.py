@@ -11,8 +11,10 @@ from torch import nn
 from byol.encoders.build import build_encoder
 from byol.encoders.pretrained import Pretrained
 from byol.export.exporter import try_export
+from byol.signals import Ended
 from byol.training import exportable
 from byol.training.data import shared
+from byol.training.trainer import Trainer
 from tests.support.command_line import byol
 from tests.support.small import config, folder, run_training
 
@@ -71,6 +73,22 @@ def test_what_cannot_be_resumed_is_refused_before_an_image_is_decoded(images, tm
     monkeypatch.setattr(shared, "open_images", lambda *_: pytest.fail("an image was decoded"))
     with pytest.raises(ValueError, match=r"was trained on 16 images of train .* now are 18 images of other"):
         run_training(config(epochs=1), other, tmp_path / "run", resume=True)
+
+
+def test_a_run_without_memory_says_which_new_run_takes_less(images, tmp_path, monkeypatch):
+    def full(*_arguments):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    run_training(config(max_steps=2, checkpoint_every=1), images, tmp_path / "run")
+    monkeypatch.setattr(Trainer, "step", full)
+    less = "out of memory: 8 images of 16 px at a time; use --accumulate 2 or --recompute or a smaller --batch-size"
+    with pytest.raises(Ended, match=rf"^{less}, in a new run with another --out; checkpoints are intact$"):
+        run_training(config(max_steps=3), images, tmp_path / "new")
+    stored = json.loads((tmp_path / "run" / "config.json").read_text())
+    stored["config"]["max_steps"] = 3  # it has not ended yet
+    (tmp_path / "run" / "config.json").write_text(json.dumps(stored))
+    with pytest.raises(Ended, match=rf"{less}, .* another --out and --init .*run, to start from its weights"):
+        run_training(None, images, tmp_path / "run", resume=True)
 
 
 # ------------------------------------------------------------------------------------------------ validation images

@@ -10,9 +10,13 @@ import time
 import pytest
 import torch
 
+from byol.files import readers
+from byol.files.atomic import SourceUnavailable
 from byol.images.open import open_source
 from byol.training.checkpoint import read_checkpoint
+from byol.training.data.batches import Order
 from byol.training.data.decoded import load_canvases
+from byol.training.data.intake import StreamedImages
 from byol.training.loop import fit
 from byol.training.run_folder import RunFolder
 from byol.training.stop import Interrupted, StopSignals
@@ -90,6 +94,38 @@ def test_a_run_ends_between_micro_batches(images, tmp_path, monkeypatch):
         fit(trainer, run, {"name": "x", "images": 24, "digest": "0"})
     assert len(calls) == 10
     assert read_checkpoint(run.path).step == 2
+
+
+def test_a_run_does_not_wait_for_a_silent_server_before_it_saves_and_ends(tmp_path, monkeypatch):
+    """The signal comes while the loop waits for the fifth batch, which never comes."""
+    source = open_source(folder(tmp_path / "train", per_class=12))
+    stream, settings = StreamedImages(source, 16), config()
+    fifth = Order(settings.seed, len(source), settings.batch_size).rows(4).tolist()
+    read, log, logged, silent = stream.read, RunFolder.log, threading.Event(), threading.Event()
+
+    def hanging(rows):
+        if rows.tolist() != fifth:
+            return read(rows)
+        logged.wait(60)
+        time.sleep(0.3)  # now the loop waits
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert silent.wait(60), "the run waited for its images"
+        raise SourceUnavailable("too late")
+
+    def logging(run, record):
+        log(run, record)
+        if record["step"] == 4:
+            logged.set()
+
+    monkeypatch.setattr(stream, "read", hanging)
+    monkeypatch.setattr(RunFolder, "log", logging)
+    monkeypatch.setattr(readers, "GRACE", 0.05)
+    run = RunFolder(tmp_path / "run")
+    run.create(settings, {})
+    with pytest.raises(Interrupted, match="stopped by SIGTERM after step 4"), Trainer(settings, stream) as trainer:
+        fit(trainer, run, {"name": "x", "images": 24, "digest": "0"})
+    silent.set()
+    assert read_checkpoint(run.path).step == 4
 
 
 STUCK = """

@@ -27,6 +27,7 @@ from byol.training.data.decoded import load_canvases
 from byol.training.data.view_config import ViewConfig
 from byol.training.loop import fit
 from byol.training.model import BYOL
+from byol.training.parallel.processes import World
 from byol.training.run_folder import RunFolder
 from byol.training.setup import Plan
 from byol.training.trainer import Trainer
@@ -261,6 +262,23 @@ def test_resume_continues_exactly(images, tmp_path, changes):
     run_training(settings, images, tmp_path / "broken", None, resume=True)
     assert weights(tmp_path / "broken") == weights(tmp_path / "straight")
     assert [r["step"] for r in run.metrics()] == [1, 2, 3, 4, 5, 6]
+
+
+def test_each_process_draws_its_own_stochastic_depth(images):
+    """Else all would leave out the same blocks for the images at the same places."""
+    t = trainer(images, drop_path=0.5)
+    views, seeds = seeded("cpu", 0, "views", 3), {}
+    for rank in range(3):
+        t.world = World(rank, 3)
+        seeds[rank] = t.own_seed(3, views)
+    assert seeds[0] == views.initial_seed()  # as without other processes
+    assert len(set(seeds.values())) == 3
+    given, features = torch.randn(8, 3, 16, 16), []
+    for seed in (*seeds.values(), seeds[0]):
+        torch.manual_seed(seed)
+        features.append(t.model.online.encoder(given))
+    assert torch.equal(features[0], features[3])
+    assert not torch.equal(features[0], features[1])
 
 
 def small_train(images, out, *more):

@@ -8,16 +8,18 @@ from __future__ import annotations
 import hashlib
 import time
 from collections.abc import Callable
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent import futures
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from byol.files.readers import Readers
 from byol.training.data.intake import ImageTensor, StreamedImages
 from byol.training.device import take_device
 
 AHEAD = 3  # batches fetched before they are asked for
+LOOK = 0.1  # seconds after which whoever waits for a batch looks whether it still should
 RESIDENT_SHARE = 0.4  # of the device's free memory; the rest is for networks and activations
 
 Batch = tuple[Tensor, Tensor]  # uint8 (B, M, M, 3), float32 (B,)
@@ -33,7 +35,7 @@ class ResidentFeed:
         self._pixels, self._aspect = images.pixels.to(device), images.aspect.to(device)
         self._rows, self._device = rows, device
 
-    def wait(self, step: int) -> None:
+    def wait(self, step: int, given_up: Callable[[], bool] = lambda: False) -> None:
         """Every batch is ready."""
 
     def batch(self, step: int) -> Batch:
@@ -62,18 +64,20 @@ class FetchedFeed:
     ):
         self._source_close = source_close
         self._read, self._rows, self._device, self._last = read, rows, device, last
-        # Each thread has a GPU of its own to begin with, the first: its pinned memory would take some of that.
-        self._thread = ThreadPoolExecutor(1, "fetch", initializer=take_device, initargs=(device,))
-        self._pending: dict[int, Future[Batch]] = {}
+        self._thread = Readers(1, "fetch")
+        self._pending: dict[int, futures.Future[Batch]] = {}
         self.waited = 0.0
 
-    def wait(self, step: int) -> None:
-        """Wait until a step's batch is ready. Raises what `read` raised."""
+    def wait(self, step: int, given_up: Callable[[], bool] = lambda: False) -> None:
+        """Wait until a step's batch is ready, or is `given_up`. Raises what `read` raised."""
         for ahead in range(step, max(step + 1, min(step + 1 + AHEAD, self._last))):
             if ahead not in self._pending:
                 self._pending[ahead] = self._thread.submit(self._fetch, self._rows(ahead))
         started = time.perf_counter()
-        self._pending[step].result()
+        while not given_up():
+            if futures.wait([self._pending[step]], LOOK).done:
+                self._pending[step].result()
+                break
         self.waited += time.perf_counter() - started
 
     def batch(self, step: int) -> Batch:
@@ -83,13 +87,15 @@ class FetchedFeed:
         return pixels.to(self._device, non_blocking=True), aspect.to(self._device, non_blocking=True)
 
     def _fetch(self, rows: Tensor) -> Batch:
+        take_device(self._device)  # a thread's own is the first one to begin with: pinned memory would take some of it
         pixels, aspect = self._read(rows)
         return (pixels.pin_memory(), aspect.pin_memory()) if self._device.type == "cuda" else (pixels, aspect)
 
     def close(self) -> None:
-        """Stop the thread, which finishes what it has begun, and then the source of its images."""
-        self._thread.shutdown(wait=True, cancel_futures=True)
+        """Stop the thread and the source of its images, without waiting for a disk or server that is silent."""
+        self._thread.shutdown(wait=False, cancel_futures=True)
         self._source_close()
+        self._thread.shutdown()
 
 
 Feed = ResidentFeed | FetchedFeed

@@ -9,7 +9,6 @@ import json
 import math
 import warnings
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import numpy as np
@@ -17,13 +16,17 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from byol.files.atomic import SourceUnavailable
+from byol.files.readers import Readers
 from byol.images.decode import JPEG_MARGIN
 from byol.images.picture.budget import PIXELS
 from byol.images.picture.extent import extent
 from byol.images.source import ImageSource, Skipped
-from byol.images.surroundings import UnreadableImage
+from byol.images.surroundings import GO_ON, UnreadableImage
 from byol.machine import usable_cores
 from byol.text import printable
+
+FURTHER = 4096  # images of the source that are tried when none of a batch can be read
 
 Transform = Callable[[Image.Image], tuple[np.ndarray, float]]
 
@@ -106,7 +109,7 @@ class StreamedImages:
     def __init__(self, source: ImageSource, canvas: int):
         self.source, self.canvas = source, canvas
         self._unreadable: dict[int, str] = {}
-        self._pool = ThreadPoolExecutor(usable_cores(), thread_name_prefix="stream")
+        self._pool = Readers(usable_cores(), "stream")
 
     def __len__(self) -> int:
         return len(self.source)
@@ -118,14 +121,14 @@ class StreamedImages:
         return [*self.source.skipped, *met]
 
     def close(self) -> None:
-        """Stop the threads; what they have begun they finish."""
+        """Stop the threads, without waiting for a disk or server that is silent."""
         self._pool.shutdown(wait=True, cancel_futures=True)
 
     def read(self, rows: Tensor) -> tuple[Tensor, Tensor]:
         """Canvases uint8 (B, M, M, 3) and aspects (B,) of some rows.
 
-        An unreadable image is replaced by the next readable one of its batch, so every batch is full. Raises
-        `ValueError` when there is none, and `SourceUnavailable`.
+        An unreadable image is replaced by the next readable one of its batch, so each batch is full; where it has none,
+        by the next one of the source. Raises `SourceUnavailable`, also when none of the next `FURTHER` can be read.
         """
         pixels = np.empty((len(rows), self.canvas, self.canvas, 3), np.uint8)
         aspect = np.empty(len(rows), np.float32)
@@ -141,10 +144,14 @@ class StreamedImages:
             return True
 
         good = np.array(list(self._pool.map(one, range(len(rows)), rows.tolist())))
-        readable = np.flatnonzero(good)
-        if not len(readable):
-            raise ValueError(none_readable(self.source, len(rows), self.skipped))
-        bad = np.flatnonzero(~good)
+        if not good.any():
+            last = int(rows[-1])
+            tried = range(last + 1, last + 1 + min(FURTHER, len(self)))
+            good[0] = any(one(0, row % len(self)) for row in tried)
+            if not good[0]:
+                count = len(rows) + len(tried)
+                raise SourceUnavailable(f"{none_readable(self.source, count, self.skipped)}; {GO_ON}")
+        readable, bad = np.flatnonzero(good), np.flatnonzero(~good)
         instead = readable[np.searchsorted(readable, bad) % len(readable)]
         pixels[bad], aspect[bad] = pixels[instead], aspect[instead]
         return torch.from_numpy(pixels), torch.from_numpy(aspect)

@@ -2,11 +2,26 @@
 
 from __future__ import annotations
 
+import hashlib
+from typing import Any
+
 from byol.console import progress, warnings_as_notes
 from byol.images.source import ImageSource
 from byol.training.data.decoded import canvas_side, open_images
 from byol.training.data.intake import ImageTensor, Intake, StreamedImages
 from byol.training.parallel.processes import World
+
+
+def require_shared(world: World, what: str, facts: dict[str, Any] | None) -> None:
+    """Raise `ValueError` in all processes when they have not listed the same images, as while files still arrive.
+
+    `facts`: their number as `images`, and the digests of `byol.training.begun.identity`; None where there are none.
+    """
+    world.wait()  # listing may take long
+    known = facts or {"images": 0}
+    world.require_same(known["images"], f"number of {what}")
+    digests = hashlib.sha256(f"{known.get('digest')} {known.get('content')}".encode()).hexdigest()
+    world.require_same(int(digests[:15], 16), f"{what} (digests)")  # 60 bits
 
 
 def canvas_side_of(world: World, source: ImageSource, image_size: int) -> int:

@@ -1,23 +1,15 @@
-"""The processes of a training job: torch's launcher starts them, gloo or NCCL connects them.
-
-`byol train --nproc N` starts N processes on this machine, `torchrun --nnodes ... -m byol train ...` on many.
-"""
+"""The processes of a training job, connected by gloo or NCCL. A launcher starts them: ours, torchrun, Slurm, MPI."""
 
 from __future__ import annotations
 
 import hashlib
-import logging
 import os
 import platform
 import signal
-import sys
-import tempfile
-import uuid
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import timedelta
-from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
@@ -26,8 +18,6 @@ import torch.distributed as dist
 from torch import Tensor
 
 from byol.children import MEETING, RANKS, speaks_for_job
-from byol.console import READ_ALREADY, at_work, standard_input
-from byol.machine import usable_cores
 from byol.signals import HANG_UP, Ended, handled
 from byol.text import reason_of
 
@@ -173,7 +163,7 @@ def launched_as() -> tuple[int, int]:
 
 
 def is_own() -> bool:
-    """Whether `launch` started this process, and not the user or another launcher."""
+    """Whether `byol train --nproc` started this process, and not the user or another launcher."""
     return MEETING in os.environ
 
 
@@ -207,60 +197,3 @@ def _local_rank(world: World) -> int:
         return _number("LOCAL_RANK", 0, world.size - 1)
     name = torch.tensor([int.from_bytes(hashlib.sha256(platform.node().encode()).digest()[:7])])
     return int((world.gather(name)[: world.rank] == name).sum())
-
-
-def _passed_on() -> list[str]:
-    """The signals that end the launcher and its processes, except those the parent ignores, as `nohup` does."""
-    names = ("SIGTERM", "SIGINT", "SIGHUP", "SIGQUIT")
-    return [n for n in names if hasattr(signal, n) and signal.getsignal(getattr(signal, n)) is not signal.SIG_IGN]
-
-
-def launch(processes: int, arguments: Sequence[str], list_comes: bool = False) -> bool:
-    """Run `byol ARGUMENTS` in several processes on this machine until all end; whether all succeeded.
-
-    `list_comes`: standard input holds a list that all of them read.
-    """
-    from torch.distributed.elastic.multiprocessing.api import SignalException
-    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
-    from torch.distributed.launcher.api import LaunchConfig, elastic_launch
-
-    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, usable_cores() // processes)))
-    with tempfile.TemporaryDirectory(prefix="byol-") as folder:
-        _stay_on_this_machine(Path(folder))
-        if list_comes:
-            kept = Path(folder) / "list"
-            kept.write_bytes(standard_input())
-            os.environ[READ_ALREADY] = str(kept)
-        config = LaunchConfig(
-            min_nodes=1,
-            max_nodes=1,
-            nproc_per_node=processes,
-            run_id=uuid.uuid4().hex,
-            local_addr="127.0.0.1",  # else the host's name is looked up
-            rdzv_backend="c10d",
-            rdzv_endpoint=f"{folder}/launcher",
-            rdzv_configs={"store_type": "file"},
-            max_restarts=0,
-            signals_to_handle=",".join(_passed_on()),
-        )
-        logging.getLogger("torch.distributed.elastic.multiprocessing.api").addFilter(_is_news)
-        try:
-            with at_work(str):  # the processes say what they do
-                elastic_launch(config, sys.executable)("-m", "byol", *arguments)
-        except (ChildFailedError, SignalException):  # the processes have said why
-            return False
-    return True
-
-
-def _is_news(record: logging.LogRecord) -> bool:
-    """Whether torch's launcher reports a process that could not report its own end, such as a killed one."""
-    message = record.getMessage()
-    return "(exitcode: 1)" not in message and "closing signal" not in message
-
-
-def _stay_on_this_machine(folder: Path) -> None:
-    """Connect the processes by files and the loopback interface; by default torch listens on all interfaces."""
-    os.environ["TORCH_DISABLE_SHARE_RDZV_TCP_STORE"] = "1"
-    os.environ[MEETING] = f"file://{folder}/processes"
-    for library in ("GLOO", "NCCL"):
-        os.environ.setdefault(f"{library}_SOCKET_IFNAME", "lo0" if sys.platform == "darwin" else "lo")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 
 from byol.console import at_work, note
 from byol.images.open import open_source
@@ -14,11 +15,12 @@ from byol.text import duration
 from byol.training.config import TrainConfig
 from byol.training.data.decoded import canvas_side, load_canvases
 from byol.training.data.intake import ImageTensor
+from byol.training.device import enough_memory
 from byol.training.parallel.processes import World
 from byol.training.recipes.forecast import Pace, measure, planned
 from byol.training.recipes.initial import read_initial
 from byol.training.recipes.settings import Job, settings_for
-from byol.training.setup import Plan, Setup
+from byol.training.setup import Plan, Setup, in_less_memory
 from byol.training.watch.knn import KNNMonitor, KNNSets
 
 BATCHES = 4  # decoded for the measurement
@@ -72,19 +74,24 @@ def dry_run(
     config: TrainConfig | None, job: Job, change: Callable[[TrainConfig], TrainConfig] = lambda config: config
 ) -> Forecast:
     """Choose as a new run would, take some steps and throw them away. Writes nothing. Raises as training does."""
-    source, world = open_source(job.images), World()
+    source = open_source(job.images)
     initial = read_initial(job.init) if job.init else None
     config = settings_for(job, source, config, change, initial)
-    Setup.of(config, len(source), world)
+    Setup.of(config, len(source), World())
     side = config.canvas_size or canvas_side(source, config.image_size)
     config = config.replace(canvas_size=side)
+    with enough_memory(partial(in_less_memory, config, 1)):
+        return _measured(config, job, source, side)
+
+
+def _measured(config: TrainConfig, job: Job, source: ImageSource, side: int) -> Forecast:
     some, decoding = _decoded(source, config, side)
-    knn = _monitor(config, job, source)
+    knn, world = _monitor(config, job, source), World()
     note("timing a few steps")
     with at_work(lambda: "measuring"):
         if job.seconds:
             left = job.seconds - decoding
-            config, pace = planned(config, some, world, knn, lambda: left, len(source))
+            config, pace = planned(config, some, world, knn, lambda: left, len(source), job.named)
         else:
             pace = measure(config, some, world, knn, len(source))
     plan = Plan.of(config, len(source))
@@ -104,4 +111,5 @@ def _decoded(source: ImageSource, config: TrainConfig, side: int) -> tuple[Image
 def _monitor(config: TrainConfig, job: Job, source: ImageSource) -> KNNMonitor | None:
     if job.val_data is None or not config.knn_every:
         return None
-    return KNNMonitor(config, KNNSets.choose(config, source, open_source(job.val_data)))
+    sources = (replace(one, stamp=None) for one in (source, open_source(job.val_data)))  # so that none is kept
+    return KNNMonitor(config, KNNSets.choose(config, *sources))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 
 import torch
@@ -132,27 +132,29 @@ def _knn_seconds(knn: KNNMonitor, trainer: Trainer) -> float:
     return time.perf_counter() - began
 
 
-def fitted(config: TrainConfig, pace: Pace, images: int, seconds: float) -> TrainConfig:
+def fitted(
+    config: TrainConfig, pace: Pace, images: int, seconds: float, named: Collection[str] = frozenset()
+) -> TrainConfig:
     """The settings with as many steps as fit into `seconds`, measurements of kNN included, and a schedule for them.
 
-    kNN is measured less often than each epoch where it would take more than a twentieth of the time. Raises
-    `ValueError` when there is no time for a run.
+    kNN is measured less often than set where it would take more than a twentieth of the time, and the warm-up is at
+    most a tenth of the run, unless they are `named`: then they stay, as long as they leave time for a run. Raises
+    `ValueError` when there is no time for one.
     """
     step = pace.step(config)
     per_epoch = Plan.of(config.replace(max_steps=1), images).steps_per_epoch
-    knn_every = config.knn_every and max(1, math.ceil(pace.knn / (KNN_SHARE * per_epoch * step)))
-    each = step + (pace.knn / (knn_every * per_epoch) if knn_every else 0.0)
-    total = int((seconds * (1 - RESERVE) - pace.warm_up - 2 * pace.knn) / each)  # kNN also before and after
-    if total < LEAST_PLANNED:
-        least = duration(1.1 * (pace.warm_up + 2 * pace.knn + LEAST_PLANNED * each) + 60)
-        raise ValueError(
-            f"--time leaves {duration(max(0.0, seconds))} for training, of which a step takes {step:.2g} s: too short "
-            f"for {LEAST_PLANNED} steps; give {least} or more, smaller views (--image-size) or a smaller --batch-size"
-        )
-    return config.replace(
-        max_steps=total,
-        knn_every=knn_every,
-        warmup_epochs=min(config.warmup_epochs, WARM_UP_SHARE * total / per_epoch),
+    seldom = config.knn_every and max(config.knn_every, math.ceil(pace.knn / (KNN_SHARE * per_epoch * step)))
+    warmup = config.warmup_epochs
+    for knn_every in (config.knn_every, seldom) if "knn_every" in named else (seldom,):
+        each = step + (pace.knn / (knn_every * per_epoch) if knn_every else 0.0)
+        total = int((seconds * (1 - RESERVE) - pace.warm_up - 2 * pace.knn) / each)  # kNN also before and after
+        if total >= LEAST_PLANNED:
+            most = math.inf if "warmup_epochs" in named else WARM_UP_SHARE * total / per_epoch
+            return config.replace(max_steps=total, knn_every=knn_every, warmup_epochs=min(warmup, most))
+    least = duration(1.1 * (pace.warm_up + 2 * pace.knn + LEAST_PLANNED * each) + 60)
+    raise ValueError(
+        f"--time leaves {duration(max(0.0, seconds))} for training, of which a step takes {step:.2g} s: too short "
+        f"for {LEAST_PLANNED} steps; give {least} or more, smaller views (--image-size) or a smaller --batch-size"
     )
 
 
@@ -163,17 +165,18 @@ def planned(
     knn: KNNMonitor | None,
     seconds_left: Callable[[], float],
     count: int | None = None,
+    named: Collection[str] = frozenset(),
 ) -> tuple[TrainConfig, Pace]:
     """The settings of a run that ends in time, the same in all processes, and the pace on which they rest.
 
     A second look at the pace is for long runs, and for what is compiled, as that can depend on the length. `count`: as
-    in `measure`.
+    in `measure`; `named`: as in `fitted`.
     """
     count = count or len(images)
     pace = measure(config.replace(max_steps=1), images, world, knn, count)
-    found = fitted(config, pace, count, seconds_left())
+    found = fitted(config, pace, count, seconds_left(), named)
     enough = float(world.tell(str(min(LONGEST_LOOK, max(ENOUGH, LOOK_SHARE * seconds_left())))))
     if world.any(enough > ENOUGH or Setup.of(found, count, world).compiled != pace.compiled):
         pace = measure(found, images, world, knn, count, enough)
-        found = fitted(config, pace, count, seconds_left())
+        found = fitted(config, pace, count, seconds_left(), named)
     return TrainConfig.from_dict(read_object(world.tell(json.dumps(found.to_dict())))), pace

@@ -17,7 +17,10 @@ from byol.training.model import BYOL
 
 @dataclass(frozen=True)
 class Initial:
-    """An encoder's weights and settings; `whole`: all networks of a run, None for a bundle."""
+    """An encoder's weights and settings; `whole`: all networks of a run, None for a bundle.
+
+    `name`: that of the file and, after a space, the digest of the encoder's weights.
+    """
 
     name: str
     arch: str

@@ -29,7 +29,8 @@ class Job:
 
     `data`: the images, None for those of the run to be resumed; `init`: the run, checkpoint or bundle whose weights it
     starts from; `seconds`: the time after which it should end; `export_check`: refuse an encoder that cannot be
-    exported before a new run begins.
+    exported before a new run begins; `device`: for which a recipe is chosen; `named`: the settings that `--set` names,
+    which a plan for `seconds` keeps.
     """
 
     data: Location | None
@@ -40,6 +41,8 @@ class Job:
     export_check: bool = False
     init: Path | None = None
     seconds: float | None = None
+    device: str = "auto"
+    named: frozenset[str] = frozenset()
 
     @property
     def images(self) -> Location:
@@ -91,8 +94,7 @@ def settings_for(
     """
     if preset is not None:
         return change(initial.applied_to(preset) if initial else preset)
-    asked = change(TrainConfig())  # for the device alone
-    device = resolve_device(asked.device)
+    device = resolve_device(job.device)
     memory = math.inf if device.type == "cpu" else float(torch.cuda.get_device_properties(device).total_memory)
     recipe = choose(survey(source), device.type, memory)
     config = change(initial.applied_to(recipe.config) if initial else recipe.config)

@@ -19,6 +19,7 @@ from click.testing import CliRunner
 from PIL import Image
 
 from byol.commands.cache import cache as cache_command
+from byol.files.atomic import SourceUnavailable
 from byol.images import cache as cache_module
 from byol.images import decode as images_module
 from byol.images.cache import META, CacheError, DecodedCache, size_limit
@@ -28,6 +29,7 @@ from byol.images.picture.read import read_image
 from byol.images.source import ImageSource
 from byol.machine import usable_cores
 from byol.training.data import decoded as module
+from byol.training.data import intake
 from byol.training.data.batches import FetchedFeed, Order, ResidentFeed, open_feed
 from byol.training.data.decoded import canvas_side, load_canvases, open_images
 from byol.training.data.intake import ImageTensor, StreamedImages
@@ -422,8 +424,32 @@ def test_streaming_replaces_unreadable_images_and_reports_them(images: Path):
         assert any(torch.equal(pixels[row], image) for image in good.pixels)
     for row, index in enumerate(good.indices):
         assert torch.equal(pixels[index], good.pixels[row])
-    with pytest.raises(ValueError, match="none of 1 images can be read"):
-        streamed.read(torch.tensor([source.ids.index("half.png")]))
+
+
+def test_a_batch_without_a_readable_image_takes_the_next_one_of_the_source(images: Path, monkeypatch):
+    """Else a run with few images a process would end, and come to the same batch when it is resumed."""
+    for name in ("cat/008.png", "cat/009.png", "dog/009.png"):
+        (images / name).write_bytes(b"no image")
+    source = open_source(images)
+    good = load_canvases(source, 16)
+    place = {name: i for i, name in enumerate(source.ids)}
+
+    def stands_for(*names: str) -> list[str]:
+        pixels, _ = StreamedImages(source, 16).read(torch.tensor([place[name] for name in names]))
+        return [
+            source.ids[int(good.indices[row])]
+            for canvas in pixels
+            for row in range(len(good))
+            if torch.equal(canvas, good.pixels[row])
+        ]
+
+    assert stands_for("cat/008.png", "cat/009.png") == ["dog/000.png"] * 2
+    assert stands_for("dog/009.png") == ["cat/000.png"]  # from the start again
+    assert stands_for("cat/009.png", "cat/003.png") == ["cat/003.png"] * 2  # of the batch first
+    monkeypatch.setattr(intake, "FURTHER", 1)
+    assert stands_for("cat/009.png") == ["dog/000.png"]
+    with pytest.raises(SourceUnavailable, match=r"none of 2 images can be read \(cat/008.png: .*finished work is kept"):
+        stands_for("cat/008.png")
 
 
 def test_sources_larger_than_the_cache_are_streamed(images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

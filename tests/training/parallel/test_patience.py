@@ -67,8 +67,18 @@ def slow(module, name):
 for module, name in ((loop, "save_views"), (saving, "save_checkpoint"), (shared, "open_images")):
     slow(module, name)
 from tests.support.small import config, run_training
-run_training(config(max_steps=2), sys.argv[1], Path(sys.argv[2]))
+run_training(config(max_steps=2), sys.argv[1], Path(sys.argv[2]), sys.argv[1])  # with kNN
 print("passed")
+"""
+
+
+DIFFERENT = """
+from pathlib import Path
+from tests.support.small import config, run_training
+try:
+    run_training(config(max_steps=1), sys.argv[1 + int(os.environ["RANK"])], Path(sys.argv[3]))
+except ValueError as error:
+    print(error)
 """
 
 
@@ -109,3 +119,13 @@ def test_a_run_whose_first_process_is_slow_at_all_that_it_does_alone(tmp_path: P
             assert process.wait() == 0, process.said
             assert process.said.endswith("passed\n")
     assert (tmp_path / "run" / "last.safetensors").exists()
+
+
+def test_processes_that_list_different_images_do_not_begin(tmp_path: Path) -> None:
+    """Else each would shuffle a list of its own: some images twice in a batch, others never."""
+    images = [folder(tmp_path / str(count), per_class=count) for count in (4, 5)]
+    with pair(tmp_path, DIFFERENT, *images, tmp_path / "run") as processes:
+        for process in processes:
+            assert process.wait() == 0, process.said
+            assert "differ in their number of training images: [8, 10]; give them one shared disk" in process.said
+    assert not (tmp_path / "run").exists()

@@ -1,12 +1,15 @@
 """The run that fits into a given time: arithmetic by hand, and a real one that resumes exactly."""
 
 import json
+import os
 from dataclasses import replace
 
 import pytest
+import torch
 from safetensors.torch import load_file
 
 from byol.images.open import open_source
+from byol.signals import Ended
 from byol.training import job
 from byol.training.checkpoint import read_checkpoint
 from byol.training.config import TrainConfig
@@ -14,7 +17,7 @@ from byol.training.data.decoded import load_canvases
 from byol.training.parallel.processes import World
 from byol.training.recipes import forecast
 from byol.training.recipes.dry_run import dry_run
-from byol.training.recipes.forecast import Pace, fitted, planned
+from byol.training.recipes.forecast import LEAST_PLANNED, Pace, fitted, planned
 from byol.training.recipes.settings import Job
 from byol.training.setup import Plan, Setup
 from tests.support.command_line import byol
@@ -45,6 +48,22 @@ def test_knn_takes_a_twentieth_of_the_time_at_most():
         plan = Plan.of(one, 1000)
         assert 0.97 * 40_000 < pace.run(one, plan) <= 40_000
         assert (plan.total / 100 / one.knn_every) * pace.knn <= 0.06 * 40_000
+
+
+def test_settings_that_were_named_stay_where_they_leave_a_run():
+    settings, slow = config(batch_size=10, knn_every=5, warmup_epochs=50.0), replace(PACE, knn=300.0)
+    time = 40_000.0  # an epoch takes 200 s: kNN is a twentieth every 30 epochs
+    assert fitted(settings, PACE, 1000, time).knn_every == 5  # never more often than asked for
+    free, kept = (fitted(settings, slow, 1000, time, named) for named in ((), ("knn_every", "warmup_epochs")))
+    assert (free.knn_every, kept.knn_every) == (30, 5)
+    assert free.warmup_epochs == pytest.approx(0.1 * free.max_steps / 100)
+    assert kept.warmup_epochs == 50.0
+    for one in (free, kept):
+        assert 0.97 * time < slow.run(one, Plan.of(one, 1000)) <= time
+    every, brief = config(batch_size=100, knn_every=1), replace(PACE, knn=300.0, late=0.5)  # 5 s an epoch
+    found = fitted(every, brief, 1000, 1000.0, ("knn_every",))  # 385 s for steps and kNN: 12 steps with one each epoch
+    assert found.knn_every > 1
+    assert found.max_steps >= LEAST_PLANNED
 
 
 def test_small_views_at_first_count_with_their_share():
@@ -104,13 +123,24 @@ def bytes_of(run):
     return {name: value.numpy().tobytes() for name, value in load_file(run / "last.safetensors").items()}
 
 
-def test_a_dry_run_measures_and_writes_nothing(images, tmp_path):
+def test_a_dry_run_measures_and_writes_nothing(images, tmp_path, monkeypatch):
+    monkeypatch.setattr("byol.training.data.decoded.SMALL", 0)  # sets this small would not be kept anyway
+    monkeypatch.setenv("BYOL_HOME", str(tmp_path / "home"))
     found = dry_run(config(epochs=3), Job(images, tmp_path / "run", val_data=images))
     assert found.plan.total == 9
     assert found.pace.late > 0
     assert found.pace.knn > 0
     assert found.training == found.pace.run(found.config, found.plan)
-    assert not (tmp_path / "run").exists()
+    assert os.listdir(tmp_path) == []
+
+
+def test_a_dry_run_without_memory_says_what_takes_less(images, tmp_path, monkeypatch):
+    def full(*_arguments):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr("byol.training.recipes.dry_run.measure", full)
+    with pytest.raises(Ended, match="out of memory: 8 images of 16 px at a time; use --accumulate 2 or"):
+        dry_run(config(epochs=3), Job(images, tmp_path / "run"))
 
 
 def test_dry_run_shows_the_recipe(images, tmp_path):

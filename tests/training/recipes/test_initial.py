@@ -1,16 +1,19 @@
 """Runs that start from the weights of a run or a bundle."""
 
 import json
+import shutil
 
 import pytest
 import torch
 
 from byol.export import export_bundle
+from byol.run import INPUTS
 from byol.training import job, loop
 from byol.training.checkpoint import read_checkpoint
 from byol.training.model import BYOL
 from byol.training.recipes.initial import read_initial
 from byol.training.recipes.settings import Job
+from byol.training.run_folder import RunFolder
 from tests.support.command_line import byol
 from tests.support.small import config, folder
 
@@ -91,7 +94,7 @@ def test_a_run_killed_before_its_first_step_still_begins_with_them(first, images
     assert not (tmp_path / "killed" / "last.safetensors").exists()
     stored = json.loads((tmp_path / "killed" / "config.json").read_text())
     assert stored["config"]["init"] == settings.init
-    job.run_training(Job(None, tmp_path / "killed", resume=True), None)
+    job.train(images, tmp_path / "killed", config(epochs=1), resume=True, init=first)  # the same call as before
     ended = [read_checkpoint(tmp_path / name).tensors for name in ("whole", "killed")]
     assert same(*ended)
 
@@ -100,6 +103,30 @@ def test_a_run_killed_before_its_first_step_still_begins_with_them(first, images
     (tmp_path / "killed" / "config.json").write_text(json.dumps(stored))
     with pytest.raises(ValueError, match=r"was to start from the weights run .* give --init with the same ones"):
         job.run_training(Job(None, tmp_path / "killed", resume=True), None)
+
+
+def test_weights_that_moved_before_the_first_step_can_be_given_again(first, images, tmp_path):
+    settings = read_initial(first).applied_to(config(epochs=1))
+    run = RunFolder(tmp_path / "run")
+    run.create(settings, {})
+    run.remember(INPUTS, {"data": str(images), "init": str(tmp_path / "gone")})
+    done = byol("train", "--out", run.path, "--resume")
+    assert done.code == 1
+    assert "gone" in done.err
+    assert "has no checkpoint yet; give --init with the same ones" in done.err
+    moved = tmp_path / "of another name"
+    shutil.copytree(first, moved)
+    done = byol("train", "--out", run.path, "--resume", "--init", moved)
+    assert done.code == 0, done.err
+    assert read_checkpoint(run.path).config.init == settings.init
+    done = byol("train", "--out", run.path, "--resume", "--init", moved)
+    assert (done.code, "a resumed run continues with its own weights" in done.err) == (2, True)
+
+
+def test_weights_are_not_given_to_a_run_that_began_without(first, images, tmp_path):
+    RunFolder(tmp_path / "run").create(config(), {})
+    done = byol("train", images, "--out", tmp_path / "run", "--resume", "--init", first)
+    assert (done.code, "began with random weights; leave out --init" in done.err) == (1, True)
 
 
 def test_what_holds_no_weights_is_refused(images, tmp_path):

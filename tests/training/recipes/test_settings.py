@@ -5,8 +5,10 @@ from pathlib import Path
 
 import pytest
 
+from byol.images.open import open_source
 from byol.training import job
-from byol.training.recipes.settings import Job
+from byol.training.recipes.presets import PRESETS
+from byol.training.recipes.settings import Job, settings_for
 from tests.support.command_line import byol
 from tests.support.small import config, folder
 
@@ -47,14 +49,46 @@ def test_a_run_resumes_without_being_told_its_images(images, tmp_path):
     assert done.code == 0, done.err
     assert "continuing after step 3" in done.err
     assert "kNN: 24 of 24 validation images" in done.err
-    copy = folder(tmp_path / "copy" / "train", per_class=12)
-    done = byol("train", copy, "--out", run, "--resume")
+    copy = folder(tmp_path / "copy-of-train", per_class=12)
+    done = byol("train", copy, "--out", run, "--resume", "--val-data", copy)
     assert done.code == 0, done.err
     assert json.loads((run / "config.json").read_text())["inputs"]["data"] == str(copy)
     other = folder(tmp_path / "other", per_class=9)
     done = byol("train", other, "--out", run, "--resume")
     assert done.code == 1
     assert "was trained on 24 images of train" in done.err
+
+
+def test_options_are_not_refused_for_a_batch_or_an_encoder_that_nobody_gave(images, tmp_path, monkeypatch):
+    taken = []
+    monkeypatch.setattr("byol.training.job.run_training", lambda job, base, change: taken.append((job, base, change)))
+    monkeypatch.setattr("byol.training.parallel.launcher.launch", lambda *_: taken.append(None) or True)
+    recipe = PRESETS["photos-cpu-10k"]()
+    for words in (
+        ("--accumulate", 32),
+        ("--accumulate", 9),
+        ("--set", "accumulate=64"),
+        ("--nproc", 8, "--accumulate", 4),
+        ("--nproc", 11),
+        ("--set", "drop_path=0.1"),
+    ):
+        done = byol("train", images, "--out", tmp_path / "run", "--device", "cpu", *words)
+        assert done.code == 0, done.err
+    assert len(taken) == 6
+    asked, base, change = taken[-1]
+    assert base is None
+    config = settings_for(asked, open_source(images), base, change, None)
+    assert (config.arch, config.drop_path, config.device) == (recipe.arch, 0.1, "cpu")
+    for words, message in (
+        (("--accumulate", 0), "accumulate is 0; expected 1 or more"),
+        (("--accumulate", 10**7), "accumulate is 10000000; expected a divisor of batch_size 1048576"),
+        (("--set", "accumulate=x"), "accumulate is 'x'"),
+        (("--set", "drop_path=0.1", "--arch", "resnet18"), "drop_path is for timm's models; resnet18 has none"),
+        (("--batch-size", 8, "--accumulate", 3), "accumulate is 3; expected a divisor of batch_size 8"),
+    ):
+        done = byol("train", images, "--out", tmp_path / "run", "--device", "cpu", *words)
+        assert (done.code, message in " ".join(done.err.split())) == (2, True), done.err
+    assert len(taken) == 6
 
 
 @pytest.mark.parametrize(
