@@ -12,6 +12,7 @@ import click
 from byol.console import note, note_device, note_skipped, progress
 from byol.images.location import Location, same_place
 from byol.options import LOCATION, FiniteRange, OutputFile, of_option
+from byol.serve.commands.evaluation import note_nameless
 from byol.serve.commands.neighbors import pictures
 from byol.serve.commands.options import BUNDLE, device_option, json_option, show
 from byol.serve.limits import LARGEST_THRESHOLD, MOST_PAIRS, THRESHOLD
@@ -162,6 +163,7 @@ def _load(
     source = sets[1] if isinstance(sets[1], ImageSource) else None if images is None else open_source(images)
     if keep and source and source.line is None:
         raise click.UsageError(f"--keep lists files, but {source.name} holds no separate ones; leave it out")
+    note_nameless(bundle, sets)
     data = load_sets(bundle, sets, device, progress)
     if data.encoder:
         note_device(device, data.encoder.device, data.encoder.reason)

@@ -12,7 +12,7 @@ import click
 from byol.console import note_device, progress, show_table
 from byol.images.location import Location
 from byol.options import LOCATION, OutputFile, of_option
-from byol.serve.commands.evaluation import note_left_out
+from byol.serve.commands.evaluation import note_left_out, note_nameless
 from byol.serve.commands.options import BUNDLE, device_option
 from byol.text import printable
 
@@ -66,7 +66,9 @@ def neighbors(
     if grid:
         with of_option("--grid"):
             require_output(grid, outputs.GRID, [bank, query, bundle])
-    sets = load_sets(bundle, open_sets(bank, query), device, progress)
+    opened = open_sets(bank, query)
+    note_nameless(bundle, opened)
+    sets = load_sets(bundle, opened, device, progress)
     note_left_out(sets, "--bank", "--query")
     similarity, rows = _search(sets, k, exclude_self, device)
     if grid:  # first: whoever reads the lines may stop after a few

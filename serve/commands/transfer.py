@@ -12,7 +12,7 @@ from byol.console import note, note_device, progress, show_json, show_line, warn
 from byol.images.location import Location, location_of
 from byol.run import KNN_K, KNN_TEMPERATURE
 from byol.serve.commands.comparison import baselines_option, compare, note_better, require_images
-from byol.serve.commands.evaluation import note_left_out, note_same, note_twins
+from byol.serve.commands.evaluation import note_left_out, note_nameless, note_same, note_twins
 from byol.serve.commands.options import BUNDLE, Positive, device_option, json_option
 from byol.text import as_message, printable
 
@@ -63,6 +63,8 @@ def transfer(
     if baselines:
         require_images(bundle, *(location for pair in locations.values() for location in pair))
     opened = {name: open_labelled(*pair) for name, pair in locations.items()}  # all, before any work
+    for sets in opened.values():
+        note_nameless(bundle, sets)
     Bundle.open(bundle)
     compared = compare(bundle, device) if baselines else None
     width = max(len("data set"), *(len(as_message(name)) for name in locations), LONGEST_ROW if baselines else 0)

@@ -78,6 +78,11 @@ def needs_bundle(*locations: Location) -> Location | None:
     return next((location for location in locations if not is_features(location)), None)
 
 
+def nameless(sets: Sets) -> list[str]:
+    """The names of features that do not say which encoder computed them: CSV never does, other tools do not."""
+    return list(dict.fromkeys(opened.name for opened in sets if isinstance(opened, Features) and not opened.bundle))
+
+
 def load_evaluation(
     bundle: Path | None, train: Location, test: Location, device: str, progress: Progress, variant: str = "fp32"
 ) -> Evaluation:

@@ -232,6 +232,29 @@ def test_one_query_of_one_class(place: Path) -> None:
     )  # fmt: skip
 
 
+def test_features_that_do_not_say_whose_they_are(place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """CSV never does: those of another encoder must not become BUNDLE's classifier, and beside others are warned of."""
+    for name in ("train", "test"):
+        done = byol("extract", place / "other", place / name, "--out", tmp_path / f"{name}.csv", *CPU)
+        assert done.code == 0, done.err
+    both = ("--train", tmp_path / "train.csv", "--test", tmp_path / "test.csv", *CPU)
+    warning = "train.csv does not say which encoder computed it"
+    assert warning not in byol("knn", *both).err
+    for words in (
+        ("knn", place / "bundle", *both),
+        ("knn", "--train", tmp_path / "train.csv", "--test", place / "test.npz", *CPU),
+        ("neighbors", "--bank", tmp_path / "train.csv", "--query", place / "test.npz", *CPU),
+        ("transfer", place / "bundle", f"x={tmp_path / 'train.csv'},{place / 'test.npz'}", *CPU),
+    ):
+        done = byol(*words)
+        assert (done.code, done.err.count(warning)) == (0, 1), (words, done.err)
+    monkeypatch.setattr("byol.serve.evaluate.sets.Encoder", lambda *_: pytest.fail("encodes"))
+    for test in (tmp_path / "test.csv", place / "test"):
+        words = ("--train", tmp_path / "train.csv", "--test", test, *CPU, "--save-classifier", tmp_path / "new")
+        assert_fails(byol("linear", place / "bundle", *words), 2, "--save-classifier", warning, "give the images")
+    assert not (tmp_path / "new").exists()
+
+
 @pytest.mark.parametrize("command", ["knn", "linear"])
 @pytest.mark.parametrize(
     ("train", "test", "code", "words"),
