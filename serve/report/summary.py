@@ -45,10 +45,9 @@ def lede(report: Report) -> str:
         )
     scores = report.scores.get(entries[0].name)
     if scores:
-        sentences.append(
-            f"Evaluated through ONNX Runtime on {scores.n_test:,} test images, with {scores.n_train:,} labelled ones "
-            "to learn from."
-        )
+        sets = f"{scores.n_test:,} test images, with {scores.n_train:,} labelled ones to learn from"
+        sets = f"{scores.n_test:,} labelled images, training and test set in one" if scores.one_set else sets
+        sentences.append(f"Evaluated through ONNX Runtime on {sets}.")
     return " ".join(sentences)
 
 
@@ -60,8 +59,9 @@ def tiles(report: Report) -> list[tuple[str, str, str]]:
     scores = report.scores.get(entry.name)
     tiles = []
     if scores:
-        tiles.append(("kNN", percent(scores.knn_usual), f"top-1, k = {min(KNN_K, scores.n_train)}"))
-        tiles.append(("Linear probe", percent(scores.linear), f"top-1, all {scores.n_train:,} labels"))
+        alone, learned = (", leave one out", "on what it learned") if scores.one_set else ("", "all {:,} labels")
+        tiles.append(("kNN", percent(scores.knn_usual), f"top-1, k = {scores.usual_k}{alone}"))
+        tiles.append(("Linear probe", percent(scores.linear), f"top-1, {learned.format(scores.n_train)}"))
         if scores.few:
             few = scores.few[0]
             count = f"{few.amount} label{'' if few.amount == 1 else 's'} a class"

@@ -120,6 +120,8 @@ def test_leave_one_out_is_knn_without_the_query_itself(
     for k, (used, _, top1, _) in zip((1, 5, 5), found, strict=True):
         alone = [KNNClassifier(k, 0.07, "cpu").fit(x[r], y[r]).predict(x[i : i + 1])[0] for i, r in enumerate(rest)]
         assert used == k
+        left_out = KNNClassifier(k + 1, 0.07, "cpu").fit(x, y).predict_left_out(x[::-7], np.arange(60)[::-7])
+        assert left_out.tolist() == alone[::-7]
         assert top1 == pytest.approx(np.mean(np.array(alone) == y))
     twins, labels = np.ones((30, 4), np.float32), np.arange(30) % 2
     ((_, _, top1, _),) = KNNClassifier(4, 0.07, "cpu").fit(twins, labels).sweep(twins, labels, [3], [0.07], True)

@@ -28,6 +28,7 @@ from byol.serve.report.runs import open_entries, read_run
 from byol.serve.report.sections import Report
 from byol.training.run_folder import RunFolder
 from tests.support.command_line import byol
+from tests.support.inputs.features import write
 from tests.support.reports import CPU, write_bundle_of, write_run
 from tests.support.small import RESNET18, config
 from tests.support.tiny import write_images, write_tiny_bundle
@@ -298,9 +299,47 @@ def test_unlabelled_images_get_a_map_and_neighbours_only(site, tmp_path):
 def test_few_images_are_enough(site, tmp_path):
     small = write_images(tmp_path / "small", {"cat": 1, "dog": 1})
     page = made(tmp_path / "r.html", site / "bundle", "--train", small, "--test", small)
-    assert "each its 2 nearest of 2 training images" in text_of(page)
+    assert "each its 1 nearest of the 1 others" in text_of(page)
+    page = made(tmp_path / "r.html", site / "bundle", "--train", small / "cat", "--test", small / "cat")
+    assert "each its 0 nearest of the 0 others" in text_of(page)
     page = made(tmp_path / "r.html", site / "bundle", "--train", small, "--test", small / "cat" / "000.png")
     assert "1 of 1 test images" in text_of(page)
+
+
+def test_of_one_labelled_folder_no_image_is_its_own_neighbour(site, tmp_path):
+    """As `byol knn` has it; what a probe says of the images it learned from, the page says, too."""
+    words = (site / "bundle", "--train", site / "train", *CPU)
+    done = byol("report", *words, "--test", site / "test" / ".." / "train", "--out", tmp_path / "r.html")
+    assert (done.code, "kNN and neighbours leave each one out" in done.err) == (0, True), done.err
+    knn, shown = json.loads(byol("knn", *words, "--json").out), text_of(tmp_path / "r.html")
+    assert f"kNN {100 * knn['top1']:.1f} % top-1, k = 20, leave one out" in shown
+    assert "top-1, on what it learned" in shown
+    assert "Training and test set are the same images" in shown
+    assert "Nothing was chosen on the test images" not in shown
+    assert "6 nearest of the 51 others" in shown
+    html = (tmp_path / "r.html").read_text()
+    found = re.search(r'<script type="application/json" id="data">(.*?)</script>', html, re.DOTALL)
+    assert found
+    queries = json.loads(found[1])["queries"]
+    assert len(queries) == 48
+    for query in queries:
+        assert len(query["neighbours"]) == 6
+        assert query["id"] not in [near["id"] for near in query["neighbours"]]
+
+
+def test_a_list_on_standard_input_is_read_once(site, tmp_path, monkeypatch):
+    lines = "".join(f"{path}\n" for path in sorted((site / "test").rglob("*.png"))[:3])
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(lines.encode())))
+    page = made(tmp_path / "r.html", site / "bundle", "--train", site / "train", "--test", "-")
+    assert "3 of 3 test images, chosen at random, and to each its 6 nearest of 52" in text_of(page)
+
+
+def test_features_of_one_encoder_are_refused_where_several_are_compared(site, tmp_path, monkeypatch):
+    monkeypatch.setattr("byol.serve.report.measure.measure", lambda *_: pytest.fail("measures"))
+    write(tmp_path / "f.parquet")
+    both = ("--train", tmp_path / "f.parquet", "--test", site / "test", "--out", tmp_path / "r.html")
+    done = byol("report", site / "bundle", site / "foreign", *both, *CPU)
+    assert (done.code, "holds the features of one encoder, but 2 bundles are compared" in done.err) == (2, True)
 
 
 def test_features_files_have_no_pictures(site, tmp_path):
