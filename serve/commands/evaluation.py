@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from byol.console import note, note_device, note_skipped, progress, warnings_as_notes
-from byol.images.location import Location, same_place
+from byol.images.location import Location
+from byol.options import note_same
 from byol.serve.commands.comparison import compare, require_images
 from byol.text import printable
 
@@ -62,15 +63,6 @@ def load(
         note_device(device, data.encoder.device, data.encoder.reason)
     note_left_out(data)
     return compared.split(data) if compared else data
-
-
-def note_same(train: Location, test: Location | None) -> None:
-    """Warn where accuracies would be of the very images that were learned from."""
-    if test is not None and same_place(train, test):
-        note(
-            f"warning: {printable(test)} is both --train and --test: an accuracy on images that were learned "
-            "from says nothing about others (`byol knn` without --test leaves each one out)"
-        )
 
 
 def note_nameless(bundle: Path | None, sets: Sets, claim: str = "") -> None:

@@ -10,9 +10,10 @@ import click
 
 from byol.console import note, note_device, progress, show_json, show_line, warnings_as_notes
 from byol.images.location import Location, location_of
+from byol.options import note_same
 from byol.run import KNN_K, KNN_TEMPERATURE
 from byol.serve.commands.comparison import baselines_option, compare, note_better, require_images
-from byol.serve.commands.evaluation import note_left_out, note_nameless, note_same, note_twins
+from byol.serve.commands.evaluation import note_left_out, note_nameless, note_twins
 from byol.serve.commands.options import BUNDLE, Positive, device_option, json_option
 from byol.text import as_message, printable
 
