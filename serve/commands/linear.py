@@ -110,19 +110,21 @@ def linear(
         for name, other in data.baselines.items()
     }
     add_baselines(values, rows, data)
-    if new_bundle and bundle:
-        from byol.serve.fuse import save_classifier
+    try:
+        if new_bundle and bundle:
+            from byol.serve.fuse import save_classifier
 
-        beside = {name: row["top1"] for name, row in rows.items()} or None
-        save_classifier(bundle, classifier, data.head(classifier, values["top1"], beside), new_bundle)
-        values["classifier"] = printable(new_bundle)
-    if confusion:
-        _write_confusion(confusion, classifier.classes_, classifier.confusion(data.test.x, data.y_test))
-    if per_class:
-        values |= _per_class(data.y_test, classifier.predict(data.test.x))
-    values |= few(data)
-    values["seconds"] = round(time.perf_counter() - start, 3)
-    _show_linear(values, as_json)
+            beside = {name: row["top1"] for name, row in rows.items()} or None
+            save_classifier(bundle, classifier, data.head(classifier, values["top1"], beside), new_bundle)
+            values["classifier"] = printable(new_bundle)
+        if confusion:
+            _write_confusion(confusion, classifier.classes_, classifier.confusion(data.test.x, data.y_test))
+        if per_class:
+            values |= _per_class(data.y_test, classifier.predict(data.test.x))
+        values |= few(data)
+    finally:  # what has been measured took minutes to hours: it is shown whatever fails
+        values["seconds"] = round(time.perf_counter() - start, 3)
+        _show_linear(values, as_json)
 
 
 def _require_places(new_bundle: Path | None, confusion: Path | None, inputs: list[Location | None]) -> None:

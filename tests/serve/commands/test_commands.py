@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import subprocess
@@ -198,6 +199,22 @@ def test_linear_gives_the_same_from_images_and_from_features(place: Path, train:
     assert values["l2"] == probe.l2_
     assert [values["top1"], values["top5"]] == probe.top_k_scores(b.x, np.array(b.labels))
     assert done.err == ""
+
+
+@pytest.mark.parametrize("as_json", [True, False])
+@pytest.mark.parametrize("failing", ["byol.serve.fuse.save_classifier", "byol.serve.commands.linear._write_confusion"])
+def test_what_was_measured_is_shown_where_saving_fails(
+    place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, failing: str, as_json: bool
+) -> None:
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(failing, full)
+    words = ("--train", place / "train.parquet", "--test", place / "test.npz", "--l2", "0.5", *CPU)
+    saved = ("--save-classifier", tmp_path / "new", "--confusion", tmp_path / "c.csv")
+    done = byol("linear", place / "bundle", *words, *saved, *(["--json"] if as_json else []))
+    assert (done.code, os.strerror(errno.ENOSPC) in done.err) == (1, True)
+    assert json.loads(done.out)["top1"] > 0.5 if as_json else done.out.startswith("top1 ")
 
 
 def test_linear_takes_an_l2_and_shows_percent(place: Path) -> None:
