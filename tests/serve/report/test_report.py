@@ -24,8 +24,9 @@ from byol.serve.report.curves import POINTS, thinned
 from byol.serve.report.explore import Exploration, Found, Query, principal_components
 from byol.serve.report.measure import LABELS_PER_CLASS, Scores, few_amounts, measure
 from byol.serve.report.page import render
-from byol.serve.report.runs import open_entries, read_run
+from byol.serve.report.runs import Entry, open_entries, read_run
 from byol.serve.report.sections import Report
+from byol.serve.report.summary import tiles
 from byol.training.run_folder import RunFolder
 from tests.support.command_line import byol
 from tests.support.inputs.features import write
@@ -354,6 +355,20 @@ def test_features_files_have_no_pictures(site, tmp_path):
 def test_a_bundle_without_training_summary_says_where_it_is_from(site, tmp_path):
     shown = text_of(made(tmp_path / "r.html", site / "foreign"))
     assert "no training summary; read from r50.ckpt (lightly" in shown
+
+
+def test_the_parity_of_the_page_is_that_of_the_fp32_encoder(site, tmp_path):
+    """Each precision has a gate of its own; the table has them all."""
+    bundle = write_bundle_of(site / "run", tmp_path / "bundle")
+    manifest = Bundle.open(bundle).manifest
+    encoder = manifest.files["encoder.onnx"]
+    parity = encoder.parity
+    assert parity is not None
+    exact = replace(encoder, parity=replace(parity, max_relative_error=2e-6))
+    coarse = replace(encoder, precision="int8", parity=replace(parity, max_relative_error=0.032))
+    files = {**manifest.files, "encoder.onnx": exact, "encoder.int8.onnx": coarse}
+    entry = Entry("bundle", bundle=Bundle(bundle, replace(manifest, files=files), "d" * 64))
+    assert ("Parity", "2.0e-06", "largest relative error") in tiles(Report([entry]))
 
 
 def test_few_label_amounts_leave_labels_over(monkeypatch):
