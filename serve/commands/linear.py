@@ -13,7 +13,7 @@ import click
 from byol.console import show_json, show_line, warnings_as_notes
 from byol.images.location import Location
 from byol.options import LOCATION, FiniteRange, Output, OutputFile, of_option
-from byol.serve.commands.comparison import add_baselines, baselines_option, show_measured
+from byol.serve.commands.comparison import add_baselines, baselines_option, note_better, show_measured
 from byol.serve.commands.evaluation import common, fit, load, note_twins
 from byol.serve.commands.options import BUNDLE, Positive, device_option, json_option
 
@@ -110,6 +110,7 @@ def linear(
         for name, other in data.baselines.items()
     }
     add_baselines(values, rows, data)
+    note_better(rows, values["top1"], len(data.test))
     try:
         if new_bundle and bundle:
             from byol.serve.fuse import save_classifier

@@ -144,9 +144,8 @@ def _accuracies(data: Evaluation, k: int, temperature: float, device: str) -> di
 
 def _note_better(result: dict[str, Any]) -> None:
     for kind, title in KINDS.items():
-        for name, other in result.get("baselines", {}).items():
-            measured = f"{result['name']}, {title} top-1"
-            note_better(name, other[kind]["top1"], result[kind]["top1"], result["n_test"], measured)
+        rows = {name: other[kind] for name, other in result.get("baselines", {}).items()}
+        note_better(rows, result[kind]["top1"], result["n_test"], f"{title} top-1 on {result['name']}")
 
 
 def measure(classifier: Classifier, data: Evaluation) -> dict[str, float]:
