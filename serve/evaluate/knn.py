@@ -62,6 +62,15 @@ class KNNClassifier(Classifier):
         labels: np.ndarray = self.classes_[np.concatenate(best)]
         return labels
 
+    def predict_proba(self, x: ArrayLike) -> np.ndarray:
+        """The classes' shares of the votes (N, C) float64, columns in the order of `classes_`."""
+        features, start = self._checked(x), 0
+        dense = np.zeros((len(features), len(self.classes_)))
+        for scores in self._scored(features):
+            scores.write(dense[start : start + len(scores.values)])
+            start += len(scores.values)
+        return dense
+
     def _scored(self, features: np.ndarray) -> Iterator[Scores]:
         return self._shares(*self._neighbours(features), self.temperature)
 
@@ -70,8 +79,9 @@ class KNNClassifier(Classifier):
         _require_temperature(temperature)
         for rows in pieces(*similarity.shape):
             near = similarity[rows].astype(np.float64)
-            # Relative to the nearest neighbour, so that no temperature overflows; the shares stay the same.
-            weights = np.exp((near - near[:, :1]) / temperature)
+            # Relative to the nearest neighbour, so that no temperature overflows; the shares stay the same. A vote that
+            # vanishes beside the nearest still is one.
+            weights = np.maximum(np.exp((near - near[:, :1]) / temperature), np.finfo(np.float64).tiny)
             yield _counted(self._numbers[neighbours[rows]], weights, len(self.classes_))
 
     def sweep(
