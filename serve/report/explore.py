@@ -19,6 +19,7 @@ from byol.serve.evaluate.knn import KNNClassifier, Neighbours, unit_rows, withou
 from byol.serve.evaluate.sets import Evaluation
 from byol.serve.features.places import places_of
 from byol.serve.features.read import Features
+from byol.serve.report.measure import shown_names
 from byol.serve.report.pictures import SIDES, thumbnails
 from byol.text import on_one_line
 
@@ -86,7 +87,9 @@ def explore(data: Evaluation, device: str) -> Exploration:
     """
     train, test = data.sources
     shown = _chosen(data.test)
-    labels = [_shown(data.test.labels[row]) for row in shown]
+    classes = {label for part in (data.train, data.test) for label in part.labels if label is not None}
+    names: dict[str | None, str] = {**shown_names(classes)}
+    labels = [names.get(data.test.labels[row]) for row in shown]
     pictures: list[str] = []
     queries: list[Query] = []
     if train is not None and test is not None:
@@ -99,18 +102,14 @@ def explore(data: Evaluation, device: str) -> Exploration:
         predicted = _predicted(data, shown[asked], device)
         for i, number in enumerate(asked.tolist()):
             found = [
-                Found(place[row], on_one_line(data.train.ids[row]), _shown(data.train.labels[row]), float(value))
+                Found(place[row], on_one_line(data.train.ids[row]), names.get(data.train.labels[row]), float(value))
                 for row, value in zip(rows[i].tolist(), similarity[i], strict=True)
             ]
             name = on_one_line(data.test.ids[shown[number]])
-            queries.append(Query(number, name, labels[number], _shown(predicted[i]), found))
+            queries.append(Query(number, name, labels[number], names.get(predicted[i]), found))
     ids = [on_one_line(data.test.ids[row]) for row in shown]
     maps = projections(data.test.x[shown])
     return Exploration(ids, labels, maps, queries, pictures, len(data.train), len(data.test), data.one_set)
-
-
-def _shown(label: str | None) -> str | None:
-    return None if label is None else on_one_line(label)
 
 
 def _chosen(features: Features) -> np.ndarray:

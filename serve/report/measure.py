@@ -5,7 +5,7 @@ Shapes: C classes.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -17,7 +17,7 @@ from byol.serve.evaluate.few_labels import FewLabels, few_label_accuracy
 from byol.serve.evaluate.knn import KNNClassifier
 from byol.serve.evaluate.linear import LinearProbe
 from byol.serve.evaluate.sets import Evaluation
-from byol.text import on_one_line
+from byol.text import on_one_line, told_apart
 
 KS = (1, 2, 5, 10, 20, 50, 100, 200)
 LABELS_PER_CLASS, DRAWS = (1, 2, 5, 10, 20, 50, 100), 5
@@ -87,7 +87,7 @@ def measure(data: Evaluation, device: str) -> Scores:
         knn=_knn(data, ks, device),
         linear=float(np.trace(confusion) / confusion.sum()),
         few=few,
-        classes=[on_one_line(str(name)) for name in probe.classes_],
+        classes=list(shown_names(map(str, probe.classes_)).values()),
         confusion=confusion,
         one_set=data.one_set,
     )
@@ -112,6 +112,12 @@ def _row(data: Evaluation, device: str) -> Row:
     few = few_label_accuracy(lambda: LinearProbe(device=device), train, test, 1, DRAWS) if one else None
     (knn,) = _knn(data, [min(KNN_K, data.bank)], device).values()
     return Row(knn, LinearProbe(device=device).fit(*train).score(*test), few)
+
+
+def shown_names(classes: Iterable[str]) -> dict[str, str]:
+    """What a page calls each class: its name on one line, with a number where another one reads alike."""
+    names = sorted(set(classes))
+    return dict(zip(names, told_apart(map(on_one_line, names)), strict=True))
 
 
 def few_amounts(labels: np.ndarray) -> list[int]:

@@ -18,10 +18,12 @@ from sklearn.decomposition import PCA
 
 from byol.bundle.folder import Bundle
 from byol.bundle.manifest import Finetuning, Origin
+from byol.serve.evaluate.sets import Evaluation
+from byol.serve.features.read import Features
 from byol.serve.report import pictures
 from byol.serve.report.accuracies import MOST_CLASSES, confusion_figure, shown_classes
 from byol.serve.report.curves import POINTS, thinned
-from byol.serve.report.explore import Exploration, Found, Query, principal_components
+from byol.serve.report.explore import Exploration, Found, Query, explore, principal_components
 from byol.serve.report.measure import LABELS_PER_CLASS, Scores, few_amounts, measure
 from byol.serve.report.page import render
 from byol.serve.report.runs import Entry, open_entries, read_run
@@ -369,6 +371,25 @@ def test_the_parity_of_the_page_is_that_of_the_fp32_encoder(site, tmp_path):
     files = {**manifest.files, "encoder.onnx": exact, "encoder.int8.onnx": coarse}
     entry = Entry("bundle", bundle=Bundle(bundle, replace(manifest, files=files), "d" * 64))
     assert ("Parity", "2.0e-06", "largest relative error") in tiles(Report([entry]))
+
+
+def test_classes_whose_names_read_alike_are_numbered_everywhere():
+    """A line end in a name is shown as the two characters that another name really has."""
+    labels = ["a\nb", "a\\nb", "cat"] * 4
+    x = np.eye(3, dtype=np.float32)[np.arange(12) % 3] + np.linspace(0, 0.1, 12, dtype=np.float32)[:, None]
+    part = Features("f", [str(i) for i in range(12)], list(labels), x, None)
+    data = Evaluation(part, replace(part), ([], []), None)
+    scores = measure(data, "cpu")
+    assert scores.classes == ["a\\nb", "a\\nb (2)", "cat"]
+    shown = confusion_figure(scores).renderers[0].data_source.data
+    assert len(set(zip(shown["row"], shown["column"], strict=True))) == 9
+    assert sorted(set(map(str, explore(data, "cpu").labels))) == scores.classes
+
+
+def test_runs_whose_names_read_alike_are_numbered(tmp_path):
+    entries = open_entries([write_run(tmp_path / name) for name in ("a\nb", "a\\nb")])
+    assert [entry.name for entry in entries] == ["a\\nb", "a\\nb (2)"]
+    assert "a\\nb (2)" in render(Report(entries))
 
 
 def test_few_label_amounts_leave_labels_over(monkeypatch):
