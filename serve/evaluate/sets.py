@@ -196,7 +196,10 @@ def _require_labels(opened: ImageSource | Features, least_classes: int) -> None:
             f"{features.why and f', as {features.why}'}; extract again from a folder with one sub-folder per class"
         )
     if len(set(features.labels)) < least_classes:
-        raise ValueError(f"{features.name} holds one class only ({features.labels[0]}); at least two are needed")
+        raise ValueError(
+            f"{features.name} has only one class ({features.labels[0]}), but two or more are needed; extract the "
+            "parent folder, with one sub-folder per class"
+        )
     require_short((label for label in features.labels if label is not None), features.name)
 
 

@@ -245,7 +245,7 @@ def test_one_query_of_one_class(place: Path) -> None:
     assert values["n_test"] == 3
     assert_fails(
         byol("knn", place / "bundle", "--train", place / "single", "--test", place / "test", *CPU),
-        1, "single has only one class (cat)",
+        1, "single has only one class (cat), but two or more are needed; pass the parent folder, with one sub-folder",
     )  # fmt: skip
 
 
