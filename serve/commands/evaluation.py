@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from byol.serve.evaluate.classifier import Classifier
     from byol.serve.evaluate.sets import Evaluation, Sets
 
+NAMELESS = "warning: {} does not say which encoder computed it; features of two encoders cannot be compared"
+
 
 def load(
     bundle: Path | None,
@@ -78,7 +80,7 @@ def note_nameless(bundle: Path | None, sets: Sets, claim: str = "") -> None:
     if bundle is None and len(names) == len({opened.name for opened in sets}):
         return
     for name in names:
-        note(f"warning: {name} does not say which encoder computed it; features of two encoders cannot be compared")
+        note(NAMELESS.format(name))
 
 
 def note_left_out(data: Evaluation, train: str = "--train", test: str = "--test") -> None:
