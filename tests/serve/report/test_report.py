@@ -339,7 +339,7 @@ def test_a_list_on_standard_input_is_read_once(site, tmp_path, monkeypatch):
 
 def test_features_of_one_encoder_are_refused_where_several_are_compared(site, tmp_path, monkeypatch):
     monkeypatch.setattr("byol.serve.report.measure.measure", lambda *_: pytest.fail("measures"))
-    write(tmp_path / "f.parquet")
+    write(tmp_path / "f.parquet", 6, labels=["cat", "dog", "owl"] * 2)
     both = ("--train", tmp_path / "f.parquet", "--test", site / "test", "--out", tmp_path / "r.html")
     done = byol("report", site / "bundle", site / "foreign", *both, *CPU)
     assert (done.code, "holds the features of one encoder, but 2 bundles are compared" in done.err) == (2, True)
