@@ -17,7 +17,7 @@ from byol.children import RANKS, safe_children, speaks_for_job
 from byol.console import never_silent, note, prepare
 from byol.machine import keep_freed_memory
 from byol.signals import Ended, Stopped, stopping
-from byol.text import Recipe, as_message, for_terminal, missing
+from byol.text import Recipe, as_message, first_line, for_terminal, missing
 
 # name: (module, one line for `byol --help`). The command is the module's attribute of the same name.
 COMMANDS = {
@@ -78,6 +78,9 @@ EXTRAS = {
 }
 # What no extra brings is there, unless byol was installed without its dependencies.
 NEEDED = {"numpy", "onnx", "onnxruntime", "PIL", "google", "pyarrow", "rich", "safetensors", "scipy", "threadpoolctl"}
+
+# They raise where another package has brought a protobuf that is older than the one onnx was made with.
+PROTOBUF = ("google.protobuf", "google.protobuf.runtime_version")
 
 
 class LazyGroup(click.Group):
@@ -145,11 +148,6 @@ def _run() -> None:
             raise
         note(f"Error: {missing(str(error.name), EXTRAS.get(package, ''), 'this command')}")
         sys.exit(1)
-    except ImportError as error:
-        if (why := _why_not_loaded(error)) is None:
-            raise
-        note(why)
-        sys.exit(1)
     except (Ended, Stopped) as error:
         note(f"Error: {error}")
         sys.exit(1)
@@ -168,10 +166,20 @@ def _run() -> None:
             raise
         note(f"Error: not enough memory: {error}; use smaller images or batches")
         sys.exit(1)
+    except Exception as error:
+        if (why := _why_not_loaded(error)) is None:
+            raise
+        note(why)
+        sys.exit(1)
 
 
-def _why_not_loaded(error: ImportError) -> str | None:
+def _why_not_loaded(error: Exception) -> str | None:
     """What happened to an installed library that did not load, and what to do; None for a defect."""
+    by = str(error.name) if isinstance(error, ImportError) else type(error).__module__
+    if by in PROTOBUF:
+        return f"Error: onnx cannot be loaded: {first_line(error)}; reinstall onnx and protobuf"
+    if not isinstance(error, ImportError):
+        return None
     cause: BaseException | None = error
     while cause is not None:
         if isinstance(cause, KeyboardInterrupt):

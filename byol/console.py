@@ -31,6 +31,7 @@ STDERR = 2
 READ_ALREADY = "BYOL_STANDARD_INPUT"  # names the file in which a launcher put standard input for its processes
 
 _said = 0.0  # when the last note was written
+_read: tuple[object, bytes] = (None, b"")  # standard input and its content: commands check a source, and open it later
 _reader_gone = False
 _at_work: list[Callable[[], str]] = []  # each describes the progress of some work; the innermost last
 
@@ -234,9 +235,14 @@ class _Unfailing(io.FileIO):
 
 
 def standard_input() -> bytes:
-    """All of standard input, even if this process's launcher has already read it."""
+    """All of standard input, even if this process or its launcher has already read it."""
+    global _read
     kept = os.environ.get(READ_ALREADY)
-    return Path(kept).read_bytes() if kept else sys.stdin.buffer.read()
+    if kept:
+        return Path(kept).read_bytes()
+    if _read[0] is not sys.stdin:
+        _read = sys.stdin, sys.stdin.buffer.read()
+    return _read[1]
 
 
 def reader_is_gone() -> bool:

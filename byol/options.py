@@ -1,4 +1,4 @@
-"""Option types that click lacks: locations, finite numbers, outputs. Torch-free."""
+"""Option types that click lacks: locations, finite numbers, outputs; and a warning of two options. Torch-free."""
 
 from __future__ import annotations
 
@@ -12,7 +12,9 @@ from typing import Any
 
 import click
 
-from byol.images.location import Location, location_of
+from byol.console import note
+from byol.images.location import Location, location_of, same_place
+from byol.text import printable
 
 
 class FiniteRange(click.FloatRange):
@@ -104,3 +106,17 @@ class LocationType(click.ParamType[Location]):
 
 
 LOCATION = LocationType()
+
+
+def note_same(
+    train: Location,
+    test: Location | None,
+    named: str = "--train and --test",
+    advice: str = "`byol knn` without --test leaves each one out",
+) -> None:
+    """Warn where accuracies would be of the very images that were learned from; `named`: what a command calls both."""
+    if test is not None and same_place(train, test):
+        note(
+            f"warning: {printable(test)} is both {named}: an accuracy on images that were learned from says nothing "
+            f"about others ({advice})"
+        )

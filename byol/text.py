@@ -12,6 +12,7 @@ import hashlib
 import os
 import re
 import unicodedata
+from collections.abc import Iterable
 
 TURNS = {"LRE", "RLE", "LRO", "RLO", "PDF", "LRI", "RLI", "FSI", "PDI"}  # they can make a name look like another
 LONGEST = 1000  # characters of a path in a message
@@ -85,6 +86,18 @@ def on_one_line(text: str) -> str:
     if text.isascii() and text.isprintable():
         return text
     return "".join(c if is_plain(c) else c.encode("unicode_escape").decode() for c in text)
+
+
+def told_apart(texts: Iterable[str]) -> list[str]:
+    """The same texts, all different: one that has been there before gets a number."""
+    shown: dict[str, None] = {}
+    for text in texts:
+        name, number = text, 1
+        while name in shown:
+            number += 1
+            name = f"{text} ({number})"
+        shown[name] = None
+    return list(shown)
 
 
 def as_message(text: object) -> str:

@@ -33,8 +33,10 @@ from byol.serve.evaluate.baselines import Compared
 from byol.serve.evaluate.knn import KNNClassifier
 from byol.serve.evaluate.sets import Evaluation as Measured
 from byol.serve.evaluate.sets import load_evaluation, load_opened, open_labelled
+from byol.serve.features.read import is_features
 from byol.serve.fuse import Layer, fuse
 from byol.serve.parity import pass_gate, run_graph
+from byol.text import printable
 
 GOLDEN_IMAGES = 5
 CALIBRATION_IMAGES = 320  # every fifth is held out, for the gate
@@ -84,6 +86,12 @@ class Additions:
             source = open_source(self.calibrate)
             _require_enough(source.name, len(source))
         if self.eval_train is not None and self.eval_test is not None:
+            features = next(filter(is_features, (self.eval_train, self.eval_test)), None)
+            if features is not None:
+                raise ValueError(
+                    f"{printable(features)} holds features; give --eval-train and --eval-test the images, which every "
+                    "graph of the bundle encodes for itself"
+                )
             open_labelled(self.eval_train, self.eval_test)
             if same_place(self.eval_train, self.eval_test):
                 raise ValueError(

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
     from byol.serve.encoder import Encoder
 
-WORTH_IT = 1.05  # how much faster another choice must be than plain fp32 on the default device to be named
+WORTH_IT = 1.05  # how much faster a choice must be to be named: than fp32 on the default device, or than any fp32
 
 
 @dataclass(frozen=True)
@@ -87,10 +87,21 @@ def measure_choices(encoders: Sequence[Encoder], bundle: Path, pixels: np.ndarra
 
 
 def best(choices: Sequence[Choice], variants: Sequence[str] = ()) -> Choice:
-    """The fastest of some variants (none: of all); the first choice, unless another is clearly faster."""
+    """The fastest of some variants (none: of all), if it is clearly faster than fp32 on what `--device auto` takes.
+
+    Fewer bits give other features, which do not mix with those of fp32: they must be clearly faster than any fp32.
+    """
     among = [choice for choice in choices if not variants or choice.variant in variants]
-    fastest = max(among, key=lambda choice: choice.images_per_second)
-    return fastest if fastest.images_per_second > WORTH_IT * among[0].images_per_second else among[0]
+    usual = next((choice for choice in among if choice.options == "--device cuda"), among[0])
+    fastest = max(among, key=_rate)
+    if fastest.images_per_second <= WORTH_IT * usual.images_per_second:
+        return usual
+    exact = max((choice for choice in among if choice.variant == "fp32"), key=_rate, default=fastest)
+    return exact if fastest.images_per_second <= WORTH_IT * exact.images_per_second else fastest
+
+
+def _rate(choice: Choice) -> float:
+    return choice.images_per_second
 
 
 def as_json(choices: Sequence[Choice]) -> dict[str, Any]:

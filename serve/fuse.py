@@ -51,8 +51,8 @@ class Layer:
 def save_classifier(bundle: Path, probe: LinearProbe, head: Head, out: Path) -> Manifest:
     """Write the bundle with the probe fused to its fp32 encoder to the folder `out` (which may be `bundle` itself).
 
-    Raises `ValueError`, leaving `out` as it was, when the probe belongs to another encoder, `out` is not a bundle, or
-    the fused graph does not reproduce the probe.
+    That the probe was fitted on this encoder's features is for the caller to know. Raises `ValueError`, leaving `out`
+    as it was, when they were of another width, `out` is not a bundle, or the fused graph does not reproduce the probe.
     """
     opened = Bundle.open(bundle)
     require_place(out)

@@ -9,6 +9,12 @@ import pytest
 from byol import cli
 
 
+class VersionError(Exception):
+    """As protobuf has it from 5.26 on."""
+
+    __module__ = "google.protobuf.runtime_version"
+
+
 def interrupted() -> ImportError:
     error = ImportError("a compiled module")
     error.__cause__ = KeyboardInterrupt()
@@ -23,6 +29,11 @@ def interrupted() -> ImportError:
         (ImportError("x.so: failed to map segment from shared object"), "Error: cannot load a library: x.so"),
         (RuntimeError("can't start new thread"), "Error: no more threads can be started"),
         (RuntimeError("CUDA out of memory. Tried to allocate"), "Error: not enough memory: CUDA out of memory"),
+        (
+            VersionError("gencode 6.31.1 runtime 5.29.0.\nSee more"),
+            "Error: onnx cannot be loaded: gencode 6.31.1 runtime",
+        ),
+        (ImportError("cannot import name 'runtime_version'", name="google.protobuf"), "Error: onnx cannot be loaded: "),
     ],
 )
 def test_limits_of_the_machine_are_one_line(

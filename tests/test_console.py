@@ -1,11 +1,13 @@
 """What is printed beside results."""
 
+import io
 import threading
 from collections.abc import Iterator
 
 import pytest
 
 from byol import console
+from byol.images.open import open_source
 from byol.machine import NO_DRIVER
 
 
@@ -85,3 +87,10 @@ def test_work_that_speaks_for_itself_is_not_spoken_of(said: Said) -> None:
         said.lines.clear()
         assert not threading.Event().wait(0.3)
         assert said.lines == []
+
+
+def test_a_list_on_standard_input_can_be_opened_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv(console.READ_ALREADY, raising=False)
+    for names in (["a.png", "b.png"], ["c.png"]):
+        monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO("\n".join(names).encode())))
+        assert [list(open_source("-").ids) for _ in range(2)] == [names, names]

@@ -168,3 +168,7 @@ def test_long_texts_take_no_time() -> None:
 def test_of_a_long_name_that_was_left_out_a_part_is_shown(capsys: pytest.CaptureFixture[str]) -> None:
     note_skipped([Skipped("a" * 1_000_000, "no such file")])
     assert len(capsys.readouterr().err) < 1200
+
+
+def test_texts_are_told_apart_by_numbers() -> None:
+    assert text.told_apart(["a", "b", "a", "a (2)", "a"]) == ["a", "b", "a (2)", "a (2) (2)", "a (3)"]

@@ -19,7 +19,7 @@ from byol.finetuning.tuner import FinetuneConfig, Tuner
 from byol.images.location import Location
 from byol.images.splits import describe, deviation
 from byol.machine import DEVICES
-from byol.options import LOCATION, FiniteRange, Output, export_check_option
+from byol.options import LOCATION, FiniteRange, Output, export_check_option, note_same
 from byol.pretrained import is_bundle, read_pretrained, weights_digest
 from byol.run import FINETUNE, RESULT
 from byol.signals import Stopped
@@ -94,6 +94,7 @@ def finetune(
         config = FinetuneConfig(labels=labels_per_class or label_fraction or 1.0, **swept, **options)
     except ValueError as error:
         raise click.UsageError(str(error)) from error
+    note_same(data, test, "DATA and --test", "give other images as --test, or leave it out")
     try:
         with RunFolder(out).alone(), keeping_threads():
             values = run_finetuning(config, encoder, data, out, test, resume, export_check)

@@ -202,8 +202,8 @@ def require_labels(source: ImageSource, least_classes: int = 2) -> list[str]:
         )
     if len(source.classes) < least_classes:
         raise ValueError(
-            f"{source.name} has only one class ({source.classes[0]}), but two or more are needed; "
-            "give the folder whose sub-folders are the classes"
+            f"{source.name} has only one class ({source.classes[0]}), but two or more are needed; pass the parent "
+            "folder, with one sub-folder per class"
         )
     require_short(source.classes, source.name)
     return [label for label in source.labels if label is not None]

@@ -5,7 +5,8 @@ A draw depends on labels, amount and seed only, so encoders, probes and fine-tun
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -19,8 +20,7 @@ def draw(labels: np.ndarray, amount: int | float, seed: int) -> np.ndarray:
     """
     random = np.random.default_rng(seed)
     chosen = []
-    for name in np.unique(labels):
-        members = np.flatnonzero(labels == name)
+    for name, members in _members(labels):
         count = amount if isinstance(amount, int) else max(1, round(amount * len(members)))
         if not 1 <= count <= len(members):
             raise ValueError(f"class {name} has {len(members)} images, fewer than the {amount} asked for")
@@ -32,11 +32,19 @@ def holdout(labels: np.ndarray, seed: int) -> np.ndarray:
     """A mask (N,): a fifth of each class, at least one sample where a class has two; single samples stay in the fit."""
     random = np.random.default_rng(seed)
     held = np.zeros(len(labels), bool)
-    for name in np.unique(labels):
-        members = random.permutation(np.flatnonzero(labels == name))
+    for _, rows in _members(labels):
+        members = random.permutation(rows)
         if len(members) >= 2:
             held[members[: max(1, int(HOLDOUT * len(members)))]] = True
     return held
+
+
+def _members(labels: np.ndarray) -> Iterator[tuple[Any, np.ndarray]]:
+    """Each class, sorted, and its rows (int64) in their order. Labels are compared once, not once for each class."""
+    names, numbers = np.unique(labels, return_inverse=True)
+    order, counts = np.argsort(numbers, kind="stable"), np.bincount(numbers)
+    for name, count, end in zip(names, counts, np.cumsum(counts), strict=True):
+        yield name, order[end - count : end]
 
 
 def describe(amount: int | float) -> str:

@@ -47,27 +47,26 @@ def compare(bundle: Path, device: str) -> Compared:
 
 
 def add_baselines(values: dict[str, Any], rows: dict[str, Any], data: Evaluation) -> None:
-    """Put the baselines' `rows` into the results, with chance and the standard error of top-1 (0 to 1).
-
-    Says which of them does better than the encoder.
-    """
+    """Put the baselines' `rows` into the results, with chance and the standard error of top-1 (0 to 1)."""
     if not rows:
         return
     from byol.serve.evaluate.baselines import chance
 
-    top1, n_test = values["top1"], len(data.test)
-    values.update(zip(ADDED, (rows, chance(data), standard_error(top1, n_test)), strict=True))
-    for name, row in rows.items():
-        note_better(name, row["top1"], top1, n_test)
+    added = rows, chance(data), standard_error(values["top1"], len(data.test))
+    values.update(zip(ADDED, added, strict=True))
 
 
-def note_better(name: str, top1: float, encoders: float, n_test: int, measured: str = "top-1") -> None:
-    """One line where a baseline beats the encoder; says so where two standard errors are more than its lead."""
-    if top1 > encoders:
-        what = {"pixels": "raw pixels do", "untrained": "the untrained encoder does"}[name]
-        sure = top1 - encoders > 2 * standard_error(encoders, n_test)
-        doubt = "" if sure else f" (with {n_test:,} test images that may be chance)"
-        note(f"{what} better than this encoder: {measured} {top1:.2%}, not {encoders:.2%}{doubt}")
+def note_better(rows: dict[str, Any], encoders: float, n_test: int, measured: str = "top-1") -> None:
+    """One line for each baseline whose top-1 (0 to 1) is above the encoder's; says so where two standard errors are
+    more than its lead.
+    """
+    for name, top1 in ((name, row["top1"]) for name, row in rows.items()):
+        if top1 > encoders:
+            what = {"pixels": "raw pixels score", "untrained": "the untrained encoder scores"}[name]
+            sure = top1 - encoders > 2 * standard_error(encoders, n_test)
+            doubt = "" if sure else f" (with {n_test:,} test images this may be chance)"
+            share, own = (f"{100 * value:.2f} %" for value in (top1, encoders))
+            note(f"{what} higher than this encoder: {share} against {own} {measured}{doubt}")
 
 
 def show_measured(values: dict[str, Any], as_json: bool) -> None:

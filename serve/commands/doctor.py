@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import platform
 import sys
-from importlib import metadata
+from importlib import import_module, metadata
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -14,10 +14,11 @@ import click
 
 from byol import __version__, machine, telemetry
 from byol.console import show_json, show_table
-from byol.text import install, printable
+from byol.text import first_line, install, printable
 
 WHEELS = ("onnxruntime", "onnxruntime-gpu")
 NEEDED = ("numpy", "onnx", "pillow", "protobuf", "pyarrow", "rich", "safetensors", "scipy", "threadpoolctl")
+MODULES = {"pillow": "PIL", "protobuf": "google.protobuf"}  # not called as their packages are
 # With torch, whose CUDA libraries ONNX Runtime may find. Read from metadata, not imported.
 PACKAGES = (*NEEDED, "torch")
 
@@ -65,11 +66,12 @@ def examine() -> dict[str, Any]:
     }
     if len(wheels) > 1:
         report["imported"] = _imported(folders)
-    problems = _lacks(wheels, folders)
+    problems = _lacks(wheels, folders) or _broken()
     try:
         report |= {} if problems else _devices()
-    except (ImportError, AttributeError) as error:  # AttributeError: an empty package folder
-        problems.append(f"ONNX Runtime cannot be imported ({error}); reinstall {' or '.join(wheels or WHEELS)}")
+    except Exception as error:  # a damaged package raises anything
+        what = "cannot be imported" if isinstance(error, ImportError | AttributeError) else "fails"  # an empty folder
+        problems.append(f"ONNX Runtime {what} ({first_line(error)}); reinstall {' or '.join(wheels or WHEELS)}")
     if report.get("cpu", "ok") != "ok":
         problems.append(f"ONNX Runtime does not run on the CPU: {report['cpu']}")
     return report | {"problems": problems}
@@ -89,6 +91,17 @@ def _lacks(wheels: dict[str, str], folders: dict[str, set[Path]]) -> list[str]:
     return problems
 
 
+def _broken() -> list[str]:
+    """Which installed package cannot be imported, tried by itself: else ONNX Runtime would be blamed for it."""
+    for name in NEEDED:
+        try:
+            import_module(MODULES.get(name, name))
+        except Exception as error:  # protobuf's own kind, where onnx was made by a newer one than is installed
+            together = "onnx and protobuf" if name == "onnx" else name
+            return [f"{name} cannot be imported ({first_line(error)}); reinstall {together}"]
+    return []
+
+
 def _folders(name: str) -> set[Path]:
     """Where a package is installed: in one folder of the import path, or in several."""
     return {Path(str(found.locate_file(""))).resolve() for found in metadata.distributions(name=name)}
@@ -105,7 +118,7 @@ def _imported(folders: dict[str, set[Path]]) -> str:
 
 
 def _devices() -> dict[str, Any]:
-    """What ONNX Runtime reports, and whether it runs. Raises `ImportError` or `AttributeError` when it is broken."""
+    """What ONNX Runtime reports, and whether it runs. Raises anything when it is broken."""
     import onnxruntime as ort
 
     from byol.serve.providers import cuda

@@ -12,6 +12,7 @@ import click
 from byol.console import note, note_device, note_skipped, progress
 from byol.images.location import Location, same_place
 from byol.options import LOCATION, FiniteRange, OutputFile, of_option
+from byol.serve.commands.evaluation import note_nameless
 from byol.serve.commands.neighbors import pictures
 from byol.serve.commands.options import BUNDLE, device_option, json_option, show
 from byol.serve.limits import LARGEST_THRESHOLD, MOST_PAIRS, THRESHOLD
@@ -67,15 +68,16 @@ def duplicates(
     first in order is kept; those of --against come before all. After an interruption, run the same command again.
     """
     from byol.serve.duplicates.unfinished import Unfinished, key_of
+    from byol.serve.features.places import places_of
 
     start = time.perf_counter()
     bundle, location = _named(places, against)
     _require_outputs({"--out": out, "--keep": keep, "--grid": grid}, [location, against, bundle, images])
     _require_pictures(location, against, images, grid is not None)
     data, source = _load(bundle, location, against, images, keep is not None, device)
-    place = None if source is None else _places(data.test, source)
-    draw = _drawer(data, source, grid, grid_rows)
-    line = _lines(data.test, source, place) if keep else None
+    places = None if source is None else places_of(data.test, source)
+    draw = _drawer(data, source, places, grid, grid_rows)
+    line = _lines(data.test, source, places) if keep else None
     unfinished = Unfinished(out, key_of(threshold, *_sets(data)))
     search, found = _search(data, unfinished, threshold)
     values = _counts(data, search, found, threshold)
@@ -162,6 +164,7 @@ def _load(
     source = sets[1] if isinstance(sets[1], ImageSource) else None if images is None else open_source(images)
     if keep and source and source.line is None:
         raise click.UsageError(f"--keep lists files, but {source.name} holds no separate ones; leave it out")
+    note_nameless(bundle, sets)
     data = load_sets(bundle, sets, device, progress)
     if data.encoder:
         note_device(device, data.encoder.device, data.encoder.reason)
@@ -171,21 +174,7 @@ def _load(
     return data, source
 
 
-def _places(features: Features, source: ImageSource) -> dict[str, int]:
-    """Where the image of each id is in its source. Raises `ValueError` where one is not there."""
-    places = {name: place for place, name in enumerate(source.ids)}
-    missing = [name for name in features.ids if name not in places]
-    if missing:
-        raise ValueError(
-            f"{len(missing):,} images of {features.name} are not in {source.name} (first: {printable(missing[0])}); "
-            "name the images that were extracted"
-        )
-    return places
-
-
-def _lines(
-    features: Features, source: ImageSource | None, places: dict[str, int] | None
-) -> Callable[[int], bytes | None]:
+def _lines(features: Features, source: ImageSource | None, places: np.ndarray | None) -> Callable[[int], bytes | None]:
     """The line that names the image of a row of SRC; without its images, a row's id."""
     from byol.images.lists import line_of
 
@@ -194,20 +183,22 @@ def _lines(
         return lambda row: line_of(features.ids[row].encode("utf-8", "surrogatepass"))
     of_place = source.line
     assert of_place is not None  # `_load` refuses it
-    return lambda row: of_place(places[features.ids[row]])
+    return lambda row: of_place(int(places[row]))
 
 
 def _drawer(
-    data: Evaluation, source: ImageSource | None, grid: Path | None, most: int
+    data: Evaluation, source: ImageSource | None, places: np.ndarray | None, grid: Path | None, most: int
 ) -> Callable[[Search, Found], str] | None:
     """What draws the groups and returns the name of the picture."""
-    if grid is None:
+    if grid is None or source is None or places is None:  # --grid is refused where there are no images
         return None
-    known, of_known = _known(data), pictures(data.sources[0], data.train) if not data.one_set else None
-    of_new = pictures(source, data.test)
+    from byol.serve.features.places import places_of
+
+    known, of_new, bank = _known(data), pictures(source, places), data.sources[0]
+    of_known = pictures(bank, places_of(data.train, bank)) if known and bank else of_new
 
     def picture(row: int) -> Image.Image:
-        return of_known(row) if of_known and row < known else of_new(row - known)
+        return of_known(row) if row < known else of_new(row - known)
 
     def draw(search: Search, found: Found) -> str:
         from byol.serve.duplicates.write import draw_groups

@@ -10,13 +10,16 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from byol.console import note, note_device, note_skipped, progress, warnings_as_notes
-from byol.images.location import Location, same_place
+from byol.images.location import Location
+from byol.options import note_same
 from byol.serve.commands.comparison import compare, require_images
 from byol.text import printable
 
 if TYPE_CHECKING:
     from byol.serve.evaluate.classifier import Classifier
-    from byol.serve.evaluate.sets import Evaluation
+    from byol.serve.evaluate.sets import Evaluation, Sets
+
+NAMELESS = "warning: {} does not say which encoder computed it; features of two encoders cannot be compared"
 
 
 def load(
@@ -26,10 +29,11 @@ def load(
     device: str,
     amounts: Sequence[int | float] = (),
     baselines: bool = False,
+    claim: str = "",
 ) -> Evaluation:
     """Both sets, after checking that the `amounts` of labels to draw exist, before the first image is encoded.
 
-    Without `test`, the train set is both.
+    Without `test`, the train set is both. `claim`: an option that states what is measured as BUNDLE's.
     """
     import numpy as np
 
@@ -50,6 +54,7 @@ def load(
             f"byol {click.get_current_context().info_name} BUNDLE --train SRC --test SRC"
         )
     sets = open_labelled(train, test)
+    note_nameless(bundle, sets, claim)
     for amount in amounts:
         draw(np.array(sets[0].labels[:]), amount, seed=0)  # which says where a class has too few
     compared = compare(bundle, device) if bundle and baselines else None
@@ -62,13 +67,20 @@ def load(
     return compared.split(data) if compared else data
 
 
-def note_same(train: Location, test: Location | None) -> None:
-    """Warn where accuracies would be of the very images that were learned from."""
-    if test is not None and same_place(train, test):
-        note(
-            f"warning: {printable(test)} is both --train and --test: an accuracy on images that were learned "
-            "from says nothing about others (`byol knn` without --test leaves each one out)"
+def note_nameless(bundle: Path | None, sets: Sets, claim: str = "") -> None:
+    """Warn of features that do not say whose they are, beside others that do. Raises `UsageError` for a `claim`."""
+    from byol.serve.evaluate.sets import nameless
+
+    names = nameless(sets)
+    if names and claim:
+        raise click.UsageError(
+            f"{claim} states the accuracy of BUNDLE's encoder, but {names[0]} does not say which encoder computed it; "
+            "give the images, or a .parquet or .npz file that `byol extract` wrote"
         )
+    if bundle is None and len(names) == len({opened.name for opened in sets}):
+        return
+    for name in names:
+        note(NAMELESS.format(name))
 
 
 def note_left_out(data: Evaluation, train: str = "--train", test: str = "--test") -> None:

@@ -11,8 +11,8 @@ import click
 from byol.console import note, show_json
 from byol.images.location import Location, same_place
 from byol.options import LOCATION
-from byol.run import KNN_K, KNN_TEMPERATURE
-from byol.serve.commands.comparison import add_baselines, baselines_option, show_measured
+from byol.run import KNN_K, KNN_TEMPERATURE, standard_error
+from byol.serve.commands.comparison import add_baselines, baselines_option, note_better, show_measured
 from byol.serve.commands.evaluation import common, fit, load, note_twins
 from byol.serve.commands.options import BUNDLE, Positive, device_option, json_option
 
@@ -87,6 +87,10 @@ def knn(
         others[name] = _swept(classifier, other, ks, temperatures)
     rows = {name: {"top1": swept[0]["top1"], "top5": swept[0]["top5"]} for name, swept in others.items()}
     add_baselines(values, rows, data)
+    for number, result in enumerate(results):
+        of = "" if len(results) == 1 else " at k {k}, temperature {temperature:g}".format(**result)
+        beside = {name: swept[number] for name, swept in others.items()}
+        note_better(beside, result["top1"], len(data.test), f"top-1{of}")
     values["seconds"] = round(time.perf_counter() - start, 3)
     if len(results) == 1:
         show_measured(values, as_json)
@@ -96,10 +100,20 @@ def knn(
         show_json(values | {"results": results})
     else:
         note(f"{values['n_test']:,} test images, bank of {values['n_train']:,}")
-        for number, result in enumerate(results):
-            line = "k {k:<4} temperature {temperature:<6g} top-1 {top1:.2%}  top-5 {top5:.2%}".format(**result)
-            beside = [f"  {name} {swept[number]['top1']:.2%}" for name, swept in others.items()]
-            click.echo(line + "".join(beside))
+        _show_swept(results, others, values)
+
+
+def _show_swept(results: list[dict[str, Any]], others: dict[str, list[dict[str, Any]]], values: dict[str, Any]) -> None:
+    """A line for each k and temperature, with the baselines' top-1 and how far it is from the encoder's, in points."""
+    for number, result in enumerate(results):
+        line = "k {k:<4} temperature {temperature:<6g} top-1 {top1:.2%}  top-5 {top5:.2%}".format(**result)
+        for name, top1 in ((name, swept[number]["top1"]) for name, swept in others.items()):
+            line += f"  {name} {top1:.2%} ({100 * (top1 - result['top1']):+.2f})"
+        click.echo(line)
+    if others:
+        click.echo(f"chance {values['chance']:.2%}")
+        error = max(standard_error(result["top1"], values["n_test"]) for result in results)
+        click.echo(f"standard error of the encoder's top-1: at most {100 * error:.2f} points")
 
 
 def _swept(

@@ -13,7 +13,7 @@ import click
 from byol.console import show_json, show_line, warnings_as_notes
 from byol.images.location import Location
 from byol.options import LOCATION, FiniteRange, Output, OutputFile, of_option
-from byol.serve.commands.comparison import add_baselines, baselines_option, show_measured
+from byol.serve.commands.comparison import add_baselines, baselines_option, note_better, show_measured
 from byol.serve.commands.evaluation import common, fit, load, note_twins
 from byol.serve.commands.options import BUNDLE, Positive, device_option, json_option
 
@@ -95,7 +95,7 @@ def linear(
         raise click.UsageError("--save-classifier needs the BUNDLE whose encoder the probe belongs to")
     _require_places(new_bundle, confusion, [train, test, bundle])
     amounts = (*few_counts, *few_shares)
-    data = load(bundle, train, test, device, amounts, baselines)
+    data = load(bundle, train, test, device, amounts, baselines, "--save-classifier" if new_bundle else "")
     from byol.serve.evaluate.linear import LinearProbe
     from byol.text import printable
 
@@ -110,19 +110,22 @@ def linear(
         for name, other in data.baselines.items()
     }
     add_baselines(values, rows, data)
-    if new_bundle and bundle:
-        from byol.serve.fuse import save_classifier
+    note_better(rows, values["top1"], len(data.test))
+    try:
+        if new_bundle and bundle:
+            from byol.serve.fuse import save_classifier
 
-        beside = {name: row["top1"] for name, row in rows.items()} or None
-        save_classifier(bundle, classifier, data.head(classifier, values["top1"], beside), new_bundle)
-        values["classifier"] = printable(new_bundle)
-    if confusion:
-        _write_confusion(confusion, classifier.classes_, classifier.confusion(data.test.x, data.y_test))
-    if per_class:
-        values |= _per_class(data.y_test, classifier.predict(data.test.x))
-    values |= few(data)
-    values["seconds"] = round(time.perf_counter() - start, 3)
-    _show_linear(values, as_json)
+            beside = {name: row["top1"] for name, row in rows.items()} or None
+            save_classifier(bundle, classifier, data.head(classifier, values["top1"], beside), new_bundle)
+            values["classifier"] = printable(new_bundle)
+        if confusion:
+            _write_confusion(confusion, classifier.classes_, classifier.confusion(data.test.x, data.y_test))
+        if per_class:
+            values |= _per_class(data.y_test, classifier.predict(data.test.x))
+        values |= few(data)
+    finally:  # what has been measured took minutes to hours: it is shown whatever fails
+        values["seconds"] = round(time.perf_counter() - start, 3)
+        _show_linear(values, as_json)
 
 
 def _require_places(new_bundle: Path | None, confusion: Path | None, inputs: list[Location | None]) -> None:

@@ -12,7 +12,7 @@ import click
 from byol.console import note_device, progress, show_table
 from byol.images.location import Location
 from byol.options import LOCATION, OutputFile, of_option
-from byol.serve.commands.evaluation import note_left_out
+from byol.serve.commands.evaluation import note_left_out, note_nameless
 from byol.serve.commands.options import BUNDLE, device_option
 from byol.text import printable
 
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from byol.serve.features.read import Features
 
 GRID_NEIGHBOURS = 20  # of a query in a picture, at most
+MOST_SHARED = 100  # images of one id, as of joined archives: all of them are searched for
 
 
 @click.command()
@@ -33,7 +34,7 @@ GRID_NEIGHBOURS = 20  # of a query in a picture, at most
 @click.option("--bank", required=True, type=LOCATION, help="Images, or features that `extract` wrote.")
 @click.option("--query", required=True, type=LOCATION, help="Images, or features.")
 @click.option("--k", type=click.IntRange(min=1), default=8, show_default=True, help="Neighbours of each query.")
-@click.option("--exclude-self", is_flag=True, help="Leave out of a query's neighbours the image of its own id.")
+@click.option("--exclude-self", is_flag=True, help="Leave out of a query's neighbours the images of its own id.")
 @click.option("--grid", type=OutputFile(), help="Draw them instead of listing them: FILE.png.")
 @click.option(
     "--grid-rows", type=click.IntRange(1, 500), default=20, show_default=True, help="Queries drawn, evenly spread."
@@ -66,7 +67,9 @@ def neighbors(
     if grid:
         with of_option("--grid"):
             require_output(grid, outputs.GRID, [bank, query, bundle])
-    sets = load_sets(bundle, open_sets(bank, query), device, progress)
+    opened = open_sets(bank, query)
+    note_nameless(bundle, opened)
+    sets = load_sets(bundle, opened, device, progress)
     note_left_out(sets, "--bank", "--query")
     similarity, rows = _search(sets, k, exclude_self, device)
     if grid:  # first: whoever reads the lines may stop after a few
@@ -84,41 +87,43 @@ def neighbors(
 
 def _search(sets: Evaluation, k: int, exclude_self: bool, device: str) -> tuple[np.ndarray, np.ndarray]:
     """Similarities and rows (Q, K) of each query's neighbours, nearest first."""
-    from byol.serve.evaluate.knn import Neighbours
+    from byol.serve.evaluate.knn import Neighbours, without
 
-    own = _own_rows(sets) if exclude_self else None
-    asked = min(k + (own is not None), len(sets.train))
-    search = Neighbours(sets.train.x, asked, sets.encoder.device if sets.encoder else device)
+    bank, query, most = _numbered(sets) if exclude_self else (None, None, 0)
+    search = Neighbours(sets.train.x, min(k + most, len(sets.train)), sets.encoder.device if sets.encoder else device)
     computes = sets.encoder or search
     note_device(device, computes.device, computes.reason)
     similarity, rows = search(sets.test.x)
-    return (similarity, rows) if own is None else _without(similarity, rows, own)
+    if bank is None or query is None:
+        return similarity, rows
+    return without(similarity, rows, bank[rows] == query[:, None], most)
 
 
-def _without(similarity: np.ndarray, rows: np.ndarray, own: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Neighbours (Q, K - 1) without each query's own row; where it is not among them, without the last."""
+def _numbered(sets: Evaluation) -> tuple[np.ndarray, np.ndarray, int]:
+    """Numbers for the ids of the bank (N,) and of the queries (Q,), -1 for one that is not in the bank, and how many
+    images of the bank share the id of a query at most.
+    """
     import numpy as np
 
-    is_own = rows == own[:, None]
-    is_own[~is_own.any(1), -1] = True
-    kept = (len(rows), rows.shape[1] - 1)
-    return np.reshape(similarity[~is_own], kept), np.reshape(rows[~is_own], kept)
-
-
-def _own_rows(sets: Evaluation) -> np.ndarray:
-    """Where in the bank each query (Q,) is itself, by its id; -1 where it is not."""
-    import numpy as np
-
-    place = {name: row for row, name in enumerate(sets.train.ids)}
-    own = np.array([place.get(name, -1) for name in sets.test.ids])
-    if (own < 0).all():
+    number = {name: row for row, name in enumerate(sets.train.ids)}
+    bank, query = (np.array([number.get(name, -1) for name in part.ids]) for part in (sets.train, sets.test))
+    known = query[query >= 0]
+    if not len(known):
         raise click.UsageError(
-            "--exclude-self leaves out the image of the query's own id, but no query's id is in --bank; give --bank "
+            "--exclude-self leaves out the images of the query's own id, but no query's id is in --bank; give --bank "
             "and --query the same folder, or leave it out"
         )
-    if len(sets.train) < 2:
-        raise click.UsageError("--exclude-self leaves nothing of a --bank of one image")
-    return own
+    shared = np.bincount(bank)[known]
+    most = int(shared.max())
+    if most == len(sets.train):
+        raise click.UsageError("--exclude-self leaves nothing of --bank: all of it has the query's own id")
+    if most > MOST_SHARED:
+        name = sets.train.ids[known[shared.argmax()]]
+        raise click.UsageError(
+            f"--exclude-self tells images by their ids, but {most:,} of --bank are called {printable(name)}; give each "
+            "an id of its own, or leave it out"
+        )
+    return bank, query, most
 
 
 def _found(bank: Features, query: Features, place: int, similarity: np.ndarray, rows: np.ndarray) -> dict[str, Any]:
@@ -134,8 +139,13 @@ def _draw(path: Path, sets: Evaluation, similarity: np.ndarray, rows: np.ndarray
     import numpy as np
 
     from byol.images.grid import Tile, draw_grid
+    from byol.serve.features.places import places_of
 
-    bank, queries = map(pictures, sets.sources, (sets.train, sets.test))
+    bank, queries = (
+        pictures(source, places_of(features, source))
+        for source, features in zip(sets.sources, (sets.train, sets.test), strict=True)
+        if source is not None  # --grid is refused where one of the two is a features file
+    )
     shown = np.linspace(0, len(sets.test) - 1, min(most, len(sets.test)), dtype=int).tolist()
     count = min(GRID_NEIGHBOURS, rows.shape[1])
 
@@ -160,10 +170,8 @@ def _tile(image: Image.Image, label: str | None, note: str, asked: str | None) -
     return Tile(image, label or "", note, wrong=None not in (label, asked) and label != asked)
 
 
-def pictures(source: ImageSource | None, kept: Features) -> Callable[[int], Image.Image]:
-    """A function that opens the picture of a row; unreadable pictures of the source have no row."""
+def pictures(source: ImageSource, places: np.ndarray) -> Callable[[int], Image.Image]:
+    """A function that opens the picture of a row, given where each is in the source."""
     from byol.images.grid import SIDE
 
-    assert source is not None  # --grid is refused where one of the two is a features file
-    places = {name: place for place, name in enumerate(source.ids)}
-    return lambda row: source.open(places[kept.ids[row]], 2 * SIDE)
+    return lambda row: source.open(int(places[row]), 2 * SIDE)

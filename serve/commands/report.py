@@ -10,16 +10,16 @@ import click
 
 from byol.console import note, note_device, progress, show_table, warnings_as_notes
 from byol.files.atomic import atomic_file, behind_links
-from byol.images.location import Location
+from byol.images.location import Location, same_place
 from byol.options import LOCATION, Output, of_option
 from byol.outputs import require_output
 from byol.serve.commands.comparison import baselines_option, compare, require_images
-from byol.serve.commands.evaluation import note_left_out, note_same
+from byol.serve.commands.evaluation import note_left_out, note_nameless
 from byol.serve.commands.options import device_option
 from byol.text import printable
 
 if TYPE_CHECKING:
-    from byol.serve.evaluate.sets import Evaluation
+    from byol.serve.evaluate.sets import Evaluation, Sets
     from byol.serve.report.runs import Entry
     from byol.serve.report.sections import Report
 
@@ -79,7 +79,7 @@ def report(
 
 def _evaluated(entries: list[Entry], sets: tuple[Location, Location], device: str, baselines: bool) -> Report:
     """Every bundle on the images of train and test; the first one is also explored, and compared with `baselines`."""
-    from byol.serve.evaluate.sets import load_either
+    from byol.serve.evaluate.sets import load_either, open_either
     from byol.serve.report.accuracies import baselines_table
     from byol.serve.report.explore import explore
     from byol.serve.report.measure import measure, measure_baselines
@@ -94,17 +94,24 @@ def _evaluated(entries: list[Entry], sets: tuple[Location, Location], device: st
     for entry in entries:
         if entry.bundle is None:
             note(f"{entry.name}: no accuracies, as its bundle is not given (byol export RUN --out BUNDLE)")
-    note_same(*sets)
+    same = same_place(*sets)
+    if same:
+        note(
+            "warning: --train and --test are the same images: kNN and neighbours leave each one out, but the linear "
+            "probe is scored on the images that it learned from"
+        )
+    opened = open_either(sets[0], None if same else sets[1])
+    _require_comparable(opened, next(iter(bundles.values())), len(bundles))
     first, exploration, scores = next(iter(bundles)), None, {}
     table: dict[str, Any] = {}
     for name, bundle in bundles.items():
         compared = compare(bundle, device) if baselines and name == first else None
-        data = load_either(bundle, *sets, device, progress, compared)
+        data = load_either(bundle, opened, device, progress, compared)
         data = compared.split(data) if compared else data
         used = data.encoder.device if data.encoder else device
         if name == first:
             _tell(data, device)
-            exploration = explore(data, *sets, used)
+            exploration = explore(data, used)
         if not data.labelled:
             break
         note(f"{name}: accuracies on {len(data.test)} test images")
@@ -113,6 +120,19 @@ def _evaluated(entries: list[Entry], sets: tuple[Location, Location], device: st
             if compared:
                 table = baselines_table({name: scores[name].row, **measure_baselines(data, used)})
     return Report(entries, scores, exploration, first, table)
+
+
+def _require_comparable(sets: Sets, bundle: Path, count: int) -> None:
+    """Raise `UsageError` for features where several encoders are to be measured; warn of those that name none."""
+    from byol.serve.features.read import Features
+
+    features = next((opened for opened in sets if isinstance(opened, Features)), None)
+    if features and count > 1:
+        raise click.UsageError(
+            f"{features.name} holds the features of one encoder, but {count} bundles are compared; give the images as "
+            "--train and --test"
+        )
+    note_nameless(bundle, sets)
 
 
 def _tell(data: Evaluation, device: str) -> None:

@@ -9,6 +9,7 @@ import click
 from byol.console import at_work, note, note_device
 from byol.limits import MAX_BATCH_SIZE
 from byol.options import of_option
+from byol.serve.commands.evaluation import NAMELESS
 from byol.serve.commands.options import BUNDLE, device_option, variant_option
 
 
@@ -49,6 +50,8 @@ def serve(
     service = Service(bundle, device, batch_size, variant, index)
     encoder = service.opened
     note_device(device, encoder.device, encoder.reason)
+    if service.index and not service.index.is_named:
+        note(NAMELESS.format(service.index.name))
     with of_option("--host"):
         listening = listen(host, port)
     architecture = encoder.manifest.architecture.name

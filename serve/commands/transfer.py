@@ -10,9 +10,10 @@ import click
 
 from byol.console import note, note_device, progress, show_json, show_line, warnings_as_notes
 from byol.images.location import Location, location_of
+from byol.options import note_same
 from byol.run import KNN_K, KNN_TEMPERATURE
 from byol.serve.commands.comparison import baselines_option, compare, note_better, require_images
-from byol.serve.commands.evaluation import note_left_out, note_same, note_twins
+from byol.serve.commands.evaluation import note_left_out, note_nameless, note_twins
 from byol.serve.commands.options import BUNDLE, Positive, device_option, json_option
 from byol.text import as_message, printable
 
@@ -63,6 +64,8 @@ def transfer(
     if baselines:
         require_images(bundle, *(location for pair in locations.values() for location in pair))
     opened = {name: open_labelled(*pair) for name, pair in locations.items()}  # all, before any work
+    for sets in opened.values():
+        note_nameless(bundle, sets)
     Bundle.open(bundle)
     compared = compare(bundle, device) if baselines else None
     width = max(len("data set"), *(len(as_message(name)) for name in locations), LONGEST_ROW if baselines else 0)
@@ -141,9 +144,8 @@ def _accuracies(data: Evaluation, k: int, temperature: float, device: str) -> di
 
 def _note_better(result: dict[str, Any]) -> None:
     for kind, title in KINDS.items():
-        for name, other in result.get("baselines", {}).items():
-            measured = f"{result['name']}, {title} top-1"
-            note_better(name, other[kind]["top1"], result[kind]["top1"], result["n_test"], measured)
+        rows = {name: other[kind] for name, other in result.get("baselines", {}).items()}
+        note_better(rows, result[kind]["top1"], result["n_test"], f"{title} top-1 on {result['name']}")
 
 
 def measure(classifier: Classifier, data: Evaluation) -> dict[str, float]:

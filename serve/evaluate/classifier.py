@@ -35,16 +35,11 @@ class Classifier(ABC):
 
     @abstractmethod
     def _scored(self, features: np.ndarray) -> Iterator[Scores]:
-        """The scores of checked features (N, D), a few rows at a time."""
+        """Scores that rank the classes, of checked features (N, D), a few rows at a time."""
 
+    @abstractmethod
     def predict_proba(self, x: ArrayLike) -> np.ndarray:
-        """Scores (N, C) float64 that sum to 1 in each row, columns in the order of `classes_`."""
-        features, start = self._checked(x), 0
-        dense = np.zeros((len(features), len(self.classes_)))
-        for scores in self._scored(features):
-            scores.write(dense[start : start + len(scores.values)])
-            start += len(scores.values)
-        return dense
+        """Shares (N, C) float64 that sum to 1 in each row, columns in the order of `classes_`."""
 
     def predict(self, x: ArrayLike) -> np.ndarray:
         """The label with the highest score (N,); on a tie the first in `classes_`."""

@@ -54,6 +54,23 @@ class KNNClassifier(Classifier):
         queries = self._checked(x)
         return self._neighbours(queries)
 
+    def predict_left_out(self, x: ArrayLike, rows: np.ndarray) -> np.ndarray:
+        """The labels (B,) of some rows (B,) of the bank, whose features x (B, D) are, each by `k` - 1 of the others."""
+        similarity, neighbours = self._neighbours(self._checked(x))
+        similarity, neighbours = without(similarity, neighbours, neighbours == rows[:, None])
+        best = [scores.best() for scores in self._shares(similarity, neighbours, self.temperature)]
+        labels: np.ndarray = self.classes_[np.concatenate(best)]
+        return labels
+
+    def predict_proba(self, x: ArrayLike) -> np.ndarray:
+        """The classes' shares of the votes (N, C) float64, columns in the order of `classes_`."""
+        features, start = self._checked(x), 0
+        dense = np.zeros((len(features), len(self.classes_)))
+        for scores in self._scored(features):
+            scores.write(dense[start : start + len(scores.values)])
+            start += len(scores.values)
+        return dense
+
     def _scored(self, features: np.ndarray) -> Iterator[Scores]:
         return self._shares(*self._neighbours(features), self.temperature)
 
@@ -62,8 +79,9 @@ class KNNClassifier(Classifier):
         _require_temperature(temperature)
         for rows in pieces(*similarity.shape):
             near = similarity[rows].astype(np.float64)
-            # Relative to the nearest neighbour, so that no temperature overflows; the shares stay the same.
-            weights = np.exp((near - near[:, :1]) / temperature)
+            # Relative to the nearest neighbour, so that no temperature overflows; the shares stay the same. A vote that
+            # vanishes beside the nearest still is one.
+            weights = np.maximum(np.exp((near - near[:, :1]) / temperature), np.finfo(np.float64).tiny)
             yield _counted(self._numbers[neighbours[rows]], weights, len(self.classes_))
 
     def sweep(
@@ -81,7 +99,8 @@ class KNNClassifier(Classifier):
         features, truth = self._checked_pair(x, y)
         similarity, neighbours = self._neighbours(features)
         if leave_one_out:
-            similarity, neighbours = _without_own(similarity, neighbours)
+            own = neighbours == np.arange(len(neighbours))[:, None]
+            similarity, neighbours = without(similarity, neighbours, own)
         results = []
         for k, temperature in product(ks, temperatures):
             places = self._places(self._shares(similarity[:, :k], neighbours[:, :k], temperature), truth)
@@ -96,13 +115,15 @@ class KNNClassifier(Classifier):
             self.device_, self.reason_ = self._neighbours.device, self._neighbours.reason
 
 
-def _without_own(similarity: np.ndarray, neighbours: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Without row i among the neighbours (B, K) of query i: (B, K - 1) of each. Among many twins it may be missing."""
-    own = neighbours == np.arange(len(neighbours))[:, None]
-    own[~own.any(1), -1] = True
-    kept = ~own
-    shape = (len(neighbours), neighbours.shape[1] - 1)
-    return similarity[kept].reshape(shape), neighbours[kept].reshape(shape)
+def without(
+    similarity: np.ndarray, neighbours: np.ndarray, own: np.ndarray, most: int = 1
+) -> tuple[np.ndarray, np.ndarray]:
+    """Similarities and neighbours (B, K - most) without those of a mask (B, K) that has at most `most` in a row.
+
+    Where fewer are masked (among many twins, a query may be missing from its own neighbours), the last ones go instead.
+    """
+    kept = np.argsort(own, axis=1, kind="stable")[:, : own.shape[1] - most]
+    return np.take_along_axis(similarity, kept, 1), np.take_along_axis(neighbours, kept, 1)
 
 
 def _counted(numbers: np.ndarray, weights: np.ndarray, classes: int) -> Scores:

@@ -80,11 +80,20 @@ class LinearProbe(Classifier):
         logits: np.ndarray = features.astype(np.float64) @ self.coef_.T + self.intercept_
         return logits
 
+    def predict_proba(self, x: ArrayLike) -> np.ndarray:
+        """Probabilities (N, C) float64, columns in the order of `classes_`."""
+        features = self._checked(x)
+        probabilities = np.empty((len(features), len(self.classes_)))
+        for rows in pieces(*probabilities.shape):
+            probabilities[rows] = softmax(self._logits(features[rows]), axis=1)
+        return probabilities
+
     def _scored(self, features: np.ndarray) -> Iterator[Scores]:
-        """Probabilities of all classes."""
+        """Logits, moved to 1 and above: probabilities rank alike, but vanish where logits lie far apart."""
         classes = len(self.classes_)
         for rows in pieces(len(features), classes):
-            yield Scores(softmax(self._logits(features[rows]), axis=1), np.arange(classes)[None])
+            logits = self._logits(features[rows])
+            yield Scores(logits - logits.min(1, keepdims=True) + 1, np.arange(classes)[None])
 
     def _choose_l2(self, x: np.ndarray, y: np.ndarray, fitted: int) -> float:
         """The strength that, fitted on the first rows, does best on the others."""

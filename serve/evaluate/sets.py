@@ -58,6 +58,11 @@ class Evaluation:
         return self.test is self.train
 
     @property
+    def bank(self) -> int:
+        """How many training images each test image is compared with: of one set, all but itself."""
+        return len(self.train) - self.one_set
+
+    @property
     def labelled(self) -> bool:
         """Whether every image of both sets has a label, so that accuracies can be computed."""
         return all(label is not None for features in (self.train, self.test) for label in features.labels)
@@ -76,6 +81,11 @@ class Evaluation:
 def needs_bundle(*locations: Location) -> Location | None:
     """The first location that holds images, not features; None when there is none."""
     return next((location for location in locations if not is_features(location)), None)
+
+
+def nameless(sets: Sets) -> list[str]:
+    """The names of features that do not say which encoder computed them: CSV never does, other tools do not."""
+    return list(dict.fromkeys(opened.name for opened in sets if isinstance(opened, Features) and not opened.bundle))
 
 
 def load_evaluation(
@@ -100,19 +110,18 @@ def load_sets(bundle: Path | None, sets: Sets, device: str, progress: Progress) 
     return _load(bundle, sets, device, progress, "fp32")
 
 
+def open_either(train: Location, test: Location | None) -> Sets:
+    """`open_sets` where one of the two has no label at all, else `open_labelled`. Raises `ValueError`."""
+    sets = open_sets(train, test)
+    return _labelled(sets) if _have_labels(sets) else sets
+
+
 def load_either(
-    bundle: Path | None,
-    train: Location,
-    test: Location,
-    device: str,
-    progress: Progress,
-    encoder: Encoder | None = None,
+    bundle: Path | None, sets: Sets, device: str, progress: Progress, encoder: Encoder | None = None
 ) -> Evaluation:
-    """`load_sets` where one of the two has no label at all, else `load_evaluation`. Raises `ValueError`."""
-    sets = _open(train), _open(test)
-    if all(any(label is not None for label in opened.labels) for opened in sets):
-        return load_opened(bundle, _labelled(sets), device, progress, encoder=encoder)
-    return _load(bundle, sets, device, progress, "fp32", encoder)
+    """The features of what `open_either` opened, by the bundle's encoder, or this one of it. Raises `ValueError`."""
+    load = load_opened if _have_labels(sets) else _load
+    return load(bundle, sets, device, progress, "fp32", encoder)
 
 
 def open_labelled(train: Location, test: Location | None) -> Sets:
@@ -120,8 +129,11 @@ def open_labelled(train: Location, test: Location | None) -> Sets:
 
     Without `test` it is the train set itself, encoded once.
     """
-    opened = _open(train)
-    return _labelled((opened, opened if test is None else _open(test)))
+    return _labelled(open_sets(train, test))
+
+
+def _have_labels(sets: Sets) -> bool:
+    return all(any(label is not None for label in opened.labels) for opened in sets)
 
 
 def _labelled(sets: Sets) -> Sets:
@@ -184,7 +196,10 @@ def _require_labels(opened: ImageSource | Features, least_classes: int) -> None:
             f"{features.why and f', as {features.why}'}; extract again from a folder with one sub-folder per class"
         )
     if len(set(features.labels)) < least_classes:
-        raise ValueError(f"{features.name} holds one class only ({features.labels[0]}); at least two are needed")
+        raise ValueError(
+            f"{features.name} has only one class ({features.labels[0]}), but two or more are needed; extract the "
+            "parent folder, with one sub-folder per class"
+        )
     require_short((label for label in features.labels if label is not None), features.name)
 
 
@@ -205,8 +220,9 @@ def _require_same(digest: str | None, features: Features) -> None:
         made_by, _, graph = features.bundle.partition("/")
         if made_by == digest:
             raise ValueError(
-                f"{features.name} was extracted with {graph} of this bundle, but the fp32 encoder would compute the "
-                "rest; leave BUNDLE out and give features of one variant on both sides"
+                f"{features.name} was extracted with {graph} of this bundle, whose features differ from those of its "
+                "fp32 encoder; give the images, or to `knn`, `linear` and `neighbors` features of one variant without "
+                "BUNDLE"
             )
         raise ValueError(
             f"{features.name} was extracted with another bundle (sha256 {features.bundle[:12]}, not "

@@ -130,7 +130,8 @@ def collect(encoder: Encoder, source: ImageSource, advance: Advance) -> tuple[Fe
         skipped += batch.skipped
     require_images(len(kept), source, skipped)
     ids, labels = [source.ids[i] for i in kept], [source.labels[i] for i in kept]
-    return Features(source.name, ids, labels, x[: len(kept)], encoder.digest), [*source.skipped, *skipped]
+    places = np.array(kept, np.int64)
+    return Features(source.name, ids, labels, x[: len(kept)], encoder.digest, "", places), [*source.skipped, *skipped]
 
 
 def checked_batches(

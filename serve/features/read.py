@@ -32,7 +32,8 @@ from byol.text import printable, reason_of
 class Features:
     """Features in memory: `x` float32 (N, D), all finite; `bundle` is the digest of the bundle, None if unknown.
 
-    `why`: why labels are missing, where that needs saying.
+    `why`: why labels are missing, where that needs saying. `places`: where each row's image is in the source that they
+    were computed from, int64 (N,); None for features that were read.
     """
 
     name: str
@@ -41,6 +42,7 @@ class Features:
     x: np.ndarray
     bundle: str | None
     why: str = ""
+    places: np.ndarray | None = None
 
     def __len__(self) -> int:
         return len(self.ids)

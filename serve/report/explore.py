@@ -13,12 +13,13 @@ from itertools import chain
 import numpy as np
 from PIL import Image
 
-from byol.images.location import Location
-from byol.images.open import open_source
+from byol.images.source import ImageSource
 from byol.run import KNN_K, KNN_TEMPERATURE
-from byol.serve.evaluate.knn import KNNClassifier, Neighbours, unit_rows
+from byol.serve.evaluate.knn import KNNClassifier, Neighbours, unit_rows, without
 from byol.serve.evaluate.sets import Evaluation
-from byol.serve.features.read import Features, is_features
+from byol.serve.features.places import places_of
+from byol.serve.features.read import Features
+from byol.serve.report.measure import shown_names
 from byol.serve.report.pictures import SIDES, thumbnails
 from byol.text import on_one_line
 
@@ -64,7 +65,10 @@ class Query:
 
 @dataclass(frozen=True)
 class Exploration:
-    """What is shown of `n_test` test images. The first M `pictures` are those of the map; none from features files."""
+    """What is shown of `n_test` test images. The first M `pictures` are those of the map; none from features files.
+
+    `one_set`: these are the training images, each compared with all the others.
+    """
 
     ids: list[str]
     labels: list[str | None]
@@ -73,21 +77,24 @@ class Exploration:
     pictures: list[str]
     n_train: int
     n_test: int
+    one_set: bool = False
 
 
-def explore(data: Evaluation, train: Location, test: Location, device: str) -> Exploration:
+def explore(data: Evaluation, device: str) -> Exploration:
     """Choose test images at random (seeded), sort them by class, and find their neighbours.
 
-    `train` and `test` are where the features come from; where one is a features file there are no pictures, and so
-    no queries.
+    Where one of the two sets is of a features file there are no pictures, and so no queries.
     """
+    train, test = data.sources
     shown = _chosen(data.test)
-    labels = [_shown(data.test.labels[row]) for row in shown]
+    classes = {label for part in (data.train, data.test) for label in part.labels if label is not None}
+    names: dict[str | None, str] = {**shown_names(classes)}
+    labels = [names.get(data.test.labels[row]) for row in shown]
     pictures: list[str] = []
     queries: list[Query] = []
-    if not (is_features(train) or is_features(test)):
+    if train is not None and test is not None:
         asked = np.unique(np.linspace(0, len(shown) - 1, min(QUERIES, len(shown)), dtype=int))
-        similarity, rows = Neighbours(data.train.x, min(NEIGHBOURS, len(data.train)), device)(data.test.x[shown[asked]])
+        similarity, rows = _nearest(data, shown[asked], device)
         bank = np.unique(rows)
         tiles = {*asked.tolist(), *range(len(shown), len(shown) + len(bank))}
         pictures = thumbnails(chain(_images(test, data.test, shown), _images(train, data.train, bank)), tiles)
@@ -95,18 +102,14 @@ def explore(data: Evaluation, train: Location, test: Location, device: str) -> E
         predicted = _predicted(data, shown[asked], device)
         for i, number in enumerate(asked.tolist()):
             found = [
-                Found(place[row], on_one_line(data.train.ids[row]), _shown(data.train.labels[row]), float(value))
+                Found(place[row], on_one_line(data.train.ids[row]), names.get(data.train.labels[row]), float(value))
                 for row, value in zip(rows[i].tolist(), similarity[i], strict=True)
             ]
             name = on_one_line(data.test.ids[shown[number]])
-            queries.append(Query(number, name, labels[number], _shown(predicted[i]), found))
+            queries.append(Query(number, name, labels[number], names.get(predicted[i]), found))
     ids = [on_one_line(data.test.ids[row]) for row in shown]
     maps = projections(data.test.x[shown])
-    return Exploration(ids, labels, maps, queries, pictures, len(data.train), len(data.test))
-
-
-def _shown(label: str | None) -> str | None:
-    return None if label is None else on_one_line(label)
+    return Exploration(ids, labels, maps, queries, pictures, len(data.train), len(data.test), data.one_set)
 
 
 def _chosen(features: Features) -> np.ndarray:
@@ -116,18 +119,24 @@ def _chosen(features: Features) -> np.ndarray:
     return np.array(order)
 
 
-def _images(location: Location, features: Features, rows: np.ndarray) -> Iterator[Image.Image]:
-    """The images of some rows of features; images that could not be read have no row."""
-    source = open_source(location)
-    place = {name: i for i, name in enumerate(source.ids)}
-    return (source.open(place[features.ids[row]], 2 * SIDES[0][0]) for row in rows)
+def _images(source: ImageSource, features: Features, rows: np.ndarray) -> Iterator[Image.Image]:
+    """The images of some rows of features."""
+    return (source.open(place, 2 * SIDES[0][0]) for place in places_of(features, source)[rows].tolist())
+
+
+def _nearest(data: Evaluation, rows: np.ndarray, device: str) -> tuple[np.ndarray, np.ndarray]:
+    """Similarities and training rows (Q, K) of some test images (Q,), nearest first; of one set, without itself."""
+    search = Neighbours(data.train.x, min(NEIGHBOURS, data.bank) + data.one_set, device)
+    similarity, found = search(data.test.x[rows])
+    return without(similarity, found, found == rows[:, None]) if data.one_set else (similarity, found)
 
 
 def _predicted(data: Evaluation, rows: np.ndarray, device: str) -> list[str | None]:
     if not data.labelled:
         return [None] * len(rows)
-    classifier = KNNClassifier(min(KNN_K, len(data.train)), KNN_TEMPERATURE, device).fit(data.train.x, data.y_train)
-    return [str(label) for label in classifier.predict(data.test.x[rows])]
+    k, x = min(KNN_K, data.bank) + data.one_set, data.test.x[rows]
+    classifier = KNNClassifier(k, KNN_TEMPERATURE, device).fit(data.train.x, data.y_train)
+    return list(map(str, classifier.predict_left_out(x, rows) if data.one_set else classifier.predict(x)))
 
 
 # ------------------------------------------------------------------------------------------------- projections

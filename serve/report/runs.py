@@ -20,7 +20,7 @@ from byol.run import (
     read_metrics,
     settings_digest,
 )
-from byol.text import printable, reason_of
+from byol.text import printable, reason_of, told_apart
 
 Record = dict[str, float]
 
@@ -131,13 +131,11 @@ def _steps(entry: Entry) -> int:
 
 
 def _names(folders: Sequence[Path]) -> list[str]:
-    """The last parts of each path, as many as needed to tell them apart."""
+    """The last parts of each path, as many as needed to tell them apart; what reads alike is numbered."""
     most = max(len(folder.parts) for folder in folders)
-    for count in range(1, most + 1):
-        names = ["/".join(printable(part) for part in folder.parts[-count:]) for folder in folders]
-        if len(set(names)) == len(set(folders)):
-            break
-    return names
+    apart = (n for n in range(1, most + 1) if len({folder.parts[-n:] for folder in folders}) == len(set(folders)))
+    count = next(apart)
+    return told_apart("/".join(map(printable, folder.parts[-count:])) for folder in folders)
 
 
 def _open(path: Path, name: str) -> Entry:

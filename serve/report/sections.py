@@ -119,10 +119,17 @@ def accuracy_note(report: Report) -> str:
         return ""
     scores = report.scores[report.explored]
     commonest = scores.confusion.sum(1).max() / scores.n_test
+    sets = f"{scores.n_test:,} test images; {scores.n_train:,} labelled training images"
+    last = "Nothing was chosen on the test images."
+    if scores.one_set:
+        sets = f"{scores.n_test:,} labelled images"
+        last = (
+            "Training and test set are the same images: kNN compares each with all the others, but the linear probe "
+            "and its confusion are of images that it learned from, and say nothing about others."
+        )
     return (
-        f"Top-1 on {scores.n_test:,} test images; {scores.n_train:,} labelled training images, {len(scores.classes)} "
-        f"classes. Always naming the commonest class would be right for {percent(commonest)}. Nothing was chosen on "
-        "the test images."
+        f"Top-1 on {sets}, {len(scores.classes)} classes. Always naming the commonest class would be right for "
+        f"{percent(commonest)}. {last}"
     )
 
 
@@ -141,18 +148,19 @@ def neighbours_note(report: Report) -> str:
         return ""
     if not shown.queries:
         return "Features files hold no pictures; give the images as --train and --test to see neighbours."
-    count, k = len(shown.queries), len(shown.queries[0].neighbours)
+    count, k, bank = len(shown.queries), len(shown.queries[0].neighbours), shown.n_train - shown.one_set
+    others = f"the {bank:,} others" if shown.one_set else f"{bank:,} training images"
     note = (
-        f"{count:,} of {shown.n_test:,} test images, chosen at random, and to each its {k} nearest of "
-        f"{shown.n_train:,} training images by the features{report.of_explored}, each as its middle square. Good "
-        "neighbours show the same thing, in another place or pose."
+        f"{count:,} of {shown.n_test:,} test images, chosen at random, and to each its {k} nearest of {others} by the "
+        f"features{report.of_explored}, each as its middle square. Good neighbours show the same thing, in another "
+        "place or pose."
     )
     if legend(report):
         note += " A frame has the colour of its class."
     if shown.queries[0].predicted is None:
         return note
-    wrong, usual = sum(query.wrong for query in shown.queries), min(KNN_K, shown.n_train)
-    how = f"k = {usual}, temperature {KNN_TEMPERATURE}"
+    wrong = sum(query.wrong for query in shown.queries)
+    how = f"k = {min(KNN_K, bank)}, temperature {KNN_TEMPERATURE}"
     return f"{note} A dashed frame and a cross mark the {wrong} that kNN ({how}) takes for another class."
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from byol.bundle.manifest import ENCODER
 from byol.run import KNN_K
 from byol.serve.report.curves import knn_error
 from byol.serve.report.measure import Scores
@@ -45,10 +46,9 @@ def lede(report: Report) -> str:
         )
     scores = report.scores.get(entries[0].name)
     if scores:
-        sentences.append(
-            f"Evaluated through ONNX Runtime on {scores.n_test:,} test images, with {scores.n_train:,} labelled ones "
-            "to learn from."
-        )
+        sets = f"{scores.n_test:,} test images, with {scores.n_train:,} labelled ones to learn from"
+        sets = f"{scores.n_test:,} labelled images, training and test set in one" if scores.one_set else sets
+        sentences.append(f"Evaluated through ONNX Runtime on {sets}.")
     return " ".join(sentences)
 
 
@@ -60,8 +60,9 @@ def tiles(report: Report) -> list[tuple[str, str, str]]:
     scores = report.scores.get(entry.name)
     tiles = []
     if scores:
-        tiles.append(("kNN", percent(scores.knn_usual), f"top-1, k = {min(KNN_K, scores.n_train)}"))
-        tiles.append(("Linear probe", percent(scores.linear), f"top-1, all {scores.n_train:,} labels"))
+        alone, learned = (", leave one out", "on what it learned") if scores.one_set else ("", "all {:,} labels")
+        tiles.append(("kNN", percent(scores.knn_usual), f"top-1, k = {scores.usual_k}{alone}"))
+        tiles.append(("Linear probe", percent(scores.linear), f"top-1, {learned.format(scores.n_train)}"))
         if scores.few:
             few = scores.few[0]
             count = f"{few.amount} label{'' if few.amount == 1 else 's'} a class"
@@ -78,9 +79,9 @@ def tiles(report: Report) -> list[tuple[str, str, str]]:
             if key in last:
                 tiles.append((name, f"{last[key]:.3g}", note if key == "loss" else f"{key}, {note}"))
     if entry.bundle:
-        parities = [file.parity for file in entry.bundle.manifest.files.values() if file.parity]
-        worst = max(parity.max_relative_error for parity in parities)
-        tiles.append(("Parity", f"{worst:.1e}", "largest relative error"))
+        parity = entry.bundle.manifest.files[ENCODER].parity
+        assert parity is not None  # the manifest's own check
+        tiles.append(("Parity", f"{parity.max_relative_error:.1e}", "largest relative error"))
     return tiles
 
 

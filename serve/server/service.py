@@ -69,6 +69,7 @@ class Index:
                 f"{bank.name} was not extracted with this bundle and variant; extract it again: "
                 "byol extract BUNDLE IMAGES --out FEATURES"
             )
+        self.name, self.is_named = bank.name, bank.bundle is not None  # whether it says which encoder computed it
         self._ids, self._labels = bank.ids, bank.labels
         self._search = Neighbours(unit_rows(bank.x), min(NEIGHBOURS, len(bank)), encoder.device, is_unit=True)
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="search")  # one at a time: many do not add up

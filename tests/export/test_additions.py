@@ -146,6 +146,10 @@ def test_what_does_not_go_together_is_a_wrong_command(place, tmp_path, words, me
         (["--calibrate", "nothing", "--precision", "int8"], "nothing does not exist"),
         (["--eval-train", "test", "--eval-test", "./test"], "--eval-train and --eval-test are the same images"),
         (["--eval-train", "nothing", "--eval-test", "nothing"], "nothing does not exist"),
+        (
+            ["--eval-train", "test", "--eval-test", "{features}"],
+            "f.npz holds features; give --eval-train and --eval-test",
+        ),
         (["--calibrate", "test/cat", "--precision", "int8"], "8 readable images; calibration needs at least 20"),
         (["--eval-train", "test", "--eval-test", "test/cat"], "8 of 8 images have no label"),
     ],
@@ -153,6 +157,8 @@ def test_what_does_not_go_together_is_a_wrong_command(place, tmp_path, words, me
 def test_images_that_will_not_do_are_refused_before_the_work(place, tmp_path, monkeypatch, words, message):
     monkeypatch.chdir(place)
     monkeypatch.setattr("byol.export.exporter.encoder_to_onnx", None)  # calling it would be the work
+    np.savez(tmp_path / "f.npz", features=np.eye(4, dtype=np.float32), labels=[0, 0, 1, 1])
+    words = [word.format(features=tmp_path / "f.npz") for word in words]
     done = byol("export", place / "run", "--out", tmp_path / "b", *words)
     assert (done.code, message in done.err) == (1, True), done.err
 

@@ -399,6 +399,7 @@ def test_illegal_settings_are_refused_with_the_legal_ones(change):
         (("--labels-per-class", 10**30), 2, "labels is 1000"),
         (("--draws", 10**30, "--labels-per-class", 2), 2, "draws is 1000"),
         (("--labels-per-class", 17), 1, "class cat has 16 images, fewer than the 17 asked for"),
+        (("--labels-per-class", 17, "--test", "train"), 1, "train is both DATA and --test: an accuracy on images that"),
         (("--test", "birds"), 1, "birds has classes that train lacks: owl"),
         (("--test", "nowhere"), 1, "nowhere does not exist"),
     ],

@@ -177,6 +177,14 @@ def test_labels_of_lists_and_structs_are_none_and_what_needs_them_says_so(column
         open_labelled(tmp_path / "f.parquet", tmp_path / "f.parquet")
 
 
+def test_features_of_one_class_name_the_folder_to_extract(tmp_path: Path) -> None:
+    np.savez(tmp_path / "f.npz", features=np.eye(2, dtype=np.float32), labels=["cat", "cat"])
+    with pytest.raises(
+        ValueError, match=r"only one class \(cat\), .* extract the parent folder, with one sub-folder per"
+    ):
+        open_labelled(tmp_path / "f.npz", None)
+
+
 def test_class_files_of_a_tar_hold_numbers_or_text(tmp_path: Path) -> None:
     classes = {"a": b"3\n", "b": b"-1", "c": b"", "d": b"cat"}
     files = {f"{key}.cls": text for key, text in classes.items()} | {f"{key}.png": png(0) for key in classes}

@@ -95,6 +95,23 @@ def test_another_choice_is_named_only_where_it_is_clearly_faster() -> None:
     assert best([plain, same, fast, faster], ["fp32"]) == fast
 
 
+@pytest.mark.parametrize(
+    ("rates", "named"),
+    [
+        ({"cpu": 60, "cuda": 2000, "cuda fp16": 2001}, "--device cuda"),
+        ({"cpu": 60, "cuda": 2000, "cuda fp16": 4000}, "--device cuda --variant fp16"),
+        ({"cpu": 60, "cpu int8": 90, "cuda": 62}, "--device cpu --variant int8"),
+        ({"cpu": 100, "cuda": 99}, "--device cuda"),  # what auto takes
+        ({"cpu": 60, "openvino": 100, "openvino bf16": 100.1}, "--device openvino"),
+        ({"cpu": 60, "cpu int8": 101, "openvino": 100}, "--device openvino"),
+        ({"openvino": 100, "openvino bf16": 200}, "--device openvino --variant bf16"),
+    ],
+)
+def test_fewer_bits_are_named_only_where_no_fp32_is_about_as_fast(rates: dict[str, float], named: str) -> None:
+    choices = [Choice(*f"{name} fp32".split()[:2], 32, rate, 1.0) for name, rate in rates.items()]
+    assert best(choices).options == named
+
+
 def test_generated_pictures_are_jpegs_of_the_usual_size() -> None:
     source = generated_pictures()
     assert {source.open(i).size for i in range(len(source))} == {SIZE}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import subprocess
@@ -201,6 +202,22 @@ def test_linear_gives_the_same_from_images_and_from_features(place: Path, train:
     assert done.err == ""
 
 
+@pytest.mark.parametrize("as_json", [True, False])
+@pytest.mark.parametrize("failing", ["byol.serve.fuse.save_classifier", "byol.serve.commands.linear._write_confusion"])
+def test_what_was_measured_is_shown_where_saving_fails(
+    place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, failing: str, as_json: bool
+) -> None:
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(failing, full)
+    words = ("--train", place / "train.parquet", "--test", place / "test.npz", "--l2", "0.5", *CPU)
+    saved = ("--save-classifier", tmp_path / "new", "--confusion", tmp_path / "c.csv")
+    done = byol("linear", place / "bundle", *words, *saved, *(["--json"] if as_json else []))
+    assert (done.code, os.strerror(errno.ENOSPC) in done.err) == (1, True)
+    assert json.loads(done.out)["top1"] > 0.5 if as_json else done.out.startswith("top1 ")
+
+
 def test_linear_takes_an_l2_and_shows_percent(place: Path) -> None:
     arguments = ("--train", place / "train.parquet", "--test", place / "test.npz", "--l2", "0.5", *CPU)
     assert json_of(byol("linear", *arguments, "--json"))["l2"] == 0.5
@@ -229,8 +246,31 @@ def test_one_query_of_one_class(place: Path) -> None:
     assert values["n_test"] == 3
     assert_fails(
         byol("knn", place / "bundle", "--train", place / "single", "--test", place / "test", *CPU),
-        1, "single has only one class (cat)",
+        1, "single has only one class (cat), but two or more are needed; pass the parent folder, with one sub-folder",
     )  # fmt: skip
+
+
+def test_features_that_do_not_say_whose_they_are(place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """CSV never does: those of another encoder must not become BUNDLE's classifier, and beside others are warned of."""
+    for name in ("train", "test"):
+        done = byol("extract", place / "other", place / name, "--out", tmp_path / f"{name}.csv", *CPU)
+        assert done.code == 0, done.err
+    both = ("--train", tmp_path / "train.csv", "--test", tmp_path / "test.csv", *CPU)
+    warning = "train.csv does not say which encoder computed it"
+    assert warning not in byol("knn", *both).err
+    for words in (
+        ("knn", place / "bundle", *both),
+        ("knn", "--train", tmp_path / "train.csv", "--test", place / "test.npz", *CPU),
+        ("neighbors", "--bank", tmp_path / "train.csv", "--query", place / "test.npz", *CPU),
+        ("transfer", place / "bundle", f"x={tmp_path / 'train.csv'},{place / 'test.npz'}", *CPU),
+    ):
+        done = byol(*words)
+        assert (done.code, done.err.count(warning)) == (0, 1), (words, done.err)
+    monkeypatch.setattr("byol.serve.evaluate.sets.Encoder", lambda *_: pytest.fail("encodes"))
+    for test in (tmp_path / "test.csv", place / "test"):
+        words = ("--train", tmp_path / "train.csv", "--test", test, *CPU, "--save-classifier", tmp_path / "new")
+        assert_fails(byol("linear", place / "bundle", *words), 2, "--save-classifier", warning, "give the images")
+    assert not (tmp_path / "new").exists()
 
 
 @pytest.mark.parametrize("command", ["knn", "linear"])

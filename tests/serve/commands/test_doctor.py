@@ -104,6 +104,35 @@ def test_what_is_left_of_an_onnxruntime_is_an_error(tmp_path: Path, content: str
     assert "cores usable" in done.stdout
 
 
+@pytest.mark.parametrize(
+    ("broken", "error", "problem"),
+    [
+        ("onnx", Exception("gencode 6.31.1 runtime 5.29.0.\nSee more"), "gencode 6.31.1 runtime 5.29.0."),
+        ("onnx", ImportError("cannot import name 'runtime_version'"), "cannot import name 'runtime_version'"),
+        ("PIL", ImportError("libjpeg.so.8: no such file"), "libjpeg.so.8: no such file"),
+    ],
+)
+def test_what_cannot_be_imported_is_named_and_not_onnx_runtime(
+    monkeypatch: pytest.MonkeyPatch, broken: str, error: Exception, problem: str
+) -> None:
+    def fails(name: str) -> None:
+        if name == broken:
+            raise error
+
+    monkeypatch.setattr(doctor, "import_module", fails)
+    name, again = {"onnx": ("onnx", "onnx and protobuf"), "PIL": ("pillow", "pillow")}[broken]
+    assert doctor.examine()["problems"] == [f"{name} cannot be imported ({problem}); reinstall {again}"]
+
+
+def test_whatever_onnx_runtime_raises_is_a_problem_and_no_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fails() -> None:
+        raise RuntimeError("out of order")
+
+    monkeypatch.setattr(doctor, "_devices", fails)
+    (problem,) = doctor.examine()["problems"]
+    assert problem.startswith("ONNX Runtime fails (out of order); reinstall onnxruntime")
+
+
 def test_what_is_not_installed_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(doctor, "find_spec", lambda name: None)
     monkeypatch.setattr(doctor, "_version", lambda name: None if name in ("scipy", *doctor.WHEELS) else "1")

@@ -163,8 +163,16 @@ def test_every_setting_of_a_sweep_has_its_baselines(place: Path, exported: objec
         classifier = KNNClassifier(row["k"], row["temperature"], "cpu").fit(x, y)
         assert [row["top1"], row["top5"]] == pytest.approx(classifier.top_k_scores(z, truth))
     sets = ("--train", place / "train", "--test", place / "test")
-    lines = byol("knn", place / "bundle", *sets, *words, *CPU).out.splitlines()
-    assert [("untrained" in line, "pixels" in line) for line in lines] == [(True, True)] * 2
+    done = byol("knn", place / "bundle", *sets, *words, *CPU)
+    *lines, chance, error = done.out.splitlines()
+    rows = [found["baselines"][name]["results"] for name in ("untrained", "pixels")]
+    for line, own, untrained, pixels in zip(lines, found["results"], *rows, strict=True):
+        for name, row in (("untrained", untrained), ("pixels", pixels)):
+            assert f"  {name} {row['top1']:.2%} ({100 * (row['top1'] - own['top1']):+.2f})" in line
+            ahead = f" % against {100 * own['top1']:.2f} % top-1 at k {own['k']}, temperature 0.1"
+            assert (f"{100 * row['top1']:.2f}{ahead}" in done.err) == (row["top1"] > own["top1"])
+    assert chance == "chance 33.33%"
+    assert error.startswith("standard error of the encoder's top-1: at most ")
 
 
 def test_people_get_aligned_rows_with_differences(place: Path, exported: object) -> None:
@@ -270,19 +278,19 @@ def test_features_files_are_refused_and_say_what_to_give(place: Path, tmp_path: 
     [
         (0.5, 0.5, ""),
         (0.4, 0.5, ""),
-        (0.7, 0.5, "raw pixels do better than this encoder: top-1 70.00%, not 50.00%\n"),
+        (0.7, 0.5, "raw pixels score higher than this encoder: 70.00 % against 50.00 % top-1\n"),
         (
             0.59,  # two standard errors of 0.5 with 100 images are 0.1
             0.5,
-            "raw pixels do better than this encoder: top-1 59.00%, not 50.00% (with 100 test images that may be chance)"
-            "\n",
+            "raw pixels score higher than this encoder: 59.00 % against 50.00 % top-1 (with 100 test images this may "
+            "be chance)\n",
         ),
     ],
 )
 def test_a_baseline_that_is_ahead_is_named(
     top1: float, own: float, line: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    note_better("pixels", top1, own, 100)
+    note_better({"pixels": {"top1": top1}}, own, 100)
     assert capsys.readouterr().err == line
 
 

@@ -120,6 +120,8 @@ def test_leave_one_out_is_knn_without_the_query_itself(
     for k, (used, _, top1, _) in zip((1, 5, 5), found, strict=True):
         alone = [KNNClassifier(k, 0.07, "cpu").fit(x[r], y[r]).predict(x[i : i + 1])[0] for i, r in enumerate(rest)]
         assert used == k
+        left_out = KNNClassifier(k + 1, 0.07, "cpu").fit(x, y).predict_left_out(x[::-7], np.arange(60)[::-7])
+        assert left_out.tolist() == alone[::-7]
         assert top1 == pytest.approx(np.mean(np.array(alone) == y))
     twins, labels = np.ones((30, 4), np.float32), np.arange(30) % 2
     ((_, _, top1, _),) = KNNClassifier(4, 0.07, "cpu").fit(twins, labels).sweep(twins, labels, [3], [0.07], True)
@@ -188,6 +190,15 @@ def test_top_k_scores(digits: tuple[np.ndarray, ...]) -> None:
     assert top5 == pytest.approx(np.mean(hits))
 
 
+def test_a_vote_that_vanishes_beside_the_nearest_is_one() -> None:
+    x = np.array([[1.0, 0], [0, 1], [-1, 0], [-1, -0.1]])
+    classifier = KNNClassifier(3, 1e-3, "cpu").fit(x, ["a", "b", "c", "d"])
+    queries, truth = np.array([[1.0, 0.01]] * 4), ["a", "b", "c", "d"]
+    assert classifier.top_k_scores(queries, truth) == [0.25, 0.75]  # `c` is not among the three nearest
+    assert KNNClassifier(4, 1e-3, "cpu").fit(x, ["a", "b", "c", "d"]).top_k_scores(queries, truth) == [0.25, 1]
+    assert classifier.predict_proba(queries)[0].tolist() == pytest.approx([1, 0, 0, 0])
+
+
 def test_places_by_hand() -> None:
     scores = Scores(np.array([[0.5, 0.5, 0.0], [0.2, 0.3, 0.5]]), np.arange(3)[None])
     assert scores.best().tolist() == [0, 2]  # the tie goes to class 0
@@ -205,10 +216,10 @@ def test_ties_between_many_classes_go_to_the_first() -> None:
 
 
 def dense_votes(similarity: np.ndarray, classes: np.ndarray, count: int, temperature: float) -> np.ndarray:
-    """Every class's share (B, C) of the votes, as it was computed before only those with votes were."""
+    """Every class's share (B, C) of the votes, as it was computed before only those with votes were; none vanishes."""
     votes = np.zeros((len(similarity), count))
     exponent = (similarity.astype(np.float64) - similarity[:, :1]) / temperature
-    np.add.at(votes, (np.arange(len(votes))[:, None], classes), np.exp(exponent))
+    np.add.at(votes, (np.arange(len(votes))[:, None], classes), np.maximum(np.exp(exponent), 2.0**-1022))
     result: np.ndarray = votes / votes.sum(1, keepdims=True)
     return result
 

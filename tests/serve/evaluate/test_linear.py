@@ -187,6 +187,20 @@ def test_attributes_and_outputs(digits: tuple[np.ndarray, ...]) -> None:
     assert top1 == probe.score(queries, truth) < top5 <= 1
 
 
+def test_classes_are_ranked_by_logits_where_probabilities_vanish() -> None:
+    """A row far outside the training range: of three classes the true one is always among the best five."""
+    x = np.repeat(np.eye(3), 4, axis=0) + np.random.default_rng(0).normal(0, 0.01, (12, 3))
+    probe = LinearProbe(1e-4, "cpu").fit(x, np.repeat([0, 1, 2], 4))
+    far = np.array([[3e4, -1e4, -2e4]] * 3)
+    assert probe.predict_proba(far)[0, 1:].tolist() == [0, 0]
+    order = np.argsort(-probe.decision_function(far[:1])[0])
+    assert [probe.top_k_scores(far[:1], [label], (1, 2, 3, 5)) for label in order] == [
+        [1, 1, 1, 1],
+        [0, 1, 1, 1],
+        [0, 0, 1, 1],
+    ]
+
+
 def test_two_classes_with_text_labels() -> None:
     generator = np.random.default_rng(0)
     y = np.array(["no", "yes"])[generator.integers(0, 2, 200)]

@@ -18,16 +18,20 @@ from sklearn.decomposition import PCA
 
 from byol.bundle.folder import Bundle
 from byol.bundle.manifest import Finetuning, Origin
+from byol.serve.evaluate.sets import Evaluation
+from byol.serve.features.read import Features
 from byol.serve.report import pictures
 from byol.serve.report.accuracies import MOST_CLASSES, confusion_figure, shown_classes
 from byol.serve.report.curves import POINTS, thinned
-from byol.serve.report.explore import Exploration, Found, Query, principal_components
+from byol.serve.report.explore import Exploration, Found, Query, explore, principal_components
 from byol.serve.report.measure import LABELS_PER_CLASS, Scores, few_amounts, measure
 from byol.serve.report.page import render
-from byol.serve.report.runs import open_entries, read_run
+from byol.serve.report.runs import Entry, open_entries, read_run
 from byol.serve.report.sections import Report
+from byol.serve.report.summary import tiles
 from byol.training.run_folder import RunFolder
 from tests.support.command_line import byol
+from tests.support.inputs.features import write
 from tests.support.reports import CPU, write_bundle_of, write_run
 from tests.support.small import RESNET18, config
 from tests.support.tiny import write_images, write_tiny_bundle
@@ -298,9 +302,47 @@ def test_unlabelled_images_get_a_map_and_neighbours_only(site, tmp_path):
 def test_few_images_are_enough(site, tmp_path):
     small = write_images(tmp_path / "small", {"cat": 1, "dog": 1})
     page = made(tmp_path / "r.html", site / "bundle", "--train", small, "--test", small)
-    assert "each its 2 nearest of 2 training images" in text_of(page)
+    assert "each its 1 nearest of the 1 others" in text_of(page)
+    page = made(tmp_path / "r.html", site / "bundle", "--train", small / "cat", "--test", small / "cat")
+    assert "each its 0 nearest of the 0 others" in text_of(page)
     page = made(tmp_path / "r.html", site / "bundle", "--train", small, "--test", small / "cat" / "000.png")
     assert "1 of 1 test images" in text_of(page)
+
+
+def test_of_one_labelled_folder_no_image_is_its_own_neighbour(site, tmp_path):
+    """As `byol knn` has it; what a probe says of the images it learned from, the page says, too."""
+    words = (site / "bundle", "--train", site / "train", *CPU)
+    done = byol("report", *words, "--test", site / "test" / ".." / "train", "--out", tmp_path / "r.html")
+    assert (done.code, "kNN and neighbours leave each one out" in done.err) == (0, True), done.err
+    knn, shown = json.loads(byol("knn", *words, "--json").out), text_of(tmp_path / "r.html")
+    assert f"kNN {100 * knn['top1']:.1f} % top-1, k = 20, leave one out" in shown
+    assert "top-1, on what it learned" in shown
+    assert "Training and test set are the same images" in shown
+    assert "Nothing was chosen on the test images" not in shown
+    assert "6 nearest of the 51 others" in shown
+    html = (tmp_path / "r.html").read_text()
+    found = re.search(r'<script type="application/json" id="data">(.*?)</script>', html, re.DOTALL)
+    assert found
+    queries = json.loads(found[1])["queries"]
+    assert len(queries) == 48
+    for query in queries:
+        assert len(query["neighbours"]) == 6
+        assert query["id"] not in [near["id"] for near in query["neighbours"]]
+
+
+def test_a_list_on_standard_input_is_read_once(site, tmp_path, monkeypatch):
+    lines = "".join(f"{path}\n" for path in sorted((site / "test").rglob("*.png"))[:3])
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(lines.encode())))
+    page = made(tmp_path / "r.html", site / "bundle", "--train", site / "train", "--test", "-")
+    assert "3 of 3 test images, chosen at random, and to each its 6 nearest of 52" in text_of(page)
+
+
+def test_features_of_one_encoder_are_refused_where_several_are_compared(site, tmp_path, monkeypatch):
+    monkeypatch.setattr("byol.serve.report.measure.measure", lambda *_: pytest.fail("measures"))
+    write(tmp_path / "f.parquet", 6, labels=["cat", "dog", "owl"] * 2)
+    both = ("--train", tmp_path / "f.parquet", "--test", site / "test", "--out", tmp_path / "r.html")
+    done = byol("report", site / "bundle", site / "foreign", *both, *CPU)
+    assert (done.code, "holds the features of one encoder, but 2 bundles are compared" in done.err) == (2, True)
 
 
 def test_features_files_have_no_pictures(site, tmp_path):
@@ -315,6 +357,39 @@ def test_features_files_have_no_pictures(site, tmp_path):
 def test_a_bundle_without_training_summary_says_where_it_is_from(site, tmp_path):
     shown = text_of(made(tmp_path / "r.html", site / "foreign"))
     assert "no training summary; read from r50.ckpt (lightly" in shown
+
+
+def test_the_parity_of_the_page_is_that_of_the_fp32_encoder(site, tmp_path):
+    """Each precision has a gate of its own; the table has them all."""
+    bundle = write_bundle_of(site / "run", tmp_path / "bundle")
+    manifest = Bundle.open(bundle).manifest
+    encoder = manifest.files["encoder.onnx"]
+    parity = encoder.parity
+    assert parity is not None
+    exact = replace(encoder, parity=replace(parity, max_relative_error=2e-6))
+    coarse = replace(encoder, precision="int8", parity=replace(parity, max_relative_error=0.032))
+    files = {**manifest.files, "encoder.onnx": exact, "encoder.int8.onnx": coarse}
+    entry = Entry("bundle", bundle=Bundle(bundle, replace(manifest, files=files), "d" * 64))
+    assert ("Parity", "2.0e-06", "largest relative error") in tiles(Report([entry]))
+
+
+def test_classes_whose_names_read_alike_are_numbered_everywhere():
+    """A line end in a name is shown as the two characters that another name really has."""
+    labels = ["a\nb", "a\\nb", "cat"] * 4
+    x = np.eye(3, dtype=np.float32)[np.arange(12) % 3] + np.linspace(0, 0.1, 12, dtype=np.float32)[:, None]
+    part = Features("f", [str(i) for i in range(12)], list(labels), x, None)
+    data = Evaluation(part, replace(part), ([], []), None)
+    scores = measure(data, "cpu")
+    assert scores.classes == ["a\\nb", "a\\nb (2)", "cat"]
+    shown = confusion_figure(scores).renderers[0].data_source.data
+    assert len(set(zip(shown["row"], shown["column"], strict=True))) == 9
+    assert sorted(set(map(str, explore(data, "cpu").labels))) == scores.classes
+
+
+def test_runs_whose_names_read_alike_are_numbered(tmp_path):
+    entries = open_entries([write_run(tmp_path / name) for name in ("a\nb", "a\\nb")])
+    assert [entry.name for entry in entries] == ["a\\nb", "a\\nb (2)"]
+    assert "a\\nb (2)" in render(Report(entries))
 
 
 def test_few_label_amounts_leave_labels_over(monkeypatch):

@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+import socket
 import threading
 from pathlib import Path
 
 import numpy as np
+import pytest
 
+from byol.bundle.folder import Bundle
+from byol.outputs import DIGEST_KEY
 from byol.serve.server.service import NEIGHBOURS, Service
+from tests.support.command_line import byol
 from tests.support.inputs.odd_images import encoded, picture
 from tests.support.tiny import write_tiny_bundle
 
@@ -40,3 +45,16 @@ def test_neighbours_are_searched_apart_from_the_event_loop_and_count_as_waiting(
         np.testing.assert_allclose([one["similarity"] for one in first["neighbors"]], similarity[0], atol=1e-5)
     finally:
         service.close()
+
+
+def test_an_index_that_does_not_say_whose_it_is_is_warned_of(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def run(service: Service, listening: socket.socket, log: bool) -> None:
+        service.close()
+        listening.close()
+
+    monkeypatch.setattr("byol.serve.server.process.run", run)
+    bundle = write_tiny_bundle(tmp_path / "bundle")
+    for digest, warned in ({}, True), ({DIGEST_KEY: Bundle.open(bundle).digest}, False):
+        np.savez(tmp_path / "f.npz", features=np.eye(8, dtype=np.float32), **digest)
+        done = byol("serve", bundle, "--port", 0, "--device", "cpu", "--index", tmp_path / "f.npz")
+        assert (done.code, "f.npz does not say which encoder computed it" in done.err) == (0, warned), done.err
