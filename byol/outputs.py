@@ -71,6 +71,14 @@ def require_output_folder(out: Path, inputs: Iterable[Location | None] = ()) -> 
     require_writable(out, final)
 
 
+def require_not_within(out: Path, inputs: Iterable[Location]) -> None:
+    """Raise `ValueError` when a folder that will be replaced is one of the inputs, or holds one."""
+    final = os.path.realpath(out)
+    for location in inputs:
+        if Path(os.path.realpath(local_path(location))).is_relative_to(final):
+            raise ValueError(f"{printable(out)} would replace an input ({printable(location)}); choose another name")
+
+
 def _require_apart(out: Path, inputs: Iterable[Location | None]) -> None:
     for location in inputs:
         if location is not None and same_place(out, location):
