@@ -21,6 +21,7 @@ from byol.export.foreign import haiku
 from byol.export.foreign.files import CONTAINERS, read_models, without_wrappers
 from byol.export.foreign.input import Input, input_of
 from byol.files.atomic import sha256_of
+from byol.text import on_one_line, printable
 from byol.training.checkpoint import finite
 
 
@@ -230,7 +231,7 @@ def _fit(
     encoder = encoder_with(arch, stem, size, named, f"{path}, read as {layout},")
     if not finite(named):
         raise ValueError(f"{path}: the encoder's weights are not all finite")
-    origin = Origin(layout, path.name, sha256_of(path))
+    origin = Origin(on_one_line(layout), printable(path.name), sha256_of(path))  # in plain characters, as manifests are
     return Weights(encoder, arch, stem, given, origin, _counts(own), _counts(left))
 
 

@@ -26,13 +26,15 @@ def load(
     device: str,
     amounts: Sequence[int | float] = (),
     baselines: bool = False,
+    saved: bool = False,
 ) -> Evaluation:
     """Both sets, after checking that the `amounts` of labels to draw exist, before the first image is encoded.
 
-    Without `test`, the train set is both.
+    Without `test`, the train set is both. `saved`: a bundle will name the classes, so it must be able to.
     """
     import numpy as np
 
+    from byol.images.labels import require_nameable
     from byol.images.open import open_source
     from byol.images.splits import draw
     from byol.serve.evaluate.sets import load_opened, needs_bundle, open_labelled
@@ -50,6 +52,8 @@ def load(
             f"byol {click.get_current_context().info_name} BUNDLE --train SRC --test SRC"
         )
     sets = open_labelled(train, test)
+    if saved:
+        require_nameable(sets[0])
     for amount in amounts:
         draw(np.array(sets[0].labels[:]), amount, seed=0)  # which says where a class has too few
     compared = compare(bundle, device) if bundle and baselines else None

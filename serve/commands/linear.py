@@ -95,7 +95,7 @@ def linear(
         raise click.UsageError("--save-classifier needs the BUNDLE whose encoder the probe belongs to")
     _require_places(new_bundle, confusion, [train, test, bundle])
     amounts = (*few_counts, *few_shares)
-    data = load(bundle, train, test, device, amounts, baselines)
+    data = load(bundle, train, test, device, amounts, baselines, saved=new_bundle is not None)
     from byol.serve.evaluate.linear import LinearProbe
     from byol.text import printable
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import os
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -16,6 +17,7 @@ from torch import nn
 from byol import load_encoder
 from byol.bundle.folder import Bundle
 from byol.bundle.manifest import Finetuning
+from byol.finetuning.checkpoint import read_finetuned
 from byol.finetuning.protocol import Sweep, choose_images, read_sets
 from byol.finetuning.tuner import Classifier, FinetuneConfig, LabelledImages, Scores, Trial, Tuner, scores
 from byol.images.decode import Preprocess
@@ -151,6 +153,22 @@ def test_one_label_a_class_leaves_nothing_to_choose_on(quick, tmp_path):
     Sweep(recorder, read_pretrained(quick / "run"), sets, RunFolder(tmp_path), lambda record: None).fit()
     assert [trial for _, trial, _ in recorder.fitted] == [Trial(0.1, 1)]
     assert recorder.scored == []
+
+
+def test_names_that_no_manifest_takes_are_written_out_or_refused_before_the_work(quick, tmp_path):
+    name = os.fsdecode(b"caf\xe9\tphotos")
+    try:
+        data = folder(tmp_path / name, per_class=2)
+    except OSError:
+        pytest.skip("this file system takes no such names")
+    sets = read_sets(choose_images(FinetuneConfig(labels=1, lr=(0.1,), epochs=(1,)), data, data), 16)
+    recorder = Recorder(FinetuneConfig(lr=(0.1,), epochs=(1,)))
+    Sweep(recorder, read_pretrained(quick / "run"), sets, RunFolder(tmp_path / "out"), lambda record: None).fit()
+    found = read_finetuned(tmp_path / "out")  # as `byol export` reads it
+    assert found.finetuning.data == found.head.train == found.head.test == "caf\\udce9\\tphotos"
+    folder(tmp_path / "odd", ("cat", "do\tg"), per_class=1)
+    with pytest.raises(ValueError, match=r"odd: a bundle cannot name the class do\\tg,"):
+        choose_images(FinetuneConfig(), tmp_path / "odd", None)
 
 
 @pytest.mark.parametrize("amount", [3, 0.25])
