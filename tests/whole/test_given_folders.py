@@ -29,7 +29,7 @@ from byol.serve.proof import verify
 from tests.support.command_line import byol
 from tests.support.folders import contents as files_below
 from tests.support.inputs.shards import write_tar
-from tests.support.small import REPOSITORY, run_training
+from tests.support.small import REPOSITORY
 from tests.support.tiny import write_images, write_tiny_bundle
 
 CPU = ("--device", "cpu")
@@ -76,6 +76,7 @@ def write_bundle(out: Path) -> None:
 def test_a_run_is_trained_and_gone_on_with(given: Path, tmp_path: Path) -> None:
     pytest.importorskip("torch")
     from byol.training.run_folder import RunFolder
+    from tests.support.runs import run_training
     from tests.support.small import config, folder
 
     images = folder(tmp_path / "images", per_class=4)
@@ -225,7 +226,8 @@ def run_in(folder: Path) -> None:
 
 def test_a_run_in_its_own_images_goes_on(tmp_path: Path) -> None:
     pytest.importorskip("torch")
-    from tests.support.small import config, folder, run_training
+    from tests.support.runs import run_training
+    from tests.support.small import config, folder
 
     images = folder(tmp_path / "images", per_class=4)
     run_training(config(max_steps=1), images, images / "run")
