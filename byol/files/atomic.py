@@ -281,7 +281,9 @@ def _publish(path: Path, mode: int) -> None:
     flags = getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0)
     descriptor = os.open(path, _SYNCED | flags)
     try:
-        os.chmod(descriptor if os.chmod in os.supports_fd else path, mode)
+        if stat.S_IMODE(os.fstat(descriptor).st_mode) != mode:
+            with suppress(OSError):  # where all files belong to another user (CIFS, exFAT): no reason to lose the data
+                os.chmod(descriptor if os.chmod in os.supports_fd else path, mode)
         os.fsync(descriptor)
     finally:
         os.close(descriptor)

@@ -220,6 +220,32 @@ def test_permissions_are_those_that_new_files_get(tmp_path, mask):
         assert path.stat().st_mode & 0o777 == 0o666 & ~mask
 
 
+@pytest.fixture
+def usual_mask():
+    before = os.umask(0o022)
+    yield
+    os.umask(before)
+
+
+@pytest.mark.parametrize("write", WRITERS.values())
+def test_where_files_belong_to_another_user_they_are_written_all_the_same(tmp_path, monkeypatch, usual_mask, write):
+    """As on a share or a stick that is mounted for somebody else: all but changing the mode is allowed."""
+    asked = []
+
+    def refuse(path, mode):
+        asked.append(mode)
+        raise PermissionError(errno.EPERM, os.strerror(errno.EPERM))
+
+    monkeypatch.setattr(os, "chmod", refuse)
+    for made, expected in ((0o644, []), (0o600, [0o644])):  # it is asked for only where it differs
+        with write(tmp_path / "out") as place:
+            file = place / "a" if place.is_dir() else place
+            file.unlink(missing_ok=True)
+            os.close(os.open(file, os.O_CREAT | os.O_WRONLY, made))
+        written = tmp_path / "out" / "a" if (tmp_path / "out").is_dir() else tmp_path / "out"
+        assert (written.stat().st_mode & 0o777, asked) == (made, expected)
+
+
 def test_names_of_255_bytes_are_written_and_told_apart(tmp_path):
     names = ["n" * 254 + end for end in "ab"]
     for name in names:
