@@ -175,6 +175,45 @@ def test_a_link_or_a_pipe_in_the_place_of_the_lock_is_refused(tmp_path, victim):
     assert sorted(os.listdir(tmp_path)) == [".other.lock", ".out.lock", "elsewhere"]
 
 
+def refusing(monkeypatch, *accesses):
+    """Files that are there are another user's: they cannot be opened for these."""
+    real = os.open
+
+    def refuse(path, flags, *more, **named):
+        if flags & os.O_ACCMODE in accesses and os.path.exists(path):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), path)
+        return real(path, flags, *more, **named)
+
+    monkeypatch.setattr("byol.files.locks.os.open", refuse)
+
+
+@pytest.mark.parametrize("write", WRITERS.values())
+def test_a_lock_that_another_users_killed_process_left_is_no_obstacle(tmp_path, monkeypatch, write):
+    (tmp_path / ".out.lock").touch(0o644)
+    refusing(monkeypatch, os.O_RDWR)
+    blocked = pytest.raises(BlockingIOError, match=r"another process is writing .*out")
+    with write(tmp_path / "out"), blocked, write(tmp_path / "out"):
+        pass
+    assert os.listdir(tmp_path) == ["out"]
+
+
+def test_a_lock_that_cannot_even_be_read_is_named(tmp_path, monkeypatch):
+    (tmp_path / ".out.lock").touch(0o600)
+    with monkeypatch.context() as patch:
+        refusing(patch, os.O_RDWR, os.O_RDONLY)
+        with pytest.raises(PermissionError, match=r"\.out\.lock is another user's lock; remove it if no process"):
+            atomic_file(tmp_path / "out").__enter__()
+    refusing(monkeypatch, os.O_RDWR)
+
+    def as_nfs(descriptor, operation):
+        raise OSError(errno.EBADF, os.strerror(errno.EBADF))
+
+    monkeypatch.setattr("byol.files.locks.fcntl.flock", as_nfs)
+    with pytest.raises(PermissionError, match=r"\.out\.lock is another user's lock"):
+        atomic_file(tmp_path / "out").__enter__()
+    assert os.listdir(tmp_path) == [".out.lock"]
+
+
 def test_a_lock_with_content_is_somebodys_and_stays(tmp_path):
     (tmp_path / ".out.lock").write_text("mine")
     with atomic_file(tmp_path / "out") as place:
