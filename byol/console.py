@@ -156,7 +156,8 @@ def never_silent() -> Iterator[None]:
 def _tell(seconds: float) -> None:
     """Describe the work at hand; an empty description counts as written."""
     global _said
-    text = _at_work[-1]() if _at_work else "working"
+    inner = _at_work[-1:]  # at once: another thread may end it
+    text = inner[0]() if inner else "working"
     if text:
         note(f"{text} ({seconds / 60:.0f} min since the start)")
     else:
@@ -213,6 +214,8 @@ def prepare() -> None:
         sys.stdin = open(0, closefd=False)  # noqa: SIM115 - as long as the process
     if sys.stdout is None:
         sys.stdout = open(1, "w", closefd=False)  # noqa: SIM115
+    if isinstance(sys.stdout, io.TextIOWrapper):  # a name that its encoding lacks is written out: the work is done
+        sys.stdout.reconfigure(errors="backslashreplace")
     if sys.stderr is None or sys.stderr is sys.__stderr__:
         encoding = sys.stderr.encoding if sys.stderr else "utf-8"
         raw = io.BufferedWriter(_Unfailing(STDERR, "w", closefd=False))
