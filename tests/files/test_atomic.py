@@ -1,5 +1,6 @@
 """What is written takes its name whole, replaces nothing else, and has one writer."""
 
+import contextlib
 import errno
 import functools
 import os
@@ -11,6 +12,7 @@ import pytest
 from byol.bundle.folder import require_place
 from byol.files.atomic import atomic_file, require_folder_place
 from byol.files.atomic import atomic_folder as atomic_folder_by
+from byol.files.locks import only_writer_in
 from tests.support.small import REPOSITORY
 from tests.support.tiny import write_tiny_bundle
 
@@ -88,6 +90,54 @@ def test_an_error_of_a_full_disk_names_what_was_written(tmp_path, write):
     with pytest.raises(OSError, match=r"No space left on device: .*out"), write(tmp_path / "out"):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
     assert os.listdir(tmp_path) == []
+
+
+def write_while(path, come):
+    """Write a folder while something comes to its place."""
+    with atomic_folder(path) as place:
+        (place / "a").write_text("new")
+        come()
+
+
+@pytest.mark.parametrize("place", ["nothing", "a bundle", "the current folder"])
+def test_what_comes_to_the_place_of_a_folder_during_the_work_stays(tmp_path, monkeypatch, place):
+    out = tmp_path / "out"
+    if place != "nothing":
+        out.mkdir()
+        (out / "a").write_text("old")
+    if place == "the current folder":
+        monkeypatch.chdir(out)
+
+    def come():
+        out.mkdir(exist_ok=True)
+        (out / "notes.txt").write_text("mine")
+
+    with pytest.raises(FileExistsError, match=r"out was about to be replaced, but notes\.txt came"):
+        write_while(out, come)
+    kept = {path.name: path.read_text() for path in out.iterdir()}
+    assert kept == {"notes.txt": "mine"} | ({} if place == "nothing" else {"a": "old"})
+    assert os.listdir(tmp_path) == ["out"]
+    (out / "notes.txt").unlink()
+    write_while(out, lambda: None)
+    assert os.listdir(out) == ["a"]
+
+
+def test_a_file_or_a_writer_that_comes_to_the_place_of_a_folder_is_not_replaced(tmp_path):
+    with pytest.raises(FileExistsError, match="was about to be replaced, but file came"):
+        write_while(tmp_path / "file", lambda: (tmp_path / "file").write_text("mine"))
+    assert (tmp_path / "file").read_text() == "mine"
+    (tmp_path / "empty").mkdir()
+    write_while(tmp_path / "made", lambda: (tmp_path / "empty").rename(tmp_path / "made"))
+    with contextlib.ExitStack() as training:
+
+        def come():
+            (tmp_path / "run").mkdir()
+            training.enter_context(only_writer_in(tmp_path / "run"))
+
+        with pytest.raises(BlockingIOError, match=r"another process is writing .*run"):
+            write_while(tmp_path / "run", come)
+        assert os.listdir(tmp_path / "run") == [".lock"]
+    assert sorted(os.listdir(tmp_path)) == ["file", "made", "run"]
 
 
 def test_behind_a_link_the_folder_is_replaced_and_the_link_stays(tmp_path):
