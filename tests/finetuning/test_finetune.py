@@ -225,7 +225,9 @@ def test_the_result_and_its_folder(quick, result):
 
 def test_one_draw_has_no_deviation(quick, tmp_path):
     words = ("--lr", 0.01, "--labels-per-class", 2, "--test", quick / "test")
-    assert "\ndeviation " not in tuned(quick, tmp_path / "text", *words).out
+    done = tuned(quick, tmp_path / "my text", *words)
+    assert "\ndeviation " not in done.out
+    assert f"Next: byol export '{tmp_path}/my text' --out BUNDLE\n" in done.err  # to be copied
     values = json.loads(tuned(quick, tmp_path / "json", *words, "--json").out)
     assert values["deviation"] is None
 
@@ -301,7 +303,8 @@ def test_an_interrupted_sweep_goes_on_and_ends_the_same(quick, result, tmp_path,
         return fit(*arguments, **named)
 
     monkeypatch.setattr(Tuner, "fit", limited)
-    assert "continue with --resume" in tuned(quick, out, *words, code=1).err
+    said = tuned(quick, out, *words, code=1).err
+    assert said.endswith("Error: stopped; finished fits are kept, continue with --resume\n")
     assert len(lines(out)) == 4
     with open(out / "metrics.jsonl", "a") as stream:
         stream.write('{"draw": 1, "part": "fin')  # killed while writing
