@@ -121,7 +121,8 @@ def main() -> None:
 
 def _command() -> Any:
     try:
-        return byol(prog_name="byol", standalone_mode=False)
+        # On Windows click would expand patterns, `~` and variables once more, in quoted arguments too.
+        return byol(prog_name="byol", standalone_mode=False, windows_expand_args=False)
     except (Exception, KeyboardInterrupt, Stopped):
         if not speaks_for_job():  # another process has said why
             sys.exit(1)

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import os
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from byol import cli
+from tests.support.command_line import byol
 
 
 def interrupted() -> ImportError:
@@ -37,6 +40,28 @@ def test_limits_of_the_machine_are_one_line(
     shown = capsys.readouterr().err
     assert shown.startswith(line)
     assert shown.count("\n") == 1
+
+
+class Windows:
+    """The module `os` as it is there, as far as click looks."""
+
+    name = "nt"
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(os, name)
+
+
+def test_on_windows_too_a_pattern_reaches_the_command_as_it_was_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("a-1.tar", "a-2.tar"):
+        (tmp_path / name).touch()
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("NAME", "value")
+    monkeypatch.setattr("click.core.os", Windows())
+    for argument in ("a-*.tar", "$NAME", "~"):
+        done = byol("info", argument)
+        assert (done.code, argument in done.err) == (2, True), done.err
 
 
 def test_an_import_that_is_a_defect_is_shown_whole(monkeypatch: pytest.MonkeyPatch) -> None:
