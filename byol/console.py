@@ -7,6 +7,7 @@ import errno
 import io
 import json
 import os
+import select
 import sys
 import threading
 import time
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
 
 LISTED = 20
 SECONDS_A_LINE = 60.0
-STDERR = 2
+STDOUT, STDERR = 1, 2
 READ_ALREADY = "BYOL_STANDARD_INPUT"  # names the file in which a launcher put standard input for its processes
 
 _said = 0.0  # when the last note was written
@@ -234,6 +235,15 @@ class _Unfailing(io.FileIO):
             _reader_gone = _reader_gone or error.errno == errno.EPIPE
             written = None
         return memoryview(data).nbytes if written is None else written  # None: the pipe is full; do not wait
+
+
+def has_reader(descriptor: int = STDOUT) -> bool:
+    """Whether what is written, on standard output if nothing else, may still be read. False where no one can tell."""
+    if not hasattr(select, "poll"):  # Windows
+        return False
+    watched = select.poll()
+    watched.register(descriptor, 0)
+    return not any(event & (select.POLLERR | select.POLLHUP) for _, event in watched.poll(0))
 
 
 def standard_input() -> bytes:

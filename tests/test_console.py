@@ -1,6 +1,8 @@
 """What is printed beside results."""
 
 import io
+import os
+import select
 import sys
 import threading
 from collections.abc import Iterator
@@ -49,6 +51,15 @@ def test_a_name_that_the_encoding_of_stdout_lacks_ends_no_finished_work(
     console.show_table([("out", "\u0141\u00e9")])
     sys.stdout.flush()
     assert written.getvalue().splitlines() == [b"out  " + shown]
+
+
+@pytest.mark.skipif(not hasattr(select, "poll"), reason="this system cannot tell")
+def test_a_reader_that_has_gone_is_known() -> None:
+    reading, writing = os.pipe()
+    assert console.has_reader(writing)
+    os.close(reading)
+    assert not console.has_reader(writing)
+    os.close(writing)
 
 
 class Said:
