@@ -319,6 +319,9 @@ def sync(path: Path) -> None:
     descriptor = os.open(path, _SYNCED)
     try:
         os.fsync(descriptor)
+    except OSError as error:
+        if error.errno != errno.EINVAL or not path.is_dir():  # some shares sync files, and no folders
+            raise
     finally:
         os.close(descriptor)
 

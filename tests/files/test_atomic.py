@@ -4,6 +4,7 @@ import contextlib
 import errno
 import functools
 import os
+import stat
 import subprocess
 import sys
 
@@ -307,6 +308,21 @@ def test_permissions_are_those_that_new_files_get(tmp_path, mask):
         os.umask(before)
     for path in (tmp_path / "file", tmp_path / "folder" / "a"):
         assert path.stat().st_mode & 0o777 == 0o666 & ~mask
+
+
+def test_a_share_that_syncs_no_folders_is_written_to(tmp_path, monkeypatch):
+    real = os.fsync
+
+    def sync(descriptor):
+        if stat.S_ISDIR(os.fstat(descriptor).st_mode):
+            raise OSError(errno.EINVAL, os.strerror(errno.EINVAL))
+        real(descriptor)
+
+    monkeypatch.setattr(os, "fsync", sync)
+    for name, write in WRITERS.items():
+        with write(tmp_path / name) as place:
+            (place / "a" if place.is_dir() else place).touch()
+    assert sorted(os.listdir(tmp_path)) == sorted(WRITERS)
 
 
 @pytest.fixture
