@@ -154,7 +154,7 @@ import importlib, sys
 sys.modules["torch"] = None
 import pytest
 from tests.support.torch_free import modules, unneeded
-sys.modules.update(dict.fromkeys(unneeded()))
+sys.modules.update(dict.fromkeys(unneeded() - sys.modules.keys()))
 for name in ("tests.conftest", *modules()):
     try:
         importlib.import_module(name)
