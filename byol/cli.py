@@ -14,10 +14,10 @@ import click
 
 from byol import __version__
 from byol.children import RANKS, safe_children, speaks_for_job
-from byol.console import never_silent, note, prepare
+from byol.console import has_reader, never_silent, note, prepare
 from byol.machine import keep_freed_memory
 from byol.signals import Ended, Stopped, stopping
-from byol.text import Recipe, as_message, first_line, for_terminal, missing
+from byol.text import Recipe, as_message, first_line, for_terminal, missing, reason_of
 
 # name: (module, one line for `byol --help`). The command is the module's attribute of the same name.
 COMMANDS = {
@@ -97,6 +97,15 @@ class LazyGroup(click.Group):
         command: click.Command = getattr(importlib.import_module(COMMANDS[cmd_name][0]), cmd_name)
         return command
 
+    def invoke(self, ctx: click.Context) -> Any:
+        """Run a command. Click ends without a word after any broken pipe; that is right for standard output alone."""
+        try:
+            return super().invoke(ctx)
+        except BrokenPipeError as error:
+            if not has_reader():
+                raise
+            raise ConnectionError(f"a process that this one works with has ended: {reason_of(error)}") from error
+
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """List the commands without importing them."""
         with formatter.section("Commands"):
@@ -124,7 +133,8 @@ def main() -> None:
 
 def _command() -> Any:
     try:
-        return byol(prog_name="byol", standalone_mode=False)
+        # On Windows click would expand patterns, `~` and variables once more, in quoted arguments too.
+        return byol(prog_name="byol", standalone_mode=False, windows_expand_args=False)
     except (Exception, KeyboardInterrupt, Stopped):
         if not speaks_for_job():  # another process has said why
             sys.exit(1)

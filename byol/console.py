@@ -7,6 +7,7 @@ import errno
 import io
 import json
 import os
+import select
 import sys
 import threading
 import time
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
 
 LISTED = 20
 SECONDS_A_LINE = 60.0
-STDERR = 2
+STDOUT, STDERR = 1, 2
 READ_ALREADY = "BYOL_STANDARD_INPUT"  # names the file in which a launcher put standard input for its processes
 
 _said = 0.0  # when the last note was written
@@ -157,7 +158,8 @@ def never_silent() -> Iterator[None]:
 def _tell(seconds: float) -> None:
     """Describe the work at hand; an empty description counts as written."""
     global _said
-    text = _at_work[-1]() if _at_work else "working"
+    inner = _at_work[-1:]  # at once: another thread may end it
+    text = inner[0]() if inner else "working"
     if text:
         note(f"{text} ({seconds / 60:.0f} min since the start)")
     else:
@@ -214,6 +216,8 @@ def prepare() -> None:
         sys.stdin = open(0, closefd=False)  # noqa: SIM115 - as long as the process
     if sys.stdout is None:
         sys.stdout = open(1, "w", closefd=False)  # noqa: SIM115
+    if isinstance(sys.stdout, io.TextIOWrapper):  # a name that its encoding lacks is written out: the work is done
+        sys.stdout.reconfigure(errors="backslashreplace")
     if sys.stderr is None or sys.stderr is sys.__stderr__:
         encoding = sys.stderr.encoding if sys.stderr else "utf-8"
         raw = io.BufferedWriter(_Unfailing(STDERR, "w", closefd=False))
@@ -232,6 +236,15 @@ class _Unfailing(io.FileIO):
             _reader_gone = _reader_gone or error.errno == errno.EPIPE
             written = None
         return memoryview(data).nbytes if written is None else written  # None: the pipe is full; do not wait
+
+
+def has_reader(descriptor: int = STDOUT) -> bool:
+    """Whether what is written, on standard output if nothing else, may still be read. False where no one can tell."""
+    if not hasattr(select, "poll"):  # Windows
+        return False
+    watched = select.poll()
+    watched.register(descriptor, 0)
+    return not any(event & (select.POLLERR | select.POLLHUP) for _, event in watched.poll(0))
 
 
 def standard_input() -> bytes:

@@ -18,10 +18,10 @@ from PIL import Image
 from byol.files.atomic import behind_links, is_mount, require_writable, sha256_of
 from byol.images.grid import SOFTWARE
 from byol.images.location import Location, local_path, same_place
+from byol.images.shards.parquet import DIGEST_KEY, PICTURED
 from byol.images.walk import is_image
 from byol.text import printable, reason_of
 
-DIGEST_KEY = "bundle_sha256"
 THRESHOLD_KEY, KEPT_KEY = "duplicates_threshold", "kept_sha256"
 PAIR_COLUMNS = ["id_a", "id_b", "cosine", "against"]
 UNFINISHED_ARRAYS = {"key", "next", "leader", "twins", "a", "b", "cosine"}
@@ -69,6 +69,14 @@ def require_output_folder(out: Path, inputs: Iterable[Location | None] = ()) -> 
         raise ValueError(f"{printable(out)} is not a folder; choose another name")
     _require_apart(out, inputs)
     require_writable(out, final)
+
+
+def require_not_within(out: Path, inputs: Iterable[Location]) -> None:
+    """Raise `ValueError` when a folder that will be replaced is one of the inputs, or holds one."""
+    final = os.path.realpath(out)
+    for location in inputs:
+        if Path(os.path.realpath(local_path(location))).is_relative_to(final):
+            raise ValueError(f"{printable(out)} would replace an input ({printable(location)}); choose another name")
 
 
 def _require_apart(out: Path, inputs: Iterable[Location | None]) -> None:
@@ -131,7 +139,7 @@ def _is_features(path: Path) -> bool:
             names = {name.removesuffix(".npy") for name in archive.namelist()}
         return names - {"labels"} == {"ids", "features", DIGEST_KEY}
     schema = _schema(path)
-    ours = schema.names in (FEATURE_COLUMNS, [*FEATURE_COLUMNS, "image"])
+    ours = schema.names in (FEATURE_COLUMNS, [*PICTURED])
     return ours and DIGEST_KEY.encode() in (schema.metadata or {})
 
 

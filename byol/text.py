@@ -11,6 +11,7 @@ from __future__ import annotations
 import hashlib
 import os
 import re
+import shlex
 import unicodedata
 from collections.abc import Iterable
 
@@ -71,6 +72,11 @@ def printable(path: str | bytes | os.PathLike[str]) -> str:
     """A path or URL for a message: one line, no terminal codes, no password and no query of a URL."""
     text = url_without_secrets(on_one_line(path_text(path)))
     return text if len(text) <= LONGEST else f"{text[: LONGEST // 2]}...{text[-LONGEST // 2 :]}"
+
+
+def quoted(path: str | bytes | os.PathLike[str]) -> str:
+    """The same as an argument of a command to copy into a shell."""
+    return shlex.quote(printable(path))
 
 
 def is_plain(character: str) -> bool:

@@ -23,7 +23,7 @@ from byol.export.source import is_own, read_untrained
 from byol.export.triton import require_repository, write_repository
 from byol.limits import LARGEST_SIZE
 from byol.options import LOCATION, FiniteRange, Output, of_option
-from byol.outputs import require_output_folder
+from byol.outputs import require_not_within, require_output_folder
 from byol.text import printable
 
 OF_OTHERS = ("toolkit", "prefix", "arch", "image_size", "mean", "std")  # the options for weights of another toolkit
@@ -104,13 +104,7 @@ def export(source: Path, out: Path, triton: Path | None, **options: Any) -> None
         )
     if foreign and "arch" not in foreign:
         raise click.UsageError("the architecture of another toolkit's weights is not known; add --arch NAME")
-    require_place(out)  # before work that would be lost
-    if triton:
-        with of_option("--triton"):
-            require_output_folder(triton, [source, out])
-            if triton.resolve() == out.resolve():
-                raise ValueError(f"{triton} is the bundle's folder; choose another")
-        require_repository(triton)
+    _require_places(source, out, triton)
     manifest = export_bundle(_source(source, foreign, untrained), out, additions, note)
     models = write_repository(out, triton) if triton else []  # before the lines, which may find no reader
     size = sum(entry.size for entry in manifest.files.values()) / 1e6
@@ -122,6 +116,19 @@ def export(source: Path, out: Path, triton: Path | None, **options: Any) -> None
         show_line(f"verified: {_proof(manifest, name)}")
     if triton:
         show_line(f"{printable(triton)}: model repository with {', '.join(models)}")
+
+
+def _require_places(source: Path, out: Path, triton: Path | None) -> None:
+    """Raise for what cannot be written, or would replace its own source, before work that would be lost."""
+    with of_option("--out"):
+        require_not_within(out, [source])
+        require_place(out)
+    if triton:
+        with of_option("--triton"):
+            require_output_folder(triton, [source, out])
+            if triton.resolve() == out.resolve():
+                raise ValueError(f"{triton} is the bundle's folder; choose another")
+            require_repository(triton)
 
 
 def _source(path: Path, foreign: dict[str, Any], untrained: bool) -> Pretrained | Path:

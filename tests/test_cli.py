@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import errno
+import os
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from byol import cli
+from tests.support.command_line import byol
 
 
 class VersionError(Exception):
@@ -49,6 +53,41 @@ def test_limits_of_the_machine_are_one_line(
     shown = capsys.readouterr().err
     assert shown.startswith(line)
     assert shown.count("\n") == 1
+
+
+class Windows:
+    """The module `os` as it is there, as far as click looks."""
+
+    name = "nt"
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(os, name)
+
+
+def test_on_windows_too_a_pattern_reaches_the_command_as_it_was_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("a-1.tar", "a-2.tar"):
+        (tmp_path / name).touch()
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("NAME", "value")
+    monkeypatch.setattr("click.core.os", Windows())
+    for argument in ("a-*.tar", "$NAME", "~"):
+        done = byol("info", argument)
+        assert (done.code, argument in done.err) == (2, True), done.err
+
+
+def test_a_pipe_to_another_process_that_breaks_is_an_error_and_one_to_a_reader_who_has_enough_is_none(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: Any) -> None:
+        raise BrokenPipeError(errno.EPIPE, os.strerror(errno.EPIPE))
+
+    monkeypatch.setattr("byol.serve.commands.info.info_json", fail)
+    for read, said in ((True, "Error: a process that this one works with has ended: Broken pipe\n"), (False, "")):
+        monkeypatch.setattr(cli, "has_reader", lambda read=read: read)
+        done = byol("info", tmp_path)
+        assert (done.code, done.err) == (1, said)
 
 
 def test_an_import_that_is_a_defect_is_shown_whole(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,6 +1,9 @@
 """What is printed beside results."""
 
 import io
+import os
+import select
+import sys
 import threading
 from collections.abc import Iterator
 
@@ -37,6 +40,27 @@ def test_the_device_is_said_where_there_was_a_choice(
     said = capsys.readouterr().err
     assert said.startswith(line)
     assert said.count("\n") == bool(line)
+
+
+@pytest.mark.parametrize(("encoding", "shown"), [("latin-1", b"\\u0141\xe9"), ("utf-8", "\u0141\u00e9".encode())])
+def test_a_name_that_the_encoding_of_stdout_lacks_ends_no_finished_work(
+    encoding: str, shown: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    written = io.BytesIO()
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(written, encoding))
+    console.prepare()
+    console.show_table([("out", "\u0141\u00e9")])
+    sys.stdout.flush()
+    assert written.getvalue().splitlines() == [b"out  " + shown]
+
+
+@pytest.mark.skipif(not hasattr(select, "poll"), reason="this system cannot tell")
+def test_a_reader_that_has_gone_is_known() -> None:
+    reading, writing = os.pipe()
+    assert console.has_reader(writing)
+    os.close(reading)
+    assert not console.has_reader(writing)
+    os.close(writing)
 
 
 class Said:

@@ -17,7 +17,8 @@ from byol.training.data.decoded import load_canvases
 from byol.training.loop import fit
 from byol.training.run_folder import RunFolder
 from byol.training.trainer import Trainer
-from tests.support.small import config, folder, run_training
+from tests.support.runs import run_training
+from tests.support.small import config, folder
 
 pytestmark = [
     pytest.mark.cuda,

@@ -127,6 +127,34 @@ def test_the_folder_of_the_source_or_of_the_bundle_takes_no_parts(place: Path, t
     assert {f"shards/{k}": v for k, v in snapshot(tmp_path / "shards").items()} == before
 
 
+def test_an_export_never_replaces_its_source(place: Path, tmp_path: Path) -> None:
+    pytest.importorskip("torch")
+    pytest.importorskip("onnxscript")
+    bundle, link = place / "bundle", tmp_path / "link"
+    link.symlink_to(bundle)
+    before = snapshot(bundle)
+    torchvisions = ("--from", "torchvision", "--arch", "resnet18")
+    for source, out, *words in (
+        (bundle, bundle, "--untrained"),
+        (link, bundle, "--untrained"),
+        (bundle, link, "--untrained"),
+        (bundle / "encoder.safetensors", bundle, *torchvisions),
+        (link / "encoder.safetensors", f"{place}/test/../bundle/", *torchvisions),
+    ):
+        assert_refused(byol("export", source, "--out", out, *words), "would replace an input", "choose another name")
+    assert snapshot(bundle) == before
+
+
+def test_a_folder_that_is_no_bundle_is_refused_as_the_option_is(place: Path, mine: Path) -> None:
+    pytest.importorskip("torch")
+    pytest.importorskip("onnxscript")
+    for option, words in (
+        ("--out", ("export", place / "bundle", "--untrained", "--out", mine)),
+        ("--triton", ("export", place / "bundle", "--untrained", "--out", mine / "new", "--triton", mine)),
+    ):
+        assert_refused(byol(*words), f"Invalid value for {option}", "exists and is not a")
+
+
 @pytest.mark.parametrize("command", ["extract", "classify", "report", "train", "finetune", "export", "demo"])
 def test_an_empty_name_is_refused(place: Path, command: str, tmp_path: Path, monkeypatch) -> None:
     monkeypatch.chdir(tmp_path)

@@ -200,6 +200,7 @@ def _rebuild(architecture: Architecture) -> str:
     stems = {
         "cifar": cifar,
         "cifar-no-relu": f"{cifar} and no ReLU after it",
+        "cifar-padded": ", with solo-learn's CIFAR stem (3x3 convolution padded by 2, no max-pool)",
         "imagenet-same": ", with strided layers padded at the end as TensorFlow does",
     }
     stem = stems.get(architecture.stem, "")

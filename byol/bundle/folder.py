@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import hashlib
 import os
-import shlex
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -35,7 +34,7 @@ from byol.bundle.schema import BundleError, read_object
 from byol.files.atomic import contents, is_half_filled, open_regular, read_regular, require_folder_place, sha256_of
 from byol.limits import limit
 from byol.run import is_run_folder
-from byol.text import printable, reason_of
+from byol.text import printable, quoted, reason_of
 
 _MOST_PADDING = 65_536  # bytes in a file of weights behind the last one
 
@@ -161,7 +160,7 @@ class Bundle:
 def _export(path: Path) -> str:
     """The command that makes a bundle of a run; for a checkpoint too, but not for what is neither."""
     is_checkpoint = path.is_dir() or path.suffix == ".safetensors"
-    return f"byol export {shlex.quote(printable(path)) if is_checkpoint else 'RUN'} --out BUNDLE"
+    return f"byol export {quoted(path) if is_checkpoint else 'RUN'} --out BUNDLE"
 
 
 def golden_names(graph: str) -> tuple[str, str]:

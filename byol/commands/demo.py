@@ -17,7 +17,7 @@ from PIL import Image
 from byol.files.atomic import atomic_file, contents
 from byol.options import Output, of_option
 from byol.outputs import require_output_folder
-from byol.text import printable
+from byol.text import printable, quoted
 from byol.training.config import TrainConfig
 from byol.training.recipes.presets import PRESETS
 
@@ -61,7 +61,7 @@ def run_demo(config: TrainConfig, out: Path) -> None:
     click.echo(
         f"\nTest accuracy in percent on 500 digits by other writers. 1 and 5 labels per class: mean and deviation of\n"
         f"{DRAWS} random draws of 10 and 50 labelled images; all: {TRAIN_IMAGES:,} labelled images.\n\n"
-        f"{place}/bundle          the trained encoder: try `byol info --verify {place}/bundle`\n"
+        f"{place}/bundle          the trained encoder: try `byol info --verify {quoted(out / 'bundle')}`\n"
         f"{place}/neighbours.png  test digits, each beside its nearest training digits\n"
         f"{place}/run/views.png   what the encoder was trained on\n\n"
         f"{time.perf_counter() - started:.0f} seconds."

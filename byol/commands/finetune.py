@@ -23,7 +23,7 @@ from byol.options import LOCATION, FiniteRange, Output, export_check_option, not
 from byol.pretrained import is_bundle, read_pretrained, weights_digest
 from byol.run import FINETUNE, RESULT
 from byol.signals import Stopped
-from byol.text import printable
+from byol.text import printable, quoted
 from byol.training.begun import Begun, Computed, difference, keeping_threads
 from byol.training.config import PRECISIONS
 from byol.training.device import enough_memory, resolve_device, resolve_precision
@@ -101,12 +101,13 @@ def finetune(
     except (KeyboardInterrupt, Stopped) as error:
         if not RunFolder(out).exists():
             raise
-        raise click.ClickException(f"{error or 'stopped'}; finished fits are kept, continue with --resume") from None
+        why = str(error) or "stopped"  # Ctrl-C has no words
+        raise click.ClickException(f"{why}; finished fits are kept, continue with --resume") from None
     if as_json:
         show_json(values)
     else:
         show_table(_rows(values))
-    note(f"Done. Next: byol export {printable(out)} --out BUNDLE")
+    note(f"Done. Next: byol export {quoted(out)} --out BUNDLE")
 
 
 def run_finetuning(

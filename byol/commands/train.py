@@ -18,7 +18,7 @@ from byol.encoders import ARCHITECTURES, TIMM
 from byol.images.location import Location
 from byol.machine import DEVICES
 from byol.options import LOCATION, Duration, Output, export_check_option
-from byol.text import printable
+from byol.text import quoted
 from byol.training.config import LARGEST, OPTIMIZERS, PRECISIONS, STEMS, VIEWS, TrainConfig
 from byol.training.data.view_config import ViewConfig
 from byol.training.recipes.presets import PRESETS
@@ -146,7 +146,7 @@ def train(
         return
     run_training(job, base, change)
     if rank == 0:
-        note(f"Done. Next: byol export {printable(out)} --out BUNDLE")
+        note(f"Done. Next: byol export {quoted(out)} --out BUNDLE")
 
 
 def _on_trial(options: dict[str, Any], processes: int) -> TrainConfig:

@@ -31,10 +31,11 @@ def build_encoder(
 
     Its parameters keep the names of torchvision (a ResNet, without `fc`) or timm (`timm:NAME`, without classifier).
     Stem `cifar` replaces a ResNet's 7x7 stride-2 convolution and max-pool by one 3x3 stride-1 convolution, for small
-    images. Two more are for weights trained elsewhere: `cifar-no-relu` also lacks the ReLU after it, `imagenet-same`
-    pads as TensorFlow does. `image_size` S matters to the latter (a multiple of 32) and to timm's models, some of
-    which have one size; for training, these can be made for `further_sizes` too, and with stochastic depth at the rate
-    `drop_path`. Raises `ValueError` for an unknown name, an unsuitable size, and when timm is missing.
+    images. Three more are for weights trained elsewhere: `cifar-no-relu` also lacks the ReLU after it, `cifar-padded`
+    pads by 2 instead of 1, `imagenet-same` pads as TensorFlow does. `image_size` S matters to the latter (a multiple
+    of 32) and to timm's models, some of which have one size; for training, these can be made for `further_sizes` too,
+    and with stochastic depth at the rate `drop_path`. Raises `ValueError` for an unknown name, an unsuitable size, and
+    when timm is missing.
     """
     if arch.startswith(TIMM):
         return _build_timm_encoder(arch.removeprefix(TIMM), stem, image_size, further_sizes, drop_path)
@@ -48,7 +49,8 @@ def build_encoder(
             raise ValueError(f"image_size is {image_size}; padding as TensorFlow does needs a multiple of {MULTIPLE}")
         pad_at_the_end(encoder)
     if stem.startswith("cifar"):
-        conv = nn.Conv2d(3, 64, kernel_size=3, stride=1, padding=1, bias=False)
+        padding = 2 if stem == "cifar-padded" else 1
+        conv = nn.Conv2d(3, 64, kernel_size=3, stride=1, padding=padding, bias=False)
         nn.init.kaiming_normal_(conv.weight, mode="fan_out", nonlinearity="relu")  # as torchvision does
         encoder.conv1, encoder.maxpool = conv, nn.Identity()
     if stem == "cifar-no-relu":

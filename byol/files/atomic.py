@@ -10,7 +10,7 @@ import shutil
 import stat
 import sys
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import BinaryIO
 
@@ -62,12 +62,14 @@ def atomic_folder(path: str | os.PathLike[str], last: str) -> Iterator[Path]:
     A kill between the two renames at the end leaves the old one as `.NAME.byol-XXXXXXXXXXXXXXXX.old`. A folder that
     must stay (see `must_stay`) is filled instead: its files are replaced one by one, and `last`, the file by which
     readers recognise it, comes last. A kill then leaves the other files and a hidden folder (see `is_half_filled`).
+    Raises `OSError` too, and replaces nothing, when something has come into the folder during the block.
     """
     final = Path(path).resolve()
     final.parent.mkdir(parents=True, exist_ok=True)
     stays = must_stay(final)
     new = _new_in(final) if stays else final
-    with _alone(final, stays) as alone:
+    with _alone(final, stays) as alone, ExitStack() as unchanged:
+        before = contents(final) if final.is_dir() else None
         for leftover in leftovers_of(new, ".tmp") if alone else ():
             remove(leftover)
         temporary = new.with_name(new_name(new.name, ".tmp"))
@@ -75,6 +77,7 @@ def atomic_folder(path: str | os.PathLike[str], last: str) -> Iterator[Path]:
         try:
             yield temporary
             _publish_all(temporary)
+            unchanged.enter_context(_as_it_was(final, before))
         except BaseException as error:
             shutil.rmtree(temporary, ignore_errors=True)
             _say_where(error, final)
@@ -91,6 +94,26 @@ def _alone(final: Path, stays: bool) -> Iterator[bool]:
     with ExitStack() as locks:
         beside = stays or locks.enter_context(only_writer(final))
         yield (not final.is_dir() or locks.enter_context(only_writer_in(final))) and beside
+
+
+@contextmanager
+def _as_it_was(final: Path, before: set[str] | None) -> Iterator[None]:
+    """Raise `OSError` if something has come to where a folder will be replaced; else keep writers out of one that has.
+
+    `before`: what the folder held before the work; None where there was none.
+    """
+    with only_writer_in(final) if before is None and final.is_dir() else nullcontext():
+        if final.is_dir():
+            come = contents(final) - (before or set())
+        else:
+            come = {final.name} if os.path.lexists(final) else set()
+        if come:
+            names = ", ".join(printable(name) for name in sorted(come)[:5])
+            raise FileExistsError(
+                f"{printable(final)} was about to be replaced, but {names} came into its place meanwhile; move that "
+                "away, or choose another place, and run the command again"
+            )
+        yield
 
 
 def _publish_all(folder: Path) -> None:
@@ -281,7 +304,9 @@ def _publish(path: Path, mode: int) -> None:
     flags = getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0)
     descriptor = os.open(path, _SYNCED | flags)
     try:
-        os.chmod(descriptor if os.chmod in os.supports_fd else path, mode)
+        if stat.S_IMODE(os.fstat(descriptor).st_mode) != mode:
+            with suppress(OSError):  # where all files belong to another user (CIFS, exFAT): no reason to lose the data
+                os.chmod(descriptor if os.chmod in os.supports_fd else path, mode)
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
@@ -294,6 +319,9 @@ def sync(path: Path) -> None:
     descriptor = os.open(path, _SYNCED)
     try:
         os.fsync(descriptor)
+    except OSError as error:
+        if error.errno != errno.EINVAL or not path.is_dir():  # some shares sync files, and no folders
+            raise
     finally:
         os.close(descriptor)
 

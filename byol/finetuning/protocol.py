@@ -26,12 +26,13 @@ from byol.finetuning.checkpoint import save_finetuned
 from byol.finetuning.tuner import Classifier, FinetuneConfig, LabelledImages, Scores, Trial, Tuner
 from byol.images.cache import DecodedCache
 from byol.images.decode import Preprocess
-from byol.images.labels import require_known, require_labels
+from byol.images.labels import require_known, require_labels, require_nameable
 from byol.images.location import Location
 from byol.images.open import open_source
 from byol.images.source import ImageSource, Skipped
 from byol.images.splits import draw, holdout
 from byol.run import FINETUNE
+from byol.text import on_one_line
 from byol.training.begun import identity
 from byol.training.data.decoded import Advance, canvas_side, load_canvases, load_preprocessed
 from byol.training.data.intake import ImageTensor
@@ -68,10 +69,12 @@ class Chosen:
 def choose_images(config: FinetuneConfig, data: Location, test: Location | None) -> Chosen:
     """Draw the labelled images and refuse what can be refused before the work.
 
-    Raises `ValueError` for images without labels, too few of a class, and test classes that `data` lacks.
+    Raises `ValueError` for images without labels, too few of a class, classes that no bundle can name, and test classes
+    that `data` lacks.
     """
     source = open_source(data)
     labels = np.array(require_labels(source))
+    require_nameable(source)
     draws = [draw(labels, config.labels, seed) for seed in range(config.draws)]
     other = open_source(test) if test else None
     if other:
@@ -202,11 +205,13 @@ class Sweep:
         return whole
 
     def _save(self, model: Classifier, record: dict[str, Any], scores: Scores | None) -> None:
-        data, test, scratch = self.sets.facts["data"], self.sets.facts["test"], self.config.from_scratch
-        tuning = Finetuning(data["name"], record["images"], record["lr"], record["epochs"], scratch)
-        head = Head(tuple(self.sets.names), None, data["name"], record["images"])
+        facts, scratch = self.sets.facts, self.config.from_scratch
+        data = on_one_line(facts["data"]["name"])  # a manifest allows no control characters
+        tuning = Finetuning(data, record["images"], record["lr"], record["epochs"], scratch)
+        head = Head(tuple(self.sets.names), None, data, record["images"])
         if scores and self.sets.test:
-            head = replace(head, test=test["name"], n_test=len(self.sets.test[1]), top1=scores.top1)
+            test = on_one_line(facts["test"]["name"])
+            head = replace(head, test=test, n_test=len(self.sets.test[1]), top1=scores.top1)
         source = self.source
         if scratch:
             source = replace(source, training=None, origin=None, untrained_seed=None)

@@ -14,6 +14,7 @@ from numpy.typing import ArrayLike
 
 from byol.images.columns import Labels
 from byol.images.source import ImageSource
+from byol.text import is_plain, on_one_line
 
 NO_PARTITION = "__HIVE_DEFAULT_PARTITION__"  # what Hive's writers call the folder of missing values
 LONGEST = 1024  # characters of a class: NumPy gives each row of a column of text the room of the longest one
@@ -146,6 +147,16 @@ def require_short(labels: Iterable[str], name: str) -> None:
         raise ValueError(
             f"{name} has a label of {len(longest):,} characters ({longest[:20]}...); at most {LONGEST:,} are allowed"
         )
+
+
+def require_nameable(train: Labelled) -> None:
+    """Raise `ValueError` for a class that no manifest can name, as it would change how the line around it is shown."""
+    for label in sorted({label for label in train.labels if label is not None}):
+        if not all(map(is_plain, label)):
+            raise ValueError(
+                f"{train.name}: a bundle cannot name the class {on_one_line(label):.80}, which holds control "
+                "characters, a line end or a change of the writing direction; rename it"
+            )
 
 
 def require_classes(y: ArrayLike, count: int) -> np.ndarray:

@@ -21,6 +21,7 @@ from byol.export.foreign import haiku
 from byol.export.foreign.files import CONTAINERS, read_models, without_wrappers
 from byol.export.foreign.input import Input, input_of
 from byol.files.atomic import sha256_of
+from byol.text import on_one_line, printable
 from byol.training.checkpoint import finite
 
 
@@ -105,21 +106,30 @@ def foreign_encoder(path: Path, toolkit: str, arch: str, image_size: int | None,
     tensors = haiku.torch_names(tensors)
     if prefix and toolkit != "auto":
         raise ValueError(f"--prefix {prefix} already says what to take; leave out --from {toolkit}")
+    candidates = _candidates(tensors, toolkit, plain)
     if prefix:
-        candidates = {f"prefix {prefix}": _under(path, tensors, prefix, plain)}
-    else:
-        candidates = _candidates(tensors, toolkit, plain)
+        own, left = _under(path, tensors, prefix, plain)
+        writers = [name for name, (other, _) in candidates.items() if other.keys() == own.keys()]
+        candidates = dict.fromkeys(writers or [""], (own, left))
     found: dict[str, Weights] = {}
     problems: dict[str, str] = {}
     for name, (own, left) in candidates.items():
         try:
-            found[name] = _fit(path, name, own, left, arch, image_size)
+            found[name] = _fit(path, f"prefix {prefix}" if prefix else name, own, left, arch, image_size, name)
         except ValueError as error:
             problems[name] = str(error)
     if not found:
         raise ValueError(_refusal(path, tensors, toolkit, plain, problems))
+    _require_one_stem(path, found)
     weights = next(iter(found.values()))  # layouts that agree on all names took the same tensors
     return replace(weights, left=weights.left | others)
+
+
+def _require_one_stem(path: Path, found: dict[str, Weights]) -> None:
+    """Raise `ValueError` when the file fits several toolkits whose first layers compute different things."""
+    if len({weights.stem for weights in found.values()}) > 1:
+        toolkits = " or ".join(f"--from {name} ({weights.stem} stem)" for name, weights in found.items())
+        raise ValueError(f"{path} may be of several toolkits, whose first layers differ; say which: {toolkits}")
 
 
 def _one_model(
@@ -202,29 +212,39 @@ def _untagged(arch: str) -> str:
 
 
 def _fit(
-    path: Path, layout: str, own: dict[str, Tensor], left: dict[str, Tensor], arch: str, image_size: int | None
+    path: Path,
+    layout: str,
+    own: dict[str, Tensor],
+    left: dict[str, Tensor],
+    arch: str,
+    image_size: int | None,
+    writer: str,
 ) -> Weights:
+    """What was read as `layout` (a toolkit or a prefix), in an encoder with the first layers of toolkit `writer`."""
     given = input_of("timm" if _is_timm(arch) and layout not in TOOLKITS else layout, arch, image_size)
     arch, size = _untagged(arch), given.size
     named, cut = _named({name: v.float() if v.is_floating_point() else v for name, v in own.items()})
-    stem = "imagenet" if _is_timm(arch) else _stem(layout, named, cut)
+    stem = "imagenet" if _is_timm(arch) else _stem(writer, named, cut)
     counters = {name for name in encoder_shapes(arch, stem, size) if name.endswith("num_batches_tracked")}
     if not counters & named.keys():  # torch before 0.4.1 had none, and some drop them; they say nothing here
         named |= {name: torch.zeros((), dtype=torch.int64) for name in counters}
     encoder = encoder_with(arch, stem, size, named, f"{path}, read as {layout},")
     if not finite(named):
         raise ValueError(f"{path}: the encoder's weights are not all finite")
-    origin = Origin(layout, path.name, sha256_of(path))
+    origin = Origin(on_one_line(layout), printable(path.name), sha256_of(path))  # in plain characters, as manifests are
     return Weights(encoder, arch, stem, given, origin, _counts(own), _counts(left))
 
 
-def _stem(layout: str, named: dict[str, Tensor], cut: tuple[str, ...]) -> str:
-    if layout == "deepmind":
+def _stem(writer: str, named: dict[str, Tensor], cut: tuple[str, ...]) -> str:
+    """The first layers, of which the weights show the shape only."""
+    if writer == "deepmind":
         return "imagenet-same"
     first = named.get("conv1.weight")
     if first is None or first.shape[2:] != (3, 3):
         return "imagenet"
-    return "cifar-no-relu" if cut == _LIGHTLY_CUT else "cifar"
+    if cut == _LIGHTLY_CUT:
+        return "cifar-no-relu"
+    return "cifar-padded" if writer == "solo-learn" and not cut else "cifar"  # it cuts no encoder up
 
 
 def _named(own: dict[str, Tensor]) -> tuple[dict[str, Tensor], tuple[str, ...]]:

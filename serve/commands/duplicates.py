@@ -269,7 +269,8 @@ def _write(
     line: Callable[[int], bytes | None] | None,
 ) -> None:
     """Write the pairs, and the list a moment later: they name it, so that the same command may replace it."""
-    from byol.outputs import DIGEST_KEY, KEPT_KEY, THRESHOLD_KEY
+    from byol.images.shards.parquet import DIGEST_KEY
+    from byol.outputs import KEPT_KEY, THRESHOLD_KEY
     from byol.serve.duplicates.write import kept_list, write_pairs
 
     known, digest = _known(data), data.encoder.digest if data.encoder else data.test.bundle

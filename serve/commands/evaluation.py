@@ -33,10 +33,12 @@ def load(
 ) -> Evaluation:
     """Both sets, after checking that the `amounts` of labels to draw exist, before the first image is encoded.
 
-    Without `test`, the train set is both. `claim`: an option that states what is measured as BUNDLE's.
+    Without `test`, the train set is both. `claim`: an option that states what is measured as BUNDLE's, in a bundle that
+    must be able to name the classes.
     """
     import numpy as np
 
+    from byol.images.labels import require_nameable
     from byol.images.open import open_source
     from byol.images.splits import draw
     from byol.serve.evaluate.sets import load_opened, needs_bundle, open_labelled
@@ -55,6 +57,8 @@ def load(
         )
     sets = open_labelled(train, test)
     note_nameless(bundle, sets, claim)
+    if claim:
+        require_nameable(sets[0])
     for amount in amounts:
         draw(np.array(sets[0].labels[:]), amount, seed=0)  # which says where a class has too few
     compared = compare(bundle, device) if bundle and baselines else None

@@ -135,7 +135,8 @@ def _require_places(new_bundle: Path | None, confusion: Path | None, inputs: lis
     from byol.outputs import require_output
 
     if new_bundle:
-        require_place(new_bundle)
+        with of_option("--save-classifier"):
+            require_place(new_bundle)  # which may be the bundle itself: it keeps all that it has
     if confusion:
         with of_option("--confusion"):
             require_output(confusion, outputs.CONFUSION, inputs)

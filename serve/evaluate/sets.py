@@ -19,6 +19,7 @@ from byol.images.source import ImageSource, Skipped
 from byol.serve.encoder import Encoder
 from byol.serve.extract.engine import Advance, collect
 from byol.serve.features.read import Features, is_features, read_features
+from byol.text import on_one_line
 
 if TYPE_CHECKING:
     from byol.serve.evaluate.linear import LinearProbe
@@ -50,7 +51,7 @@ class Evaluation:
     @property
     def own_names(self) -> tuple[str, str]:
         """The last parts of the names of train and test: all that a bundle may say of where data lie."""
-        return last_part(self.train.name), last_part(self.test.name)
+        return on_one_line(last_part(self.train.name)), on_one_line(last_part(self.test.name))
 
     @property
     def one_set(self) -> bool:

@@ -16,8 +16,8 @@ from byol.files.atomic import made_folder
 from byol.files.locks import only_writer_in
 from byol.images.location import Location, is_url
 from byol.images.open import Section, open_sections
+from byol.images.shards.parquet import DIGEST_KEY
 from byol.images.source import ImageSource, Skipped
-from byol.outputs import DIGEST_KEY
 from byol.serve.extract.engine import Advance, Engine, Extraction, Options, checked_batches
 from byol.serve.features.parts import THUMBNAILS, Part, PartsFolder, named_source
 from byol.serve.features.write import feature_file

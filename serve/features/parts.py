@@ -25,8 +25,9 @@ from byol.files.locks import LOCK
 from byol.files.names import leftovers_in
 from byol.files.parquet import open_table
 from byol.images.location import is_url, last_part
+from byol.images.shards.parquet import DIGEST_KEY
 from byol.images.source import Skipped
-from byol.outputs import DIGEST_KEY, require_output
+from byol.outputs import require_output
 from byol.serve.features.listing import (
     AGAIN,
     DATA,

@@ -16,8 +16,9 @@ import pyarrow.parquet as pq
 
 from byol import outputs
 from byol.files.atomic import atomic_file
+from byol.images.shards.parquet import DIGEST_KEY
 from byol.images.source import Skipped
-from byol.outputs import DIGEST_KEY, require_output
+from byol.outputs import require_output
 from byol.serve.features.spreadsheet import csv_writer, is_csv
 from byol.serve.features.thumbnails import FIELD, METADATA, column
 from byol.text import printable

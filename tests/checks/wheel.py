@@ -12,7 +12,8 @@ import tempfile
 import venv
 from pathlib import Path
 
-from tests.support.small import REPOSITORY, RESNET18, config, folder, run_training
+from tests.support.runs import run_training
+from tests.support.small import REPOSITORY, RESNET18, config, folder
 
 # Every module but those that need torch, or a package of an extra.
 IMPORT_ALL = """

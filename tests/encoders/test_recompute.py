@@ -10,7 +10,8 @@ from byol.encoders.activations import recompute_blocks
 from byol.images.open import open_source
 from byol.training.data.decoded import load_canvases
 from byol.training.trainer import Trainer
-from tests.support.small import config, folder, run_training
+from tests.support.runs import run_training
+from tests.support.small import config, folder
 
 
 @pytest.fixture(scope="module")

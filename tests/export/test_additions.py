@@ -168,7 +168,7 @@ def test_where_no_classifier_can_be_saved_nothing_is_computed(place, tmp_path, m
     (tmp_path / "mine").touch()
     words = ("--train", place / "train", "--test", place / "test", "--save-classifier", tmp_path)
     done = byol("linear", place / "bundle", *words)
-    assert (done.code, "exists and is not a bundle" in done.err) == (1, True), done.err
+    assert (done.code, "exists and is not a bundle" in done.err) == (2, True), done.err
 
 
 def test_the_page_says_how_many_images_calibrate():

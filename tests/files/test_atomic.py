@@ -1,8 +1,10 @@
 """What is written takes its name whole, replaces nothing else, and has one writer."""
 
+import contextlib
 import errno
 import functools
 import os
+import stat
 import subprocess
 import sys
 
@@ -11,6 +13,7 @@ import pytest
 from byol.bundle.folder import require_place
 from byol.files.atomic import atomic_file, require_folder_place
 from byol.files.atomic import atomic_folder as atomic_folder_by
+from byol.files.locks import only_writer_in
 from tests.support.small import REPOSITORY
 from tests.support.tiny import write_tiny_bundle
 
@@ -88,6 +91,54 @@ def test_an_error_of_a_full_disk_names_what_was_written(tmp_path, write):
     with pytest.raises(OSError, match=r"No space left on device: .*out"), write(tmp_path / "out"):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
     assert os.listdir(tmp_path) == []
+
+
+def write_while(path, come):
+    """Write a folder while something comes to its place."""
+    with atomic_folder(path) as place:
+        (place / "a").write_text("new")
+        come()
+
+
+@pytest.mark.parametrize("place", ["nothing", "a bundle", "the current folder"])
+def test_what_comes_to_the_place_of_a_folder_during_the_work_stays(tmp_path, monkeypatch, place):
+    out = tmp_path / "out"
+    if place != "nothing":
+        out.mkdir()
+        (out / "a").write_text("old")
+    if place == "the current folder":
+        monkeypatch.chdir(out)
+
+    def come():
+        out.mkdir(exist_ok=True)
+        (out / "notes.txt").write_text("mine")
+
+    with pytest.raises(FileExistsError, match=r"out was about to be replaced, but notes\.txt came"):
+        write_while(out, come)
+    kept = {path.name: path.read_text() for path in out.iterdir()}
+    assert kept == {"notes.txt": "mine"} | ({} if place == "nothing" else {"a": "old"})
+    assert os.listdir(tmp_path) == ["out"]
+    (out / "notes.txt").unlink()
+    write_while(out, lambda: None)
+    assert os.listdir(out) == ["a"]
+
+
+def test_a_file_or_a_writer_that_comes_to_the_place_of_a_folder_is_not_replaced(tmp_path):
+    with pytest.raises(FileExistsError, match="was about to be replaced, but file came"):
+        write_while(tmp_path / "file", lambda: (tmp_path / "file").write_text("mine"))
+    assert (tmp_path / "file").read_text() == "mine"
+    (tmp_path / "empty").mkdir()
+    write_while(tmp_path / "made", lambda: (tmp_path / "empty").rename(tmp_path / "made"))
+    with contextlib.ExitStack() as training:
+
+        def come():
+            (tmp_path / "run").mkdir()
+            training.enter_context(only_writer_in(tmp_path / "run"))
+
+        with pytest.raises(BlockingIOError, match=r"another process is writing .*run"):
+            write_while(tmp_path / "run", come)
+        assert os.listdir(tmp_path / "run") == [".lock"]
+    assert sorted(os.listdir(tmp_path)) == ["file", "made", "run"]
 
 
 def test_behind_a_link_the_folder_is_replaced_and_the_link_stays(tmp_path):
@@ -175,6 +226,45 @@ def test_a_link_or_a_pipe_in_the_place_of_the_lock_is_refused(tmp_path, victim):
     assert sorted(os.listdir(tmp_path)) == [".other.lock", ".out.lock", "elsewhere"]
 
 
+def refusing(monkeypatch, *accesses):
+    """Files that are there are another user's: they cannot be opened for these."""
+    real = os.open
+
+    def refuse(path, flags, *more, **named):
+        if flags & os.O_ACCMODE in accesses and os.path.exists(path):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), path)
+        return real(path, flags, *more, **named)
+
+    monkeypatch.setattr("byol.files.locks.os.open", refuse)
+
+
+@pytest.mark.parametrize("write", WRITERS.values())
+def test_a_lock_that_another_users_killed_process_left_is_no_obstacle(tmp_path, monkeypatch, write):
+    (tmp_path / ".out.lock").touch(0o644)
+    refusing(monkeypatch, os.O_RDWR)
+    blocked = pytest.raises(BlockingIOError, match=r"another process is writing .*out")
+    with write(tmp_path / "out"), blocked, write(tmp_path / "out"):
+        pass
+    assert os.listdir(tmp_path) == ["out"]
+
+
+def test_a_lock_that_cannot_even_be_read_is_named(tmp_path, monkeypatch):
+    (tmp_path / ".out.lock").touch(0o600)
+    with monkeypatch.context() as patch:
+        refusing(patch, os.O_RDWR, os.O_RDONLY)
+        with pytest.raises(PermissionError, match=r"\.out\.lock is another user's lock; remove it if no process"):
+            atomic_file(tmp_path / "out").__enter__()
+    refusing(monkeypatch, os.O_RDWR)
+
+    def as_nfs(descriptor, operation):
+        raise OSError(errno.EBADF, os.strerror(errno.EBADF))
+
+    monkeypatch.setattr("byol.files.locks.fcntl.flock", as_nfs)
+    with pytest.raises(PermissionError, match=r"\.out\.lock is another user's lock"):
+        atomic_file(tmp_path / "out").__enter__()
+    assert os.listdir(tmp_path) == [".out.lock"]
+
+
 def test_a_lock_with_content_is_somebodys_and_stays(tmp_path):
     (tmp_path / ".out.lock").write_text("mine")
     with atomic_file(tmp_path / "out") as place:
@@ -218,6 +308,47 @@ def test_permissions_are_those_that_new_files_get(tmp_path, mask):
         os.umask(before)
     for path in (tmp_path / "file", tmp_path / "folder" / "a"):
         assert path.stat().st_mode & 0o777 == 0o666 & ~mask
+
+
+def test_a_share_that_syncs_no_folders_is_written_to(tmp_path, monkeypatch):
+    real = os.fsync
+
+    def sync(descriptor):
+        if stat.S_ISDIR(os.fstat(descriptor).st_mode):
+            raise OSError(errno.EINVAL, os.strerror(errno.EINVAL))
+        real(descriptor)
+
+    monkeypatch.setattr(os, "fsync", sync)
+    for name, write in WRITERS.items():
+        with write(tmp_path / name) as place:
+            (place / "a" if place.is_dir() else place).touch()
+    assert sorted(os.listdir(tmp_path)) == sorted(WRITERS)
+
+
+@pytest.fixture
+def usual_mask():
+    before = os.umask(0o022)
+    yield
+    os.umask(before)
+
+
+@pytest.mark.parametrize("write", WRITERS.values())
+def test_where_files_belong_to_another_user_they_are_written_all_the_same(tmp_path, monkeypatch, usual_mask, write):
+    """As on a share or a stick that is mounted for somebody else: all but changing the mode is allowed."""
+    asked = []
+
+    def refuse(path, mode):
+        asked.append(mode)
+        raise PermissionError(errno.EPERM, os.strerror(errno.EPERM))
+
+    monkeypatch.setattr(os, "chmod", refuse)
+    for made, expected in ((0o644, []), (0o600, [0o644])):  # it is asked for only where it differs
+        with write(tmp_path / "out") as place:
+            file = place / "a" if place.is_dir() else place
+            file.unlink(missing_ok=True)
+            os.close(os.open(file, os.O_CREAT | os.O_WRONLY, made))
+        written = tmp_path / "out" / "a" if (tmp_path / "out").is_dir() else tmp_path / "out"
+        assert (written.stat().st_mode & 0o777, asked) == (made, expected)
 
 
 def test_names_of_255_bytes_are_written_and_told_apart(tmp_path):

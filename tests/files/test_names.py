@@ -71,6 +71,9 @@ def test_tables_and_lists(here: Path, tmp_path: Path) -> None:
     write_images(labelled, {ALL: 3, FORMULA: 3})
     done = quiet(byol("linear", bundle, *both(labelled), "--per-class", "--confusion", tmp_path / "c.csv"), 0)
     assert "\\u202egpj" in done.out
+    done = quiet(byol("linear", bundle, *both(labelled), "--save-classifier", tmp_path / "classes"), 1)
+    assert "a bundle cannot name the class" in done.err
+    assert "device: " not in done.err  # said before the work
     quiet(byol("knn", bundle, *both(labelled), "--k", "1"), 0)
     quiet(byol("transfer", bundle, f"{ALL.replace('=', ':')}={labelled},{labelled}"), 0)
     for line in quiet(byol("neighbors", bundle, "--bank", labelled, "--query", labelled, "--json"), 0).out.splitlines():

@@ -30,7 +30,8 @@ from byol.training.checkpoint import Checkpoint, read_checkpoint, save_checkpoin
 from byol.training.data.decoded import source_digest
 from byol.training.run_folder import RunFolder
 from tests.support.command_line import byol
-from tests.support.small import config, run_training
+from tests.support.runs import run_training
+from tests.support.small import config
 from tests.support.small import folder as small_folder
 from tests.support.tiny import write_tiny_bundle
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import os
 import shutil
 from dataclasses import replace
 
@@ -160,6 +161,22 @@ def test_one_label_a_class_leaves_nothing_to_choose_on(quick, tmp_path):
     assert recorder.scored == []
 
 
+def test_names_that_no_manifest_takes_are_written_out_or_refused_before_the_work(quick, tmp_path):
+    name = os.fsdecode(b"caf\xe9\tphotos")
+    try:
+        data = folder(tmp_path / name, per_class=2)
+    except OSError:
+        pytest.skip("this file system takes no such names")
+    sets = read_sets(choose_images(FinetuneConfig(labels=1, lr=(0.1,), epochs=(1,)), data, data), 16)
+    recorder = Recorder(FinetuneConfig(lr=(0.1,), epochs=(1,)))
+    Sweep(recorder, read_pretrained(quick / "run"), sets, RunFolder(tmp_path), lambda record: None).fit()
+    found = read_finetuned(tmp_path / "last.safetensors")  # as `byol export` reads it
+    assert found.finetuning.data == found.head.train == found.head.test == "caf\\udce9\\tphotos"
+    folder(tmp_path / "odd", ("cat", "do\tg"), per_class=1)
+    with pytest.raises(ValueError, match=r"odd: a bundle cannot name the class do\\tg,"):
+        choose_images(FinetuneConfig(), tmp_path / "odd", None)
+
+
 @pytest.mark.parametrize("amount", [3, 0.25])
 def test_draws_are_those_of_the_linear_probe(quick, amount):
     source = open_source(quick / "train")
@@ -243,7 +260,9 @@ def test_the_result_and_its_folder(quick, result):
 
 def test_one_draw_has_no_deviation(quick, tmp_path):
     words = ("--lr", 0.01, "--labels-per-class", 2, "--test", quick / "test")
-    assert "\ndeviation " not in tuned(quick, tmp_path / "text", *words).out
+    done = tuned(quick, tmp_path / "my text", *words)
+    assert "\ndeviation " not in done.out
+    assert f"Next: byol export '{tmp_path}/my text' --out BUNDLE\n" in done.err  # to be copied
     values = json.loads(tuned(quick, tmp_path / "json", *words, "--json").out)
     assert values["deviation"] is None
 
@@ -319,7 +338,8 @@ def test_an_interrupted_sweep_goes_on_and_ends_the_same(quick, result, tmp_path,
         return fit(*arguments, **named)
 
     monkeypatch.setattr(Tuner, "fit", limited)
-    assert "continue with --resume" in tuned(quick, out, *words, code=1).err
+    said = tuned(quick, out, *words, code=1).err
+    assert said.endswith("Error: stopped; finished fits are kept, continue with --resume\n")
     assert len(lines(out)) == 4
     with open(out / "metrics.jsonl", "a") as stream:
         stream.write('{"draw": 1, "part": "fin')  # killed while writing

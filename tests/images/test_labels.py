@@ -13,7 +13,17 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from byol.images.labels import codes_of_column, label_in, label_of, label_of_folders, require_classes, require_labels
+from byol.bundle.schema import is_text
+from byol.images.columns import Labels
+from byol.images.labels import (
+    codes_of_column,
+    label_in,
+    label_of,
+    label_of_folders,
+    require_classes,
+    require_labels,
+    require_nameable,
+)
 from byol.images.open import open_source
 from byol.images.source import ImageSource
 from byol.serve import KNNClassifier, LinearProbe
@@ -201,6 +211,22 @@ def test_images_in_folders_of_a_partition_have_its_label(tmp_path: Path) -> None
 
 
 # ------------------------------------------------------------------------------------------------ classifiers
+
+
+@pytest.mark.parametrize("odd", ["a\tb", "a\n", "\x1b[1m", "\u202egpj", "a\u2028b", "\udce9"])
+def test_a_class_that_no_manifest_can_name_is_refused(odd: str) -> None:
+    require_nameable(classes_of("caf\u00e9", "\u200f\u05d0", "\U0001f431\u200d", "=1+1", "<b>", None))
+    with pytest.raises(ValueError, match=r"photos: a bundle cannot name the class .*; rename it") as caught:
+        require_nameable(classes_of("cat", None, odd))
+    assert is_text(str(caught.value))
+
+
+def classes_of(*labels: str | None) -> ImageSource:
+    def no_image(index: int, least_side: int = 0, /) -> Any:
+        raise AssertionError
+
+    return ImageSource("photos", [str(place) for place in range(len(labels))], Labels.of(labels), [], no_image)
+
 
 X = np.eye(4, 3)
 MISSING = "which is not a label; drop such rows"

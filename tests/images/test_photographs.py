@@ -11,7 +11,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from byol.export.exporter import export_bundle
-from tests.support.small import REPOSITORY, config, run_training
+from tests.support.runs import run_training
+from tests.support.small import REPOSITORY, config
 
 ARCHIVE = REPOSITORY.parent / "shared" / "data" / "photos.tar.gz"
 pytestmark = pytest.mark.skipif(not ARCHIVE.exists(), reason="the photographs are not here")

@@ -35,7 +35,7 @@ from byol.serve.extract.resumable import Share, Task
 from byol.serve.features.parts import PartsFolder
 from tests.support.command_line import Outcome, byol
 from tests.support.folders import contents
-from tests.support.small import REPOSITORY, run_training
+from tests.support.small import REPOSITORY
 from tests.support.tiny import write_images, write_tiny_bundle
 
 PART = 5
@@ -503,6 +503,7 @@ def test_a_streamed_run_whose_disk_goes_has_saved_its_last_step_and_goes_on_exac
 ) -> None:
     torch = pytest.importorskip("torch")
     from byol.training.checkpoint import read_checkpoint
+    from tests.support.runs import run_training
     from tests.support.small import config
 
     monkeypatch.setattr("byol.training.data.decoded.SMALL", 0)

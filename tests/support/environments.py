@@ -13,12 +13,17 @@ from packaging.requirements import Requirement
 from tests.support.small import REPOSITORY
 
 
-def floors(extra: str = "") -> list[str]:
-    """`name==version` of every dependency of this platform that has a lowest version: the base's, or an extra's."""
+def dependencies(extra: str = "") -> list[Requirement]:
+    """The dependencies of this platform: the base's, or an extra's."""
     project = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["project"]
     texts = project["optional-dependencies"][extra] if extra else project["dependencies"]
-    here = [found for found in map(Requirement, texts) if found.marker is None or found.marker.evaluate()]
-    return [f"{found.name}=={spec.version}" for found in here for spec in found.specifier if spec.operator == ">="]
+    return [found for found in map(Requirement, texts) if found.marker is None or found.marker.evaluate()]
+
+
+def floors(extra: str = "") -> list[str]:
+    """`name==version` of each of them that has a lowest version."""
+    specs = [(found.name, spec) for found in dependencies(extra) for spec in found.specifier]
+    return [f"{name}=={spec.version}" for name, spec in specs if spec.operator == ">="]
 
 
 def environment(folder: str | Path, packages: Sequence[str], python: str) -> str:

@@ -1,14 +1,12 @@
-"""Small real things for tests: pictures, folders of pictures, configurations, runs."""
+"""Small real things for tests: pictures, folders of pictures, configurations. Torch-free."""
 
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
-from byol.training import job
 from byol.training.config import TrainConfig
 from byol.training.data.view_config import ViewConfig
-from byol.training.recipes.settings import Job
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 
@@ -38,11 +36,6 @@ def config(**changes):
         "view2": ViewConfig(blur=0.1, solarize=0.2),
     }
     return TrainConfig(**{**settings, **changes})
-
-
-def run_training(settings, images, out, val_data=None, resume=False, tensorboard=False, export_check=False):
-    """Train as the command does, with these settings."""
-    job.run_training(Job(images, out, val_data, resume, tensorboard, export_check), settings)
 
 
 def picture(seed, size=(20, 16)):

@@ -27,7 +27,8 @@ from byol.training.data import decoded
 from byol.training.data.decoded import open_images
 from byol.training.data.intake import ImageTensor, Intake, StreamedImages
 from byol.training.run_folder import RunFolder
-from tests.support.small import config, folder, run_training
+from tests.support.runs import run_training
+from tests.support.small import config, folder
 
 STEPS = 6
 

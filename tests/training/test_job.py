@@ -16,7 +16,8 @@ from byol.training import exportable
 from byol.training.data import shared
 from byol.training.trainer import Trainer
 from tests.support.command_line import byol
-from tests.support.small import config, folder, run_training
+from tests.support.runs import run_training
+from tests.support.small import config, folder
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 SMALL = ("--arch", "resnet18", "--stem", "imagenet", "--image-size", 16, "--batch-size", 8, "--max-steps", 1)

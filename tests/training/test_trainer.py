@@ -33,7 +33,8 @@ from byol.training.setup import Plan
 from byol.training.trainer import Trainer
 from byol.training.watch.progress import Reporter
 from tests.support.forks import Fork
-from tests.support.small import RESNET18, config, folder, run_training
+from tests.support.runs import run_training
+from tests.support.small import RESNET18, config, folder
 
 
 @pytest.fixture(scope="module")

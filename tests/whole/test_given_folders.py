@@ -28,7 +28,8 @@ from byol.run import OWN_VIEWS
 from byol.serve.proof import verify
 from tests.support.command_line import byol
 from tests.support.folders import contents as files_below
-from tests.support.small import REPOSITORY, run_training
+from tests.support.inputs.shards import write_tar
+from tests.support.small import REPOSITORY
 from tests.support.tiny import write_images, write_tiny_bundle
 
 CPU = ("--device", "cpu")
@@ -75,6 +76,7 @@ def write_bundle(out: Path) -> None:
 def test_a_run_is_trained_and_gone_on_with(given: Path, tmp_path: Path) -> None:
     pytest.importorskip("torch")
     from byol.training.run_folder import RunFolder
+    from tests.support.runs import run_training
     from tests.support.small import config, folder
 
     images = folder(tmp_path / "images", per_class=4)
@@ -224,7 +226,8 @@ def run_in(folder: Path) -> None:
 
 def test_a_run_in_its_own_images_goes_on(tmp_path: Path) -> None:
     pytest.importorskip("torch")
-    from tests.support.small import config, folder, run_training
+    from tests.support.runs import run_training
+    from tests.support.small import config, folder
 
     images = folder(tmp_path / "images", per_class=4)
     run_training(config(max_steps=1), images, images / "run")
@@ -255,7 +258,10 @@ def test_a_run_among_shards_makes_them_no_folder_of_images(tmp_path: Path) -> No
     assert list(open_source(tmp_path / "shards").ids) == ["a.parquet/0", "a.parquet/1"]
 
 
-def test_features_among_the_shards_that_they_are_made_from_are_no_shards(place: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("more", [(), ("--thumbnails", 8)], ids=["plain", "with pictures"])
+def test_features_among_the_shards_that_they_are_made_from_are_no_shards(
+    place: Path, tmp_path: Path, more: tuple[object, ...]
+) -> None:
     content = [path.read_bytes() for path in sorted((place / "train").rglob("*.png"))]
     content[3] = b"broken"
     shards = tmp_path / "shards"
@@ -264,7 +270,7 @@ def test_features_among_the_shards_that_they_are_made_from_are_no_shards(place: 
     before = open_source(shards)
     assert before.stamp is not None
     stamp = before.stamp()
-    extract = ("extract", place / "bundle", shards, "--out", shards / "features", "--part-images", 5, *CPU)
+    extract = ("extract", place / "bundle", shards, "--out", shards / "features", "--part-images", 5, *CPU, *more)
     assert byol(*extract).code == 0
     whole = files_below(shards / "features")
     (shards / "features" / "data" / "part-00002.parquet").unlink()
@@ -274,12 +280,15 @@ def test_features_among_the_shards_that_they_are_made_from_are_no_shards(place: 
     assert byol(*extract, "--retry-skipped").code == 0
     assert files_below(shards / "features") == whole
     for name in ("one.parquet", "one.parquet"):
-        assert byol("extract", place / "bundle", shards, "--out", shards / name, *CPU).code == 0
+        assert byol("extract", place / "bundle", shards, "--out", shards / name, *CPU, *more).code == 0
     after = open_source(shards)
     assert after.stamp is not None
     assert (list(after.ids), list(after.skipped), after.stamp()) == (list(before.ids), [], stamp)
     with pytest.raises(ValueError, match="holds byol results, not images"):
         open_source(shards / "features")
+    archive = write_tar(tmp_path / "shards" / "b.tar", {"x.png": content[0]})
+    (shards / "a.parquet").unlink()  # beside archives, tables without images are left out
+    assert list(open_source(shards).ids) == [f"{archive.name}/x.png"]
 
 
 @pytest.mark.parametrize("spelling", ["plain", "link", "url"])

@@ -22,7 +22,8 @@ import torch
 torch.set_num_threads(1)
 from byol.training.checkpoint import read_checkpoint
 from byol.training.run_folder import RunFolder
-from tests.support.small import config, run_training
+from tests.support.runs import run_training
+from tests.support.small import config
 
 images, out, kills, steps_a_life = Path(sys.argv[1]), Path(sys.argv[2]), 20, 6
 settings = config(max_steps=20 * steps_a_life + 20, checkpoint_every=1, keep_every=10)

@@ -36,12 +36,17 @@ MOST_WALKED = 64  # row groups whose runs are remembered; streamed training is i
 MOST_NAMES = 4 << 20  # bytes of Hugging Face's metadata: the names of 100,000 classes
 MOST_LISTED = 20  # columns that a message names
 
-# The columns of features, of lists of errors, and of classes: no images, and more of them with every command.
+DIGEST_KEY = "bundle_sha256"  # in the metadata of results: what computed them
+
+# The columns of features, of lists of errors, of classes and of duplicates: no images, and more of them with every
+# command. Features may have pictures beside them, of what they were computed from.
 RESULTS = {
     ("id", "label", "features"),
     ("path", "stage", "reason"),
     ("id", "label", "predicted", "probability", "probabilities"),
+    ("id_a", "id_b", "cosine", "against"),
 }
+PICTURED = ("id", "label", "features", "image")
 
 
 class Unusable(ValueError):
@@ -126,7 +131,7 @@ def _listed(file: Path, name: str) -> _Table | None:
         with shard.listing() as stream:
             table = open_table(stream, ["label"])
             schema = table.file.schema_arrow
-            if tuple(schema.names) in RESULTS and image_column(schema) is None:
+            if _is_result(schema):
                 return None
             [leaf] = table.leaves_below(_image_path(schema))
             column = table.file.metadata.schema.column(leaf)
@@ -143,14 +148,22 @@ def _listed(file: Path, name: str) -> _Table | None:
 
 
 def holds_images(file: Path) -> bool:
-    """Whether a Parquet file has an image column. Raises `Unusable` for one that cannot be read."""
+    """Whether a Parquet file has images that byol did not write as results. Raises `Unusable` if it cannot be read."""
     try:
         with Shard(file).listing() as stream:
-            return image_column(open_table(stream).file.schema_arrow) is not None
+            schema = open_table(stream).file.schema_arrow
+            return image_column(schema) is not None and not _is_result(schema)
     except SourceUnavailable:
         raise
     except (pa.ArrowException, OSError, ValueError) as error:
         raise _unreadable(error) from error
+
+
+def _is_result(schema: Any) -> bool:
+    """Whether byol wrote a table of this schema."""
+    if tuple(schema.names) == PICTURED:
+        return DIGEST_KEY.encode() in (schema.metadata or {})
+    return tuple(schema.names) in RESULTS and image_column(schema) is None
 
 
 def _unreadable(error: Exception) -> Unusable:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import pickle
 import textwrap
 from pathlib import Path
@@ -12,6 +13,8 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from byol.bundle.manifest import Origin
+from byol.bundle.schema import build, plain
 from byol.encoders.build import MeanPool, build_encoder
 from byol.export.foreign.toolkits import foreign_encoder
 from byol.training.checkpoint import read_checkpoint
@@ -50,6 +53,18 @@ def test_a_part_of_no_usual_name_must_be_named(tmp_path):
     for prefix in ("student.backbone", "student.module.backbone"):
         weights = foreign_encoder(path, "auto", "resnet18", SIZE, prefix=prefix)
         assert weights.left == {"backbone": 2, "teacher": 122}
+
+
+def test_a_manifest_can_hold_the_name_of_the_file_and_of_the_prefix(tmp_path):
+    tensors = {f"a\tb.{name}": value for name, value in resnet(0).state_dict().items()}
+    path = tmp_path / os.fsdecode(b"mod\xe8l\n.pth")
+    try:
+        path.touch()
+    except OSError:
+        pytest.skip("this file system takes no such names")
+    origin = foreign_encoder(saved(path, tensors), "auto", "resnet18", SIZE, prefix="a\tb").origin
+    assert (origin.toolkit, origin.file) == ("prefix a\\tb", "mod\\xe8l\\n.pth")
+    assert build(Origin, plain(origin)) == origin
 
 
 def test_missing_counters_are_no_obstacle(tmp_path):

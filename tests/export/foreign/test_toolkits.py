@@ -15,6 +15,7 @@ import torch
 from torch import nn
 from torch.utils.data import TensorDataset
 
+from byol import load_encoder
 from byol.bundle.folder import Bundle
 from byol.bundle.parity import compare_features
 from byol.export.foreign.input import input_of
@@ -117,17 +118,62 @@ def test_byol_pytorch(tmp_path):
     assert_same(foreign_encoder(tmp_path / "improved-net.pt", "auto", "resnet18", SIZE), features(net))
 
 
-@pytest.mark.parametrize("prefix", ["backbone", "encoder"])
-def test_solo_learns_layout(tmp_path, prefix):
-    online, momentum = resnet(0, cifar=True), resnet(1, cifar=True)
+def solo_learn(path, prefix, **kind):
+    """A checkpoint as solo-learn's BYOL writes it, and its online encoder."""
+    online, momentum = resnet(0, **kind), resnet(1, **kind)
     module = nn.ModuleDict({prefix: online, f"momentum_{prefix}": momentum, "classifier": nn.Linear(512, 10)})
     for name in ("projector", "momentum_projector", "predictor"):
         module[name] = nn.Sequential(nn.Linear(512, 64), nn.BatchNorm1d(64), nn.ReLU(), nn.Linear(64, 32))
     online.fc = momentum.fc = nn.Identity()
-    torch.save({"state_dict": module.state_dict(), "epoch": 3}, tmp_path / "byol.ckpt")
-    weights = foreign_encoder(tmp_path / "byol.ckpt", "solo-learn", "resnet18", SIZE)
-    assert (weights.origin.toolkit, weights.stem) == ("solo-learn", "cifar")
-    assert_same(weights, features(online))
+    return saved(path, {"state_dict": module.state_dict(), "epoch": 3}), online
+
+
+SOLO_LEARNS_CIFAR = {"cifar": True, "padding": 2}  # conv1 of its methods/base.py for CIFAR-10 and CIFAR-100
+
+
+@pytest.mark.parametrize("prefix", ["backbone", "encoder"])
+def test_solo_learns_layout(tmp_path, prefix):
+    for kind, stem in (({}, "imagenet"), (SOLO_LEARNS_CIFAR, "cifar-padded")):
+        path, online = solo_learn(tmp_path / "byol.ckpt", prefix, **kind)
+        for toolkit in ("auto", "solo-learn"):
+            weights = foreign_encoder(path, toolkit, "resnet18", SIZE)
+            assert (weights.origin.toolkit, weights.stem) == ("solo-learn", stem)
+            assert_same(weights, features(online))
+        weights = foreign_encoder(path, "auto", "resnet18", SIZE, prefix=prefix)
+        assert (weights.origin.toolkit, weights.stem) == (f"prefix {prefix}", stem)
+        assert_same(weights, features(online))
+
+
+def test_a_first_layer_that_two_toolkits_pad_differently_is_not_guessed(tmp_path):
+    model = resnet(0, **SOLO_LEARNS_CIFAR)
+    model.fc = nn.Identity()
+    path = saved(tmp_path / "a.ckpt", {f"backbone.{name}": value for name, value in model.state_dict().items()})
+    for prefix in (None, "backbone"):
+        message = r"--from lightly \(cifar stem\) or --from solo-learn \(cifar-padded stem\)"
+        refused(path, message, prefix=prefix)
+    assert_same(foreign_encoder(path, "solo-learn", "resnet18", SIZE), features(model))
+    assert foreign_encoder(path, "lightly", "resnet18", SIZE).stem == "cifar"
+    other = resnet(0)
+    other.fc = nn.Identity()
+    path = saved(tmp_path / "b.ckpt", {f"backbone.{name}": value for name, value in other.state_dict().items()})
+    assert_same(foreign_encoder(path, "auto", "resnet18", SIZE), features(other))
+
+
+def test_a_padded_first_layer_is_exported_and_loaded_again(tmp_path):
+    path, online = solo_learn(tmp_path / "byol.ckpt", "backbone", **SOLO_LEARNS_CIFAR)
+    words = ("export", path, "--from", "auto", "--arch", "resnet18", "--image-size", str(SIZE))
+    done = byol(*words, "--out", tmp_path / "bundle")  # which compares the graph with torch
+    assert done.code == 0, done.err
+    manifest = Bundle.open(tmp_path / "bundle").manifest
+    assert manifest.architecture.stem == "cifar-padded"
+    assert "padded by 2" in (tmp_path / "bundle" / "README.md").read_text()
+    pixels = np.random.default_rng(0).integers(0, 256, (3, SIZE, SIZE, 3), dtype=np.uint8)
+    mean, std = (torch.tensor(v)[:, None, None] for v in (manifest.preprocess.mean, manifest.preprocess.std))
+    normalised = (torch.from_numpy(pixels).permute(0, 3, 1, 2) / 255 - mean) / std
+    with torch.no_grad():
+        expected = online(normalised)
+        torch.testing.assert_close(load_encoder(tmp_path / "bundle")(normalised), expected, atol=1e-5, rtol=1e-4)
+    assert compare_features(expected.numpy(), Encoder(tmp_path / "bundle", "cpu").encode(pixels))[0] < 1e-4
 
 
 def test_swavs_checkpoints(tmp_path):

@@ -7,7 +7,6 @@ import json
 from pathlib import Path
 
 import numpy as np
-import pandas
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -60,6 +59,7 @@ def test_each_row_has_the_picture_of_its_image(place: Path, tmp_path: Path, proc
 
 
 def test_a_file_with_pictures_is_features_and_is_written_again(place: Path, tmp_path: Path) -> None:
+    pandas = pytest.importorskip("pandas")
     for _ in range(2):
         extract(place, tmp_path / "f.parquet", "--thumbnails", 64)
     assert list(pandas.read_parquet(tmp_path / "f.parquet").columns) == ["id", "label", "features", "image"]

@@ -20,12 +20,12 @@ def images():
 SIZE = 32
 
 
-def resnet(seed=0, cifar=False):
+def resnet(seed=0, cifar=False, padding=1):
     """torchvision's own ResNet-18 with its classifier, norms as after training."""
     torch.manual_seed(seed)
     model = torchvision.models.resnet18(weights=None)
     if cifar:
-        model.conv1, model.maxpool = nn.Conv2d(3, 64, 3, 1, 1, bias=False), nn.Identity()
+        model.conv1, model.maxpool = nn.Conv2d(3, 64, 3, 1, padding, bias=False), nn.Identity()
     return randomise_norms(model, seed).eval()
 
 

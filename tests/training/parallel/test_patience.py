@@ -66,7 +66,8 @@ def slow(module, name):
     setattr(module, name, slowly)
 for module, name in ((loop, "save_views"), (saving, "save_checkpoint"), (shared, "open_images")):
     slow(module, name)
-from tests.support.small import config, run_training
+from tests.support.runs import run_training
+from tests.support.small import config
 run_training(config(max_steps=2), sys.argv[1], Path(sys.argv[2]), sys.argv[1])  # with kNN
 print("passed")
 """
@@ -74,7 +75,8 @@ print("passed")
 
 DIFFERENT = """
 from pathlib import Path
-from tests.support.small import config, run_training
+from tests.support.runs import run_training
+from tests.support.small import config
 try:
     run_training(config(max_steps=1), sys.argv[1 + int(os.environ["RANK"])], Path(sys.argv[3]))
 except ValueError as error:
