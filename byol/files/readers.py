@@ -10,7 +10,8 @@ from functools import partial
 from queue import Empty, SimpleQueue
 from typing import Any, ParamSpec, TypeVar
 
-P, T = ParamSpec("P"), TypeVar("T")
+P = ParamSpec("P")
+T = TypeVar("T")
 Call = tuple["Future[Any]", Callable[[], Any]]
 GRACE = 3.0  # seconds for what has begun, when the threads are to end
 

@@ -75,9 +75,9 @@ def duplicates(
     _require_outputs({"--out": out, "--keep": keep, "--grid": grid}, [location, against, bundle, images])
     _require_pictures(location, against, images, grid is not None)
     data, source = _load(bundle, location, against, images, keep is not None, device)
-    places = None if source is None else places_of(data.test, source)
-    draw = _drawer(data, source, places, grid, grid_rows)
-    line = _lines(data.test, source, places) if keep else None
+    rows = None if source is None else places_of(data.test, source)
+    draw = _drawer(data, source, rows, grid, grid_rows)
+    line = _lines(data.test, source, rows) if keep else None
     unfinished = Unfinished(out, key_of(threshold, *_sets(data)))
     search, found = _search(data, unfinished, threshold)
     values = _counts(data, search, found, threshold)

@@ -88,7 +88,7 @@ def explore(data: Evaluation, device: str) -> Exploration:
     train, test = data.sources
     shown = _chosen(data.test)
     classes = {label for part in (data.train, data.test) for label in part.labels if label is not None}
-    names: dict[str | None, str] = {**shown_names(classes)}
+    names: dict[str | None, str] = dict(shown_names(classes).items())
     labels = [names.get(data.test.labels[row]) for row in shown]
     pictures: list[str] = []
     queries: list[Query] = []

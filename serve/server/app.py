@@ -112,8 +112,8 @@ def _add_plain(app: FastAPI, service: Service) -> None:
     else:
         app.post("/classes", include_in_schema=False)(_no_classifier)
     if service.index is not None:
-        index, encoder = service.index, service.encoder
-        add("/neighbors", lambda pictures: encoder(pictures, index.nearest), index.described, "Nearest images")
+        bank, encoder = service.index, service.encoder
+        add("/neighbors", lambda pictures: encoder(pictures, bank.nearest), bank.described, "Nearest images")
 
 
 def _features(outputs: np.ndarray) -> list[dict[str, Any]]:

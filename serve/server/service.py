@@ -56,8 +56,10 @@ class Service:
     def close(self) -> None:
         """Stop the threads, after what they are doing."""
         self._pool.shutdown(cancel_futures=True)
-        for part in filter(None, (self.encoder, self.classifier, self.index)):
-            part.close()
+        parts: list[Engine | Index | None] = [self.encoder, self.classifier, self.index]
+        for part in parts:
+            if part is not None:
+                part.close()
 
 
 class Index:

@@ -18,7 +18,7 @@ from byol.bundle.parity import compare_features
 from byol.export import additions, precision
 from byol.export.additions import CALIBRATION, Additions
 from byol.export.exporter import export_bundle
-from byol.images.decode import Preprocess
+from byol.images.decode import Preprocess, decode
 from byol.images.open import open_source
 from byol.serve import Encoder, LinearProbe
 from byol.serve.features.read import read_features
@@ -301,10 +301,11 @@ def test_a_probe_of_another_encoder_is_refused(tmp_path):
 
 def test_calibration_holds_squares_and_few_originals(tmp_path, monkeypatch):
     """Pictures of 12 megapixels take 48 MB each in Pillow, and up to 320 are read ahead by all threads."""
-    images, real, held = folder(tmp_path / "images", per_class=20), additions.decode, set()
+    images, real, held = folder(tmp_path / "images", per_class=20), decode, set()
 
     def watched(*words, **named):
         for index, result in real(*words, **named):
+            assert isinstance(result, np.ndarray)
             held.add(result.shape)
             yield index, result
 

@@ -7,6 +7,7 @@ import os
 import stat
 import subprocess
 import sys
+from typing import Any
 
 import pytest
 
@@ -18,7 +19,7 @@ from tests.support.small import REPOSITORY
 from tests.support.tiny import write_tiny_bundle
 
 atomic_folder = functools.partial(atomic_folder_by, last="a")
-WRITERS = {"atomic_file": atomic_file, "atomic_folder": atomic_folder}
+WRITERS: dict[str, Any] = {"atomic_file": atomic_file, "atomic_folder": atomic_folder}
 
 HOLD = """
 import sys

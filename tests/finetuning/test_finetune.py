@@ -167,10 +167,12 @@ def test_names_that_no_manifest_takes_are_written_out_or_refused_before_the_work
         data = folder(tmp_path / name, per_class=2)
     except OSError:
         pytest.skip("this file system takes no such names")
-    sets = read_sets(choose_images(FinetuneConfig(labels=1, lr=(0.1,), epochs=(1,)), data, data), 16)
+    sets = read_sets(choose_images(FinetuneConfig(labels=1, lr=(0.1,), epochs=(1,)), data, data), SQUARE)
     recorder = Recorder(FinetuneConfig(lr=(0.1,), epochs=(1,)))
     Sweep(recorder, read_pretrained(quick / "run"), sets, RunFolder(tmp_path), lambda record: None).fit()
     found = read_finetuned(tmp_path / "last.safetensors")  # as `byol export` reads it
+    assert found.finetuning
+    assert found.head
     assert found.finetuning.data == found.head.train == found.head.test == "caf\\udce9\\tphotos"
     folder(tmp_path / "odd", ("cat", "do\tg"), per_class=1)
     with pytest.raises(ValueError, match=r"odd: a bundle cannot name the class do\\tg,"):

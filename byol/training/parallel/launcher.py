@@ -92,7 +92,7 @@ def _time_to_save() -> Iterator[None]:
             close(context, signal.SIGKILL, timeout)
             note("stopped at once; the last checkpoint is intact, continue with --resume")
 
-    PContext.close = patiently  # type: ignore[method-assign]
+    PContext.close = patiently  # type: ignore[method-assign, assignment]
     try:
         yield
     finally:

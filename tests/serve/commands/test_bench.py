@@ -108,7 +108,10 @@ def test_another_choice_is_named_only_where_it_is_clearly_faster() -> None:
     ],
 )
 def test_fewer_bits_are_named_only_where_no_fp32_is_about_as_fast(rates: dict[str, float], named: str) -> None:
-    choices = [Choice(*f"{name} fp32".split()[:2], 32, rate, 1.0) for name, rate in rates.items()]
+    choices = []
+    for name, rate in rates.items():
+        device, variant = f"{name} fp32".split()[:2]
+        choices.append(Choice(device, variant, 32, rate, 1.0))
     assert best(choices).options == named
 
 

@@ -268,8 +268,8 @@ def test_features_that_do_not_say_whose_they_are(place: Path, tmp_path: Path, mo
         assert (done.code, done.err.count(warning)) == (0, 1), (words, done.err)
     monkeypatch.setattr("byol.serve.evaluate.sets.Encoder", lambda *_: pytest.fail("encodes"))
     for test in (tmp_path / "test.csv", place / "test"):
-        words = ("--train", tmp_path / "train.csv", "--test", test, *CPU, "--save-classifier", tmp_path / "new")
-        assert_fails(byol("linear", place / "bundle", *words), 2, "--save-classifier", warning, "give the images")
+        asked = ("--train", tmp_path / "train.csv", "--test", test, *CPU, "--save-classifier", tmp_path / "new")
+        assert_fails(byol("linear", place / "bundle", *asked), 2, "--save-classifier", warning, "give the images")
     assert not (tmp_path / "new").exists()
 
 

@@ -6,6 +6,7 @@ import asyncio
 import socket
 import threading
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -54,7 +55,9 @@ def test_an_index_that_does_not_say_whose_it_is_is_warned_of(tmp_path: Path, mon
 
     monkeypatch.setattr("byol.serve.server.process.run", run)
     bundle = write_tiny_bundle(tmp_path / "bundle")
-    for digest, warned in ({}, True), ({DIGEST_KEY: Bundle.open(bundle).digest}, False):
-        np.savez(tmp_path / "f.npz", features=np.eye(8, dtype=np.float32), **digest)
+    digest = {DIGEST_KEY: np.array(Bundle.open(bundle).digest)}
+    for named, warned in (dict[str, np.ndarray](), True), (digest, False):
+        arrays: dict[str, Any] = {"features": np.eye(8, dtype=np.float32), **named}
+        np.savez(tmp_path / "f.npz", **arrays)
         done = byol("serve", bundle, "--port", 0, "--device", "cpu", "--index", tmp_path / "f.npz")
         assert (done.code, "f.npz does not say which encoder computed it" in done.err) == (0, warned), done.err

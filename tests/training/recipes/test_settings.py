@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -60,9 +61,14 @@ def test_a_run_resumes_without_being_told_its_images(images, tmp_path):
 
 
 def test_options_are_not_refused_for_a_batch_or_an_encoder_that_nobody_gave(images, tmp_path, monkeypatch):
-    taken = []
-    monkeypatch.setattr("byol.training.job.run_training", lambda job, base, change: taken.append((job, base, change)))
-    monkeypatch.setattr("byol.training.parallel.launcher.launch", lambda *_: taken.append(None) or True)
+    taken: list[Any] = []
+
+    def launched(*_):
+        taken.append(None)
+        return True
+
+    monkeypatch.setattr("byol.training.job.run_training", lambda *given: taken.append(given))
+    monkeypatch.setattr("byol.training.parallel.launcher.launch", launched)
     recipe = PRESETS["photos-cpu-10k"]()
     for words in (
         ("--accumulate", 32),
@@ -79,14 +85,15 @@ def test_options_are_not_refused_for_a_batch_or_an_encoder_that_nobody_gave(imag
     assert base is None
     config = settings_for(asked, open_source(images), base, change, None)
     assert (config.arch, config.drop_path, config.device) == (recipe.arch, 0.1, "cpu")
-    for words, message in (
+    refused: list[tuple[tuple[object, ...], str]] = [
         (("--accumulate", 0), "accumulate is 0; expected 1 or more"),
         (("--accumulate", 10**7), "accumulate is 10000000; expected a divisor of batch_size 1048576"),
         (("--set", "accumulate=x"), "accumulate is 'x'"),
         (("--set", "drop_path=0.1", "--arch", "resnet18"), "drop_path is for timm's models; resnet18 has none"),
         (("--batch-size", 8, "--accumulate", 3), "accumulate is 3; expected a divisor of batch_size 8"),
-    ):
-        done = byol("train", images, "--out", tmp_path / "run", "--device", "cpu", *words)
+    ]
+    for given, message in refused:
+        done = byol("train", images, "--out", tmp_path / "run", "--device", "cpu", *map(str, given))
         assert (done.code, message in " ".join(done.err.split())) == (2, True), done.err
     assert len(taken) == 6
 

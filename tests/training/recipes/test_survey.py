@@ -19,9 +19,13 @@ def test_large_photographs_are_decoded_small(tmp_path, monkeypatch):
     (tmp_path / "photos").mkdir()
     for i, size in enumerate([(2048, 1536), (1600, 2400), (255, 300)]):
         Image.new("RGB", size, (200, 90, 30)).save(tmp_path / "photos" / f"{i}.jpg")
-    seen = []
-    look = module._look
-    monkeypatch.setattr(module, "_look", lambda image: seen.append(image.size) or look(image))
+    seen, look = [], module._look
+
+    def watched(image):
+        seen.append(image.size)
+        return look(image)
+
+    monkeypatch.setattr(module, "_look", watched)
     found = survey(open_source(tmp_path / "photos"))
     assert sorted(seen) == [(255, 300), (400, 600), (512, 384)]
     assert (found.side, found.grey) == (384, False)
