@@ -34,11 +34,15 @@ _HEADERS = [
 
 
 class Front:
-    """The application with all that. `in_flight`: requests accepted and not yet answered; `log`: a line for each."""
+    """The application with all that; `log`: a line for each request.
+
+    `in_flight`: requests accepted and not yet answered; `refusing`: those that are told that the server is about to
+    stop.
+    """
 
     def __init__(self, app: ASGIApp, service: Service, log: bool) -> None:
         self._app, self._service, self._logs, self._lines = app, service, log, Lines()
-        self.in_flight = 0
+        self.in_flight = self.refusing = 0
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request."""
@@ -46,6 +50,7 @@ class Front:
         started, answered = time.perf_counter(), _Answer(send)
         accepted = not self._service.bounds.draining or scope["path"] in _ALWAYS
         self.in_flight += accepted
+        self.refusing += not accepted
         try:
             if accepted:
                 await self._app(scope, receive, answered)
@@ -58,6 +63,7 @@ class Front:
             await _refused(scope, receive, answered, Refused(500, "the server failed at this request"))
         finally:
             self.in_flight -= accepted
+            self.refusing -= not accepted
             self._count(scope, answered.status, time.perf_counter() - started)
 
     async def _turn_away(self, scope: Scope, receive: Receive, answered: _Answer) -> None:

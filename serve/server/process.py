@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import signal
 import socket
 import time
@@ -20,7 +21,7 @@ from byol.text import reason_of
 
 KEEP_ALIVE = 75  # seconds that a connection may rest between requests: longer than load balancers let it
 BACKLOG = 1024
-FLUSH = 10  # seconds for the last answers to be taken, at the end
+FLUSH = 10  # seconds for the last answers to be taken, at the end, and before that for the last refusals
 
 
 def listen(host: str, port: int) -> socket.socket:
@@ -89,8 +90,11 @@ class _Server(uvicorn.Server):
         return await super().on_tick(counter)
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        """Answer what was accepted; what comes meanwhile is told to go elsewhere."""
-        while self._front.in_flight and not self.force_exit:
+        """Answer what was accepted; what comes meanwhile is told to go elsewhere, for `FLUSH` seconds at most."""
+        end = math.inf
+        while not self.force_exit and (self._front.in_flight or (self._front.refusing and time.monotonic() < end)):
+            if not self._front.in_flight:
+                end = min(end, time.monotonic() + FLUSH)
             await asyncio.sleep(0.05)
             self._end_stuck()
         await super().shutdown(sockets)

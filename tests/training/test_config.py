@@ -65,7 +65,7 @@ def test_illegal_values_are_refused_with_the_legal_ones(change, message):
 )
 def test_illegal_views_are_refused(change):
     (name,) = change
-    with pytest.raises(ValueError, match=f"{name} is .*; legal:"):
+    with pytest.raises(ValueError, match=f"{name} is .*; expected"):
         ViewConfig(**change)
 
 

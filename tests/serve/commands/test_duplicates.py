@@ -113,7 +113,7 @@ def test_a_run_without_duplicates_writes_an_empty_table(work: Path) -> None:
     [
         (("photos", "--out", "p.parquet"), 2, "name the bundle that encodes its images"),
         (("nowhere", "--out", "p.parquet"), 1, "does not exist"),
-        (("bundle", "photos", "more", "--out", "p.parquet"), 2, r"expected \[BUNDLE\] SRC, found 3"),
+        (("bundle", "photos", "more", "--out", "p.parquet"), 2, r"expected \[BUNDLE\] SRC, but got 3"),
         (("bundle", "photos", "--against", "./photos", "--out", "p.parquet"), 2, "are the same"),
         (("bundle", "photos", "--out", "p.csv"), 2, "does not end in .parquet"),
         (("bundle", "photos", "--out", "p.parquet", "--keep", "note.txt"), 2, "is not a list of images to keep"),

@@ -42,6 +42,6 @@ def test_who_comes_while_the_server_drains_holds_up_nothing() -> None:
         service.bounds.draining = True
         assert await asked(front, "/features") == 0
         assert await asked(front, "/metrics") == 1
-        assert front.in_flight == 0
+        assert front.in_flight == front.refusing == 0
 
     asyncio.run(all_of_it())

@@ -99,7 +99,9 @@ def test_slow_clients_are_ended_and_hold_up_nobody(strict: Served) -> None:
     slow = [b"", b"POST /fea", post("/features", body)[:-1], post("/features", body[:9], length=9_000)]
     early = socket.create_connection(strict.place, timeout=60)
     early.sendall(b"POST /nowhere HTTP/1.1\r\nHost: x\r\nContent-Length: 1\r\n\r\n")
-    assert early.recv(1000).startswith(b"HTTP/1.1 404")
+    answer = b""
+    while b'"Not Found"}' not in answer:
+        answer += early.recv(1000)
     early.sendall(b"x")  # what its body was: the answer is given, so nothing more will be
     connections = [socket.create_connection(strict.place, timeout=60) for _ in range(100)]
     for number, connection in enumerate(connections):

@@ -13,6 +13,7 @@ import pytest
 
 from byol.bundle.folder import Bundle
 from byol.outputs import DIGEST_KEY
+from byol.serve.server import process
 from byol.serve.server.service import NEIGHBOURS, Service
 from tests.support.command_line import byol
 from tests.support.inputs.odd_images import encoded, picture
@@ -53,7 +54,7 @@ def test_an_index_that_does_not_say_whose_it_is_is_warned_of(tmp_path: Path, mon
         service.close()
         listening.close()
 
-    monkeypatch.setattr("byol.serve.server.process.run", run)
+    monkeypatch.setattr(process, "run", run)
     bundle = write_tiny_bundle(tmp_path / "bundle")
     digest = {DIGEST_KEY: np.array(Bundle.open(bundle).digest)}
     for named, warned in (dict[str, np.ndarray](), True), (digest, False):
