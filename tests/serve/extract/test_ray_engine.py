@@ -94,7 +94,7 @@ def test_a_worker_reads_no_rows_of_another_listing(place: Path, tmp_path: Path, 
     def write(first: int) -> Path:
         rows = np.roll(np.arange(4), -first)
         if name == "images.txt":
-            files = sorted((place / "images" / "dog").rglob("*.png"))
+            files = sorted((place / "images" / "dog").rglob("*.png"))[10:]  # none of them broken
             (tmp_path / name).write_text("".join(f"{files[row]}\n" for row in rows))
         else:
             np.savez(
