@@ -361,7 +361,7 @@ def test_an_interrupted_sweep_goes_on_and_ends_the_same(quick, result, tmp_path,
 
 
 def test_a_sweep_without_memory_says_what_takes_less(quick, tmp_path, monkeypatch):
-    def full(*_arguments):
+    def full(*_arguments, **_named):
         raise torch.OutOfMemoryError("CUDA out of memory")
 
     monkeypatch.setattr(Tuner, "fit", full)

@@ -85,7 +85,7 @@ def test_another_architecture_and_missing_tensors_are_refused(tmp_path):
     path = saved(tmp_path / "a.pth", resnet().state_dict())
     refused(path, "missing: layer1.2.bn1.bias", arch="resnet34")
     refused(path, "does not look like lightly with resnet18", toolkit="lightly")
-    refused(path, "arch is 'resnet19'; expected", arch="resnet19")
+    refused(path, "arch is 'resnet19'; expected resnet18", arch="resnet19")
 
 
 def test_weights_that_are_not_finite_are_refused(tmp_path):
