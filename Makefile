@@ -13,7 +13,7 @@ demo: $(LINKS)
 
 # Two processes, each with a file at a time: its fixtures are made once.
 test: $(LINKS)
-	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
+	$(BIN)/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder
 
 lint: $(LINKS)
 	$(BIN)/ruff check .
