@@ -11,7 +11,7 @@ demo: $(LINKS)
 	rm -rf demo
 	$(BIN)/byol demo --out demo
 
-# Two processes, each with a file at a time: its fixtures are made once.
+# Each process with a file at a time: its fixtures are made once. Three for two cores, as many tests wait.
 test: $(LINKS)
 	$(BIN)/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder
 
