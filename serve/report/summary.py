@@ -30,7 +30,7 @@ def lede(report: Report) -> str:
         images = f" on {data['images']:,} images of {data['name']}" if {"images", "name"} <= data.keys() else ""
         sentences.append(
             f"{config.get('arch', 'An encoder')} at {config.get('image_size', '?')} px, trained by BYOL without labels"
-            f"{images}: {_steps(run)} steps, {last['epoch']:g} epochs."
+            f"{images}: {_steps(run)} steps, {last['epoch']:.4g} epochs."
         )
         if run.unfinished:
             sentences.append("The run was stopped early, or is still running.")
