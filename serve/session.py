@@ -100,10 +100,10 @@ def open_beside(model: bytes | Model, device: str, warm_up: WarmUp) -> Session:
 
 
 def _cpu_session(model: Model, reason: str, warm_up: WarmUp, shares_cores: bool) -> Session:
+    options = _options(model, shares_cores)
+    options.enable_mem_pattern = False  # it takes a fifth more memory and gains nothing: benchmarks/README.md
     try:
-        inference = ort.InferenceSession(
-            model.graph, _options(model, shares_cores), providers=[_CPU], enable_fallback=0
-        )
+        inference = ort.InferenceSession(model.graph, options, providers=[_CPU], enable_fallback=0)
     except Exception as error:
         raise SessionError(f"ONNX Runtime cannot load the graph: {first_line(error)}") from error
     session = Session(inference, "cpu", reason)
