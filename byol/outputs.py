@@ -18,8 +18,7 @@ from PIL import Image
 from byol.files.atomic import behind_links, is_mount, require_writable, sha256_of
 from byol.images.grid import SOFTWARE
 from byol.images.location import Location, local_path, same_place
-from byol.images.shards.parquet import DIGEST_KEY as DIGEST_KEY
-from byol.images.shards.parquet import PICTURED
+from byol.images.shards.parquet import DIGEST_KEY, PICTURED
 from byol.images.walk import is_image
 from byol.text import printable, reason_of
 

@@ -80,7 +80,8 @@ def read_finetuned(path: Path) -> Pretrained:
     with damaged_metadata(path):
         facts, head = (read_object(metadata[name]) for name in ("source", "head"))
         count = len(_classes(head))
-        rebuilt = _Rebuilt(**{field.name: facts.pop(field.name) for field in fields(_Rebuilt)})
+        required = {name: facts.pop(name) for name in ("arch", "stem", "image_size", "mean", "std")}
+        rebuilt = _Rebuilt(**required, resize=facts.pop("resize", None))  # files of earlier versions do not say
         with torch.device("meta"):
             expected = rebuilt.classifier(count).state_dict()
     require_fit(expected, tensors, printable(path))  # before memory is taken: a small file can name a large model

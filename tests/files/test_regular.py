@@ -269,7 +269,7 @@ def test_small_checkpoints_that_name_large_models_are_refused(tmp_path: Path, ar
 @pytest.mark.usefixtures("_no_memory")
 def test_a_small_fine_tuned_file_that_names_a_large_model_is_refused(tmp_path: Path) -> None:
     facts: dict[str, Any] = {"arch": "resnet50", "stem": "imagenet", "image_size": 64}
-    facts |= {"mean": [0, 0, 0], "std": [1, 1, 1], "resize": None}
+    facts |= {"mean": [0, 0, 0], "std": [1, 1, 1]}
     texts = {"task": "finetune", "source": json.dumps(facts), "head": json.dumps({"classes": ["a", "b"]})}
     write_tensors(tmp_path / "last.safetensors", {"a": torch.zeros(1)}, texts)
     with pytest.raises(ValueError, match="does not fit this model"):
