@@ -15,10 +15,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from PIL import Image
 
-from byol.files.atomic import behind_links, is_mount, require_writable, sha256_of
+from byol.files.places import behind_links, is_mount, require_writable
+from byol.files.regular import sha256_of
 from byol.images.grid import SOFTWARE
 from byol.images.location import Location, local_path, same_place
-from byol.images.shards.parquet import DIGEST_KEY, PICTURED
+from byol.images.shards.schema import DIGEST_KEY, PICTURED
 from byol.images.walk import is_image
 from byol.text import printable, reason_of
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from byol.files.atomic import read_regular
+from byol.files.regular import read_regular
 from byol.limits import limit
 from byol.strict_json import read_object
 from byol.text import printable, reason_of

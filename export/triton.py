@@ -6,8 +6,9 @@ from pathlib import Path
 
 from byol.bundle.folder import Bundle
 from byol.bundle.manifest import ENCODER_WEIGHTS, GRAPHS, graph_interface
-from byol.files.atomic import atomic_folder, remove, require_folder_place
+from byol.files.atomic import atomic_folder, remove
 from byol.files.locks import LOCK
+from byol.files.places import require_folder_place
 
 CONFIG = "config.pbtxt"
 MAX_BATCH_SIZE = 256

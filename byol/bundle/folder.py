@@ -31,7 +31,9 @@ from byol.bundle.manifest import (
 )
 from byol.bundle.model import Model
 from byol.bundle.schema import BundleError, read_object
-from byol.files.atomic import contents, is_half_filled, open_regular, read_regular, require_folder_place, sha256_of
+from byol.files.atomic import contents, is_half_filled
+from byol.files.places import require_folder_place
+from byol.files.regular import open_regular, read_regular, sha256_of
 from byol.limits import limit
 from byol.run import is_run_folder
 from byol.text import printable, quoted, reason_of

@@ -1,26 +1,22 @@
-"""Atomic writes, so that whatever has its final name is complete; reads of regular files only. Torch-free."""
+"""Atomic writes, so that whatever has its final name is complete. Torch-free."""
 
 from __future__ import annotations
 
 import errno
-import hashlib
 import os
-import re
 import shutil
 import stat
 import sys
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from pathlib import Path
-from typing import BinaryIO
 
 from byol.files.locks import LOCK, only_writer, only_writer_in
 from byol.files.names import OF_THE_SYSTEM, leftovers_of, new_name
+from byol.files.places import behind_links, must_stay
 from byol.text import printable
 
-NO_FILE = "not a regular file"
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-A_LINK = "a symbolic link; replace it with the file itself"
 _SYNCED = os.O_RDWR if sys.platform == "win32" else os.O_RDONLY  # Windows syncs only what may be written
 
 
@@ -159,16 +155,6 @@ def _fill(final: Path, new: Path, last: str) -> None:
     sync(final)
 
 
-def must_stay(folder: Path) -> bool:
-    """Whether a folder cannot be renamed or replaced.
-
-    That is a mount point, the current folder or one above it, or a folder in a read-only one: what containers get for
-    their results.
-    """
-    runs_in_it = Path.cwd().is_relative_to(folder)
-    return folder.is_dir() and (runs_in_it or is_mount(folder) or not os.access(folder.parent, os.W_OK | os.X_OK))
-
-
 def is_half_filled(folder: Path) -> bool:
     """Whether a writer was killed while it filled a folder."""
     return bool(leftovers_of(_new_in(folder), ".tmp"))
@@ -183,18 +169,6 @@ def contents(folder: Path) -> set[str]:
 def _new_in(folder: Path) -> Path:
     """The base of temporary names inside a folder being filled: the same wherever the folder is mounted."""
     return folder / "new"
-
-
-def is_mount(path: Path) -> bool:
-    """Whether this is a mount point: also of a file, or of its own disk (a bind mount)."""
-    if os.path.ismount(path):
-        return True
-    try:
-        lines = Path("/proc/self/mountinfo").read_bytes().splitlines()
-    except OSError:  # another system than Linux
-        return False
-    places = (line.split(b" ")[4] for line in lines)
-    return os.fsencode(path) in (re.sub(rb"\\([0-7]{3})", lambda m: bytes([int(m[1], 8)]), place) for place in places)
 
 
 @contextmanager
@@ -212,18 +186,6 @@ def made_folder(path: Path) -> Iterator[None]:
         raise
 
 
-def behind_links(path: str | os.PathLike[str]) -> Path:
-    """Where a file written to `path` ends up. Raises `OSError` if `path` exists and is not a regular file."""
-    try:
-        mode = os.stat(path).st_mode
-    except FileNotFoundError:
-        pass
-    else:
-        if not stat.S_ISREG(mode):
-            raise OSError(errno.EINVAL, NO_FILE, os.fspath(path))
-    return Path(os.path.realpath(path))
-
-
 def _create(path: Path) -> int:
     """Create an empty file, following no link and replacing nothing; returns the permissions that new files get."""
     descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_NOFOLLOW", 0), 0o666)
@@ -233,70 +195,12 @@ def _create(path: Path) -> int:
         os.close(descriptor)
 
 
-def require_folder_place(path: Path) -> None:
-    """Raise `ValueError` when `atomic_folder` could not put a folder at `path`: call it before the work."""
-    final = path.resolve()
-    if final.exists() and not final.is_dir():
-        raise ValueError(f"{printable(path)} is a file; name a folder")
-    require_writable(path, final)
-
-
-def require_writable(path: Path, folder: Path) -> None:
-    """Raise `ValueError` when `path` cannot be written because `folder` (which may be `path`) is not writable."""
-    place = lowest_there(folder)
-    if not (place.is_dir() and os.access(place, os.W_OK | os.X_OK)):
-        itself = place == Path(os.path.realpath(path))
-        what = "is not writable" if itself else f"cannot be created: {printable(place)} is not a writable folder"
-        raise ValueError(f"{printable(path)} {what}; choose another place, or change its permissions")
-
-
-def lowest_there(path: Path) -> Path:
-    """The path itself if it exists, else its nearest parent that does."""
-    whole = path.absolute()
-    return next(place for place in (whole, *whole.parents) if os.path.lexists(place))
-
-
-def open_regular(path: str | bytes | os.PathLike[str], follow: bool = True) -> BinaryIO:
-    """Open a regular file for reading, and nothing else: opening a pipe would block.
-
-    `follow` allows symbolic links: right for a path that the user gave, wrong in a stranger's folder. Raises `OSError`.
-    """
-    seen = os.stat(path, follow_symlinks=follow)
-    if stat.S_ISLNK(seen.st_mode):
-        raise OSError(errno.ELOOP, A_LINK, path)
-    if not stat.S_ISREG(seen.st_mode):
-        raise OSError(errno.EINVAL, NO_FILE, path)
-    flags = os.O_RDONLY | sum(getattr(os, name, 0) for name in ("O_BINARY", "O_CLOEXEC", "O_NONBLOCK"))
-    descriptor = os.open(path, flags if follow else flags | getattr(os, "O_NOFOLLOW", 0))
-    stream = open(descriptor, "rb")  # noqa: SIM115 - closed by the caller
-    if not stat.S_ISREG(os.fstat(descriptor).st_mode):  # replaced since it was checked
-        stream.close()
-        raise OSError(errno.EINVAL, NO_FILE, path)
-    return stream
-
-
-def read_regular(path: str | bytes | os.PathLike[str], most: int, follow: bool = True) -> bytes:
-    """The content of a regular file of at most `most` bytes (see `open_regular`). Raises `OSError`."""
-    with open_regular(path, follow) as stream:
-        size = os.fstat(stream.fileno()).st_size
-        content = stream.read(min(size, most) + 1)  # read() allocates this much at once
-    if len(content) > most:
-        raise OSError(errno.EFBIG, f"larger than {most:,} bytes", path)
-    return content
-
-
 def remove(path: Path) -> None:
     """Remove a file, a link or a folder with all its content, if it exists."""
     if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path)
     else:
         path.unlink(missing_ok=True)
-
-
-def sha256_of(path: str | os.PathLike[str]) -> str:
-    """SHA-256 of a file, hexadecimal."""
-    with open(path, "rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def _publish(path: Path, mode: int) -> None:
@@ -324,10 +228,3 @@ def sync(path: Path) -> None:
             raise
     finally:
         os.close(descriptor)
-
-
-class SourceUnavailable(ValueError):
-    """The images cannot be reached (any longer): no image is at fault, and none may be left out for it.
-
-    The work stops. Finished work is kept, and the same command resumes once the images can be reached again.
-    """

@@ -13,7 +13,7 @@ from typing import IO, BinaryIO
 
 import numpy as np
 
-from byol.files.atomic import SourceUnavailable
+from byol.files.regular import SourceUnavailable
 from byol.files.zips import open_zip
 from byol.text import reason_of
 

@@ -17,11 +17,13 @@ from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 from byol.console import note
-from byol.files.atomic import lowest_there, read_regular, remove, sync
+from byol.files.atomic import remove, sync
 from byol.files.locks import only_writer
+from byol.files.places import lowest_there
+from byol.files.regular import read_regular
 from byol.strict_json import read_object
 from byol.text import printable, reason_of
 
@@ -30,10 +32,8 @@ META = "meta.json"
 ARRAYS = ("pixels.npy", "aspect.npy", "indices.npy")
 MOST_META = 256 << 20  # bytes: it lists the images that could not be read
 WEEK = 7 * 86_400  # seconds
-CHUNK = 1 << 24  # bytes written at a time
 _TEMPORARY = ".tmp-"
 _NO_ENTRY = (errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ELOOP, errno.EINVAL, errno.EFBIG)
-_NO_FALLOCATE = (errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSYS, errno.ENOTSUP)
 
 
 def home() -> Path:
@@ -284,29 +284,3 @@ def _entry(path: Path) -> Entry | None:
     if not plain or not files.keys() <= {META, *ARRAYS}:
         return None
     return Entry(path, sum(file.st_size for file in files.values()), used.st_mtime, meta)
-
-
-def reserve(path: Path) -> None:
-    """Reserve the disk blocks of a sparse file. Raises `OSError` when the disk is full.
-
-    Otherwise a mapped page without room would kill the process (SIGBUS).
-    """
-    with open(path, "r+b") as stream:
-        size = os.fstat(stream.fileno()).st_size
-        try:
-            os.posix_fallocate(stream.fileno(), 0, size)
-        except (AttributeError, OSError) as error:  # macOS and some file systems lack it
-            if isinstance(error, OSError) and error.errno not in _NO_FALLOCATE:
-                raise
-            _fill(stream, size)
-
-
-def _fill(stream: BinaryIO, size: int) -> None:
-    """Write the file's content (a header, then zeros) over itself."""
-    for start in range(0, size, CHUNK):
-        stream.seek(start)
-        content = stream.read(min(CHUNK, size - start))
-        stream.seek(start)
-        stream.write(content)
-    stream.flush()
-    os.fsync(stream.fileno())  # some file systems allocate only now

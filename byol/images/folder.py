@@ -17,7 +17,7 @@ import numpy as np
 import pyarrow as pa
 from PIL import Image
 
-from byol.files.atomic import SourceUnavailable
+from byol.files.regular import SourceUnavailable
 from byol.images.columns import Computed, Labels, Names
 from byol.images.lists import line_of
 from byol.images.picture.read import read_image

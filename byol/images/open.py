@@ -18,8 +18,8 @@ import numpy as np
 from PIL import Image
 
 from byol.console import standard_input
-from byol.files.atomic import SourceUnavailable
 from byol.files.npz import open_arrays
+from byol.files.regular import SourceUnavailable
 from byol.images.columns import Computed, Labels
 from byol.images.folder import LocalTree, Tree, folder_sections, folder_source
 from byol.images.labels import labels_of_array
@@ -29,7 +29,8 @@ from byol.images.named import SPLITS, is_named, named_file
 from byol.images.remote.path import RemotePath, remote_path
 from byol.images.remote.tree import RemoteTree, asked
 from byol.images.shards.listing import PACKED_REASON, AnyPath, Shard, is_packed, open_file, shards_below
-from byol.images.shards.parquet import Unusable, holds_images, table_source
+from byol.images.shards.parquet import holds_images, table_source
+from byol.images.shards.schema import Unusable
 from byol.images.shards.tar import tar_source
 from byol.images.source import ImageSource, Place, Skipped
 from byol.images.stamps import file_stamp

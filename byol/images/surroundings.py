@@ -10,7 +10,7 @@ import errno
 import os
 from collections.abc import Iterator
 
-from byol.files.atomic import SourceUnavailable, read_regular
+from byol.files.regular import SourceUnavailable, read_regular
 from byol.limits import limit
 from byol.text import printable, reason_of
 

@@ -10,8 +10,8 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from byol.files.atomic import NO_FILE, SourceUnavailable
 from byol.files.names import OF_THE_SYSTEM
+from byol.files.regular import NO_FILE, SourceUnavailable
 from byol.images.surroundings import ITS_OWN, Anchors, unavailable
 from byol.run import OWN_VIEWS, VIEWS, is_run_folder
 from byol.text import printable, reason_of

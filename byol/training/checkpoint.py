@@ -19,7 +19,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from byol.files.atomic import atomic_file, open_regular
+from byol.files.atomic import atomic_file
+from byol.files.regular import open_regular
 from byol.run import LAST, TRAIN
 from byol.strict_json import read_object
 from byol.text import printable, reason_of

@@ -16,7 +16,7 @@ from byol.limits import LARGEST_SIZE
 from byol.machine import DEVICES
 from byol.run import KNN_K, KNN_TEMPERATURE
 from byol.strict_json import check_fields, require_legal
-from byol.training.data.view_config import Kind, ViewConfig
+from byol.training.data.view_config import ViewConfig
 
 STEMS = ("auto", "imagenet", "cifar")
 OPTIMIZERS = ("lars", "sgd", "adamw")
@@ -252,33 +252,6 @@ class TrainConfig:
         if self.timm_name:
             return "imagenet"
         return "cifar" if self.image_size <= 64 else "imagenet"
-
-    @property
-    def kinds(self) -> tuple[Kind, ...]:
-        """The kinds of view besides the two global ones, at the size they have beside views of image_size.
-
-        Their colours are those of view 1, their blur is between those of both.
-        """
-        local_size = self.local_size or max(8, self.image_size // 2)
-        view = dataclasses.replace(self.view1, blur=(self.view1.blur + self.view2.blur) / 2)
-        local = dataclasses.replace(view, crop_area=self.local_area)
-        cutout = dataclasses.replace(view, cutout=self.cutout_area)
-        kinds = (
-            Kind("local", self.local_views, local_size, local),
-            Kind("cutout", self.cutout_views, self.image_size, cutout),
-        )
-        return tuple(kind for kind in kinds if kind.count)
-
-    def size_beside(self, kind: Kind, size: int) -> int:
-        """The side of a kind's views beside global ones of `size`: smaller in proportion."""
-        return max(8, round(kind.size * size / self.image_size))
-
-    @property
-    def further_sizes(self) -> tuple[int, ...]:
-        """The sizes of views, besides image_size, that the encoder meets in training."""
-        starts = {self.start_size or self.image_size, self.image_size}
-        sizes = starts | {self.size_beside(kind, start) for kind in self.kinds for start in starts}
-        return tuple(sorted(sizes - {self.image_size}))
 
     @property
     def peak_lr(self) -> float:

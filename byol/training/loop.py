@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from byol.files.atomic import SourceUnavailable
+from byol.files.regular import SourceUnavailable
 from byol.training.config import TrainConfig
 from byol.training.device import peak_memory
 from byol.training.model import Observation

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from byol.encoders.activations import encoder_channels_last
 from byol.encoders.build import build_encoder, feature_dim
 from byol.training.config import TrainConfig
+from byol.training.data.kinds import further_sizes, kinds_of
 
 
 def mlp(inputs: int, hidden: int, outputs: int, norm: bool = True, layers: int = 2) -> nn.Sequential:
@@ -68,7 +69,7 @@ class BYOL(nn.Module):
 
     def __init__(self, config: TrainConfig):
         super().__init__()
-        sizes = config.further_sizes
+        sizes = further_sizes(config)
         encoder = build_encoder(config.arch, config.resolved_stem, config.image_size, sizes, config.drop_path)
         layers, width = config.projector_layers, config.projector_hidden
         projector = mlp(feature_dim(encoder), width, config.projector_out, layers=layers)
@@ -79,7 +80,7 @@ class BYOL(nn.Module):
             from byol.encoders.timm_models import without_drop_path
 
             without_drop_path(self.target)  # stochastic depth is for who learns
-        own = config.kinds if config.own_predictors else ()
+        own = kinds_of(config) if config.own_predictors else ()
         self.predictors = nn.ModuleDict({kind.name: _predictor(config) for kind in own})
 
     def forward(self, *views: Tensor, kind: str = "", targets: tuple[Tensor, ...] = ()) -> tuple[Tensor, Observation]:

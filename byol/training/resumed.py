@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from byol.console import note
-from byol.files.atomic import SourceUnavailable
+from byol.files.regular import SourceUnavailable
 from byol.images.location import Location
 from byol.images.open import open_source
 from byol.images.source import ImageSource

@@ -24,7 +24,8 @@ from byol.training.config import TrainConfig
 from byol.training.data.augment import random_numbers
 from byol.training.data.batches import Batch, Feed, Order, moved, open_feed, seeded, share
 from byol.training.data.intake import ImageTensor, StreamedImages
-from byol.training.data.view_config import Kind, ViewConfig
+from byol.training.data.kinds import Kind, kinds_of, size_beside
+from byol.training.data.view_config import ViewConfig
 from byol.training.data.views import Framing, make_view
 from byol.training.device import compiler, for_fixed_shapes, take_device
 from byol.training.model import BYOL, Observation, use_channels_last
@@ -60,7 +61,7 @@ class Trainer:
         world: World | None = None,
         begun: Computed | None = None,
     ):
-        self.config, self.world, self.kinds = config, world or World(), config.kinds
+        self.config, self.world, self.kinds = config, world or World(), kinds_of(config)
         setup = Setup.of(config, len(images), self.world, begun)
         self.plan, self.device, self.precision = setup.plan, setup.device, setup.precision
         self.compiled, self.sync_norm = setup.compiled, setup.sync_norm
@@ -214,7 +215,7 @@ class Trainer:
         make: Callable[..., Tensor] | None = None,
     ) -> tuple[Tensor, ...]:
         """The normalised views of a kind, beside global ones of `size`."""
-        own = self.config.size_beside(kind, size)
+        own = size_beside(kind, size, self.config)
         return tuple(self._view(kind.config, batch, generator, own, make) for _ in range(kind.count))
 
     @torch.no_grad()

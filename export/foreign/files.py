@@ -14,8 +14,8 @@ from torch import Tensor
 
 from byol.export.foreign.pickles import MoreThanTensors
 from byol.export.foreign.torch_file import Program, require_checkpoint
-from byol.files.atomic import open_regular
 from byol.files.npz import open_arrays
+from byol.files.regular import open_regular
 from byol.text import Recipe, first_line, on_one_line, printable, reason_of
 
 # Where toolkits keep the weights inside what they save; the last three are VISSL's, one in the other.

@@ -20,7 +20,7 @@ from byol.encoders.build import encoder_shapes, encoder_with
 from byol.export.foreign import haiku
 from byol.export.foreign.files import CONTAINERS, read_models, without_wrappers
 from byol.export.foreign.input import Input, input_of
-from byol.files.atomic import sha256_of
+from byol.files.regular import sha256_of
 from byol.text import on_one_line, printable
 from byol.training.checkpoint import finite
 

@@ -269,7 +269,7 @@ def _write(
     line: Callable[[int], bytes | None] | None,
 ) -> None:
     """Write the pairs, and the list a moment later: they name it, so that the same command may replace it."""
-    from byol.images.shards.parquet import DIGEST_KEY
+    from byol.images.shards.schema import DIGEST_KEY
     from byol.outputs import KEPT_KEY, THRESHOLD_KEY
     from byol.serve.duplicates.write import kept_list, write_pairs
 

@@ -9,7 +9,8 @@ import bokeh  # noqa: F401 - the `report` extra; byol.cli reports its absence
 import click
 
 from byol.console import note, note_device, progress, show_table, warnings_as_notes
-from byol.files.atomic import atomic_file, behind_links
+from byol.files.atomic import atomic_file
+from byol.files.places import behind_links
 from byol.images.location import Location, same_place
 from byol.options import LOCATION, Output, of_option
 from byol.outputs import require_output

@@ -9,8 +9,9 @@ from pathlib import Path
 import numpy as np
 
 from byol import outputs
-from byol.files.atomic import atomic_file, open_regular
+from byol.files.atomic import atomic_file
 from byol.files.npz import open_arrays
+from byol.files.regular import open_regular
 from byol.outputs import require_output
 from byol.serve.duplicates.search import Found
 from byol.serve.limits import MOST_PAIRS

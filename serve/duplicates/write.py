@@ -14,7 +14,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from PIL import Image
 
-from byol.files.atomic import atomic_file, sha256_of
+from byol.files.atomic import atomic_file
+from byol.files.regular import sha256_of
 from byol.images.grid import Tile, draw_grid
 from byol.outputs import PAIR_COLUMNS
 from byol.serve.duplicates.search import Found, Search

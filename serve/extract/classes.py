@@ -15,7 +15,8 @@ import pyarrow as pa
 import pyarrow.csv
 import pyarrow.parquet as pq
 
-from byol.files.atomic import atomic_file, behind_links, made_folder
+from byol.files.atomic import atomic_file, made_folder
+from byol.files.places import behind_links
 from byol.images.source import ImageSource, Skipped
 from byol.serve.encoder import ImageClassifier
 from byol.serve.extract.engine import Advance, Extraction, Options, checked_batches, errors_of, require_images

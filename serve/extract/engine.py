@@ -12,8 +12,9 @@ from typing import Protocol
 import numpy as np
 
 from byol import outputs
-from byol.files.atomic import behind_links, made_folder
+from byol.files.atomic import made_folder
 from byol.files.names import with_ending
+from byol.files.places import behind_links
 from byol.images.location import Location, is_url
 from byol.images.source import ImageSource, Skipped
 from byol.outputs import Kind, require_output

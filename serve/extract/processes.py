@@ -13,7 +13,7 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
-from byol.files.atomic import SourceUnavailable
+from byol.files.regular import SourceUnavailable
 from byol.serve.encoder import Encoder
 from byol.serve.extract.engine import Advance, Extraction
 from byol.serve.extract.resumable import Manifest, Share, Task, complete, fill, missing_sections

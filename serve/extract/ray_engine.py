@@ -20,7 +20,7 @@ import numpy as np
 from PIL import Image
 
 from byol.bundle.folder import Bundle
-from byol.files.atomic import SourceUnavailable
+from byol.files.regular import SourceUnavailable
 from byol.images.decode import Preprocess
 from byol.images.location import Location, is_url
 from byol.images.named import is_named

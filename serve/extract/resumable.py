@@ -16,7 +16,7 @@ from byol.files.atomic import made_folder
 from byol.files.locks import only_writer_in
 from byol.images.location import Location, is_url
 from byol.images.open import Section, open_sections
-from byol.images.shards.parquet import DIGEST_KEY
+from byol.images.shards.schema import DIGEST_KEY
 from byol.images.source import ImageSource, Skipped
 from byol.serve.extract.engine import Advance, Engine, Extraction, Options, checked_batches
 from byol.serve.features.parts import THUMBNAILS, Part, PartsFolder, named_source

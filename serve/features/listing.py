@@ -12,8 +12,8 @@ from typing import Any
 import pyarrow as pa
 
 from byol.bundle.schema import check, read_object
-from byol.files.atomic import open_regular, read_regular
 from byol.files.parquet import open_table
+from byol.files.regular import open_regular, read_regular
 from byol.images.walk import is_image
 from byol.limits import limit
 from byol.text import printable, reason_of

@@ -20,12 +20,13 @@ import pyarrow as pa
 from byol import outputs
 from byol.bundle.manifest import ENCODER, GRAPHS
 from byol.bundle.schema import check, read_object
-from byol.files.atomic import atomic_file, made_folder, open_regular
+from byol.files.atomic import atomic_file, made_folder
 from byol.files.locks import LOCK
 from byol.files.names import leftovers_in
 from byol.files.parquet import open_table
+from byol.files.regular import open_regular
 from byol.images.location import is_url, last_part
-from byol.images.shards.parquet import DIGEST_KEY
+from byol.images.shards.schema import DIGEST_KEY
 from byol.images.source import Skipped
 from byol.outputs import require_output
 from byol.serve.features.listing import (

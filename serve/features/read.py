@@ -14,13 +14,13 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from byol.files.atomic import open_regular
 from byol.files.npz import open_arrays
 from byol.files.parquet import open_table
+from byol.files.regular import open_regular
 from byol.images.columns import Labels
 from byol.images.labels import labels_of_array
 from byol.images.location import Location, is_url
-from byol.images.shards.parquet import DIGEST_KEY, image_column
+from byol.images.shards.schema import DIGEST_KEY, image_column
 from byol.serve.features.listing import complete_parts, is_begun, naming, others_files, part_files
 from byol.serve.features.spreadsheet import holds_features, is_csv, read_csv
 from byol.serve.features.tables import READ_ROWS, read_tables

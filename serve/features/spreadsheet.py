@@ -15,7 +15,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.csv
 
-from byol.files.atomic import open_regular
+from byol.files.regular import open_regular
 from byol.images.columns import Labels
 from byol.images.labels import codes_of_column
 from byol.outputs import MOST_HEADER, is_csv_header, names_in

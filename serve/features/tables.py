@@ -16,10 +16,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from byol.files.atomic import open_regular
 from byol.files.parquet import SET_RATIO, Table, open_table, require_small
+from byol.files.regular import open_regular
 from byol.images.labels import can_be_labels, codes_of_column, label_of_folders
-from byol.images.shards.parquet import DIGEST_KEY
+from byol.images.shards.schema import DIGEST_KEY
 from byol.limits import most_unpacked
 from byol.serve.features.listing import PART, naming, row_count
 from byol.text import on_one_line, printable

@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 
 from byol import outputs
 from byol.files.atomic import atomic_file
-from byol.images.shards.parquet import DIGEST_KEY
+from byol.images.shards.schema import DIGEST_KEY
 from byol.images.source import Skipped
 from byol.outputs import require_output
 from byol.serve.features.spreadsheet import csv_writer, is_csv

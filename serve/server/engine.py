@@ -16,7 +16,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 
 import numpy as np
 
-from byol.files.atomic import SourceUnavailable
+from byol.files.regular import SourceUnavailable
 from byol.images.picture.budget import PIXELS
 from byol.images.picture.read import decode_image
 from byol.images.surroundings import UnreadableImage

@@ -12,9 +12,10 @@ from typing import Any
 import pytest
 
 from byol.bundle.folder import require_place
-from byol.files.atomic import atomic_file, require_folder_place
+from byol.files.atomic import atomic_file
 from byol.files.atomic import atomic_folder as atomic_folder_by
 from byol.files.locks import only_writer_in
+from byol.files.places import require_folder_place
 from tests.support.small import REPOSITORY
 from tests.support.tiny import write_tiny_bundle
 

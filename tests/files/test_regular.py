@@ -20,7 +20,7 @@ from byol.bundle.manifest import Manifest
 from byol.bundle.schema import BundleError
 from byol.export.foreign.toolkits import foreign_encoder
 from byol.export.source import read_run
-from byol.files.atomic import A_LINK, NO_FILE
+from byol.files.regular import A_LINK, NO_FILE
 from byol.finetuning.checkpoint import read_finetuned
 from byol.images.open import open_source
 from byol.serve import Encoder

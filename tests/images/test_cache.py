@@ -18,8 +18,9 @@ import torch
 from click.testing import CliRunner
 
 from byol.commands.cache import cache as cache_command
+from byol.files.space import reserve
 from byol.images import cache as cache_module
-from byol.images.cache import META, CacheError, DecodedCache, home, reserve
+from byol.images.cache import META, CacheError, DecodedCache, home
 from byol.images.open import open_source
 from byol.training.data import decoded
 from byol.training.data.decoded import load_canvases, open_images

@@ -18,8 +18,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from byol.files import atomic
-from byol.files.atomic import SourceUnavailable
+from byol.files import regular
+from byol.files.regular import SourceUnavailable
 from byol.images import surroundings
 from byol.images.decode import decode
 from byol.images.folder import LocalTree
@@ -65,7 +65,7 @@ def is_complete(out: Path) -> bool:
 @contextmanager
 def at_picture(number: int, act: Callable[[Path], object]) -> Iterator[None]:
     """Do something right before so many pictures are read."""
-    calls, real = itertools.count(), atomic.read_regular
+    calls, real = itertools.count(), regular.read_regular
 
     def read(path: bytes, most: int) -> bytes:
         if next(calls) == number:

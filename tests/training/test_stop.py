@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from byol.files import readers
-from byol.files.atomic import SourceUnavailable
+from byol.files.regular import SourceUnavailable
 from byol.images.open import open_source
 from byol.training.checkpoint import read_checkpoint
 from byol.training.data.batches import Order

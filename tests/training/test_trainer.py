@@ -24,6 +24,7 @@ from byol.training import trainer as trainer_module
 from byol.training.checkpoint import read_checkpoint, save_checkpoint
 from byol.training.data.batches import Order, seeded
 from byol.training.data.decoded import load_canvases
+from byol.training.data.kinds import kinds_of
 from byol.training.data.view_config import ViewConfig
 from byol.training.loop import fit
 from byol.training.model import BYOL
@@ -219,7 +220,7 @@ def test_every_kind_of_view_has_its_size_and_its_loss(images, tmp_path):
 
 def test_a_covered_view_is_the_view_with_a_hole(images):
     t = trainer(images, cutout_views=1)
-    (kind,) = t.config.kinds
+    (kind,) = kinds_of(t.config)
     batch, generators = t.feed.batch(0), [seeded("cpu", 0) for _ in range(2)]
     (covered,) = t.further_views(kind, batch, generators[0], 16)
     whole = replace(kind, config=replace(kind.config, cutout=(0.0, 0.0)))

@@ -21,7 +21,8 @@ from PIL import Image
 
 from byol import outputs
 from byol.bundle.folder import Bundle, require_place
-from byol.files.atomic import atomic_folder, contents, is_half_filled, is_mount, must_stay
+from byol.files.atomic import atomic_folder, contents, is_half_filled
+from byol.files.places import is_mount, must_stay
 from byol.images.open import open_source
 from byol.outputs import require_output, require_output_folder
 from byol.run import OWN_VIEWS

@@ -28,7 +28,7 @@ from PIL import (  # noqa: F401 - the plugins register the decoders that FORMATS
     _imaging,
 )
 
-from byol.files.atomic import SourceUnavailable
+from byol.files.regular import SourceUnavailable
 from byol.images.picture.bare import bare
 from byol.images.picture.budget import PIXELS
 from byol.images.picture.extent import Extent, note_extent, turned_info

@@ -13,7 +13,7 @@ from enum import Enum
 from http import HTTPStatus
 from typing import TypeVar
 
-from byol.files.atomic import SourceUnavailable
+from byol.files.regular import SourceUnavailable
 from byol.text import on_one_line, printable, reason_of, without_secrets
 
 T = TypeVar("T")

@@ -16,7 +16,7 @@ from typing import Any, BinaryIO, TypeVar, cast
 
 from PIL import Image
 
-from byol.files.atomic import SourceUnavailable
+from byol.files.regular import SourceUnavailable
 from byol.images.location import NotAllowed, allowed_protocol, without_query
 from byol.images.picture.read import read_image
 from byol.images.remote.faults import AGAIN, WHOLE_ONLY, Fault, Refusal, patiently

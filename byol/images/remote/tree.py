@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 
 from PIL import Image
 
-from byol.files.atomic import SourceUnavailable
+from byol.files.regular import SourceUnavailable
 from byol.images.columns import Names
 from byol.images.location import without_query
 from byol.images.remote.faults import AGAIN, Fault, Refusal, patiently, words_for

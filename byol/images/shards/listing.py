@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
-from byol.files.atomic import SourceUnavailable, open_regular
+from byol.files.regular import SourceUnavailable, open_regular
 from byol.images.remote.path import RemotePath
 from byol.images.source import Skipped
 from byol.images.surroundings import GO_ON, Anchors

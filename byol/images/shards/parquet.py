@@ -18,13 +18,14 @@ import numpy as np
 import pyarrow as pa
 from PIL import Image
 
-from byol.files.atomic import SourceUnavailable
 from byol.files.parquet import Chunk, Table, open_table, require_small, require_small_claim
+from byol.files.regular import SourceUnavailable
 from byol.images.columns import Computed, Labels
 from byol.images.labels import can_be_labels, codes_of_column, label_of_folders
 from byol.images.picture.read import decode_image
 from byol.images.shards.listing import Shard
 from byol.images.shards.parquet_runs import LEAST, LEAST_REMOTE, Run, Runs
+from byol.images.shards.schema import Unusable, image_column, image_path, is_result
 from byol.images.source import ImageSource, Skipped
 from byol.images.stamps import file_stamp
 from byol.images.surroundings import UnreadableImage
@@ -34,23 +35,6 @@ from byol.text import on_one_line, path_text, printable, reason_of
 LABELS_READ = 65_536  # rows
 MOST_WALKED = 64  # row groups whose runs are remembered; streamed training is in 16 at a time
 MOST_NAMES = 4 << 20  # bytes of Hugging Face's metadata: the names of 100,000 classes
-MOST_LISTED = 20  # columns that a message names
-
-DIGEST_KEY = "bundle_sha256"  # in the metadata of results: what computed them
-
-# The columns of features, of lists of errors, of classes and of duplicates: no images, and more of them with every
-# command. Features may have pictures beside them, of what they were computed from.
-RESULTS = {
-    ("id", "label", "features"),
-    ("path", "stage", "reason"),
-    ("id", "label", "predicted", "probability", "probabilities"),
-    ("id_a", "id_b", "cosine", "against"),
-}
-PICTURED = ("id", "label", "features", "image")
-
-
-class Unusable(ValueError):
-    """A file without readable images. The message is a reason without the file's name."""
 
 
 @dataclass(frozen=True)
@@ -131,9 +115,9 @@ def _listed(file: Path, name: str) -> _Table | None:
         with shard.listing() as stream:
             table = open_table(stream, ["label"])
             schema = table.file.schema_arrow
-            if _is_result(schema):
+            if is_result(schema):
                 return None
-            [leaf] = table.leaves_below(_image_path(schema))
+            [leaf] = table.leaves_below(image_path(schema))
             column = table.file.metadata.schema.column(leaf)
             if column.physical_type != "BYTE_ARRAY" or column.max_repetition_level:
                 raise Unusable(f"has no bytes in its column {column.path:.80}")
@@ -152,52 +136,15 @@ def holds_images(file: Path) -> bool:
     try:
         with Shard(file).listing() as stream:
             schema = open_table(stream).file.schema_arrow
-            return image_column(schema) is not None and not _is_result(schema)
+            return image_column(schema) is not None and not is_result(schema)
     except SourceUnavailable:
         raise
     except (pa.ArrowException, OSError, ValueError) as error:
         raise _unreadable(error) from error
 
 
-def _is_result(schema: Any) -> bool:
-    """Whether byol wrote a table of this schema."""
-    if tuple(schema.names) == PICTURED:
-        return DIGEST_KEY.encode() in (schema.metadata or {})
-    return tuple(schema.names) in RESULTS and image_column(schema) is None
-
-
 def _unreadable(error: Exception) -> Unusable:
     return Unusable(f"cannot be read as a Parquet file: {reason_of(error)}")
-
-
-def image_column(schema: Any) -> str | None:
-    """The name of a schema's image column, None when there is none or no telling which."""
-    able = [field.name for field in schema if _is_binary(field.type) or _has_bytes(field.type)]
-    named = [name for name in able if name in ("image", "img")]
-    return (named or able)[0] if len(named) == 1 or len(able) == 1 else None
-
-
-def _has_bytes(kind: Any) -> bool:
-    """Whether this is a struct with one field `bytes`, and it is binary."""
-    place = kind.get_field_index("bytes") if pa.types.is_struct(kind) else -1
-    return place >= 0 and _is_binary(kind.field(place).type)
-
-
-def _is_binary(kind: Any) -> bool:
-    return kind in (pa.binary(), pa.large_binary(), pa.binary_view())
-
-
-def _image_path(schema: Any) -> str:
-    """The path of the column of encoded images."""
-    column = image_column(schema)
-    if column is None:
-        found = ", ".join(f"{field.name:.80} ({field.type!s:.80})" for field in list(schema)[:MOST_LISTED])
-        more = f" and {len(schema) - MOST_LISTED} more" if len(schema) > MOST_LISTED else ""
-        raise Unusable(
-            "has no image column: it needs one called `image` of encoded images, binary or a struct with "
-            f"a field `bytes`; it has {on_one_line(found)}{more}"
-        )
-    return f"{column}.bytes" if pa.types.is_struct(schema.field(column).type) else column
 
 
 def _labels(table: Table, name: str) -> Labels:

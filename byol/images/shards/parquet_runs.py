@@ -13,8 +13,8 @@ from typing import Any, BinaryIO
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from byol.files.atomic import SourceUnavailable
 from byol.files.parquet import SET_RATIO, Chunk, Page, pages
+from byol.files.regular import SourceUnavailable
 from byol.files.thrift import Short, written
 from byol.limits import ALWAYS, limit, most_unpacked
 

@@ -16,8 +16,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from byol.files.atomic import SourceUnavailable
 from byol.files.readers import Readers
+from byol.files.regular import SourceUnavailable
 from byol.images.decode import JPEG_MARGIN
 from byol.images.picture.budget import PIXELS
 from byol.images.picture.extent import extent

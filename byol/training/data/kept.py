@@ -11,7 +11,8 @@ from typing import Any
 
 import numpy as np
 
-from byol.images.cache import ARRAYS, META, CacheError, DecodedCache, Entry, reserve
+from byol.files.space import reserve
+from byol.images.cache import ARRAYS, META, CacheError, DecodedCache, Entry
 from byol.images.source import Skipped
 from byol.text import printable, reason_of
 from byol.training.data.intake import ImageTensor, image_tensor

@@ -1,7 +1,4 @@
-"""`ViewConfig`: the settings of one random view, checked when it is built; `Kind`: several of them.
-
-Standard library only.
-"""
+"""`ViewConfig`: the settings of one random view, checked when it is built. Standard library only."""
 
 from __future__ import annotations
 
@@ -63,13 +60,3 @@ class ViewConfig:
         require_legal(0 < low <= high, "blur_sigma", self.blur_sigma, "two numbers, 0 < smallest <= largest")
         low, high = self.cutout
         require_legal(0 <= low <= high < 1, "cutout", self.cutout, "two numbers, 0 <= smallest <= largest < 1")
-
-
-@dataclass(frozen=True)
-class Kind:
-    """A further kind of view: `count` of them an image, (3, `size`, `size`), seen by the online network alone."""
-
-    name: str
-    count: int
-    size: int
-    config: ViewConfig

@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from byol.files.atomic import SourceUnavailable
+from byol.files.regular import SourceUnavailable
 from byol.images.columns import Labels
 from byol.images.decode import decode
 from byol.images.picture import read as decoding

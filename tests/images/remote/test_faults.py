@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from fsspec.implementations.local import LocalFileSystem
 
-from byol.files.atomic import SourceUnavailable
+from byol.files.regular import SourceUnavailable
 from byol.images.open import open_source
 from byol.images.remote import faults
 from byol.images.remote.faults import Fault, Refusal, fault_of, patiently, words_for

@@ -19,7 +19,7 @@ import pytest
 from moto.server import ThreadedMotoServer
 from s3fs import S3FileSystem
 
-from byol.files.atomic import SourceUnavailable
+from byol.files.regular import SourceUnavailable
 from byol.images.open import open_sections, open_source
 from byol.images.surroundings import UnreadableImage
 from byol.serve.features.read import read_features

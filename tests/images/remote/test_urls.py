@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 import pytest
 from fsspec.registry import known_implementations
 
-from byol.files.atomic import SourceUnavailable
+from byol.files.regular import SourceUnavailable
 from byol.images.location import NEVER_IN_LISTS, PROTOCOLS, NotAllowed, allowed_protocol, last_part, written_out
 from byol.images.open import open_source
 from byol.images.remote.http import is_public

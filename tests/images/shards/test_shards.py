@@ -15,7 +15,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from byol.files.atomic import SourceUnavailable, open_regular
+from byol.files.regular import SourceUnavailable, open_regular
 from byol.images.decode import decode
 from byol.images.labels import require_labels
 from byol.images.open import open_source

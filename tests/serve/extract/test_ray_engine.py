@@ -20,7 +20,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from byol.files.atomic import SourceUnavailable
+from byol.files.regular import SourceUnavailable
 from byol.images.decode import Preprocess
 from byol.images.open import open_place, open_sections, rows_digest
 from byol.serve.extract.ray_engine import _batch, _decode, _for_workers, _readable

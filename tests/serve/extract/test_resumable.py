@@ -19,7 +19,7 @@ import pytest
 
 from byol.bundle.folder import Bundle
 from byol.images.open import open_sections, open_source
-from byol.images.shards.parquet import DIGEST_KEY
+from byol.images.shards.schema import DIGEST_KEY
 from byol.serve.encoder import Encoder
 from byol.serve.extract import resumable as parts_module
 from byol.serve.extract.engine import Options

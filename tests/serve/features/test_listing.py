@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from byol.images.shards.parquet import DIGEST_KEY
+from byol.images.shards.schema import DIGEST_KEY
 from byol.serve.features.listing import MANIFEST, part_files
 from byol.serve.features.parts import NOTES, PartsFolder, read_part
 from byol.serve.features.read import is_features, read_features

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from byol.bundle.folder import Bundle
-from byol.images.shards.parquet import DIGEST_KEY
+from byol.images.shards.schema import DIGEST_KEY
 from byol.serve.server import process
 from byol.serve.server.service import NEIGHBOURS, Service
 from tests.support.command_line import byol

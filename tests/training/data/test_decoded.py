@@ -19,7 +19,7 @@ from click.testing import CliRunner
 from PIL import Image
 
 from byol.commands.cache import cache as cache_command
-from byol.files.atomic import SourceUnavailable
+from byol.files.regular import SourceUnavailable
 from byol.images import cache as cache_module
 from byol.images import decode as images_module
 from byol.images.cache import META, CacheError, DecodedCache, size_limit
