@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import contextlib
-import errno
 import json
 import os
 import subprocess
 import sys
 import warnings
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -18,8 +16,6 @@ import torch
 from click.testing import CliRunner
 
 from byol.commands.cache import cache as cache_command
-from byol.files.space import reserve
-from byol.images import cache as cache_module
 from byol.images.cache import META, CacheError, DecodedCache, home
 from byol.images.open import open_source
 from byol.training.data import decoded
@@ -35,18 +31,6 @@ def images(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setattr(decoded, "SMALL", 0)
     made: Path = folder(tmp_path / "images")
     return made
-
-
-@pytest.fixture
-def disk(tmp_path: Path) -> Iterator[Path]:
-    """A disk of 1 MB."""
-    place = tmp_path / "disk"
-    place.mkdir()
-    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", place], capture_output=True)
-    if mounted.returncode:
-        pytest.skip("disks can only be mounted by root")
-    yield place
-    subprocess.run(["umount", place], check=True)
 
 
 def fill(disk: Path) -> None:
@@ -127,40 +111,6 @@ def test_a_user_without_a_home_keeps_nothing(monkeypatch: pytest.MonkeyPatch) ->
     assert not home().exists()
     with pytest.raises(CacheError), DecodedCache().create("k", 1):
         pass
-
-
-# ----------------------------------------------------------------------------------------------------- reserving
-
-
-@pytest.mark.parametrize("way", ["fallocate", "none", "refused"])
-def test_reserved_files_have_their_blocks_and_their_content(
-    tmp_path: Path, way: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def refuse(*_: object) -> None:
-        raise OSError(errno.EOPNOTSUPP, "not here")
-
-    if way == "none":
-        monkeypatch.delattr(os, "posix_fallocate")
-    elif way == "refused":
-        monkeypatch.setattr(os, "posix_fallocate", refuse)
-    monkeypatch.setattr(cache_module, "CHUNK", 1000)
-    array = np.lib.format.open_memmap(tmp_path / "a.npy", "w+", np.uint8, (300, 300))
-    reserve(tmp_path / "a.npy")
-    assert os.stat(tmp_path / "a.npy").st_blocks * 512 >= 90_000
-    array[:] = 7
-    array.flush()
-    assert (np.load(tmp_path / "a.npy") == 7).all()
-
-
-def test_a_full_disk_is_told_when_blocks_are_asked_for(disk: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    for way in ("fallocate", "written"):
-        if way == "written":
-            monkeypatch.delattr(os, "posix_fallocate")
-        with open(disk / "sparse", "wb") as stream:
-            stream.truncate(1 << 24)
-        with pytest.raises(OSError, match="No space left"):
-            reserve(disk / "sparse")
-        (disk / "sparse").unlink()
 
 
 # ----------------------------------------------------------------------------------------------------- one home
