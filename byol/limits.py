@@ -33,7 +33,9 @@ LIMITS = {
     "BYOL_GRAPH_NODES": Limit(50_000, "nodes", "of one graph"),
     "BYOL_WEIGHTS_GB": Limit(64, "GB", "of weights in one file of a bundle"),
     "BYOL_METRICS_MB": Limit(256, "MB", "of a run's metrics.jsonl, and of its skipped.jsonl"),
-    "BYOL_MAX_HEADER_MB": Limit(16, "MB", "of a Parquet footer, a zip's directory, a pickle, a manifest"),
+    "BYOL_MAX_HEADER_MB": Limit(
+        16, "MB", "of a Parquet footer, a zip's directory, a pickle, the manifest of a features folder"
+    ),
     "BYOL_MAX_ROW_GROUPS": Limit(10_000, "row groups", "of one Parquet file, and as many columns"),
     "BYOL_GROUPS_MB": Limit(2047, "MB", "of images of Parquet files in memory; a page that is larger is not read"),
     "BYOL_URL_SECONDS": Limit(60, "seconds", "that a server may be silent"),

@@ -101,7 +101,7 @@ def open_beside(model: bytes | Model, device: str, warm_up: WarmUp) -> Session:
 
 def _cpu_session(model: Model, reason: str, warm_up: WarmUp, shares_cores: bool) -> Session:
     options = _options(model, shares_cores)
-    options.enable_mem_pattern = False  # it takes a fifth more memory and gains nothing: benchmarks/README.md
+    options.enable_mem_pattern = False  # it takes a quarter more memory and gains nothing: benchmarks/README.md
     try:
         inference = ort.InferenceSession(model.graph, options, providers=[_CPU], enable_fallback=0)
     except Exception as error:

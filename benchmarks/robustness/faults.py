@@ -65,7 +65,8 @@ def finish(process: subprocess.Popen[str]) -> dict[str, Any]:
 
 
 def contents(folder: Path) -> dict[str, bytes]:
-    return {path.name: path.read_bytes() for path in sorted(folder.iterdir())}
+    files = (path for path in sorted(folder.rglob("*")) if path.is_file())
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in files}
 
 
 def kill_at_random(bundle: Path, images: Path, out: Path, options: dict[str, Any], kills: int, undisturbed: Row) -> Row:
