@@ -1,7 +1,7 @@
 """Presets for photographs, by device and number of images. ImageNet's mean and deviation; no CIFAR crops.
 
-Our own; of photographs, no run of full length was measured yet. On a CPU: timm's ResNet-10 with its stem of three 3x3 convolutions at
-64 px, heads and rates as in `cifar10-cpu`.
+Our own; of photographs, no run of full length was measured yet. On a CPU: timm's ResNet-10 with its stem of three 3x3
+convolutions at 64 px, heads and rates as in `cifar10-cpu`.
 On a GPU: lightly's Imagenette settings (ResNet-18 at 128 px), for many images the paper's with ResNet-50 at 160 px.
 """
 
