@@ -146,8 +146,8 @@ def cifar10_cpu() -> TrainConfig:
     """CIFAR-10 on two CPU cores in 103 minutes: kNN 73.5 % (k 20), linear 76.8 %.
 
     Our own numbers. timm's ResNet-10 with its stem of three 3x3 convolutions, on images enlarged to 48 px: a
-    third more images/s than ResNet-18, which with its 7x7 stem reached 50.3 % in 111 minutes beside other work. Views nearly
-    solo-learn's; heads and decay as lightly's. The rate, tau and length were not tuned.
+    third more images/s than ResNet-18, which with its 7x7 stem reached 50.3 % in 111 minutes beside other work.
+    Views nearly solo-learn's; heads and decay as lightly's. The rate, tau and length were not tuned.
     """
     view = ViewConfig(crop_area=(0.2, 1.0), blur=0.0, additive_brightness=False)
     return TrainConfig(
