@@ -12,7 +12,7 @@ from byol.encoders.build import build_encoder
 from byol.encoders.pretrained import Pretrained, Three
 from byol.finetuning.checkpoint import read_finetuned
 from byol.pretrained import architecture_of, is_bundle, normalisation_of, read_pretrained, resize_of
-from byol.run import FINETUNE, is_run_folder
+from byol.run import FINETUNE, LAST, is_run_folder
 from byol.text import printable
 from byol.training.checkpoint import checkpoint_file, finite, read_checkpoint, task_of
 
@@ -24,9 +24,16 @@ def read_run(path: Path) -> Pretrained:
     """
     if (path / MANIFEST).is_file():
         raise ValueError(f"{printable(path)} is a bundle; export the run or checkpoint it was made from")
+    if path.suffix == ".onnx":
+        raise ValueError(f"{printable(path)} is a graph; name the file of weights that it was made from")
     if path.is_file() and path.suffix != ".safetensors":
         raise ValueError(
             f"{printable(path)} is not a byol checkpoint; for another toolkit's, add --from auto --arch NAME"
+        )
+    if path.is_dir() and not is_run_folder(str(path)) and not (path / LAST).exists():
+        raise ValueError(
+            f"{printable(path)} is not a run of byol's; of another toolkit's, name the file of weights and add "
+            "--from auto --arch NAME"
         )
     file = checkpoint_file(path)
     source = read_finetuned(file) if task_of(file) == FINETUNE else read_pretrained(file)

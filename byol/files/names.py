@@ -10,7 +10,14 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 MOST_BYTES = 255  # of a file's name, on all common file systems
-OF_THE_SYSTEM = frozenset({"lost+found", "System Volume Information", "$RECYCLE.BIN"})  # of a disk's root
+
+# Folders that systems keep on a disk or share, for what was deleted, for thumbnails and for snapshots: nobody's images.
+OF_THE_SYSTEM = frozenset(
+    {
+        *("lost+found", "System Volume Information", "$RECYCLE.BIN"),
+        *("@eaDir", "#recycle", "#snapshot", "@Recycle", "@Recently-Snapshot"),  # Synology's and QNAP's
+    }
+)
 _RANDOM = re.compile(r"\.byol-[0-9a-f]{16}")
 _EXAMPLE = ".byol-" + "0" * 16
 

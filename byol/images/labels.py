@@ -6,6 +6,7 @@ import math
 import re
 from collections.abc import Iterable, Sequence
 from typing import Any, Protocol
+from unicodedata import normalize
 from urllib.parse import unquote
 
 import numpy as np
@@ -18,6 +19,7 @@ from byol.text import is_plain, on_one_line
 
 NO_PARTITION = "__HIVE_DEFAULT_PARTITION__"  # what Hive's writers call the folder of missing values
 LONGEST = 1024  # characters of a class: NumPy gives each row of a column of text the room of the longest one
+SPLIT_FOLDERS = {"train", "training", "val", "valid", "validation", "test", "testing"}
 _WHOLE = re.compile(r"(-?[0-9]{1,20})(\.0*)?")
 
 
@@ -216,8 +218,18 @@ def require_labels(source: ImageSource, least_classes: int = 2) -> list[str]:
             f"{source.name} has only one class ({source.classes[0]}), but two or more are needed; pass the parent "
             "folder, with one sub-folder per class"
         )
+    if holds_splits(source.classes):
+        raise ValueError(
+            f"{source.name}: its folders {' and '.join(source.classes)} are parts of a data set, not classes; name one "
+            f"of them, as in {source.name}/{source.classes[0]}"
+        )
     require_short(source.classes, source.name)
     return [label for label in source.labels if label is not None]
+
+
+def holds_splits(classes: Sequence[str]) -> bool:
+    """Whether there are several classes, and all are named as parts of a data set are: its parent folder was given."""
+    return len(classes) > 1 and {name.lower() for name in classes} <= SPLIT_FOLDERS
 
 
 def require_known(train: Labelled, test: Labelled) -> None:
@@ -226,7 +238,9 @@ def require_known(train: Labelled, test: Labelled) -> None:
     unknown = sorted({label for label in test.labels if label is not None} - known)
     if unknown:
         more = f" and {len(unknown) - 5} more" if len(unknown) > 5 else ""
+        alike = {normalize("NFC", label) for label in unknown} & {normalize("NFC", label) for label in known}
+        hint = "; some look alike, but are encoded differently (macOS): rename the folders of one set" if alike else ""
         raise ValueError(
             f"{test.name} has classes that {train.name} lacks: {', '.join(unknown[:5])}{more} "
-            f"(training classes: {', '.join(sorted(known)[:5])}{', ...' if len(known) > 5 else ''})"
+            f"(training classes: {', '.join(sorted(known)[:5])}{', ...' if len(known) > 5 else ''}){hint}"
         )

@@ -10,7 +10,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from byol.files.names import OF_THE_SYSTEM
+from byol.files import names
 from byol.files.regular import NO_FILE, SourceUnavailable
 from byol.images.surroundings import ITS_OWN, Anchors, unavailable
 from byol.run import OWN_VIEWS, VIEWS, is_run_folder
@@ -20,10 +20,15 @@ JPEG = {".jpg", ".jpeg", ".jpe", ".jfif"}
 SUFFIXES = frozenset({*JPEG, ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm"})
 
 ENDINGS = tuple(os.fsencode(suffix) for suffix in SUFFIXES)
-NOT_READ = (b".heic", b".heif", b".avif", b".jp2", b".jxl", b".svg", b".raw", b".cr2", b".nef", b".dng")
+NOT_READ = (
+    *(b".heic", b".heif", b".avif", b".jp2", b".jxl", b".svg"),
+    *(b".raw", b".dng", b".cr2", b".cr3", b".nef", b".arw", b".orf", b".rw2", b".raf"),  # as cameras write them
+)
 NOT_READ_REASON = "this format is not supported; convert the image to PNG or JPEG"
 CHUNK = 65_536  # names of a folder held as Python objects at a time
 OWN = os.fsencode(VIEWS)
+OF_THE_SYSTEM = frozenset(map(os.fsencode, names.OF_THE_SYSTEM))
+NOT_YOURS = "a folder of the system's own, for deleted files, thumbnails or snapshots"
 TWICE = "symbolic link to a folder that is already listed"
 
 Skip = Callable[[bytes, str], None]  # called with a path and why it is left out
@@ -51,7 +56,8 @@ class Walk:
     """The files below a folder that `judge` accepts (by default images), as relative paths, sorted by their bytes.
 
     A link to a folder is followed if it leads out of everything walked; a folder reached twice counts once. Hidden
-    files and folders do not count. A folder that cannot be listed ends the walk: nobody knows what it holds.
+    files and folders do not count, nor do those of the system (`OF_THE_SYSTEM`). A folder that cannot be listed ends
+    the walk: nobody knows what it holds.
     """
 
     def __init__(self, root: bytes, anchors: Anchors, skip: Skip, judge: Judge = judge_image) -> None:
@@ -110,11 +116,8 @@ class Walk:
         return any(b"/." not in b"/" + way or way == b"." for way in below)
 
     def _require_gone(self, path: bytes, folder: bytes, error: OSError) -> None:
-        """Raise `SourceUnavailable` unless a folder has just vanished, or is the system's own."""
-        refused = isinstance(error, PermissionError)
-        if refused and os.fsdecode(folder) in OF_THE_SYSTEM:
-            return
-        if refused:
+        """Raise `SourceUnavailable` unless a folder has just vanished."""
+        if isinstance(error, PermissionError):
             raise SourceUnavailable(
                 f"{printable(path)} cannot be listed: {reason_of(error)}; make it readable, move it away, or give a "
                 "list of files"
@@ -132,7 +135,7 @@ def _is_below(path: bytes, folder: bytes) -> bool:
 def _entries(path: bytes, judge: Judge) -> tuple[Iterator[bytes], dict[bytes, str], list[bytes]]:
     """The files right in a folder, sorted (millions as one array), what is left out, and why, and the folders."""
     chunks: list[Any] = []
-    names: list[bytes] = []
+    files: list[bytes] = []
     left_out: dict[bytes, str] = {}
     folders: list[bytes] = []
     with os.scandir(path) as entries:
@@ -141,7 +144,10 @@ def _entries(path: bytes, judge: Judge) -> tuple[Iterator[bytes], dict[bytes, st
                 continue
             verdict = judge(entry.name)
             if _is_folder(entry):
-                folders.append(entry.name)
+                if entry.name in OF_THE_SYSTEM:
+                    left_out[entry.name] = NOT_YOURS
+                else:
+                    folders.append(entry.name)
             elif verdict:
                 left_out[entry.name] = verdict
             elif verdict == "" and entry.name == OWN and is_run_folder(path):
@@ -149,15 +155,15 @@ def _entries(path: bytes, judge: Judge) -> tuple[Iterator[bytes], dict[bytes, st
             elif verdict == "" and _is_something_else(entry):
                 left_out[entry.name] = NO_FILE
             elif verdict == "":  # also a link that leads nowhere: opening it tells the reason
-                names.append(entry.name)
-                if len(names) == CHUNK:
-                    chunks.append(pa.array(names, pa.large_binary()))
-                    names = []
+                files.append(entry.name)
+                if len(files) == CHUNK:
+                    chunks.append(pa.array(files, pa.large_binary()))
+                    files = []
             elif entry.is_symlink() and (reason := _lost(entry)):
                 left_out[entry.name] = reason
     if not chunks:
-        return iter(sorted(names)), left_out, folders
-    listed = pa.concat_arrays([*chunks, pa.array(names, pa.large_binary())])
+        return iter(sorted(files)), left_out, folders
+    listed = pa.concat_arrays([*chunks, pa.array(files, pa.large_binary())])
     listed = listed.take(pc.array_sort_indices(listed))
     starts = range(0, len(listed), CHUNK)
     images = (name for start in starts for name in listed[start : start + CHUNK].to_pylist())

@@ -166,7 +166,10 @@ def _metadata(path: Path, file: Any) -> dict[str, str]:
     metadata: dict[str, str] = file.metadata() or {}
     if metadata.get("format") != FORMAT:
         found = metadata.get("format", "none")
-        raise ValueError(f"{printable(path)} is not a byol checkpoint of format {FORMAT} (its format: {found})")
+        raise ValueError(
+            f"{printable(path)} is not a byol checkpoint of format {FORMAT} (its format: {found}); weights of another "
+            "toolkit's are exported with `byol export FILE --from auto --arch NAME`"
+        )
     return metadata
 
 

@@ -17,6 +17,7 @@ import torch
 from byol.console import at_work, note, note_skipped, progress, warnings_as_notes
 from byol.encoders.build import build_encoder, require_fit
 from byol.encoders.pretrained import Pretrained
+from byol.images.labels import holds_splits
 from byol.images.location import Location, location_of
 from byol.images.open import open_source
 from byol.images.source import ImageSource
@@ -191,6 +192,8 @@ def _train(start: _Start, config: TrainConfig, source: ImageSource) -> None:
     world.require_same(done, "number of finished steps")
     if world.first:
         note_skipped(images.skipped)
+        if holds_splits(source.classes):
+            note(f"warning: training on {' and '.join(source.classes)}; to keep test images apart, name one folder")
         if not continuing:
             run.create(config, {"data": facts, **plan, **contents(intake, trainer.computed)}, images.skipped)
         run.remember(INPUTS, {**run.inputs(), **job.inputs()})

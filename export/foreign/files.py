@@ -31,8 +31,13 @@ and only if you trust it, convert it:
   saved = {read}
   while isinstance(saved, dict) and (part := next((name for name in {containers} if name in saved), None)):
     saved = saved[part]
-  weights = saved if isinstance(saved, dict) else saved.state_dict()
-  save_file({{k: v.clone().contiguous() for k, v in weights.items()}}, {target!r})
+  def tensors(part, name=""):
+    if torch.is_tensor(part):
+      yield name, part.detach().clone().contiguous()
+    part = part.state_dict() if hasattr(part, "state_dict") else part
+    for key in part if isinstance(part, dict) else ():
+      yield from tensors(part[key], f"{{name}}.{{key}}" if name else str(key))
+  save_file(dict(tensors(saved)), {target!r})
 and export {target}"""
 _READ = "torch.load({name!r}, map_location='cpu', weights_only=False)"
 _READ_SCRIPT = "torch.jit.load({name!r}, map_location='cpu')"

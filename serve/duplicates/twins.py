@@ -16,7 +16,7 @@ PRODUCTS = 2 * 10**10  # multiplications that are always allowed: 0.2 s on two c
 LEAST, MOST, SHARE = 200, 2000, 50  # test images: at least, at most, and one in 50 whatever it costs
 WARNED = 0.005  # of the test images
 COMMON = 0.01  # of the training images: with so many twins the features are all alike, the images need not be
-PIECE = 4096
+PIECE = 4096  # images of either set compared at a time: 64 MB of cosines
 
 
 @dataclass(frozen=True)
@@ -39,8 +39,10 @@ def twins_in_training(train: np.ndarray, test: np.ndarray) -> Twins:
     shown = unit_rows(test[np.linspace(0, len(test) - 1, count, dtype=int)])
     twins = np.zeros(count, np.int64)
     for start in range(0, len(train), PIECE):
-        near = shown @ unit_rows(train[start : start + PIECE]).T >= THRESHOLD
-        twins += np.count_nonzero(near, axis=1)
+        bank = unit_rows(train[start : start + PIECE]).T
+        for first in range(0, count, PIECE):
+            near = shown[first : first + PIECE] @ bank >= THRESHOLD
+            twins[first : first + PIECE] += np.count_nonzero(near, axis=1)
     having = twins[twins > 0]
     if len(having) and np.median(having) > 1 + COMMON * len(train):
         return Twins(count, 0)

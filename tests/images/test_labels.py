@@ -21,6 +21,7 @@ from byol.images.labels import (
     label_of,
     label_of_folders,
     require_classes,
+    require_known,
     require_labels,
     require_nameable,
 )
@@ -31,6 +32,7 @@ from byol.serve.evaluate.sets import open_labelled
 from byol.serve.features.read import read_features
 from byol.serve.features.write import _npz_writer
 from tests.support.inputs.shards import image_structs, png, write_table, write_tar
+from tests.support.tiny import write_images
 
 NAN = [float("nan"), np.float32("nan"), np.datetime64("NaT"), pandas.NaT]
 NONE: list[Any] = [None, "", b"", *NAN, -1, -1.0, np.int8(-1)]
@@ -287,3 +289,29 @@ def test_labels_for_classifiers(y: Any) -> None:
 def test_features_that_are_no_numbers_are_refused(make: Any, x: Any) -> None:
     with pytest.raises((TypeError, ValueError), match="x "):
         make(device="cpu").fit(x, ["a", "b"])
+
+
+# ------------------------------------------------------------------------------------------------- wrong folders
+
+
+def test_the_parent_of_train_and_test_has_no_classes(tmp_path: Path) -> None:
+    for part in ("train", "Val"):
+        write_images(tmp_path / "data" / part, {"cat": 1, "dog": 1})
+    whole = open_source(tmp_path / "data")
+    with pytest.raises(ValueError, match="Val and train are parts of a data set, not classes; name one of them"):
+        require_labels(whole)
+    assert len(require_labels(open_source(tmp_path / "data" / "train"))) == 2
+    write_images(tmp_path / "vehicles", {"train": 1, "bus": 1})
+    assert require_labels(open_source(tmp_path / "vehicles")) == ["bus", "train"]
+
+
+def test_names_that_look_alike_are_said_to_differ(tmp_path: Path) -> None:
+    for name, folder in (("composed", "Caf\u00e9"), ("decomposed", "Cafe\u0301")):
+        write_images(tmp_path / name, {folder: 1, "bar": 1})
+    train, test = open_source(tmp_path / "composed"), open_source(tmp_path / "decomposed")
+    with pytest.raises(ValueError, match="some look alike, but are encoded differently"):
+        require_known(train, test)
+    other = open_source(write_images(tmp_path / "other", {"cat": 1, "dog": 1}))
+    with pytest.raises(ValueError, match="lacks: cat, dog") as error:
+        require_known(train, other)
+    assert "alike" not in str(error.value)

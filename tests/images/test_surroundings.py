@@ -274,14 +274,21 @@ def test_a_folder_that_cannot_be_listed_stops_the_work(bundle: Path, images: Pat
 
 
 def test_the_system_s_own_folders_are_passed_over_by_name(bundle: Path, images: Path, tmp_path: Path) -> None:
+    """Whether they may be entered or not: a NAS has thumbnails beside each photograph, and what was deleted."""
+    before = open_source(images)
     (images / "lost+found").mkdir()
+    write_images(images / "cat", {"@eaDir": 2})
+    write_images(images, {"#recycle": 1})
     patch = refusing("lost+found", errno.EACCES)
     try:
         done = extract(bundle, images, tmp_path / "out")
     finally:
         patch.undo()
     assert done.code == 0
-    assert "lost+found: Permission denied" in done.err
+    for name in ("lost+found", "cat/@eaDir", "#recycle"):
+        assert f"{name}: a folder of the system's own" in done.err
+    after = open_source(images)
+    assert (list(after.ids), after.classes) == (list(before.ids), before.classes)
 
 
 @pytest.mark.skipif(not LINUX_ROOT, reason="needs to become somebody else")

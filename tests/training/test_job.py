@@ -221,3 +221,11 @@ def test_without_the_exporter_a_note_says_that_nothing_was_checked(images, tmp_p
         in capfd.readouterr().err
     )
     assert np.isfinite(json.loads((tmp_path / "run" / "metrics.jsonl").read_text().splitlines()[0])["loss"])
+
+
+def test_whoever_trains_on_train_and_test_is_told(images, tmp_path):
+    for part in ("train", "test"):
+        folder(tmp_path / "data" / part, per_class=8)
+    done = byol("train", tmp_path / "data", "--out", tmp_path / "run", *SMALL, *CPU)
+    assert "warning: training on test and train" in done.err
+    assert "warning: training on" not in byol("train", images, "--out", tmp_path / "other", *SMALL, *CPU).err

@@ -21,7 +21,7 @@ from byol.images.remote.faults import AGAIN, Fault, Refusal, patiently, words_fo
 from byol.images.remote.path import RemotePath
 from byol.images.stamps import LOOKED_INTO, spread
 from byol.images.surroundings import UnreadableImage
-from byol.images.walk import OWN, Skip, judge_image, merged
+from byol.images.walk import NOT_YOURS, OF_THE_SYSTEM, OWN, Skip, judge_image, merged
 from byol.run import CONFIG, MOST_CONFIG, OWN_VIEWS, is_run
 from byol.text import printable
 
@@ -91,7 +91,10 @@ class RemoteTree:
             if entry["name"].rstrip("/") == self._below(folder) or name.startswith(b"."):  # itself, or hidden
                 continue
             if entry["type"] == "directory":
-                folders.append(name)
+                if name in OF_THE_SYSTEM:
+                    verdicts[name] = NOT_YOURS
+                else:
+                    folders.append(name)
             elif (verdict := judge_image(name)) is not None:
                 verdicts[name] = verdict
         return verdicts, folders

@@ -119,6 +119,20 @@ def test_a_whole_model_and_a_program_are_refused_with_ways_that_convert_them(tmp
         assert_same(foreign_encoder(Path(f"{name}.safetensors"), "auto", "resnet18", SIZE), features(resnet()))
 
 
+def test_the_way_to_convert_reaches_into_parts_that_no_toolkit_names(tmp_path, monkeypatch):
+    """As DINO and iBOT save: two networks, an optimizer, a step, and the command's arguments."""
+    monkeypatch.chdir(tmp_path)
+    backbone = {f"module.backbone.{name}": value for name, value in resnet().state_dict().items()}
+    parts = {"student": resnet(1).state_dict(), "teacher": backbone, "args": argparse.Namespace(lr=1), "epoch": 3}
+    torch.save({**parts, "optimizer": {"state": {0: {"exp_avg": torch.zeros(2)}}}}, "full.pth")
+    with pytest.raises(ValueError, match="convert it:") as caught:
+        foreign_encoder(Path("full.pth"), "auto", "resnet18", SIZE)
+    advice = str(caught.value).partition("convert it:\n")[2].rpartition("\n")[0]
+    exec(textwrap.dedent(advice), {})
+    source = foreign_encoder(Path("full.safetensors"), "auto", "resnet18", SIZE, prefix="teacher.module.backbone")
+    assert_same(source, features(resnet()))
+
+
 class Evil:
     def __reduce__(self):
         return print, ("run",)

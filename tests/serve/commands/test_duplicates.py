@@ -20,7 +20,7 @@ from byol.images.lists import line_of, list_source
 from byol.images.open import open_source
 from byol.serve.duplicates import write as duplicates_write
 from byol.serve.duplicates.search import Found
-from byol.serve.duplicates.twins import twins_in_training
+from byol.serve.duplicates.twins import Twins, twins_in_training
 from byol.serve.duplicates.unfinished import Unfinished
 from byol.serve.features.read import read_features
 from byol.signals import Stopped
@@ -293,6 +293,13 @@ def test_transfer_says_of_which_data_set(tmp_path: Path, monkeypatch: pytest.Mon
 def test_features_that_are_all_alike_have_no_twins() -> None:
     x = 1 + 1e-3 * np.random.default_rng(0).random((400, 8), np.float32)
     assert twins_in_training(x[:300], x[300:]).having == 0
+
+
+def test_twins_are_found_piece_by_piece(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("byol.serve.duplicates.twins.PIECE", 7)
+    train, test = np.random.default_rng(0).normal(size=(2, 40, 16)).astype(np.float32)
+    test[[0, 6, 7, 39]] = 2 * train[[39, 7, 6, 0]]
+    assert twins_in_training(train, test) == Twins(40, 4)
 
 
 def test_of_many_test_images_some_are_looked_at(monkeypatch: pytest.MonkeyPatch) -> None:
