@@ -23,12 +23,13 @@ class Ended(Exception):
 def handled(numbers: Sequence[int | None], handler: Callable[[int, Any], None] | signal.Handlers) -> Iterator[None]:
     """Handle these signals, except those that the parent process ignores, as `nohup` does.
 
-    Outside the main thread nothing changes: the host program handles its signals there.
+    Outside the main thread nothing changes: the host program handles its signals there. Nor for a signal that the host
+    of an embedded Python handles in C (R, Julia): nobody could give it back.
     """
     old: dict[int, Any] = {}
     try:
         for number in numbers:
-            if number is not None and signal.getsignal(number) is not signal.SIG_IGN:
+            if number is not None and signal.getsignal(number) not in (None, signal.SIG_IGN):
                 old[number] = signal.signal(number, handler)
     except ValueError:  # not in the main thread
         pass

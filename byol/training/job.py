@@ -18,11 +18,11 @@ from byol.console import at_work, note, note_skipped, progress, warnings_as_note
 from byol.encoders.build import build_encoder, require_fit
 from byol.encoders.pretrained import Pretrained
 from byol.images.labels import holds_splits
-from byol.images.location import Location, location_of
+from byol.images.location import Location
 from byol.images.open import open_source
 from byol.images.source import ImageSource
 from byol.run import INPUTS, VAL_DATA
-from byol.strict_json import read_object
+from byol.strict_json import read_object, require_legal
 from byol.text import duration, printable
 from byol.training.begun import Begun, contents, identity, keeping_threads
 from byol.training.checkpoint import Checkpoint
@@ -36,7 +36,7 @@ from byol.training.model import BYOL
 from byol.training.parallel.processes import World, joined
 from byol.training.recipes.forecast import planned
 from byol.training.recipes.initial import Initial, read_initial
-from byol.training.recipes.settings import Job, settings_for
+from byol.training.recipes.settings import Job, job_of, settings_for
 from byol.training.resumed import (
     initial_again,
     reopened,
@@ -72,9 +72,11 @@ def train(
     Raises `ValueError` or `OSError` for whatever a user can cause, and `byol.signals.Ended` when stopped by a signal or
     out of memory.
     """
-    started = Path(init) if init else None
-    run_training(Job(location_of(str(images)), Path(out), val_data, resume, init=started, seconds=seconds), config)
-    return Path(out)
+    legal = "a byol.TrainConfig: byol.TrainConfig(epochs=50), or a preset of byol.training.recipes.presets.PRESETS"
+    require_legal(config is None or isinstance(config, TrainConfig), "config", config, legal)
+    job = job_of(images, out, val_data, resume, init, seconds)
+    run_training(job, config)
+    return job.out
 
 
 def run_training(

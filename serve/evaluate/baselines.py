@@ -18,7 +18,7 @@ from byol.children import run_command
 from byol.serve.encoder import Encoder
 from byol.serve.evaluate.sets import Evaluation
 from byol.serve.features.read import Features
-from byol.text import missing
+from byol.text import missing, reason_of
 
 SIDE = 32  # R in pixels, at most
 LIBRARIES = ("torchvision", "timm")  # whose architectures can be built anew
@@ -78,10 +78,15 @@ def open_compared(bundle: Path, device: str) -> tuple[Compared, str]:
     The untrained one is exported by another process, as torch has no place in this one, into a temporary folder.
     Raises as `Encoder`.
     """
-    lacks = _why_not_untrained(Bundle.open(bundle))
-    with tempfile.TemporaryDirectory(prefix="byol-untrained-") as folder:
+    if lacks := _why_not_untrained(Bundle.open(bundle)):
+        return Compared(bundle, device), lacks
+    try:
+        place = tempfile.TemporaryDirectory(prefix="byol-untrained-")
+    except OSError as error:
+        return Compared(bundle, device), f"there is no place to build it: {reason_of(error)}; set TMPDIR to another"
+    with place as folder:
         untrained = Path(folder) / "bundle"
-        lacks = lacks or run_command("export", str(bundle.absolute()), "--untrained", "--out", str(untrained))
+        lacks = run_command("export", str(bundle.absolute()), "--untrained", "--out", str(untrained))
         return Compared(bundle, device, None if lacks else untrained), lacks
 
 

@@ -9,6 +9,7 @@ import signal
 import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
+from multiprocessing.context import BaseContext
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from byol.serve.encoder import Encoder
 from byol.serve.extract.engine import Advance, Extraction
 from byol.serve.extract.resumable import Manifest, Share, Task, complete, fill, missing_sections
 from byol.serve.features.parts import Part
+from byol.text import reason_of
 
 POLL_SECONDS = 0.2
 
@@ -45,7 +47,7 @@ def extract_in_processes(crew: Crew, task: Task, digest: str, dim: int, advance:
         if next(missing_sections(task, parts, stored, finished), None) is None:  # begins the manifest
             return
         context = multiprocessing.get_context("spawn")
-        messages = context.Queue()
+        messages = _queue(context)
         workers = [
             context.Process(target=_work, args=(crew, task, Share(index, crew.count), messages), daemon=True)
             for index in range(crew.count)
@@ -60,6 +62,17 @@ def extract_in_processes(crew: Crew, task: Task, digest: str, dim: int, advance:
                 worker.join()
 
     return complete(task, parts, advance, compute)
+
+
+def _queue(context: BaseContext) -> Any:
+    """Where workers report. Raises `ValueError` where the system has no semaphores: without /dev/shm, say."""
+    try:
+        return context.Queue()
+    except (OSError, ImportError) as error:  # the latter from a Python built without them
+        raise ValueError(
+            f"several processes cannot talk to each other here: {reason_of(error)} (is there a /dev/shm that can be "
+            "written?); add --processes 1"
+        ) from error
 
 
 def _follow(workers: Sequence[BaseProcess], messages: Any, advance: Advance) -> None:

@@ -225,8 +225,13 @@ def cluster(address: str | None) -> Iterator[None]:
 
 
 def _take_back(handlers: Mapping[signal.Signals, Any]) -> None:
-    """Restore our signal handlers: Ray's end the process at once, sometimes with a page of addresses."""
+    """Restore our signal handlers: Ray's end the process at once, sometimes with a page of addresses.
+
+    None stands for one in C, of the program that embeds this Python. Unless Ray has replaced it, it stays.
+    """
     for number, handler in handlers.items():
+        if handler is None and signal.getsignal(number) is None:
+            continue
         with contextlib.suppress(ValueError):  # not in the main thread
             signal.signal(number, signal.SIG_DFL if handler is None else handler)
 

@@ -40,10 +40,14 @@ def said_during(call: Callable[[], object]) -> str:
     """Why a call fails, by the first error that ONNX Runtime logs meanwhile; "" when it logs none.
 
     It writes to file descriptor 2 and takes no function instead, so that is a file during the call. What anybody else
-    writes there appears afterwards. For a call that has failed silently before.
+    writes there appears afterwards. For a call that has failed silently before. Where no file can be made, it is not
+    called again.
     """
-    text = ""
-    with _one_at_a_time, tempfile.TemporaryFile() as file:
+    with _one_at_a_time, contextlib.ExitStack() as stack:
+        try:
+            file = stack.enter_context(tempfile.TemporaryFile())
+        except OSError:  # a container that nothing can be written in
+            return ""
         try:
             with _standard_error_in(file.fileno()), quiet(ERROR), contextlib.suppress(Exception):
                 call()

@@ -13,6 +13,7 @@ from itertools import chain
 import numpy as np
 from PIL import Image
 
+from byol.console import note
 from byol.images.source import ImageSource
 from byol.run import KNN_K, KNN_TEMPERATURE
 from byol.serve.evaluate.knn import KNNClassifier, Neighbours, unit_rows, without
@@ -21,7 +22,7 @@ from byol.serve.features.places import places_of
 from byol.serve.features.read import Features
 from byol.serve.report.measure import shown_names
 from byol.serve.report.pictures import SIDES, thumbnails
-from byol.text import on_one_line
+from byol.text import first_line, on_one_line
 
 SEED = 0
 SHOWN, QUERIES, NEIGHBOURS = 400, 48, 6  # at most 400 + 48 * 6 = 688 pictures
@@ -143,11 +144,17 @@ def _predicted(data: Evaluation, rows: np.ndarray, device: str) -> list[str | No
 
 
 def projections(x: np.ndarray) -> list[Projection]:
-    """Maps of features (M, D): PCA, and UMAP where umap-learn is installed and there are enough images for it."""
+    """Maps of features (M, D): PCA, and UMAP where umap-learn is installed and there are enough images for it.
+
+    Says so where it is installed and does not work.
+    """
     unit = unit_rows(x)  # cosine similarity is what kNN compares by
     maps = [principal_components(unit)]
     if importlib.util.find_spec("umap") and len(unit) > UMAP_NEIGHBOURS:
-        maps.append(_umap(unit))
+        try:
+            maps.append(_umap(unit))
+        except Exception as error:  # another package called umap, no NumPy for numba, no folder for its cache
+            note(f"UMAP is left out: umap-learn does not work here: {first_line(error)}")
     return maps
 
 

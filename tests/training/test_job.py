@@ -1,7 +1,9 @@
 """What a training finds out before it decodes an image, and what it remembers of its validation images."""
 
 import json
+import os
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -14,6 +16,8 @@ from byol.export.exporter import try_export
 from byol.signals import Ended
 from byol.training import exportable
 from byol.training.data import shared
+from byol.training.job import train
+from byol.training.recipes.settings import Job, job_of
 from byol.training.trainer import Trainer
 from tests.support.command_line import byol
 from tests.support.runs import run_training
@@ -66,6 +70,43 @@ def test_settings_that_cannot_work_are_refused_before_an_image_is_decoded(
     assert message in done.err
     assert "Traceback" not in done.err
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"seconds": "2h"}, "seconds is '2h'; expected a number above 0, such as 7200 for two hours"),
+        ({"seconds": 0}, "seconds is 0; expected"),
+        ({"seconds": -5.0}, "seconds is -5.0; expected"),
+        ({"seconds": float("nan")}, "seconds is nan; expected"),
+        ({"seconds": np.inf}, "seconds is inf; expected"),
+        ({"seconds": 10**400}, "seconds is 1000"),
+        ({"seconds": [60]}, r"seconds is \[60\]; expected"),
+        ({"config": {"epochs": 5}}, r"config is {'epochs': 5}; expected a byol\.TrainConfig"),
+        ({"config": "photos-cpu-1k"}, "config is 'photos-cpu-1k'; expected .* preset of .*PRESETS"),
+        ({"images": ["a.png", "b.png"]}, r"images is \['a.png', 'b.png'\]; expected a path or a URL"),
+        ({"images": None}, "no images: give DATA"),
+        ({"val_data": 5}, "val_data is 5; expected a path or a URL"),
+        ({"init": object}, "init is <class 'object'>; expected a path or a URL"),
+        ({"out": None}, "out is None; expected the folder of the run"),
+    ],
+)
+def test_arguments_of_no_use_are_refused_before_the_images_are_looked_for(tmp_path, arguments, message):
+    with pytest.raises(ValueError, match=rf"^{message}"):
+        train(**{"images": tmp_path / "nowhere", "out": tmp_path / "run", **arguments})
+    assert not (tmp_path / "run").exists()
+
+
+def test_arguments_of_any_suitable_type_are_taken(tmp_path):
+    (tmp_path / "photos").mkdir()
+    with os.scandir(tmp_path) as entries:
+        (entry,) = entries
+    job = job_of(entry, "run", b"val", False, "", np.int64(7200))
+    assert (job.data, job.out, job.val_data, job.init) == (tmp_path / "photos", Path("run"), Path("val"), None)
+    assert (job.seconds, json.dumps(job.seconds)) == (7200, "7200.0")
+    assert job_of("s3://bucket//photos", Path("run"), None, True, Path("old"), None) == Job(
+        "s3://bucket//photos", Path("run"), resume=True, init=Path("old")
+    )
 
 
 def test_what_cannot_be_resumed_is_refused_before_an_image_is_decoded(images, tmp_path, monkeypatch):

@@ -15,6 +15,7 @@ from byol.console import note
 from byol.images.location import Location, is_url, location_of
 from byol.images.named import is_named
 from byol.images.source import ImageSource
+from byol.strict_json import require_legal
 from byol.text import printable, url_without_secrets
 from byol.training.config import TrainConfig
 from byol.training.device import resolve_device
@@ -69,6 +70,42 @@ class Job:
         return replace(
             self, data=data, val_data=self.val_data or known.get("val_data"), init=init, tensorboard=tensorboard
         )
+
+
+def job_of(images: object, out: object, val_data: object, resume: bool, init: object, seconds: object) -> Job:
+    """What Python code asks for, whatever it passes. Raises `ValueError` for what is no place and no time."""
+    require_legal(out is not None, "out", out, "the folder of the run")
+    begun_from = _place("init", init)
+    return Job(
+        _place("images", images),
+        Path(_place("out", out) or ""),
+        _place("val_data", val_data),
+        resume,
+        init=None if begun_from is None else Path(begun_from),
+        seconds=_time(seconds),
+    )
+
+
+def _place(name: str, given: object) -> Location | None:
+    """A path or URL as a location; None for none, and for an empty text."""
+    if given is None:
+        return None
+    if not isinstance(given, str | bytes | os.PathLike):
+        raise ValueError(f"{name} is {given!r:.100}; expected a path or a URL")
+    text = str(given) if is_url(given) else os.fsdecode(given)  # of some URLs, `fspath` is the path alone
+    return location_of(text) if text else None
+
+
+def _time(given: object) -> float | None:
+    """Seconds, of any type that Python takes for a number, as the float that `config.json` can hold."""
+    if given is None:
+        return None
+    try:
+        seconds = float(given)  # type: ignore[arg-type]
+    except (TypeError, ValueError, OverflowError):
+        seconds = math.nan
+    require_legal(0 < seconds < math.inf, "seconds", given, "a number above 0, such as 7200 for two hours")
+    return seconds
 
 
 def _text(place: Location) -> str | None:

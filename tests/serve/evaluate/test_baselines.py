@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import importlib.util
 import json
 import re
@@ -231,6 +232,28 @@ def test_without_the_untrained_encoder_one_line_says_why(
     assert done.code == 0
     assert list(json.loads(done.out)["baselines"]) == ["pixels"]
     assert f"\nthe untrained encoder is left out: {line}\n" in f"\n{done.err}"
+
+
+@pytest.mark.parametrize(
+    ("libraries", "line"),
+    [
+        ((), "its architecture is of 'tests'"),
+        (("tests",), "there is no place to build it: no usable folder; set TMPDIR"),
+    ],
+)
+def test_it_is_left_out_where_there_is_no_temporary_folder(
+    place: Path, monkeypatch: pytest.MonkeyPatch, libraries: tuple[str, ...], line: str
+) -> None:
+    def no_folder(*_: object, **__: object) -> None:
+        raise FileNotFoundError(errno.ENOENT, "no usable folder")
+
+    found = importlib.util.find_spec
+    monkeypatch.setattr(baselines, "LIBRARIES", libraries)
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name, *rest: name == "torch" or found(name, *rest))
+    monkeypatch.setattr("tempfile.mkdtemp", no_folder)
+    compared, lacks = baselines.open_compared(place / "bundle", "cpu")
+    assert lacks.startswith(line)
+    assert list(compared.columns) == ["encoder", "pixels"]
 
 
 def test_what_is_stopped_leaves_no_folder(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:

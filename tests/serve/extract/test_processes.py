@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import multiprocessing
 import os
 import queue
 import random
@@ -15,7 +17,7 @@ from typing import Any
 
 import pytest
 
-from byol.serve.extract.processes import Crew, _follow, _take_share_of_machine
+from byol.serve.extract.processes import Crew, _follow, _queue, _take_share_of_machine
 from byol.serve.extract.resumable import Share
 from tests.support.command_line import byol
 from tests.support.folders import contents
@@ -148,6 +150,19 @@ def test_a_worker_that_ends_without_a_word_is_missed() -> None:
     messages.put((1, "done", None))
     with pytest.raises(ValueError, match="a worker process ended with status 0"):
         _follow([Worker(), Worker()], messages, lambda count: None)  # type: ignore[list-item]
+
+
+@pytest.mark.parametrize(
+    "error", [OSError(errno.ENOSYS, "Function not implemented"), ImportError("Function not implemented")]
+)
+def test_without_semaphores_one_process_is_advised(error: Exception, monkeypatch: pytest.MonkeyPatch) -> None:
+    def missing(*_: object) -> None:
+        raise error
+
+    context = multiprocessing.get_context("spawn")
+    monkeypatch.setattr(context, "Lock", missing)  # which a queue begins with
+    with pytest.raises(ValueError, match=r": Function not implemented \(is there a /dev/shm .*; add --processes 1$"):
+        _queue(context)
 
 
 def test_one_file_cannot_be_written_by_several(place: Path, tmp_path: Path) -> None:

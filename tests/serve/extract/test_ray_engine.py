@@ -23,7 +23,7 @@ import pytest
 from byol.files.regular import SourceUnavailable
 from byol.images.decode import Preprocess
 from byol.images.open import open_place, open_sections, rows_digest
-from byol.serve.extract.ray_engine import _batch, _decode, _for_workers, _readable
+from byol.serve.extract.ray_engine import _batch, _decode, _for_workers, _readable, _take_back
 from byol.serve.features.read import read_features
 from tests.support.command_line import byol
 from tests.support.folders import contents
@@ -185,6 +185,14 @@ def test_what_becomes_of_a_cluster_is_said_in_one_line() -> None:
         assert (type(_readable(task)), str(_readable(task))) == (kind, str(inner))
     defect = exceptions.RayTaskError("f", "Traceback ...", TypeError("ours")).as_instanceof_cause()
     assert _readable(defect) is defect
+
+
+def test_a_handler_in_c_that_ray_left_alone_stays(monkeypatch: pytest.MonkeyPatch) -> None:
+    now: dict[int, object] = {signal.SIGTERM: max, signal.SIGINT: None}
+    monkeypatch.setattr(signal, "getsignal", now.get)
+    monkeypatch.setattr(signal, "signal", now.__setitem__)
+    _take_back({signal.SIGTERM: min, signal.SIGINT: None})
+    assert now == {signal.SIGTERM: min, signal.SIGINT: None}
 
 
 def test_a_signal_ends_the_work_and_leaves_nothing_behind(place: Path, tmp_path: Path, short: Path) -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import os
+import tempfile
 import threading
 
 import pytest
@@ -58,6 +60,18 @@ def test_nothing_is_lost_when_the_call_raises(capfd: pytest.CaptureFixture[str],
 def test_without_a_standard_error(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("byol.serve.providers.messages.STDERR", 10_000)
     assert said_during(lambda: None) == ""
+
+
+def test_without_a_folder_to_write_in(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr(tempfile, "_get_default_tempdir", no_folder)
+    monkeypatch.setattr(tempfile, "tempdir", None)
+    assert said_during(lambda: write(PLAIN)) == ""
+    assert capfd.readouterr().err == ""
+
+
+def no_folder() -> str:
+    """What Python says where neither /tmp nor the current folder can be written in."""
+    raise FileNotFoundError(errno.ENOENT, "No usable temporary directory found in ['/tmp', '/']")
 
 
 def test_threads_take_turns(capfd: pytest.CaptureFixture[str]) -> None:

@@ -7,6 +7,7 @@ import csv
 import io
 import json
 import re
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -23,7 +24,7 @@ from byol.serve.features.read import Features
 from byol.serve.report import pictures
 from byol.serve.report.accuracies import MOST_CLASSES, confusion_figure, shown_classes
 from byol.serve.report.curves import POINTS, thinned
-from byol.serve.report.explore import Exploration, Found, Query, explore, principal_components
+from byol.serve.report.explore import Exploration, Found, Query, explore, principal_components, projections
 from byol.serve.report.measure import LABELS_PER_CLASS, Scores, few_amounts, measure
 from byol.serve.report.page import render
 from byol.serve.report.runs import Entry, open_entries, read_run
@@ -420,6 +421,23 @@ def test_umap_is_a_second_map(site, tmp_path):
     pytest.importorskip("umap", reason="umap-learn is not installed")
     page = made(tmp_path / "r.html", site / "bundle", "--train", site / "train", "--test", site / "test")
     assert "UMAP" in text_of(page)
+
+
+@pytest.mark.parametrize(
+    ("code", "reason"),
+    [
+        ("", "cannot import name 'UMAP' from 'umap'"),  # as the package of that name
+        (r"raise RuntimeError('no locator available\nA page of advice')", "no locator available\n"),
+    ],
+)
+def test_a_umap_that_does_not_work_is_left_out(tmp_path, monkeypatch, capfd, code, reason):
+    (tmp_path / "umap.py").write_text(code)
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "umap", raising=False)
+    x = np.random.default_rng(0).normal(size=(20, 4)).astype(np.float32)
+    assert [found.name for found in projections(x)] == ["PCA"]
+    sys.modules.pop("umap", None)
+    assert f"UMAP is left out: umap-learn does not work here: {reason}" in capfd.readouterr().err
 
 
 # ---------------------------------------------------------------------------------------------------- the page
