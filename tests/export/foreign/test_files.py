@@ -32,7 +32,8 @@ def test_between_two_unknown_encoders_nothing_is_guessed(tmp_path):
     torch.testing.assert_close(weights.encoder.state_dict(), online)
     assert weights.left == {"second": 120}
     refused(path, r"holds nothing under third\.\*; it holds first\.\* \(120\), second\.\* \(120\)", prefix="third")
-    refused(path, "already says what to take; leave out --from lightly", prefix="first", toolkit="lightly")
+    weights = foreign_encoder(path, "lightly", "resnet18", SIZE, prefix="second")
+    torch.testing.assert_close(weights.encoder.state_dict(), other.state_dict())
 
 
 def test_between_two_versions_of_a_model_nothing_is_guessed(tmp_path):
@@ -153,7 +154,7 @@ def test_a_truncated_checkpoint_and_one_without_tensors(tmp_path):
 
 def test_a_failed_export_leaves_the_old_bundle(tmp_path):
     path = saved(tmp_path / "a.pth", resnet(cifar=True).state_dict())
-    words = ("--from", "auto", "--image-size", str(SIZE), "--out", tmp_path / "bundle")
+    words = ("--from", "torchvision", "--image-size", str(SIZE), "--out", tmp_path / "bundle")
     assert byol("export", path, "--arch", "resnet18", *words).code == 0
     before = {p.name: p.read_bytes() for p in (tmp_path / "bundle").iterdir()}
     done = byol("export", path, "--arch", "resnet50", *words)
