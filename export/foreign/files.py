@@ -31,8 +31,13 @@ and only if you trust it, convert it:
   saved = {read}
   while isinstance(saved, dict) and (part := next((name for name in {containers} if name in saved), None)):
     saved = saved[part]
-  weights = saved if isinstance(saved, dict) else saved.state_dict()
-  save_file({{k: v.clone().contiguous() for k, v in weights.items()}}, {target!r})
+  weights = {{}}
+  for name, part in (saved if isinstance(saved, dict) else saved.state_dict()).items():
+    part = part.state_dict() if isinstance(part, torch.nn.Module) else part
+    for key, value in part.items() if isinstance(part, dict) else [('', part)]:
+      if isinstance(value, torch.Tensor):
+        weights[f'{{name}}.{{key}}'.rstrip('.')] = value.clone().contiguous()
+  save_file(weights, {target!r})
 and export {target}"""
 _READ = "torch.load({name!r}, map_location='cpu', weights_only=False)"
 _READ_SCRIPT = "torch.jit.load({name!r}, map_location='cpu')"

@@ -120,6 +120,23 @@ def test_a_whole_model_and_a_program_are_refused_with_ways_that_convert_them(tmp
         assert_same(foreign_encoder(Path(f"{name}.safetensors"), "auto", "resnet18", SIZE), features(resnet()))
 
 
+def test_the_conversion_keeps_the_parts_of_a_checkpoint_of_several_networks(tmp_path, monkeypatch):
+    """DINO's and iBOT's layout: networks of no usual container beside an `args`; the advice is run as it is printed."""
+    monkeypatch.chdir(tmp_path)
+    teacher = {f"backbone.{name}": value for name, value in resnet(0).state_dict().items()}
+    student = {f"module.backbone.{name}": value for name, value in resnet(1).state_dict().items()}
+    optimizer = {"state": {0: {"exp_avg": torch.zeros(2)}}, "param_groups": [{"lr": 0.1}]}
+    parts = {"epoch": 3, "student": student, "teacher": teacher, "optimizer": optimizer, "fp16_scaler": None}
+    torch.save({**parts, "args": argparse.Namespace(lr=1), "dino_loss": {"center": torch.zeros(1, 4)}}, "dino.pth")
+    with pytest.raises(ValueError, match="convert it:") as caught:
+        foreign_encoder(Path("dino.pth"), "auto", "resnet18", SIZE)
+    exec(textwrap.dedent(str(caught.value).partition("convert it:\n")[2].rpartition("\n")[0]), {})
+    refused(Path("dino.safetensors"), r"student\.\* \(122\), teacher\.\* \(122\).*--prefix PART")
+    for prefix, seed in (("teacher.backbone", 0), ("student.backbone", 1)):
+        weights = foreign_encoder(Path("dino.safetensors"), "auto", "resnet18", SIZE, prefix=prefix)
+        assert_same(weights, features(resnet(seed)))
+
+
 class Evil:
     def __reduce__(self):
         return print, ("run",)
