@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import torch
@@ -12,9 +13,11 @@ from byol.encoders.build import build_encoder
 from byol.encoders.pretrained import Pretrained, Three
 from byol.finetuning.checkpoint import read_finetuned
 from byol.pretrained import architecture_of, is_bundle, normalisation_of, read_pretrained, resize_of
-from byol.run import FINETUNE, is_run_folder
+from byol.run import FINETUNE, LAST, is_run_folder
 from byol.text import printable
 from byol.training.checkpoint import checkpoint_file, finite, read_checkpoint, task_of
+
+OF_ANOTHER = "for another toolkit's weights, add --from auto --arch NAME"
 
 
 def read_run(path: Path) -> Pretrained:
@@ -24,15 +27,32 @@ def read_run(path: Path) -> Pretrained:
     """
     if (path / MANIFEST).is_file():
         raise ValueError(f"{printable(path)} is a bundle; export the run or checkpoint it was made from")
+    _require_weights(path)
     if path.is_file() and path.suffix != ".safetensors":
-        raise ValueError(
-            f"{printable(path)} is not a byol checkpoint; for another toolkit's, add --from auto --arch NAME"
-        )
+        raise ValueError(f"{printable(path)} is not a byol checkpoint; {OF_ANOTHER}")
     file = checkpoint_file(path)
-    source = read_finetuned(file) if task_of(file) == FINETUNE else read_pretrained(file)
+    source = read_finetuned(file) if _task_at(path) == FINETUNE else read_pretrained(file)
     if not finite(source.encoder.state_dict()):
         raise ValueError(f"{printable(path)}: the encoder's weights are not all finite; export an earlier checkpoint")
     return source
+
+
+def _require_weights(path: Path) -> None:
+    """Raise `ValueError` for what holds no weights to read: an ONNX graph, and a folder that is no run."""
+    if path.suffix.lower() == ".onnx":
+        raise ValueError(f"{printable(path)} is an ONNX graph; export the checkpoint that it was made from")
+    if path.is_dir() and not (is_run_folder(str(path)) or os.path.lexists(path / LAST)):
+        what = "is neither a run nor a bundle; name the weights' file in it, and"
+        raise ValueError(f"{printable(path)} {what} {OF_ANOTHER}")
+
+
+def _task_at(path: Path) -> str:
+    try:
+        return task_of(path)
+    except ValueError as error:
+        if not path.is_file():  # a run, whose own checkpoint is damaged
+            raise
+        raise ValueError(f"{error}; {OF_ANOTHER}") from error
 
 
 def is_own(path: Path) -> bool:

@@ -52,6 +52,8 @@ def read_models(path: Path) -> dict[str, dict[str, Tensor]]:
     """
     if not path.is_file():
         raise ValueError(f"{path} is a folder; name a checkpoint file" if path.is_dir() else f"{path} does not exist")
+    if path.suffix.lower() == ".onnx":
+        raise ValueError(f"{printable(path)} is an ONNX graph; name the checkpoint that it was made from")
     if path.suffix == ".npz":
         return {"": _arrays(path)}
     if path.suffix == ".safetensors":

@@ -17,6 +17,7 @@ from byol.bundle.manifest import Origin
 from byol.bundle.schema import build, plain
 from byol.encoders.build import MeanPool, build_encoder
 from byol.export.foreign.toolkits import foreign_encoder
+from byol.export.source import read_run
 from byol.training.checkpoint import read_checkpoint
 from tests.support.command_line import byol
 from tests.support.inputs.foreign import SIZE, assert_same, features, refused, resnet, saved
@@ -135,6 +136,21 @@ def test_the_conversion_keeps_the_parts_of_a_checkpoint_of_several_networks(tmp_
     for prefix, seed in (("teacher.backbone", 0), ("student.backbone", 1)):
         weights = foreign_encoder(Path("dino.safetensors"), "auto", "resnet18", SIZE, prefix=prefix)
         assert_same(weights, features(resnet(seed)))
+
+
+def test_what_a_hub_offers_is_told_how_to_be_exported(tmp_path):
+    save_file({"a": torch.zeros(1)}, tmp_path / "model.safetensors", {"format": "pt"})
+    (tmp_path / "config.json").write_text('{"model_type": "vit"}')
+    (tmp_path / "model.onnx").write_bytes(b"")
+    advice = "for another toolkit's weights, add --from auto --arch NAME"
+    for path, message in (
+        (tmp_path / "model.safetensors", f"is not a byol checkpoint .*; {advice}"),
+        (tmp_path, f"is neither a run nor a bundle; name the weights' file in it, and {advice}"),
+        (tmp_path / "model.onnx", "is an ONNX graph; export the checkpoint that it was made from"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            read_run(path)
+    refused(tmp_path / "model.onnx", "is an ONNX graph; name the checkpoint")
 
 
 class Evil:
