@@ -41,7 +41,7 @@ OF_OTHERS = ("toolkit", "prefix", "arch", "image_size", "mean", "std")  # the op
     "--from",
     "toolkit",
     type=click.Choice(TOOLKITS),
-    help="The toolkit that wrote CHECKPOINT, if not byol; needs --arch.",
+    help="The toolkit that wrote CHECKPOINT, if not byol; needs --arch. Beside --prefix: whose CIFAR stem it is.",
 )
 @click.option(
     "--prefix", help="What the encoder's tensors begin with in a foreign CHECKPOINT, where that is not known."

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import torch
@@ -16,6 +17,8 @@ from byol.run import FINETUNE, LAST, is_run_folder
 from byol.text import printable
 from byol.training.checkpoint import checkpoint_file, finite, read_checkpoint, task_of
 
+OF_ANOTHER = "for another toolkit's weights, add --from auto --arch NAME"
+
 
 def read_run(path: Path) -> Pretrained:
     """The online encoder of a run folder or of one of its checkpoints, or what `byol finetune` made of an encoder.
@@ -24,22 +27,32 @@ def read_run(path: Path) -> Pretrained:
     """
     if (path / MANIFEST).is_file():
         raise ValueError(f"{printable(path)} is a bundle; export the run or checkpoint it was made from")
-    if path.suffix == ".onnx":
-        raise ValueError(f"{printable(path)} is a graph; name the file of weights that it was made from")
+    _require_weights(path)
     if path.is_file() and path.suffix != ".safetensors":
-        raise ValueError(
-            f"{printable(path)} is not a byol checkpoint; for another toolkit's, add --from auto --arch NAME"
-        )
-    if path.is_dir() and not is_run_folder(str(path)) and not (path / LAST).exists():
-        raise ValueError(
-            f"{printable(path)} is not a run of byol's; of another toolkit's, name the file of weights and add "
-            "--from auto --arch NAME"
-        )
+        raise ValueError(f"{printable(path)} is not a byol checkpoint; {OF_ANOTHER}")
     file = checkpoint_file(path)
-    source = read_finetuned(file) if task_of(file) == FINETUNE else read_pretrained(file)
+    source = read_finetuned(file) if _task_at(path) == FINETUNE else read_pretrained(file)
     if not finite(source.encoder.state_dict()):
         raise ValueError(f"{printable(path)}: the encoder's weights are not all finite; export an earlier checkpoint")
     return source
+
+
+def _require_weights(path: Path) -> None:
+    """Raise `ValueError` for what holds no weights to read: an ONNX graph, and a folder that is no run."""
+    if path.suffix.lower() == ".onnx":
+        raise ValueError(f"{printable(path)} is an ONNX graph; export the checkpoint that it was made from")
+    if path.is_dir() and not (is_run_folder(str(path)) or os.path.lexists(path / LAST)):
+        what = "is neither a run nor a bundle; name the weights' file in it, and"
+        raise ValueError(f"{printable(path)} {what} {OF_ANOTHER}")
+
+
+def _task_at(path: Path) -> str:
+    try:
+        return task_of(path)
+    except ValueError as error:
+        if not path.is_file():  # a run, whose own checkpoint is damaged
+            raise
+        raise ValueError(f"{error}; {OF_ANOTHER}") from error
 
 
 def is_own(path: Path) -> bool:

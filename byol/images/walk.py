@@ -20,10 +20,9 @@ JPEG = {".jpg", ".jpeg", ".jpe", ".jfif"}
 SUFFIXES = frozenset({*JPEG, ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm"})
 
 ENDINGS = tuple(os.fsencode(suffix) for suffix in SUFFIXES)
-NOT_READ = (
-    *(b".heic", b".heif", b".avif", b".jp2", b".jxl", b".svg"),
-    *(b".raw", b".dng", b".cr2", b".cr3", b".nef", b".arw", b".orf", b".rw2", b".raf"),  # as cameras write them
-)
+RAW = (b".raw", b".cr2", b".cr3", b".nef", b".arw", b".orf", b".raf", b".rw2", b".pef", b".dng")  # of cameras
+NOT_READ = (b".heic", b".heif", b".avif", b".jp2", b".jxl", b".svg", *RAW)
+NOT_READ = (b".heic", b".heif", b".avif", b".jp2", b".jxl", b".svg", *RAW)
 NOT_READ_REASON = "this format is not supported; convert the image to PNG or JPEG"
 CHUNK = 65_536  # names of a folder held as Python objects at a time
 OWN = os.fsencode(VIEWS)

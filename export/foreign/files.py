@@ -31,13 +31,13 @@ and only if you trust it, convert it:
   saved = {read}
   while isinstance(saved, dict) and (part := next((name for name in {containers} if name in saved), None)):
     saved = saved[part]
-  def tensors(part, name=""):
-    if torch.is_tensor(part):
-      yield name, part.detach().clone().contiguous()
-    part = part.state_dict() if hasattr(part, "state_dict") else part
-    for key in part if isinstance(part, dict) else ():
-      yield from tensors(part[key], f"{{name}}.{{key}}" if name else str(key))
-  save_file(dict(tensors(saved)), {target!r})
+  weights = {{}}
+  for name, part in (saved if isinstance(saved, dict) else saved.state_dict()).items():
+    part = part.state_dict() if isinstance(part, torch.nn.Module) else part
+    for key, value in part.items() if isinstance(part, dict) else [('', part)]:
+      if isinstance(value, torch.Tensor):
+        weights[f'{{name}}.{{key}}'.rstrip('.')] = value.clone().contiguous()
+  save_file(weights, {target!r})
 and export {target}"""
 _READ = "torch.load({name!r}, map_location='cpu', weights_only=False)"
 _READ_SCRIPT = "torch.jit.load({name!r}, map_location='cpu')"
@@ -52,6 +52,8 @@ def read_models(path: Path) -> dict[str, dict[str, Tensor]]:
     """
     if not path.is_file():
         raise ValueError(f"{path} is a folder; name a checkpoint file" if path.is_dir() else f"{path} does not exist")
+    if path.suffix.lower() == ".onnx":
+        raise ValueError(f"{printable(path)} is an ONNX graph; name the checkpoint that it was made from")
     if path.suffix == ".npz":
         return {"": _arrays(path)}
     if path.suffix == ".safetensors":

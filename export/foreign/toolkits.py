@@ -45,9 +45,9 @@ LAYOUTS = {
         ),
     ),
     "solo-learn": Layout(
-        ("backbone.", "encoder."),
+        ("backbone.", "encoder.", ""),  # the last: a backbone that was taken out of its checkpoint
         (
-            *("projector.", "predictor.", "classifier.", "knn.", "backbone.fc.", "encoder.fc."),
+            *("projector.", "predictor.", "classifier.", "knn.", "backbone.fc.", "encoder.fc.", "fc."),
             *("momentum_backbone.", "momentum_encoder.", "momentum_projector.", "momentum_classifier."),
         ),
     ),
@@ -76,6 +76,9 @@ _TORCHVISION_CUT = ("conv1", "bn1", "relu", "maxpool", "layer1", "layer2", "laye
 _LIGHTLY_CUT = ("conv1", "bn1", "layer1", "layer2", "layer3", "layer4")
 
 
+Split = tuple[dict[str, Tensor], dict[str, Tensor]]  # what is taken, under the encoder's names, and what is left
+
+
 @dataclass(frozen=True)
 class Weights:
     """An encoder in eval mode with foreign weights, how to rebuild and feed it, and what was done.
@@ -96,21 +99,23 @@ def foreign_encoder(path: Path, toolkit: str, arch: str, image_size: int | None,
     """The online encoder in a foreign checkpoint, as architecture `arch` (a torchvision ResNet or `timm:NAME`).
 
     `toolkit`: one of `TOOLKITS`; auto tries all. `image_size`: S, None for the usual one. `prefix`: take exactly the
-    tensors under it instead; it may also be, or begin with, one of several models in the file. timm's NAME may have the
-    tag of weights, whose input it then is. Raises `ValueError` when the file cannot be read, when a tensor is
-    unexplained, when more than one encoder could be meant, when the weights do not fit the architecture, or are not
-    finite.
+    tensors under it instead, of which the toolkit then says only how the first layer pads; it may also be, or begin
+    with, one of several models in the file. timm's NAME may have the tag of weights, whose input it then is. Raises
+    `ValueError` when the file cannot be read, when a tensor is unexplained, when more than one encoder, or first layer,
+    could be meant, when the weights do not fit the architecture, or are not finite.
     """
     plain = _untagged(arch)
-    tensors, others, prefix = _one_model(path, read_models(path), prefix or "")
+    given = (prefix or "").strip(".")
+    tensors, others, prefix = _one_model(path, read_models(path), given)
     tensors = haiku.torch_names(tensors)
-    if prefix and toolkit != "auto":
-        raise ValueError(f"--prefix {prefix} already says what to take; leave out --from {toolkit}")
     candidates = _candidates(tensors, toolkit, plain)
     if prefix:
         own, left = _under(path, tensors, prefix, plain)
-        writers = [name for name, (other, _) in candidates.items() if other.keys() == own.keys()]
-        candidates = dict.fromkeys(writers or [""], (own, left))
+        candidates = dict.fromkeys(_writers(candidates, own) if toolkit == "auto" else [toolkit], (own, left))
+    elif toolkit == "auto" and [*candidates] == ["solo-learn"]:  # names that many a module has
+        part = next(part for part in ("backbone", "encoder") if any(name.startswith(f"{part}.") for name in tensors))
+        choice = f"torchvision --prefix {'.'.join(filter(None, (given, part)))}"
+        candidates[choice] = candidates["solo-learn"]
     found: dict[str, Weights] = {}
     problems: dict[str, str] = {}
     for name, (own, left) in candidates.items():
@@ -123,6 +128,12 @@ def foreign_encoder(path: Path, toolkit: str, arch: str, image_size: int | None,
     _require_one_stem(path, found)
     weights = next(iter(found.values()))  # layouts that agree on all names took the same tensors
     return replace(weights, left=weights.left | others)
+
+
+def _writers(candidates: dict[str, Split], own: dict[str, Tensor]) -> list[str]:
+    """Who may have written what lies under a prefix; of unknown names, both ways to pad a CIFAR stem."""
+    writers = [name for name, (other, _) in candidates.items() if other.keys() == own.keys()]
+    return writers if set(writers) - {"solo-learn"} else ["torchvision", "solo-learn"]
 
 
 def _require_one_stem(path: Path, found: dict[str, Weights]) -> None:
@@ -152,15 +163,15 @@ def _one_model(
     return models[name], others, without_wrappers(rest if named else prefix.strip("."))
 
 
-def _candidates(
-    tensors: dict[str, Tensor], toolkit: str, arch: str
-) -> dict[str, tuple[dict[str, Tensor], dict[str, Tensor]]]:
+def _candidates(tensors: dict[str, Tensor], toolkit: str, arch: str) -> dict[str, Split]:
     """By layout, the tensors it takes (under the encoder's names) and those it leaves, if that explains all of them."""
     candidates = {}
     for name, layout in LAYOUTS.items():
         if toolkit not in ("auto", name) or (toolkit == "auto" and not _is_plain_enough(name, tensors, arch)):
             continue
         for prefix in layout.online:
+            if name == "solo-learn" and not prefix and not (_is_torchvisions(tensors, arch) and _is_bare(tensors)):
+                continue
             known = _classifier(tensors, arch) if name == "timm" else set()
             left = {n: v for n, v in tensors.items() if n.startswith(layout.left) or n in known}
             own = {n: v for n, v in tensors.items() if n not in left and n.startswith(prefix)}
@@ -170,9 +181,7 @@ def _candidates(
     return candidates
 
 
-def _under(
-    path: Path, tensors: dict[str, Tensor], prefix: str, arch: str
-) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+def _under(path: Path, tensors: dict[str, Tensor], prefix: str, arch: str) -> Split:
     """What lies under a prefix, but for a classifier at its end, and the rest."""
     inside = {name: name.removeprefix(f"{prefix}.") for name in tensors if name.startswith(f"{prefix}.")}
     classifier = _classifier(inside.values(), arch)
@@ -199,7 +208,15 @@ def _is_plain_enough(layout: str, tensors: dict[str, Tensor], arch: str) -> bool
     if layout not in ("torchvision", "swav"):
         return True
     fits = layout == "torchvision" or any(name.startswith(LAYOUTS[layout].left) for name in tensors)
-    return fits and not _is_timm(arch) and "conv1.weight" in tensors
+    return fits and _is_torchvisions(tensors, arch)
+
+
+def _is_torchvisions(tensors: dict[str, Tensor], arch: str) -> bool:
+    return not _is_timm(arch) and "conv1.weight" in tensors
+
+
+def _is_bare(tensors: dict[str, Tensor]) -> bool:
+    return all(name.startswith((*(f"{part}." for part in _TORCHVISION_CUT), "fc.")) for name in tensors)
 
 
 def _is_timm(arch: str) -> bool:

@@ -217,4 +217,4 @@ def _write_confusion(path: Path, classes: np.ndarray, counts: np.ndarray) -> Non
         writer = csv.writer(stream)
         names = [cell(str(name)) for name in classes]
         writer.writerow(["class", *names])
-        writer.writerows([name, *row] for name, row in zip(names, map(np.ndarray.tolist, counts), strict=True))
+        writer.writerows([name, *row.tolist()] for name, row in zip(names, counts, strict=True))

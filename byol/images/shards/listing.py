@@ -17,8 +17,9 @@ from byol.images.walk import Walk
 from byol.text import path_text, printable, reason_of
 
 AnyPath = Path | RemotePath
-PACKED = (b".tar.gz", b".tgz", b".tar.bz2", b".tbz2", b".tar.xz", b".txz", b".tar.zst", b".tar.lz4")
-PACKED_REASON = "a compressed archive has no random access; unpack it to .tar"
+_TARS = (b".tar.gz", b".tgz", b".tar.bz2", b".tbz2", b".tar.xz", b".txz", b".tar.zst", b".tar.lz4")
+PACKED = (*_TARS, b".zip", b".7z", b".rar")
+PACKED_REASON = "a compressed archive has no random access; unpack it to a folder or to .tar"
 # Why a shard may be left out of a listing; whatever else stops its opening is no fault of the file.
 _ITS_OWN = {errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.EACCES, errno.EPERM, errno.ELOOP, errno.EINVAL}
 

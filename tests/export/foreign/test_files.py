@@ -17,6 +17,7 @@ from byol.bundle.manifest import Origin
 from byol.bundle.schema import build, plain
 from byol.encoders.build import MeanPool, build_encoder
 from byol.export.foreign.toolkits import foreign_encoder
+from byol.export.source import read_run
 from byol.training.checkpoint import read_checkpoint
 from tests.support.command_line import byol
 from tests.support.inputs.foreign import SIZE, assert_same, features, refused, resnet, saved
@@ -32,7 +33,8 @@ def test_between_two_unknown_encoders_nothing_is_guessed(tmp_path):
     torch.testing.assert_close(weights.encoder.state_dict(), online)
     assert weights.left == {"second": 120}
     refused(path, r"holds nothing under third\.\*; it holds first\.\* \(120\), second\.\* \(120\)", prefix="third")
-    refused(path, "already says what to take; leave out --from lightly", prefix="first", toolkit="lightly")
+    weights = foreign_encoder(path, "lightly", "resnet18", SIZE, prefix="second")
+    torch.testing.assert_close(weights.encoder.state_dict(), other.state_dict())
 
 
 def test_between_two_versions_of_a_model_nothing_is_guessed(tmp_path):
@@ -119,18 +121,36 @@ def test_a_whole_model_and_a_program_are_refused_with_ways_that_convert_them(tmp
         assert_same(foreign_encoder(Path(f"{name}.safetensors"), "auto", "resnet18", SIZE), features(resnet()))
 
 
-def test_the_way_to_convert_reaches_into_parts_that_no_toolkit_names(tmp_path, monkeypatch):
-    """As DINO and iBOT save: two networks, an optimizer, a step, and the command's arguments."""
+def test_the_conversion_keeps_the_parts_of_a_checkpoint_of_several_networks(tmp_path, monkeypatch):
+    """DINO's and iBOT's layout: networks of no usual container beside an `args`; the advice is run as it is printed."""
     monkeypatch.chdir(tmp_path)
-    backbone = {f"module.backbone.{name}": value for name, value in resnet().state_dict().items()}
-    parts = {"student": resnet(1).state_dict(), "teacher": backbone, "args": argparse.Namespace(lr=1), "epoch": 3}
-    torch.save({**parts, "optimizer": {"state": {0: {"exp_avg": torch.zeros(2)}}}}, "full.pth")
+    teacher = {f"backbone.{name}": value for name, value in resnet(0).state_dict().items()}
+    student = {f"module.backbone.{name}": value for name, value in resnet(1).state_dict().items()}
+    optimizer = {"state": {0: {"exp_avg": torch.zeros(2)}}, "param_groups": [{"lr": 0.1}]}
+    parts = {"epoch": 3, "student": student, "teacher": teacher, "optimizer": optimizer, "fp16_scaler": None}
+    torch.save({**parts, "args": argparse.Namespace(lr=1), "dino_loss": {"center": torch.zeros(1, 4)}}, "dino.pth")
     with pytest.raises(ValueError, match="convert it:") as caught:
-        foreign_encoder(Path("full.pth"), "auto", "resnet18", SIZE)
-    advice = str(caught.value).partition("convert it:\n")[2].rpartition("\n")[0]
-    exec(textwrap.dedent(advice), {})
-    source = foreign_encoder(Path("full.safetensors"), "auto", "resnet18", SIZE, prefix="teacher.module.backbone")
-    assert_same(source, features(resnet()))
+        foreign_encoder(Path("dino.pth"), "auto", "resnet18", SIZE)
+    exec(textwrap.dedent(str(caught.value).partition("convert it:\n")[2].rpartition("\n")[0]), {})
+    refused(Path("dino.safetensors"), r"student\.\* \(122\), teacher\.\* \(122\).*--prefix PART")
+    for prefix, seed in (("teacher.backbone", 0), ("student.backbone", 1)):
+        weights = foreign_encoder(Path("dino.safetensors"), "auto", "resnet18", SIZE, prefix=prefix)
+        assert_same(weights, features(resnet(seed)))
+
+
+def test_what_a_hub_offers_is_told_how_to_be_exported(tmp_path):
+    save_file({"a": torch.zeros(1)}, tmp_path / "model.safetensors", {"format": "pt"})
+    (tmp_path / "config.json").write_text('{"model_type": "vit"}')
+    (tmp_path / "model.onnx").write_bytes(b"")
+    advice = "for another toolkit's weights, add --from auto --arch NAME"
+    for path, message in (
+        (tmp_path / "model.safetensors", f"is not a byol checkpoint .*; {advice}"),
+        (tmp_path, f"is neither a run nor a bundle; name the weights' file in it, and {advice}"),
+        (tmp_path / "model.onnx", "is an ONNX graph; export the checkpoint that it was made from"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            read_run(path)
+    refused(tmp_path / "model.onnx", "is an ONNX graph; name the checkpoint")
 
 
 class Evil:
@@ -167,7 +187,7 @@ def test_a_truncated_checkpoint_and_one_without_tensors(tmp_path):
 
 def test_a_failed_export_leaves_the_old_bundle(tmp_path):
     path = saved(tmp_path / "a.pth", resnet(cifar=True).state_dict())
-    words = ("--from", "auto", "--image-size", str(SIZE), "--out", tmp_path / "bundle")
+    words = ("--from", "torchvision", "--image-size", str(SIZE), "--out", tmp_path / "bundle")
     assert byol("export", path, "--arch", "resnet18", *words).code == 0
     before = {p.name: p.read_bytes() for p in (tmp_path / "bundle").iterdir()}
     done = byol("export", path, "--arch", "resnet50", *words)

@@ -135,13 +135,50 @@ SOLO_LEARNS_CIFAR = {"cifar": True, "padding": 2}  # conv1 of its methods/base.p
 def test_solo_learns_layout(tmp_path, prefix):
     for kind, stem in (({}, "imagenet"), (SOLO_LEARNS_CIFAR, "cifar-padded")):
         path, online = solo_learn(tmp_path / "byol.ckpt", prefix, **kind)
-        for toolkit in ("auto", "solo-learn"):
+        for toolkit in ("solo-learn", "auto")[: 1 if kind else 2]:
             weights = foreign_encoder(path, toolkit, "resnet18", SIZE)
             assert (weights.origin.toolkit, weights.stem) == ("solo-learn", stem)
             assert_same(weights, features(online))
-        weights = foreign_encoder(path, "auto", "resnet18", SIZE, prefix=prefix)
-        assert (weights.origin.toolkit, weights.stem) == (f"prefix {prefix}", stem)
-        assert_same(weights, features(online))
+            weights = foreign_encoder(path, toolkit, "resnet18", SIZE, prefix=prefix)
+            assert (weights.origin.toolkit, weights.stem) == (f"prefix {prefix}", stem)
+            assert_same(weights, features(online))
+
+
+BY_ONE_OR_TWO = r"--from torchvision \(cifar stem\) or --from solo-learn \(cifar-padded stem\)"
+
+
+@pytest.mark.parametrize("padding", [1, 2])
+def test_of_solo_learns_common_names_nobody_can_tell_who_padded(tmp_path, padding):
+    """`encoder`, `projector` and `predictor` are also what anybody calls them, whose first layer pads by 1."""
+    path, online = solo_learn(tmp_path / "own.ckpt", "encoder", cifar=True, padding=padding)
+    refused(
+        path,
+        r"say which: --from solo-learn \(cifar-padded stem\) or --from torchvision --prefix encoder \(cifar stem\)",
+    )
+    refused(path, BY_ONE_OR_TWO, prefix="encoder")
+    toolkit = "torchvision" if padding == 1 else "solo-learn"
+    assert_same(foreign_encoder(path, toolkit, "resnet18", SIZE, prefix="encoder"), features(online))
+
+
+def test_a_first_layer_below_a_prefix_is_padded_as_its_toolkit_does(tmp_path):
+    """solo-learn's MoCo v2 on CIFAR, whose queue and heads fit no layout of its BYOL."""
+    online = resnet(0, **SOLO_LEARNS_CIFAR)
+    online.fc = nn.Identity()
+    tensors = {f"backbone.{name}": value for name, value in online.state_dict().items()} | {"queue": torch.ones(2, 4)}
+    path = saved(tmp_path / "moco.ckpt", {"state_dict": tensors})
+    refused(path, "--prefix PART")
+    refused(path, BY_ONE_OR_TWO, prefix="backbone")
+    weights = foreign_encoder(path, "solo-learn", "resnet18", SIZE, prefix="backbone")
+    assert (weights.stem, weights.left) == ("cifar-padded", {"queue": 1})
+    assert_same(weights, features(online))
+
+
+def test_a_cifar_backbone_without_its_checkpoint_needs_its_toolkit(tmp_path):
+    for padding, toolkit in ((1, "torchvision"), (2, "solo-learn")):
+        model = resnet(0, cifar=True, padding=padding)
+        path = saved(tmp_path / "plain.pth", model.state_dict())
+        refused(path, BY_ONE_OR_TWO)
+        assert_same(foreign_encoder(path, toolkit, "resnet18", SIZE), features(model))
 
 
 def test_a_first_layer_that_two_toolkits_pad_differently_is_not_guessed(tmp_path):
@@ -161,7 +198,7 @@ def test_a_first_layer_that_two_toolkits_pad_differently_is_not_guessed(tmp_path
 
 def test_a_padded_first_layer_is_exported_and_loaded_again(tmp_path):
     path, online = solo_learn(tmp_path / "byol.ckpt", "backbone", **SOLO_LEARNS_CIFAR)
-    words = ("export", path, "--from", "auto", "--arch", "resnet18", "--image-size", str(SIZE))
+    words = ("export", path, "--from", "solo-learn", "--arch", "resnet18", "--image-size", str(SIZE))
     done = byol(*words, "--out", tmp_path / "bundle")  # which compares the graph with torch
     assert done.code == 0, done.err
     manifest = Bundle.open(tmp_path / "bundle").manifest
@@ -310,7 +347,7 @@ def test_the_command_says_what_it_took_and_writes_a_bundle(tmp_path):
     wrapped = {f"module._orig_mod.{name}": value for name, value in model.state_dict().items()}
     torch.save({"state_dict": wrapped}, tmp_path / "model.pth")
     done = byol(
-        *("export", tmp_path / "model.pth", "--from", "auto", "--arch", "resnet18", "--image-size", str(SIZE)),
+        *("export", tmp_path / "model.pth", "--from", "torchvision", "--arch", "resnet18", "--image-size", str(SIZE)),
         *("--out", tmp_path / "bundle"),
     )
     assert done.code == 0, done.err

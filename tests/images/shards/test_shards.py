@@ -247,9 +247,13 @@ def test_compressed_archives_are_listed_with_advice(tmp_path: Path) -> None:
         open_source(tmp_path)
     with pytest.raises(ValueError, match=r"a\.tar\.gz: a compressed archive has no random access; unpack it"):
         open_source(tmp_path / "a.tar.gz")
+    (tmp_path / "zips").mkdir()
+    (tmp_path / "zips" / "photos.ZIP").write_bytes(b"PK")
+    with pytest.raises(ValueError, match=r"holds no images.*; photos\.ZIP: .*unpack it to a folder"):
+        open_source(tmp_path / "zips")
     write_shard(tmp_path / "b.tar")
     source = open_source(tmp_path)
-    assert (list(source.ids), [item.path for item in source.skipped]) == (["0.png"], ["a.tar.gz"])
+    assert (list(source.ids), [item.path for item in source.skipped]) == (["0.png"], ["a.tar.gz", "zips/photos.ZIP"])
 
 
 def test_what_a_folder_of_shards_leaves_out_is_named(tmp_path: Path) -> None:
