@@ -172,6 +172,9 @@ def _run() -> None:
             note("Error: no more threads can be started; raise the limit on memory or processes")
             sys.exit(1)
         of_torch = ("allocate memory", "out of memory")  # on a CPU, on a GPU
+        if (why := _why_not_loaded(error)) is not None:
+            note(why)
+            sys.exit(1)
         if not isinstance(error, MemoryError) and not any(text in str(error) for text in of_torch):
             raise
         note(f"Error: not enough memory: {error}; use smaller images or batches")
@@ -188,6 +191,8 @@ def _why_not_loaded(error: Exception) -> str | None:
     by = str(error.name) if isinstance(error, ImportError) else type(error).__module__
     if by in PROTOBUF:
         return f"Error: onnx cannot be loaded: {first_line(error)}; reinstall onnx and protobuf"
+    if "torchvision::" in str(error) or "torchvision/_C" in str(error):
+        return f"Error: torchvision is not for this torch: {first_line(error)}; reinstall both, together"
     if not isinstance(error, ImportError):
         return None
     cause: BaseException | None = error

@@ -37,6 +37,11 @@ def interrupted() -> ImportError:
             VersionError("gencode 6.31.1 runtime 5.29.0.\nSee more"),
             "Error: onnx cannot be loaded: gencode 6.31.1 runtime",
         ),
+        (
+            RuntimeError("operator torchvision::nms does not exist"),
+            "Error: torchvision is not for this torch: operator",
+        ),
+        (ImportError("/x/torchvision/_C.so: undefined symbol: _ZN3c1"), "Error: torchvision is not for this torch: /x"),
         (ImportError("cannot import name 'runtime_version'", name="google.protobuf"), "Error: onnx cannot be loaded: "),
     ],
 )

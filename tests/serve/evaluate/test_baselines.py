@@ -250,8 +250,9 @@ def test_it_is_left_out_where_there_is_no_temporary_folder(
     found = importlib.util.find_spec
     monkeypatch.setattr(baselines, "LIBRARIES", libraries)
     monkeypatch.setattr(importlib.util, "find_spec", lambda name, *rest: name == "torch" or found(name, *rest))
-    monkeypatch.setattr("tempfile.mkdtemp", no_folder)
-    compared, lacks = baselines.open_compared(place / "bundle", "cpu")
+    with monkeypatch.context() as patch:
+        patch.setattr("tempfile.mkdtemp", no_folder)
+        compared, lacks = baselines.open_compared(place / "bundle", "cpu")
     assert lacks.startswith(line)
     assert list(compared.columns) == ["encoder", "pixels"]
 

@@ -63,15 +63,14 @@ def test_without_a_standard_error(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_without_a_folder_to_write_in(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> None:
-    monkeypatch.setattr(tempfile, "_get_default_tempdir", no_folder)
-    monkeypatch.setattr(tempfile, "tempdir", None)
-    assert said_during(lambda: write(PLAIN)) == ""
+    def no_folder() -> str:
+        raise FileNotFoundError(errno.ENOENT, "No usable temporary directory found in ['/tmp', '/']")
+
+    with monkeypatch.context() as patch:  # pytest itself needs one afterwards
+        patch.setattr(tempfile, "_get_default_tempdir", no_folder)
+        patch.setattr(tempfile, "tempdir", None)
+        assert said_during(lambda: write(PLAIN)) == ""
     assert capfd.readouterr().err == ""
-
-
-def no_folder() -> str:
-    """What Python says where neither /tmp nor the current folder can be written in."""
-    raise FileNotFoundError(errno.ENOENT, "No usable temporary directory found in ['/tmp', '/']")
 
 
 def test_threads_take_turns(capfd: pytest.CaptureFixture[str]) -> None:
