@@ -12,7 +12,7 @@ from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from pathlib import Path
 
 from byol.files.locks import LOCK, only_writer, only_writer_in
-from byol.files.names import OF_THE_SYSTEM, leftovers_of, new_name
+from byol.files.names import OF_THE_SYSTEM, is_of_a_browser, leftovers_of, new_name
 from byol.files.places import behind_links, must_stay
 from byol.text import printable
 
@@ -100,7 +100,7 @@ def _as_it_was(final: Path, before: set[str] | None) -> Iterator[None]:
     """
     with only_writer_in(final) if before is None and final.is_dir() else nullcontext():
         if final.is_dir():
-            come = contents(final) - (before or set())
+            come = {name for name in contents(final) - (before or set()) if not is_of_a_browser(name)}
         else:
             come = {final.name} if os.path.lexists(final) else set()
         if come:

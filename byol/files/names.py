@@ -18,8 +18,15 @@ OF_THE_SYSTEM = frozenset(
         *("@eaDir", "#recycle", "#snapshot", "@Recycle", "@Recently-Snapshot"),  # Synology's and QNAP's
     }
 )
+# What file browsers and file systems put into any folder, at any moment.
+OF_BROWSERS = frozenset({".DS_Store", "Thumbs.db", "desktop.ini", ".directory"})
 _RANDOM = re.compile(r"\.byol-[0-9a-f]{16}")
 _EXAMPLE = ".byol-" + "0" * 16
+
+
+def is_of_a_browser(name: str) -> bool:
+    """Whether a file browser or a network's file system made this, and nobody misses it."""
+    return name in OF_BROWSERS or name.startswith(("._", ".nfs"))
 
 
 def with_ending(name: str, ending: str) -> str:

@@ -34,10 +34,11 @@ class Readers(Executor):
         with self._lock:
             if self._closed:
                 raise RuntimeError("cannot schedule new futures after shutdown")
-            self._calls.put((future, partial(fn, *args, **kwargs)))
             if len(self._threads) < self._count:
-                self._threads.append(threading.Thread(target=_work, args=(self._calls,), name=self._name, daemon=True))
-                self._threads[-1].start()
+                thread = threading.Thread(target=_work, args=(self._calls,), name=self._name, daemon=True)
+                thread.start()  # a system that has no more threads refuses
+                self._threads.append(thread)
+            self._calls.put((future, partial(fn, *args, **kwargs)))
         return future
 
     def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:

@@ -23,7 +23,7 @@ from byol.images.open import open_source
 from byol.images.source import ImageSource
 from byol.run import INPUTS, VAL_DATA
 from byol.strict_json import read_object, require_legal
-from byol.text import duration, printable
+from byol.text import duration, quoted
 from byol.training.begun import Begun, contents, identity, keeping_threads
 from byol.training.checkpoint import Checkpoint
 from byol.training.config import TrainConfig
@@ -151,7 +151,7 @@ def _remedy(config: TrainConfig, world: World, run: RunFolder) -> str:
     less = in_less_memory(config, world.size)
     if not run.exists():
         return less
-    saved = f" and --init {printable(run.path)}, to start from its weights" if os.path.lexists(run.last) else ""
+    saved = f" and --init {quoted(run.path)}, to start from its weights" if os.path.lexists(run.last) else ""
     return f"{less}, in a new run with another --out{saved}; checkpoints are intact"
 
 

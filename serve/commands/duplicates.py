@@ -16,7 +16,7 @@ from byol.serve.commands.evaluation import note_nameless
 from byol.serve.commands.neighbors import pictures
 from byol.serve.commands.options import BUNDLE, device_option, json_option, show
 from byol.serve.limits import LARGEST_THRESHOLD, MOST_PAIRS, THRESHOLD
-from byol.text import printable
+from byol.text import printable, reason_of
 
 if TYPE_CHECKING:
     import numpy as np
@@ -82,11 +82,11 @@ def duplicates(
     search, found = _search(data, unfinished, threshold)
     values = _counts(data, search, found, threshold)
     _write(out, keep, data, found, threshold, line)
-    unfinished.remove()  # now nothing of it can be lost any more
     values |= {"keep": printable(keep)} if keep else {}
     values["out"] = printable(out)
     if draw and values["duplicates"]:
         values["grid"] = draw(search, found)
+    unfinished.remove()  # now nothing of it can be lost any more
     values["seconds"] = round(time.perf_counter() - start, 3)
     show(values, as_json)
 
@@ -238,7 +238,10 @@ def _search(data: Evaluation, unfinished: Unfinished, threshold: float) -> tuple
     except Stopped as error:
         text = "run the same command again to resume; at most a minute of work is lost"
         raise click.ClickException(f"{error}; {text}") from None
-    unfinished.save(found)
+    try:
+        unfinished.save(found)
+    except OSError as error:  # the results may still have room
+        note(f"the finished comparison cannot be kept, should writing its results fail: {reason_of(error)}")
     return search, found
 
 

@@ -20,7 +20,7 @@ from byol.run import (
     read_metrics,
     settings_digest,
 )
-from byol.text import printable, reason_of, told_apart
+from byol.text import printable, quoted, reason_of, told_apart
 
 Record = dict[str, float]
 
@@ -162,7 +162,7 @@ def read_run(path: Path) -> Run:
     if facts.get("task") == FINETUNE:
         raise ValueError(
             f"{printable(path)} was written by `byol finetune`; export it and give the bundle: "
-            f"byol export {printable(path)} --out BUNDLE"
+            f"byol export {quoted(path)} --out BUNDLE"
         )
     if "config" not in facts:
         raise ValueError(f"{name} holds no `config`; expected what `byol train` writes")

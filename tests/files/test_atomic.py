@@ -125,6 +125,19 @@ def test_what_comes_to_the_place_of_a_folder_during_the_work_stays(tmp_path, mon
     assert os.listdir(out) == ["a"]
 
 
+def test_what_a_file_browser_leaves_in_a_folder_during_the_work_ends_none(tmp_path):
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / "a").write_text("old")
+
+    def look():
+        for name in (".DS_Store", "Thumbs.db", "._a", ".nfs0001"):
+            (out / name).touch()
+
+    write_while(out, look)
+    assert (out / "a").read_text() == "new"
+
+
 def test_a_file_or_a_writer_that_comes_to_the_place_of_a_folder_is_not_replaced(tmp_path):
     with pytest.raises(FileExistsError, match="was about to be replaced, but file came"):
         write_while(tmp_path / "file", lambda: (tmp_path / "file").write_text("mine"))

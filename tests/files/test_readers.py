@@ -34,14 +34,29 @@ def test_results_come_in_order_and_errors_where_they_belong() -> None:
         pool.submit(halved, 1)
 
 
+def test_where_the_system_has_no_more_threads_that_is_the_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(_: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr(threading.Thread, "start", refuse)
+    with pytest.raises(RuntimeError, match="can't start new thread"), Readers(1, "read") as pool:
+        pool.submit(int)
+
+
 def test_the_end_waits_for_what_was_asked_for_but_not_for_what_hangs(monkeypatch: pytest.MonkeyPatch) -> None:
-    silent = threading.Event()
+    reading, silent = threading.Event(), threading.Event()
+
+    def read() -> None:
+        reading.set()
+        silent.wait(60)
+
     with Readers(1, "read") as pool:
         asked = [pool.submit(time.sleep, 0.01) for _ in range(3)]
     assert all(future.done() for future in asked)
     monkeypatch.setattr(readers, "GRACE", 0.05)
     pool = Readers(1, "read")
-    hanging, behind = pool.submit(silent.wait, 60), pool.submit(silent.wait, 60)
+    hanging, behind = pool.submit(read), pool.submit(read)
+    assert reading.wait(60)
     pool.shutdown(cancel_futures=True)
     assert behind.cancelled()
     assert not hanging.done()

@@ -212,6 +212,32 @@ def test_a_search_survives_a_failure_to_write_its_results(
     assert pairs(work / "p.parquet") == pairs(work / "whole.parquet")
 
 
+def test_a_search_survives_a_picture_that_fails(work: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    words = ("bundle", "photos", "--out", "p.parquet", "--grid", "grid.png")
+
+    def full(*_: object, **__: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("byol.serve.duplicates.write.draw_groups", full)
+        assert byol("duplicates", *words, "--threshold", NEAR, *CPU).code == 1
+    assert (work / "p.parquet.unfinished.npz").exists()
+    assert "resuming" in byol("duplicates", *words, "--threshold", NEAR, *CPU).err
+    assert not list(work.glob("*unfinished*"))
+
+
+def test_a_search_that_cannot_be_kept_still_gives_its_results(work: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    words = ("bundle", "photos", "--threshold", NEAR, *CPU)
+    assert byol("duplicates", *words, "--out", "whole.parquet").code == 0
+    monkeypatch.setattr(Unfinished, "save", full)
+    done = byol("duplicates", *words, "--out", "p.parquet")
+    assert (done.code, "cannot be kept" in done.err) == (0, True), done.err
+    assert pairs(work / "p.parquet") == pairs(work / "whole.parquet")
+
+
 def test_images_that_are_not_those_of_the_features_are_named_before_the_search(work: Path) -> None:
     assert byol("extract", "bundle", "photos", "--out", "f.parquet", "--device", "cpu").code == 0
     (work / "photos" / "c0" / "0.png").unlink()
