@@ -166,10 +166,7 @@ def _metadata(path: Path, file: Any) -> dict[str, str]:
     metadata: dict[str, str] = file.metadata() or {}
     if metadata.get("format") != FORMAT:
         found = metadata.get("format", "none")
-        raise ValueError(
-            f"{printable(path)} is not a byol checkpoint of format {FORMAT} (its format: {found}); weights of another "
-            "toolkit's are exported with `byol export FILE --from auto --arch NAME`"
-        )
+        raise ValueError(f"{printable(path)} is not a byol checkpoint of format {FORMAT} (its format: {found})")
     return metadata
 
 

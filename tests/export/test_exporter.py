@@ -287,7 +287,7 @@ def test_files_of_the_folder_one_works_in_are_not_run(bundle, tmp_path, monkeypa
 
 def test_what_cannot_be_exported_is_refused_with_advice(bundle, tmp_path):
     torch.save({}, tmp_path / "model.pth")
-    with pytest.raises(ValueError, match="for another toolkit's, add --from auto --arch NAME"):
+    with pytest.raises(ValueError, match="for another toolkit's weights, add --from auto --arch NAME"):
         export_bundle(tmp_path / "model.pth", tmp_path / "out")
     with pytest.raises(ValueError, match="is a bundle; export the run or checkpoint"):
         export_bundle(bundle, tmp_path / "out")
