@@ -31,7 +31,7 @@ def read_run(path: Path) -> Pretrained:
     if path.is_file() and path.suffix != ".safetensors":
         raise ValueError(f"{printable(path)} is not a byol checkpoint; {OF_ANOTHER}")
     file = checkpoint_file(path)
-    source = read_finetuned(file) if _task_at(path) == FINETUNE else read_pretrained(file)
+    source = read_finetuned(file) if _task(file, path) == FINETUNE else read_pretrained(file)
     if not finite(source.encoder.state_dict()):
         raise ValueError(f"{printable(path)}: the encoder's weights are not all finite; export an earlier checkpoint")
     return source
@@ -46,9 +46,10 @@ def _require_weights(path: Path) -> None:
         raise ValueError(f"{printable(path)} {what} {OF_ANOTHER}")
 
 
-def _task_at(path: Path) -> str:
+def _task(file: Path, path: Path) -> str:
+    """What a checkpoint `file` was made for, which is at `path` or in the run there."""
     try:
-        return task_of(path)
+        return task_of(file)
     except ValueError as error:
         if not path.is_file():  # a run, whose own checkpoint is damaged
             raise
