@@ -218,7 +218,7 @@ def require_labels(source: ImageSource, least_classes: int = 2) -> list[str]:
             f"{source.name} has only one class ({source.classes[0]}), but two or more are needed; pass the parent "
             "folder, with one sub-folder per class"
         )
-    if holds_splits(source.classes):
+    if holds_splits(source.ids, source.classes):
         raise ValueError(
             f"{source.name}: its folders {' and '.join(source.classes)} are parts of a data set, not classes; name one "
             f"of them, as in {source.name}/{source.classes[0]}"
@@ -227,9 +227,13 @@ def require_labels(source: ImageSource, least_classes: int = 2) -> list[str]:
     return [label for label in source.labels if label is not None]
 
 
-def holds_splits(classes: Sequence[str]) -> bool:
-    """Whether there are several classes, and all are named as parts of a data set are: its parent folder was given."""
-    return len(classes) > 1 and {name.lower() for name in classes} <= SPLIT_FOLDERS
+def holds_splits(ids: Sequence[str], classes: Sequence[str]) -> bool:
+    """Whether images lie in several folders, all named as parts of a data set are: the parent folder was given.
+
+    Labels that are no folders, as in an `.npz`, may be called so.
+    """
+    are_splits = len(classes) > 1 and {name.lower() for name in classes} <= SPLIT_FOLDERS
+    return are_splits and ids[0].partition("/")[0] in classes
 
 
 def require_known(train: Labelled, test: Labelled) -> None:

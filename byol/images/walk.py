@@ -22,7 +22,6 @@ SUFFIXES = frozenset({*JPEG, ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", "
 ENDINGS = tuple(os.fsencode(suffix) for suffix in SUFFIXES)
 RAW = (b".raw", b".cr2", b".cr3", b".nef", b".arw", b".orf", b".raf", b".rw2", b".pef", b".dng")  # of cameras
 NOT_READ = (b".heic", b".heif", b".avif", b".jp2", b".jxl", b".svg", *RAW)
-NOT_READ = (b".heic", b".heif", b".avif", b".jp2", b".jxl", b".svg", *RAW)
 NOT_READ_REASON = "this format is not supported; convert the image to PNG or JPEG"
 CHUNK = 65_536  # names of a folder held as Python objects at a time
 OWN = os.fsencode(VIEWS)

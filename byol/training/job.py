@@ -194,7 +194,7 @@ def _train(start: _Start, config: TrainConfig, source: ImageSource) -> None:
     world.require_same(done, "number of finished steps")
     if world.first:
         note_skipped(images.skipped)
-        if holds_splits(source.classes):
+        if holds_splits(source.ids, source.classes):
             note(f"warning: training on {' and '.join(source.classes)}; to keep test images apart, name one folder")
         if not continuing:
             run.create(config, {"data": facts, **plan, **contents(intake, trainer.computed)}, images.skipped)

@@ -12,7 +12,7 @@ import numpy as np
 
 from byol.bundle.folder import Bundle
 from byol.bundle.measured import Head
-from byol.images.labels import require_known, require_labels, require_short
+from byol.images.labels import holds_splits, require_known, require_labels, require_short
 from byol.images.location import Location, last_part
 from byol.images.open import open_source
 from byol.images.source import ImageSource, Skipped
@@ -196,7 +196,13 @@ def _require_labels(opened: ImageSource | Features, least_classes: int) -> None:
             f"{features.name}: {len(bare)} of {len(features)} rows have no label (first: {bare[0]})"
             f"{features.why and f', as {features.why}'}; extract again from a folder with one sub-folder per class"
         )
-    if len(set(features.labels)) < least_classes:
+    classes = sorted({label for label in features.labels if label is not None})
+    if holds_splits(features.ids, classes):
+        raise ValueError(
+            f"{features.name}: {' and '.join(classes)} are parts of a data set, not classes; extract each of these "
+            "folders by itself"
+        )
+    if len(classes) < least_classes:
         raise ValueError(
             f"{features.name} has only one class ({features.labels[0]}), but two or more are needed; extract the "
             "parent folder, with one sub-folder per class"

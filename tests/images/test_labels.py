@@ -305,6 +305,17 @@ def test_the_parent_of_train_and_test_has_no_classes(tmp_path: Path) -> None:
     assert require_labels(open_source(tmp_path / "vehicles")) == ["bus", "train"]
 
 
+def test_of_features_and_arrays_only_folders_are_splits(tmp_path: Path) -> None:
+    labels, x = np.array(["test", "train"]), np.eye(2, dtype=np.float32)
+    np.savez(tmp_path / "folders.npz", features=x, labels=labels, ids=np.array(["test/a.png", "train/b.png"]))
+    with pytest.raises(ValueError, match="test and train are parts of a data set, not classes; extract each"):
+        open_labelled(tmp_path / "folders.npz", None)
+    np.savez(tmp_path / "own.npz", features=x, labels=labels)
+    open_labelled(tmp_path / "own.npz", None)
+    np.savez(tmp_path / "images.npz", images=np.zeros((2, 8, 8, 3), np.uint8), labels=labels)
+    assert require_labels(open_source(tmp_path / "images.npz")) == ["test", "train"]
+
+
 def test_names_that_look_alike_are_said_to_differ(tmp_path: Path) -> None:
     for name, folder in (("composed", "Caf\u00e9"), ("decomposed", "Cafe\u0301")):
         write_images(tmp_path / name, {folder: 1, "bar": 1})
