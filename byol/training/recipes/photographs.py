@@ -1,7 +1,8 @@
 """Presets for photographs, by device and number of images. ImageNet's mean and deviation; no CIFAR crops.
 
-Our own; of photographs, no run of full length was measured yet. On a CPU: timm's ResNet-10 with its stem of three 3x3
-convolutions at 64 px, heads and rates as in `cifar10-cpu`.
+On a CPU, our own and measured (docs/first-run.md): timm's ResNet-10 with its stem of three 3x3 convolutions at 64 px,
+heads as in `cifar10-cpu`, and a target network that follows at once, as such runs take only some thousand steps
+(benchmarks/README.md).
 On a GPU: lightly's Imagenette settings (ResNet-18 at 128 px), for many images the paper's with ResNet-50 at 160 px.
 """
 
@@ -15,7 +16,7 @@ from byol.training.data.view_config import ViewConfig
 
 def photos_cpu_1k() -> TrainConfig:
     """A thousand photographs on a CPU: ResNet-10 at 64 px, 200 epochs."""
-    return photos_cpu_10k().replace(preset="photos-cpu-1k", batch_size=64, epochs=200)
+    return photos_cpu_10k().replace(preset="photos-cpu-1k", epochs=200)
 
 
 def photos_cpu_10k() -> TrainConfig:
@@ -29,13 +30,13 @@ def photos_cpu_10k() -> TrainConfig:
         image_size=64,
         view1=view,
         view2=replace(view, blur=0.1, solarize=0.2),
-        batch_size=128,
+        batch_size=64,
         epochs=40,
         optimizer="sgd",
-        lr=0.24,
+        lr=0.48,
         weight_decay=5e-4,
         warmup_epochs=1.0,
-        tau=0.97,
+        tau=0.85,
     )
 
 

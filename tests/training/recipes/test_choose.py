@@ -15,9 +15,9 @@ def found(images, side, grey=False):
     ("images", "side", "device", "preset", "size", "batch", "epochs"),
     [
         (900, 400, "cpu", "photos-cpu-1k", 64, 64, 222),
-        (4_710, 160, "cpu", "photos-cpu-10k", 64, 128, 85),
-        (50_000, 32, "cpu", "photos-cpu-100k", 48, 128, 20),
-        (1_300_000, 500, "cpu", "photos-cpu-100k", 64, 128, 10),
+        (4_710, 160, "cpu", "photos-cpu-10k", 64, 64, 85),
+        (50_000, 32, "cpu", "photos-cpu-100k", 48, 64, 20),
+        (1_300_000, 500, "cpu", "photos-cpu-100k", 64, 64, 10),
         (1_000, 224, "cuda", "photos-gpu-1k", 128, 128, 800),
         (9_469, 320, "cuda", "photos-gpu-10k", 128, 256, 422),
         (1_300_000, 500, "cuda", "photos-gpu-100k", 160, 512, 10),
