@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import json
 import os
 import re
+import shlex
 import subprocess
 import sys
 import tarfile
@@ -14,6 +16,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.support.command_line import byol
 from tests.support.documents import blocks, code
 from tests.support.small import REPOSITORY
 
@@ -23,9 +26,7 @@ pytestmark = pytest.mark.skipif(not ARCHIVE.exists(), reason="the photographs ar
 
 CLASSES = 10
 LABELLED = 20  # of each class
-PROGRAMS = f"""byol() {{ "{sys.executable}" -m byol "$@"; }}
-python() {{ "{sys.executable}" "$@"; }}
-"""
+PROGRAMS = f'python() {{ "{sys.executable}" "$@"; }}\n'
 
 
 @pytest.fixture
@@ -56,12 +57,17 @@ def commands() -> Iterator[tuple[str, list[str]]]:
 
 
 def shell(command: str, folder: Path) -> str:
-    """What a terminal shows of a command, which must succeed."""
-    environment = {**os.environ, "PYTHONPATH": str(REPOSITORY)}
+    """What a terminal in that folder shows of a command, which must succeed; `byol` runs in this process."""
+    program, *words = shlex.split(command)
+    if program == "byol":
+        with contextlib.chdir(folder):
+            outcome = byol(*words)
+        assert outcome.code == 0, f"{command}\n{outcome.err}"
+        return outcome.err + outcome.out
     done = subprocess.run(
         ["bash", "-euo", "pipefail", "-c", PROGRAMS + command],
         cwd=folder,
-        env=environment,
+        env={**os.environ, "PYTHONPATH": str(REPOSITORY)},
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,

@@ -288,6 +288,7 @@ def test_each_process_draws_its_own_stochastic_depth(images):
 def small_train(images, out, *more):
     """The words of a training of the smallest network that is checkpointed after every step."""
     words = ["train", str(images), "--out", str(out), "--preset", "demo", "--batch-size", "4", "--device", "cpu"]
+    words.append("--no-export-check")  # which takes seconds
     settings = ("checkpoint_every=1", "log_every=1", "projector_hidden=32", "predictor_hidden=32")
     chosen = ["--arch", "timm:test_resnet", *(word for setting in settings for word in ("--set", setting))]
     return [*words, *chosen, *more]
