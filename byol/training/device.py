@@ -15,6 +15,7 @@ from typing import Any
 import torch
 
 from byol.signals import Ended
+from byol.text import first_line
 
 # Images that a run sees in one size of views, from which compiling pays. On CUDA an estimate, not measured: compiling
 # takes about a minute, which a million images make up for at twice 8,000 images/s.
@@ -94,17 +95,22 @@ def compiler(on_trial: bool) -> Callable[[Callable[..., Any]], Callable[..., Any
 
 
 def compiled_or_eager(function: Callable[..., Any]) -> Callable[..., Any]:
-    """The compiled function; where this machine cannot compile (no Python headers), a warning and the plain one."""
+    """The compiled function; where this machine cannot compile (no Python headers), a warning and the plain one.
+
+    The backward pass is compiled with the forward pass, not when it is first needed, where nothing could catch that.
+    """
     call = torch.compile(function, dynamic=False)
 
     def guarded(*arguments: Any) -> Any:
         nonlocal call
         try:
-            return call(*arguments)
+            with torch._functorch.config.patch(force_non_lazy_backward_lowering=True):
+                return call(*arguments)
         except Exception as error:
             if call is function or _is_out_of_memory(error):
                 raise
-            warnings.warn(f"not compiled: {str(error).strip().partition(chr(10))[0]}", stacklevel=2)
+            reason = getattr(error, "inner_exception", error)  # the first line of torch's own only names its backend
+            warnings.warn(f"not compiled: {first_line(reason)}", stacklevel=2)
             call = function
             return call(*arguments)
 

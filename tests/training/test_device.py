@@ -1,9 +1,11 @@
 """What `auto` compiles, and what happens where compiling does not work."""
 
+from functools import partial
 from typing import Any
 
 import pytest
 import torch
+from torch._dynamo.backends.common import aot_autograd
 
 from byol.signals import Ended
 from byol.training import setup
@@ -75,6 +77,19 @@ def test_a_machine_that_cannot_compile_goes_on_without(monkeypatch):
     with pytest.warns(UserWarning, match=r"not compiled: fatal error: Python\.h: No such file or directory$"):
         assert guarded(torch.tensor(2)) == -2
     assert guarded(torch.tensor(3)) == -3  # and says it once
+
+
+def test_a_backward_pass_that_cannot_be_compiled_is_found_out_in_the_forward_pass(monkeypatch):
+    def broken(*_given):
+        raise RuntimeError("no such instruction")
+
+    backend = aot_autograd(fw_compiler=lambda graph, _: graph, bw_compiler=broken)
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend=backend))
+    guarded, x = compiled_or_eager(torch.sin), torch.zeros(3, requires_grad=True)
+    with pytest.warns(UserWarning, match="^not compiled: no such instruction$"):
+        found = guarded(x)
+    found.sum().backward()
+    assert torch.equal(x.grad, torch.ones(3))
 
 
 def test_errors_of_the_function_itself_are_raised(monkeypatch):
