@@ -26,6 +26,7 @@ from byol.serve.features.thumbnails import thumbnail
 from byol.serve.items import ImageItem, items_source
 from byol.serve.providers.plugins import unusable
 from byol.serve.session import Feeds, Session, open_session
+from byol.strict_json import fits, require_legal
 
 T = TypeVar("T")
 
@@ -169,8 +170,8 @@ def open_graph(
     `pictures`: heights and widths that the graph for any size will be given, besides its own S. `precision`: as of
     `open_session`. Raises `BundleError`, `DeviceError`, `SessionError`.
     """
-    if batch_size is not None and not 1 <= batch_size <= MAX_BATCH_SIZE:
-        raise ValueError(f"batch_size is {batch_size}; expected 1 to {MAX_BATCH_SIZE}")
+    is_legal = batch_size is None or (fits(batch_size, "int") and 1 <= batch_size <= MAX_BATCH_SIZE)
+    require_legal(is_legal, "batch_size", batch_size, f"a whole number, 1 to {MAX_BATCH_SIZE}")
     manifest, size = bundle.manifest, bundle.manifest.image_size
 
     def warm_up(device: str) -> Feeds:
