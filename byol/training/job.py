@@ -17,7 +17,6 @@ import torch
 from byol.console import at_work, note, note_skipped, progress, warnings_as_notes
 from byol.encoders.build import build_encoder, require_fit
 from byol.encoders.pretrained import Pretrained
-from byol.images.labels import holds_splits
 from byol.images.location import Location
 from byol.images.open import open_source
 from byol.images.source import ImageSource
@@ -36,7 +35,7 @@ from byol.training.model import BYOL
 from byol.training.parallel.processes import World, joined
 from byol.training.recipes.forecast import planned
 from byol.training.recipes.initial import Initial, read_initial
-from byol.training.recipes.settings import Job, job_of, settings_for
+from byol.training.recipes.settings import Job, job_of, settings_for, warn_of_splits
 from byol.training.resumed import (
     initial_again,
     reopened,
@@ -194,8 +193,7 @@ def _train(start: _Start, config: TrainConfig, source: ImageSource) -> None:
     world.require_same(done, "number of finished steps")
     if world.first:
         note_skipped(images.skipped)
-        if holds_splits(source.ids, source.classes):
-            note(f"warning: training on {' and '.join(source.classes)}; to keep test images apart, name one folder")
+        warn_of_splits(source)
         if not continuing:
             run.create(config, {"data": facts, **plan, **contents(intake, trainer.computed)}, images.skipped)
         run.remember(INPUTS, {**run.inputs(), **job.inputs()})
