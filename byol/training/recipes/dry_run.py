@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
 
-from byol.console import at_work, note
+from byol.console import at_work, note, note_several
 from byol.images.open import open_source
 from byol.images.source import ImageSource
 from byol.images.stamps import spread
@@ -87,6 +87,7 @@ def dry_run(
 
 def _measured(config: TrainConfig, job: Job, source: ImageSource, side: int) -> Forecast:
     some, decoding = _decoded(source, config, side)
+    note_several(some.several, len(some))
     knn, world = _monitor(config, job, source), World()
     note("timing a few steps")
     with at_work(lambda: "measuring"):
