@@ -24,6 +24,7 @@ from byol.text import as_message, printable
 if TYPE_CHECKING:
     from rich.progress import Progress
 
+    from byol.images.picture.pages import Several
     from byol.images.source import Skipped
 
 LISTED = 20
@@ -81,6 +82,17 @@ def note_skipped(skipped: Sequence[Skipped], listed_in: str = "", of: str = "") 
         note(f"  {printable(item.path)}: {item.reason}")
     if len(skipped) > LISTED:
         note(f"  and {len(skipped) - LISTED} more")
+
+
+def note_several(several: Several, images: int) -> None:
+    """Say how many of so many images are the first picture of a file that holds more."""
+    if several.count:
+        hold = "holds" if several.count == 1 else "hold"
+        names = ", ".join(map(printable, several.first)) + (", ..." if several.count > len(several.first) else "")
+        note(
+            f"{several.count:,} of {images:,} images {hold} several pictures (a stack or an animation), of which the "
+            f"first is read: {names}"
+        )
 
 
 @contextlib.contextmanager

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+import numbers
 import re
 from typing import Any
 
@@ -67,6 +68,13 @@ def require_legal(condition: bool, name: str, value: object, legal: str) -> None
     """Raises `ValueError` that names a setting, its value and the legal ones unless the condition holds."""
     if not condition:
         raise ValueError(f"{name} is {value!r:.100}; expected {legal}")
+
+
+def fits(value: object, kind: str) -> bool:
+    """Whether an argument is of a type that `check_fields` knows ("int", "float"); numbers may be NumPy's."""
+    if isinstance(value, numbers.Real) and not isinstance(value, int | float):
+        value = int(value) if isinstance(value, numbers.Integral) else float(value)
+    return _fits(value, kind)
 
 
 def _fits(value: object, kind: str) -> bool:

@@ -20,6 +20,7 @@ from byol.serve.items import ImageItem, open_images
 from byol.serve.pipeline import Pipeline, open_graph
 from byol.serve.providers.installed import is_plugin
 from byol.serve.session import Session
+from byol.strict_json import fits, require_legal
 from byol.text import as_message, printable
 
 _log = logging.getLogger(__name__)
@@ -77,6 +78,8 @@ def encoder_digest(bundle: Bundle, variant: str, device: str) -> str:
 
 def open_variant(bundle: Bundle, variant: str, device: str, batch_size: int | None) -> tuple[Session, str]:
     """A session on a precision variant, and that variant's name. Raises `ValueError` when the bundle lacks it."""
+    legal = f"auto, {', '.join(VARIANTS)}, {BF16}"
+    require_legal(fits(variant, "str"), "variant", variant, legal)
     held = [name for name, file in VARIANTS.items() if file in bundle.manifest.files]
     if variant == BF16:
         return open_graph(bundle, ENCODER, device, batch_size, shares_cores=True, precision=BF16), BF16
@@ -85,7 +88,7 @@ def open_variant(bundle: Bundle, variant: str, device: str, batch_size: int | No
             f"variant is {variant!r}, but {bundle.folder} holds {', '.join(held)}; "
             f"export it again with --precision {variant}"
             if variant in VARIANTS
-            else f"variant is {variant!r}; expected auto, {', '.join(VARIANTS)}, {BF16}"
+            else f"variant is {variant!r}; expected {legal}"
         )
 
     def opened(name: str, where: str) -> Session:

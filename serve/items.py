@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 from PIL import Image
@@ -16,6 +16,7 @@ from byol.images.picture.extent import forget_extent
 from byol.images.picture.read import read_image, to_rgb
 from byol.images.source import ImageSource
 from byol.images.surroundings import Anchors, UnreadableImage
+from byol.strict_json import require_legal
 from byol.text import printable
 
 ImageItem = str | os.PathLike[str] | Image.Image | np.ndarray
@@ -36,6 +37,8 @@ def items_source(items: Sequence[ImageItem] | np.ndarray) -> ImageSource:
     """A source of numbered items. Raises `ValueError` for a single item outside a list."""
     if isinstance(items, str | os.PathLike | Image.Image):
         raise ValueError(f"expected a list of images, found one {type(items).__name__}; put it in a list")
+    legal = "a list of paths, Pillow images or uint8 arrays (H, W, 3)"
+    require_legal(isinstance(items, Iterable), "images", items, legal)
     items = list(items)
     names = [_item_name(i, item) for i, item in enumerate(items)]
     anchors = Anchors()

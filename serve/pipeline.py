@@ -18,6 +18,7 @@ from byol.bundle.folder import Bundle
 from byol.bundle.parity import BF16, GATES, compare_features
 from byol.images.decode import decode_all
 from byol.images.picture.budget import PIXELS
+from byol.images.picture.pages import is_first_of_several
 from byol.images.source import ImageSource, Skipped
 from byol.images.surroundings import UnreadableImage
 from byol.limits import MAX_BATCH_SIZE
@@ -26,6 +27,7 @@ from byol.serve.features.thumbnails import thumbnail
 from byol.serve.items import ImageItem, items_source
 from byol.serve.providers.plugins import unusable
 from byol.serve.session import Feeds, Session, open_session
+from byol.strict_json import fits, require_legal
 
 T = TypeVar("T")
 
@@ -36,13 +38,14 @@ BATCH_SIZES = {"cpu": 32, "cuda": 256}
 @dataclass(frozen=True)
 class Batch:
     """`indices` into the source, `outputs` float32 (len(indices), D), the images skipped on the way, and if asked for
-    the `thumbnails` of those at `indices`.
+    the `thumbnails` of those at `indices`. `several`: which of these are the first of several pictures in a file.
     """
 
     indices: list[int]
     outputs: np.ndarray
     skipped: list[Skipped]
     thumbnails: list[bytes] = field(default_factory=list)
+    several: list[int] = field(default_factory=list)
 
 
 class Pipeline:
@@ -101,9 +104,9 @@ class Pipeline:
         current: ImageSource | None = None
         batch = Batch([], pixels[:0], [])
 
-        def seen(image: Image.Image) -> tuple[np.ndarray, list[bytes]]:
+        def seen(image: Image.Image) -> tuple[np.ndarray, list[bytes], bool]:
             square = self._transform(image)
-            return square, [thumbnail(square, thumbnails)] if thumbnails else []
+            return square, [thumbnail(square, thumbnails)] if thumbnails else [], is_first_of_several(image)
 
         for source, index, result in decode_all(sources, seen, threads, self._transform.least_side):
             if current is not None and current is not source and (batch.indices or batch.skipped):
@@ -113,9 +116,10 @@ class Pipeline:
             if isinstance(result, UnreadableImage):
                 batch.skipped.append(Skipped(source.ids[index], str(result)))
                 continue
-            pixels[len(batch.indices)], pictures = result
+            pixels[len(batch.indices)], pictures, is_first = result
             batch.indices.append(index)
             batch.thumbnails.extend(pictures)
+            batch.several.extend([index] if is_first else [])
             if len(batch.indices) == self.batch_size:
                 yield source, self._computed(batch, pixels, source)
                 batch = Batch([], pixels[:0], [])
@@ -169,8 +173,8 @@ def open_graph(
     `pictures`: heights and widths that the graph for any size will be given, besides its own S. `precision`: as of
     `open_session`. Raises `BundleError`, `DeviceError`, `SessionError`.
     """
-    if batch_size is not None and not 1 <= batch_size <= MAX_BATCH_SIZE:
-        raise ValueError(f"batch_size is {batch_size}; expected 1 to {MAX_BATCH_SIZE}")
+    is_legal = batch_size is None or (fits(batch_size, "int") and 1 <= batch_size <= MAX_BATCH_SIZE)
+    require_legal(is_legal, "batch_size", batch_size, f"a whole number, 1 to {MAX_BATCH_SIZE}")
     manifest, size = bundle.manifest, bundle.manifest.image_size
 
     def warm_up(device: str) -> Feeds:

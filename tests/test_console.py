@@ -11,6 +11,7 @@ import pytest
 
 from byol import console
 from byol.images.open import open_source
+from byol.images.picture.pages import Several
 from byol.machine import NO_DRIVER
 
 
@@ -40,6 +41,23 @@ def test_the_device_is_said_where_there_was_a_choice(
     said = capsys.readouterr().err
     assert said.startswith(line)
     assert said.count("\n") == bool(line)
+
+
+@pytest.mark.parametrize(
+    ("several", "line"),
+    [
+        (Several(), ""),
+        (Several(1, ("a.gif",)), "1 of 3,000 images holds several pictures (a stack or an animation), of which the "),
+        (Several(2, ("a.tif", "b\n.tif")), "first is read: a.tif, b\\n.tif\n"),
+        (Several(12, ("a.tif", "b.tif", "c.tif")), "12 of 3,000 images hold several pictures"),
+        (Several(12, ("a.tif", "b.tif", "c.tif")), "of which the first is read: a.tif, b.tif, c.tif, ...\n"),
+    ],
+)
+def test_stacks_and_animations_are_one_line(several: Several, line: str, capsys: pytest.CaptureFixture[str]) -> None:
+    console.note_several(several, 3000)
+    said = capsys.readouterr().err
+    assert line in said
+    assert said.count("\n") == bool(several.count)
 
 
 @pytest.mark.parametrize(("encoding", "shown"), [("latin-1", b"\\u0141\xe9"), ("utf-8", "\u0141\u00e9".encode())])

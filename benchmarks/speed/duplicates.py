@@ -130,7 +130,7 @@ KINDS: dict[str, Callable[[Picture], Picture]] = {
 @click.option("--out", type=click.Path(path_type=Path), required=True)
 def planted(bundle: Path, photos: Path, out: Path) -> None:
     encoder, source = Encoder(bundle, device="cpu"), open_source(photos)
-    features, _ = collect(encoder, source, lambda _: None)
+    features, *_ = collect(encoder, source, lambda _: None)
     unit = unit_rows(features.x)
     count = len(unit)
     cosines = (unit @ unit.T)[np.triu_indices(count, 1)]

@@ -36,6 +36,7 @@ from byol.files.places import require_folder_place
 from byol.files.regular import open_regular, read_regular, sha256_of
 from byol.limits import limit
 from byol.run import is_run_folder
+from byol.strict_json import require_legal
 from byol.text import printable, quoted, reason_of
 
 _MOST_PADDING = 65_536  # bytes in a file of weights behind the last one
@@ -52,6 +53,7 @@ class Bundle:
     @classmethod
     def open(cls, folder: str | os.PathLike[str]) -> Bundle:
         """Read and check the manifest; other files are checked when read. Raises `BundleError`."""
+        require_legal(isinstance(folder, str | os.PathLike), "bundle", folder, "the path of a bundle")
         path = Path(folder)
         if not path.is_dir():
             raise BundleError(f"{printable(path)} is not a folder; expected a bundle: {_export(path)}")

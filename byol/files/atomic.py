@@ -12,7 +12,7 @@ from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from pathlib import Path
 
 from byol.files.locks import LOCK, only_writer, only_writer_in
-from byol.files.names import OF_THE_SYSTEM, is_of_a_browser, leftovers_of, new_name
+from byol.files.names import is_of_a_browser, is_of_the_system, leftovers_of, new_name
 from byol.files.places import behind_links, must_stay
 from byol.text import printable
 
@@ -147,8 +147,9 @@ def _fill(final: Path, new: Path, last: str) -> None:
         if (final / name).is_dir():
             remove(final / name)
         os.replace(new / name, final / name)
-    for name in set(os.listdir(final)) - names - {new.name, LOCK} - OF_THE_SYSTEM:
-        remove(final / name)
+    for name in set(os.listdir(final)) - names - {new.name, LOCK}:
+        if not is_of_the_system(name):
+            remove(final / name)
     sync(final)
     os.replace(new / last, final / last)
     new.rmdir()
@@ -161,9 +162,9 @@ def is_half_filled(folder: Path) -> bool:
 
 
 def contents(folder: Path) -> set[str]:
-    """The names in a folder, without our lock, leftovers of killed writers and `OF_THE_SYSTEM`."""
+    """The names in a folder, without our lock, leftovers of killed writers and folders of the system's own."""
     left = {path.name for path in leftovers_of(_new_in(folder), ".tmp")}
-    return set(os.listdir(folder)) - left - {LOCK} - OF_THE_SYSTEM
+    return {name for name in os.listdir(folder) if not is_of_the_system(name)} - left - {LOCK}
 
 
 def _new_in(folder: Path) -> Path:

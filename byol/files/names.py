@@ -12,16 +12,23 @@ from pathlib import Path
 MOST_BYTES = 255  # of a file's name, on all common file systems
 
 # Folders that systems keep on a disk or share, for what was deleted, for thumbnails and for snapshots: nobody's images.
-OF_THE_SYSTEM = frozenset(
+# In small letters: some systems write them otherwise. (`.snapshot` is hidden as it is.)
+_OF_THE_SYSTEM = frozenset(
     {
-        *("lost+found", "System Volume Information", "$RECYCLE.BIN"),
-        *("@eaDir", "#recycle", "#snapshot", "@Recycle", "@Recently-Snapshot"),  # Synology's and QNAP's
+        *("lost+found", "system volume information", "$recycle.bin"),
+        *("@eadir", "#recycle", "#snapshot", "@recycle", "@recently-snapshot"),  # Synology's and QNAP's
+        "~snapshot",  # NetApp's
     }
 )
 # What file browsers and file systems put into any folder, at any moment.
 OF_BROWSERS = frozenset({".DS_Store", "Thumbs.db", "desktop.ini", ".directory"})
 _RANDOM = re.compile(r"\.byol-[0-9a-f]{16}")
 _EXAMPLE = ".byol-" + "0" * 16
+
+
+def is_of_the_system(name: str) -> bool:
+    """Whether a folder of this name is the system's own, not its user's."""
+    return name.lower() in _OF_THE_SYSTEM
 
 
 def is_of_a_browser(name: str) -> bool:

@@ -24,11 +24,13 @@ from byol.files.atomic import remove, sync
 from byol.files.locks import only_writer
 from byol.files.places import lowest_there
 from byol.files.regular import read_regular
+from byol.images.picture.pages import Several
 from byol.strict_json import read_object
 from byol.text import printable, reason_of
 
 DEFAULT_GB = 100.0
 META = "meta.json"
+SEVERAL = "several"  # its key for what entries of earlier versions do not say
 ARRAYS = ("pixels.npy", "aspect.npy", "indices.npy")
 MOST_META = 256 << 20  # bytes: it lists the images that could not be read
 WEEK = 7 * 86_400  # seconds
@@ -252,6 +254,7 @@ def read_meta(folder: Path) -> dict[str, Any]:
     listed = [*meta["listed"], *meta["unreadable"]] if _has_types(meta) else None
     if listed is None or not all(_is_skipped(item) for item in listed):
         raise ValueError("it is not the meta.json of an entry")
+    Several.read(meta.get(SEVERAL))
     return meta
 
 

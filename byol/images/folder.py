@@ -24,7 +24,7 @@ from byol.images.picture.read import read_image
 from byol.images.source import ImageSource, Skipped
 from byol.images.stamps import ListedFiles
 from byol.images.surroundings import GO_ON, Anchors
-from byol.images.walk import CHUNK, Skip, Walk
+from byol.images.walk import CHUNK, Skip, Walk, folded
 from byol.text import path_text, printable
 
 
@@ -60,7 +60,9 @@ def folder_source(tree: Tree) -> ImageSource:
     """All images below a folder, in the order of their paths' bytes; the first folder of a path is the class."""
     skipped: list[Skipped] = []
     paths = tree.walk(lambda path, reason: skipped.append(Skipped(path_text(path), reason)))
-    return _section(tree, paths, skipped)
+    source = _section(tree, paths, skipped)
+    skipped[:] = folded(skipped)  # complete only now
+    return source
 
 
 def folder_sections(
@@ -110,7 +112,7 @@ def folder_sections(
         end = known.popleft() if known else None
         skipped: list[Skipped] = []
         source = _section(tree, section(end), skipped)
-        skipped += found[:inside]
+        skipped += folded(found[:inside])
         del found[:inside]
         last: bytes = end or source.ids.raw[-1].as_py()  # type: ignore[attr-defined]
         yield source, last

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import heapq
 import os
-from collections.abc import Callable, Iterable, Iterator
+import re
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from byol.files import names
+from byol.files.names import is_of_the_system
 from byol.files.regular import NO_FILE, SourceUnavailable
+from byol.images.source import Skipped
 from byol.images.surroundings import ITS_OWN, Anchors, unavailable
 from byol.run import OWN_VIEWS, VIEWS, is_run_folder
 from byol.text import printable, reason_of
@@ -25,8 +27,8 @@ NOT_READ = (b".heic", b".heif", b".avif", b".jp2", b".jxl", b".svg", *RAW)
 NOT_READ_REASON = "this format is not supported; convert the image to PNG or JPEG"
 CHUNK = 65_536  # names of a folder held as Python objects at a time
 OWN = os.fsencode(VIEWS)
-OF_THE_SYSTEM = frozenset(map(os.fsencode, names.OF_THE_SYSTEM))
 NOT_YOURS = "a folder of the system's own, for deleted files, thumbnails or snapshots"
+_LIKE_IT = re.compile(re.escape(NOT_YOURS) + r", like ([0-9]+) more")
 TWICE = "symbolic link to a folder that is already listed"
 
 Skip = Callable[[bytes, str], None]  # called with a path and why it is left out
@@ -45,6 +47,22 @@ def judge_image(name: bytes) -> str | None:
     return "" if is_image(name) else None
 
 
+def folded(skipped: Sequence[Skipped]) -> list[Skipped]:
+    """What was left out, with the system's own folders as one item: a NAS keeps one in each folder of photographs."""
+    own = [item for item in skipped if _systems(item)]
+    count = sum(map(_systems, own))
+    if count < 2:
+        return list(skipped)
+    one = Skipped(own[0].path, f"{NOT_YOURS}, like {count - 1} more")
+    return [one if item is own[0] else item for item in skipped if item is own[0] or not _systems(item)]
+
+
+def _systems(item: Skipped) -> int:
+    """How many of the system's own folders an item stands for."""
+    found = _LIKE_IT.fullmatch(item.reason)
+    return int(found[1]) + 1 if found else int(item.reason == NOT_YOURS)
+
+
 def merged(images: Iterable[bytes], folders: Iterable[bytes]) -> Iterator[bytes]:
     """Sorted images and the folders beside them in the order of their paths; folders end in a slash, as paths go on."""
     return heapq.merge(images, sorted(name + b"/" for name in folders))
@@ -54,7 +72,7 @@ class Walk:
     """The files below a folder that `judge` accepts (by default images), as relative paths, sorted by their bytes.
 
     A link to a folder is followed if it leads out of everything walked; a folder reached twice counts once. Hidden
-    files and folders do not count, nor do those of the system (`OF_THE_SYSTEM`). A folder that cannot be listed ends
+    files and folders do not count, nor do those of the system (`is_of_the_system`). A folder that cannot be listed ends
     the walk: nobody knows what it holds.
     """
 
@@ -142,7 +160,7 @@ def _entries(path: bytes, judge: Judge) -> tuple[Iterator[bytes], dict[bytes, st
                 continue
             verdict = judge(entry.name)
             if _is_folder(entry):
-                if entry.name in OF_THE_SYSTEM:
+                if is_of_the_system(os.fsdecode(entry.name)):
                     left_out[entry.name] = NOT_YOURS
                 else:
                     folders.append(entry.name)

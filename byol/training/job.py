@@ -14,10 +14,9 @@ from typing import Any
 
 import torch
 
-from byol.console import at_work, note, note_skipped, progress, warnings_as_notes
+from byol.console import at_work, note, note_several, note_skipped, progress, warnings_as_notes
 from byol.encoders.build import build_encoder, require_fit
 from byol.encoders.pretrained import Pretrained
-from byol.images.labels import holds_splits
 from byol.images.location import Location
 from byol.images.open import open_source
 from byol.images.source import ImageSource
@@ -36,7 +35,7 @@ from byol.training.model import BYOL
 from byol.training.parallel.processes import World, joined
 from byol.training.recipes.forecast import planned
 from byol.training.recipes.initial import Initial, read_initial
-from byol.training.recipes.settings import Job, job_of, settings_for
+from byol.training.recipes.settings import Job, job_of, settings_for, warn_of_splits
 from byol.training.resumed import (
     initial_again,
     reopened,
@@ -193,9 +192,8 @@ def _train(start: _Start, config: TrainConfig, source: ImageSource) -> None:
     done = _continue(trainer, run, checkpoint) if continuing else 0
     world.require_same(done, "number of finished steps")
     if world.first:
-        note_skipped(images.skipped)
-        if holds_splits(source.ids, source.classes):
-            note(f"warning: training on {' and '.join(source.classes)}; to keep test images apart, name one folder")
+        _note_images(images)
+        warn_of_splits(source)
         if not continuing:
             run.create(config, {"data": facts, **plan, **contents(intake, trainer.computed)}, images.skipped)
         run.remember(INPUTS, {**run.inputs(), **job.inputs()})
@@ -214,7 +212,14 @@ def _train(start: _Start, config: TrainConfig, source: ImageSource) -> None:
     with trainer, Reporter(trainer.plan.total, done, events, world.first, run.untrained()) as reporter:
         fit(trainer, run, facts, done, knn, reporter)
     if world.first:
-        note_skipped(images.skipped[listed:])  # what a stream met on its way
+        _note_images(images, listed)  # what a stream met on its way
+
+
+def _note_images(images: ImageTensor | StreamedImages, told: int | None = None) -> None:
+    """Say what was left out, and what was read in part. `told`: how many were said to be, at a run's end."""
+    note_skipped(images.skipped[told or 0 :])
+    if isinstance(images, StreamedImages) == (told is not None):
+        note_several(images.several, len(images))
 
 
 def _planned(

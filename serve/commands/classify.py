@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from byol.console import note_device, note_skipped, progress
+from byol.console import note_device, note_several, note_skipped, progress
 from byol.images.location import Location
 from byol.options import LOCATION, Output, of_option
 from byol.serve.commands.options import (
@@ -55,6 +55,7 @@ def classify(
     with progress("classify", len(source)) as advance:
         result = write_classes(classifier, source, out, chosen, advance)
     note_skipped(result.skipped, listed_in=printable(errors_of(out)))
+    note_several(result.several, result.images)
     values: dict[str, Any] = {
         "images": result.images,
         "skipped": len(result.skipped),

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from byol.console import note, note_device, note_skipped, progress, warnings_as_notes
+from byol.console import note, note_device, note_several, note_skipped, progress, warnings_as_notes
 from byol.images.location import Location
 from byol.options import note_same
 from byol.serve.commands.comparison import compare, require_images
@@ -88,9 +88,10 @@ def note_nameless(bundle: Path | None, sets: Sets, claim: str = "") -> None:
 
 
 def note_left_out(data: Evaluation, train: str = "--train", test: str = "--test") -> None:
-    """List the images that could not be read, each set under its name."""
+    """List the images that could not be read, each set under its name, and count those that were read in part."""
     for skipped, name in zip(data.skipped, (train, test), strict=True):
         note_skipped(skipped, of=name)
+    note_several(data.several, len(data.train) + (0 if data.one_set else len(data.test)))
 
 
 def note_twins(data: Evaluation, of: str = "") -> None:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from byol.console import note, note_device, note_skipped, progress
+from byol.console import note, note_device, note_several, note_skipped, progress
 from byol.images.location import Location
 from byol.options import LOCATION, of_option
 from byol.serve.commands.options import (
@@ -99,6 +99,7 @@ def extract(
 
     A folder is written in parts. After an interruption, run the same command again: finished parts are kept.
     """
+    from byol.images.walk import folded
     from byol.serve.extract.engine import errors_of
     from byol.serve.extract.resumable import Task
     from byol.serve.features.parts import errors_of_folder
@@ -126,7 +127,8 @@ def extract(
     if result.was_complete:
         note(f"nothing left to do: {printable(out)} is complete; for other images use an empty folder")
     errors = errors_of(file) if file else errors_of_folder(Path(out))
-    note_skipped(result.skipped, listed_in=printable(errors))
+    note_skipped(folded(result.skipped), listed_in=printable(errors))
+    note_several(result.several, result.images)
     values = {
         "images": result.images,
         "skipped": len(result.skipped),

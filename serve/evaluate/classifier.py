@@ -10,7 +10,7 @@ from __future__ import annotations
 import inspect
 import sys
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any, Self
 
 import numpy as np
@@ -18,6 +18,7 @@ from numpy.typing import ArrayLike
 
 from byol.images.labels import require_classes
 from byol.serve.evaluate.scores import Scores, accuracy_per_class
+from byol.strict_json import fits, require_legal
 
 
 class Classifier(ABC):
@@ -57,6 +58,8 @@ class Classifier(ABC):
         A class with score 0 (no neighbour voted for it) is never a hit; on a tie the first in `classes_` is better.
         A label absent from training counts as wrong.
         """
+        is_legal = isinstance(ks, Sequence | np.ndarray) and all(fits(k, "int") for k in ks)
+        require_legal(is_legal, "ks", ks, "whole numbers, such as (1, 5)")
         features, truth = self._checked_pair(x, y)
         places = self._places(self._scored(features), truth)
         return [float((places < k).mean()) for k in ks]

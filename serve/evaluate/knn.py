@@ -18,6 +18,7 @@ from byol.run import KNN_K, KNN_TEMPERATURE
 from byol.serve.evaluate.classifier import Classifier
 from byol.serve.evaluate.scores import Scores, pieces
 from byol.serve.session import open_beside
+from byol.strict_json import fits, require_legal
 
 SIMILARITIES = 64 << 20  # similarities computed at once (256 MB)
 MAX_QUERIES = 1024
@@ -38,8 +39,7 @@ class KNNClassifier(Classifier):
 
     def fit(self, x: ArrayLike, y: ArrayLike) -> Self:
         """Keep the bank, (N, D) with labels (N,). Raises `ValueError` for unusable input."""
-        if self.k < 1:
-            raise ValueError(f"k is {self.k}; expected at least 1")
+        require_legal(fits(self.k, "int") and self.k >= 1, "k", self.k, "a whole number of at least 1")
         _require_temperature(self.temperature)
         bank, self._numbers = self._learn_classes(x, y)
         self.k_ = min(self.k, len(bank))
@@ -151,8 +151,8 @@ def _own_classes(numbers: np.ndarray, classes: int) -> tuple[np.ndarray, np.ndar
 
 
 def _require_temperature(temperature: float) -> None:
-    if not (0 < temperature < np.inf):
-        raise ValueError(f"temperature is {temperature}; expected a positive number")
+    is_legal = fits(temperature, "float") and 0 < temperature < np.inf
+    require_legal(is_legal, "temperature", temperature, "a positive number")
 
 
 class Neighbours:

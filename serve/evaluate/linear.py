@@ -20,6 +20,7 @@ from byol.serve.evaluate.classifier import Classifier
 from byol.serve.evaluate.objective import Objective
 from byol.serve.evaluate.principal_axes import rotate
 from byol.serve.evaluate.scores import Scores, pieces
+from byol.strict_json import fits, require_legal
 
 # From strong to weak, each fit starting from the one before: the strong ones take a few iterations only.
 L2_GRID = tuple(10.0**e for e in range(1, -7, -1))
@@ -51,10 +52,7 @@ class LinearProbe(Classifier):
 
     def fit(self, x: ArrayLike, y: ArrayLike) -> Self:
         """Fit on features (N, D) and labels (N,). Raises `ValueError` for unusable input."""
-        if isinstance(self.l2, str) and self.l2 != "auto":
-            raise ValueError(f"l2 is {self.l2!r}; expected 'auto' or a positive number")
-        if not isinstance(self.l2, str) and not (0 < self.l2 < np.inf):
-            raise ValueError(f"l2 is {self.l2}; expected 'auto' or a positive number")
+        self._require_legal()
         features, numbers = self._learn_classes(x, y)
         held = holdout(numbers, self.seed) if isinstance(self.l2, str) else np.zeros(len(numbers), bool)
         order = np.argsort(held, kind="stable")  # held out samples last, so that neither part is a copy
@@ -67,6 +65,15 @@ class LinearProbe(Classifier):
         self.coef_, self.intercept_ = rotated.coefficients(*objective.split(parameters))  # (C, D), (C,)
         self.mean_ = rotated.mean
         return self
+
+    def _require_legal(self) -> None:
+        """Raise `ValueError` for a setting that cannot be used."""
+        is_l2 = self.l2 == "auto" if isinstance(self.l2, str) else fits(self.l2, "float") and 0 < self.l2 < np.inf
+        require_legal(is_l2, "l2", self.l2, "'auto' or a positive number")
+        is_count = fits(self.max_iter, "int") and self.max_iter >= 0
+        require_legal(is_count, "max_iter", self.max_iter, "a whole number of 0 or more")
+        is_seed = self.seed is None or (fits(self.seed, "int") and self.seed >= 0)
+        require_legal(is_seed, "seed", self.seed, "a whole number of 0 or more")
 
     def decision_function(self, x: ArrayLike) -> np.ndarray:
         """Logits (N, C) float64; of two classes, as scikit-learn has it, the second's minus the first's (N,)."""

@@ -15,6 +15,7 @@ from byol.bundle.measured import Head
 from byol.images.labels import holds_splits, require_known, require_labels, require_short
 from byol.images.location import Location, last_part
 from byol.images.open import open_source
+from byol.images.picture.pages import Several
 from byol.images.source import ImageSource, Skipped
 from byol.serve.encoder import Encoder
 from byol.serve.extract.engine import Advance, collect
@@ -33,7 +34,8 @@ class Evaluation:
     """Train and test features of one encoder; `encoder` is None when nothing had to be encoded.
 
     `skipped`: the images of train and of test that could not be read; `sources`: the images of each, None for features
-    that were read. `baselines`: the same images as something else sees them (`byol.serve.evaluate.baselines`).
+    that were read. `baselines`: the same images as something else sees them (`byol.serve.evaluate.baselines`);
+    `several`: the images of both that are the first of several pictures.
     """
 
     train: Features
@@ -42,6 +44,7 @@ class Evaluation:
     encoder: Encoder | None
     sources: tuple[ImageSource | None, ...] = (None, None)
     baselines: dict[str, Evaluation] = field(default_factory=dict)
+    several: Several = field(default_factory=Several)
 
     def head(self, probe: LinearProbe, top1: float, baselines: dict[str, float] | None = None) -> Head:
         """What a manifest says of a probe fitted and scored on these sets; `baselines`: top-1 by name."""
@@ -174,11 +177,11 @@ def _load(
     encode = bundle is not None and any(isinstance(opened, ImageSource) for opened in sets)
     if encoder is None and bundle and encode:
         encoder = Encoder(bundle, device, variant=variant)
-    train, bad_train = _features(sets[0], encoder, progress)
-    test, bad_test = (train, []) if sets[1] is sets[0] else _features(sets[1], encoder, progress)
+    train, bad_train, stacks = _features(sets[0], encoder, progress)
+    test, bad_test, more = (train, [], Several()) if sets[1] is sets[0] else _features(sets[1], encoder, progress)
     _require_one_encoder(train, test)
     sources = tuple(opened if isinstance(opened, ImageSource) else None for opened in sets)
-    return Evaluation(train, test, (bad_train, bad_test), encoder, sources)
+    return Evaluation(train, test, (bad_train, bad_test), encoder, sources, several=stacks + more)
 
 
 def _open(location: Location) -> ImageSource | Features:
@@ -212,10 +215,10 @@ def _require_labels(opened: ImageSource | Features, least_classes: int) -> None:
 
 def _features(
     opened: ImageSource | Features, encoder: Encoder | None, progress: Progress
-) -> tuple[Features, list[Skipped]]:
-    """The features, and the images that could not be read."""
+) -> tuple[Features, list[Skipped], Several]:
+    """The features, the images that could not be read, and those that are the first of several pictures."""
     if isinstance(opened, Features):
-        return opened, []
+        return opened, [], Several()
     if encoder is None:
         raise ValueError(f"{opened.name} holds images; name the bundle that encodes them")
     with progress(f"encode {opened.name}", len(opened)) as advance:

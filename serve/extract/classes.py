@@ -17,6 +17,7 @@ import pyarrow.parquet as pq
 
 from byol.files.atomic import atomic_file, made_folder
 from byol.files.places import behind_links
+from byol.images.picture.pages import Several
 from byol.images.source import ImageSource, Skipped
 from byol.serve.encoder import ImageClassifier
 from byol.serve.extract.engine import Advance, Extraction, Options, checked_batches, errors_of, require_images
@@ -38,7 +39,7 @@ def classify(
     be read.
     """
     start = time.perf_counter()
-    images = 0
+    images, several = 0, Several()
     skipped: list[Skipped] = []
     as_csv = is_csv(out)
     schema = _schema(classifier.classes, with_all=not as_csv)
@@ -49,9 +50,11 @@ def classify(
                 writer.write_table(table.select(schema.names).cast(schema))
                 images += len(batch.indices)
                 skipped += batch.skipped
+                several += Several.of(source.ids, batch.several)
         require_images(images, source, skipped)
         write_errors(errors_of(out), source.skipped, skipped)
-    return Extraction(images, images, [*source.skipped, *skipped], time.perf_counter() - start)
+    seconds = time.perf_counter() - start
+    return Extraction(images, images, [*source.skipped, *skipped], seconds, several=several)
 
 
 def _schema(classes: tuple[str, ...], with_all: bool) -> pa.Schema:

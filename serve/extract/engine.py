@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
@@ -16,6 +16,7 @@ from byol.files.atomic import made_folder
 from byol.files.names import with_ending
 from byol.files.places import behind_links
 from byol.images.location import Location, is_url
+from byol.images.picture.pages import Several
 from byol.images.source import ImageSource, Skipped
 from byol.outputs import Kind, require_output
 from byol.serve.encoder import Encoder
@@ -42,7 +43,7 @@ class Options:
 @dataclass(frozen=True)
 class Extraction:
     """The result of an extraction: `images` rows in all, `computed` by this call in `seconds`, the `skipped` images,
-    and whether the output `was_complete` already.
+    whether the output `was_complete` already, and which images are the first of `several` pictures.
     """
 
     images: int
@@ -50,6 +51,7 @@ class Extraction:
     skipped: list[Skipped]
     seconds: float
     was_complete: bool = False
+    several: Several = field(default_factory=Several)
 
 
 def output_file(out: str) -> Path | None:
@@ -91,7 +93,7 @@ def extract(encoder: Encoder, source: ImageSource, path: Path, options: Options,
     were, when more are skipped than `options` allow or no image can be read.
     """
     start = time.perf_counter()
-    images = 0
+    images, several = 0, Several()
     skipped: list[Skipped] = []
     with (
         made_folder(behind_links(path).parent),
@@ -104,9 +106,11 @@ def extract(encoder: Encoder, source: ImageSource, path: Path, options: Options,
             write(ids, labels, batch.outputs, batch.thumbnails)
             images += len(batch.indices)
             skipped += batch.skipped
+            several += Several.of(source.ids, batch.several)
         require_images(images, source, skipped)
         write_errors(errors_of(path), source.skipped, skipped)
-    return Extraction(images, images, [*source.skipped, *skipped], time.perf_counter() - start)
+    seconds = time.perf_counter() - start
+    return Extraction(images, images, [*source.skipped, *skipped], seconds, several=several)
 
 
 def errors_of(path: Path) -> Path:
@@ -120,19 +124,24 @@ def require_table(out: Path, kind: Kind, inputs: Sequence[Location]) -> None:
     require_output(errors_of(out), outputs.ERRORS, inputs)
 
 
-def collect(encoder: Encoder, source: ImageSource, advance: Advance) -> tuple[Features, list[Skipped]]:
-    """The features of a source in memory, and the skipped images. Raises `ValueError` when no image can be read."""
+def collect(encoder: Encoder, source: ImageSource, advance: Advance) -> tuple[Features, list[Skipped], Several]:
+    """The features of a source in memory, the skipped images, and those that are the first of several pictures.
+
+    Raises `ValueError` when no image can be read.
+    """
     x = np.empty((len(source), encoder.feature_dim), np.float32)
     kept: list[int] = []
     skipped: list[Skipped] = []
+    several = Several()
     for _, batch in checked_batches(encoder, [source], Options(), advance):
         x[len(kept) : len(kept) + len(batch.indices)] = batch.outputs
         kept += batch.indices
         skipped += batch.skipped
+        several += Several.of(source.ids, batch.several)
     require_images(len(kept), source, skipped)
     ids, labels = [source.ids[i] for i in kept], [source.labels[i] for i in kept]
-    places = np.array(kept, np.int64)
-    return Features(source.name, ids, labels, x[: len(kept)], encoder.digest, "", places), [*source.skipped, *skipped]
+    features = Features(source.name, ids, labels, x[: len(kept)], encoder.digest, "", np.array(kept, np.int64))
+    return features, [*source.skipped, *skipped], several
 
 
 def checked_batches(

@@ -26,6 +26,7 @@ from byol.images.location import Location, is_url
 from byol.images.named import is_named
 from byol.images.open import open_place, rows_digest
 from byol.images.picture.budget import PIXELS
+from byol.images.picture.pages import is_first_of_several
 from byol.images.source import ImageSource, Skipped
 from byol.images.surroundings import UnreadableImage
 from byol.serve.encoder import Encoder, encoder_digest
@@ -141,7 +142,7 @@ def _batch(source: ImageSource, rows: Columns) -> Batch:
     skipped = [Skipped(source.ids[row], str(rows["reason"][i])) for i, row in enumerate(rows["row"]) if not read[i]]
     indices, features = rows["row"][read].tolist(), rows["features"][read]
     require_finite(features, source, indices)
-    return Batch(indices, features, skipped)
+    return Batch(indices, features, skipped, several=rows["row"][rows["several"]].tolist())
 
 
 # ------------------------------------------------------------------------------------------------- in workers
@@ -150,17 +151,20 @@ def _batch(source: ImageSource, rows: Columns) -> Batch:
 def _decode(opener: Callable[..., Image.Image], transform: Preprocess, chunk: Columns) -> Columns:
     """A chunk as rows: `pixels` uint8 (B, S, S, 3), and the `reason` where an image cannot be read, else "".
 
+    `several`: whether it is the first of several pictures.
+
     Where the source itself cannot be read, all rows carry the reason as `lost`: Ray would turn an exception into a
     traceback. `opener`: `open_place` of the location.
     """
     places, lost = chunk["places"][0], ""
     pixels = np.zeros((len(places), transform.crop, transform.crop, 3), np.uint8)
-    reasons = np.full(len(places), "", object)
+    reasons, several = np.full(len(places), "", object), np.zeros(len(places), bool)
     for i, place in enumerate(places):
         try:
             with PIXELS:
                 given = place if isinstance(place, bytes) else int(place)
-                pixels[i] = transform(opener(given, least_side=transform.least_side))
+                image = opener(given, least_side=transform.least_side)
+                pixels[i], several[i] = transform(image), is_first_of_several(image)
         except UnreadableImage as error:
             reasons[i] = str(error)
         except ValueError as error:  # each further image would have it listed again
@@ -171,6 +175,7 @@ def _decode(opener: Callable[..., Image.Image], transform: Preprocess, chunk: Co
         "row": chunk["first"][0] + np.arange(len(places)),
         "pixels": pixels,
         "reason": reasons,
+        "several": several,
         "lost": np.array([lost] * len(places), object),
     }
 

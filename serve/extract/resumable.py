@@ -16,6 +16,7 @@ from byol.files.atomic import made_folder
 from byol.files.locks import only_writer_in
 from byol.images.location import Location, is_url
 from byol.images.open import Section, open_sections
+from byol.images.picture.pages import Several
 from byol.images.shards.schema import DIGEST_KEY
 from byol.images.source import ImageSource, Skipped
 from byol.serve.extract.engine import Advance, Engine, Extraction, Options, checked_batches
@@ -127,7 +128,8 @@ def complete(
                     raise ValueError(f"no space is left on the disk of {parts.name}; {text}") from error
                 raise
     rows, skipped = (sum(part.rows for part in finished.values()), [s for p in finished.values() for s in p.skipped])
-    return Extraction(rows, rows - known, skipped, time.perf_counter() - start, was_complete)
+    several = sum((part.several for part in finished.values()), Several())
+    return Extraction(rows, rows - known, skipped, time.perf_counter() - start, was_complete, several)
 
 
 def _count_known(finished: dict[int, Part], advance: Advance) -> int:
@@ -199,7 +201,7 @@ def fill(
     batches = checked_batches(engine, sources(), task.options, advance, errors)
     for _, group in groupby(batches, key=lambda pair: id(pair[0])):
         number, start, section = begun.popleft()  # batches come in the order of their sources
-        rows, decoded, notes = 0, list[Skipped](), dict[str, str]()
+        rows, decoded, several, notes = 0, list[Skipped](), Several(), dict[str, str]()
         path = parts.part_file(number)
         shown = bool(task.options.thumbnails)
         with feature_file(path, engine.feature_dim, engine.digest, task.options.dtype, notes, shown) as write:
@@ -209,7 +211,8 @@ def fill(
                 write([source.ids[i] for i in indices], labels, batch.outputs, batch.thumbnails)
                 rows += len(indices)
                 decoded += batch.skipped
-            notes |= Part(rows, section.end, list(section.source.skipped), decoded, start).notes()
+                several += Several.of(source.ids, batch.several)
+            notes |= Part(rows, section.end, list(section.source.skipped), decoded, start, several).notes()
 
 
 def missing_sections(

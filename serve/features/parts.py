@@ -26,6 +26,7 @@ from byol.files.names import leftovers_in
 from byol.files.parquet import open_table
 from byol.files.regular import open_regular
 from byol.images.location import is_url, last_part
+from byol.images.picture.pages import Several
 from byol.images.shards.schema import DIGEST_KEY
 from byol.images.source import Skipped
 from byol.outputs import require_output
@@ -54,7 +55,8 @@ NOTES = "byol"  # the key of a part's notes in its metadata
 class Part:
     """A finished part: its rows, what was skipped while listing and decoding, and where in the source it ends.
 
-    `start`: where the part before it ended; parts of earlier versions do not say.
+    `start`: where the part before it ended; parts of earlier versions do not say. `several`: the images that are the
+    first of several pictures.
     """
 
     rows: int
@@ -62,6 +64,7 @@ class Part:
     listed: list[Skipped] = field(default_factory=list)
     decoded: list[Skipped] = field(default_factory=list)
     start: str | None = None
+    several: Several = field(default_factory=Several)
 
     @property
     def skipped(self) -> list[Skipped]:
@@ -71,7 +74,8 @@ class Part:
     def notes(self) -> dict[str, str]:
         """The part as metadata of its file; `read_part` reads it back."""
         notes = {"end": self.end, "listed": _pairs(self.listed), "decoded": _pairs(self.decoded), "start": self.start}
-        return {NOTES: json.dumps(notes)}
+        more = {"several": self.several.values()} if self.several.count else {}
+        return {NOTES: json.dumps(notes | more)}
 
 
 class PartsFolder:
@@ -184,7 +188,8 @@ def read_part(file: Path, digest: str) -> Part:
             metadata = table.file.metadata.metadata or {}
         notes = read_object(metadata.get(NOTES.encode(), b""))
         listed, decoded = _items(notes, "listed"), _items(notes, "decoded")
-        part = Part(sum(table.rows), _end(notes), listed, decoded, _start(notes))
+        several = Several.read(notes.get("several"))
+        part = Part(sum(table.rows), _end(notes), listed, decoded, _start(notes), several)
     except OSError as error:
         if error.errno is not None:  # the disk's, or too many open files: the part may be fine
             raise

@@ -7,6 +7,7 @@ names the bundle. `.npz` arrays: `ids`, `labels` (absent when there are none; ""
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,7 @@ from byol.images.shards.schema import DIGEST_KEY, image_column
 from byol.serve.features.listing import complete_parts, is_begun, naming, others_files, part_files
 from byol.serve.features.spreadsheet import holds_features, is_csv, read_csv
 from byol.serve.features.tables import READ_ROWS, read_tables
+from byol.strict_json import require_legal
 from byol.text import printable, reason_of
 
 
@@ -72,6 +74,7 @@ def read_features(path: str | Path) -> Features:
     Raises `ValueError` for wrong columns, rows of different lengths, non-finite values, no rows, and an incomplete
     extraction.
     """
+    require_legal(isinstance(path, str | os.PathLike), "path", path, "the path of a features file or folder")
     path = Path(path)
     name = printable(path)
     if not path.exists():

@@ -22,4 +22,4 @@ def plugin_packages() -> dict[str, str]:
 
 def is_plugin(device: str) -> bool:
     """Whether a device is a provider of a package of its own, known or installed."""
-    return device == OPENVINO or (device not in DEVICES and device in plugin_packages())
+    return device == OPENVINO or (device not in DEVICES and device in list(plugin_packages()))

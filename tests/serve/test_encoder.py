@@ -6,6 +6,7 @@ import logging
 import threading
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -124,6 +125,10 @@ def test_one_image_instead_of_a_list_is_refused(encoder: Encoder) -> None:
         encoder(Image.new("RGB", (2, 2)))  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="image 0: expected a uint8 array"):
         encoder(picture())  # (H, W, 3) would be taken for H images
+    with pytest.raises(ValueError, match="images is 7; expected a list of paths, Pillow images or uint8 arrays"):
+        encoder(7)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="images is None; expected a list"):
+        next(encoder.stream(None))  # type: ignore[arg-type]
 
 
 def test_half_loaded_pillow_image_is_named(tmp_path: Path, encoder: Encoder) -> None:
@@ -235,8 +240,23 @@ def test_features_that_are_not_finite_are_refused(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("batch_size", [0, -1, 4097])
 def test_impossible_batch_size_is_refused(bundle: Path, batch_size: int) -> None:
-    with pytest.raises(ValueError, match="expected 1 to 4096"):
+    with pytest.raises(ValueError, match="expected a whole number, 1 to 4096"):
         Encoder(bundle, "cpu", batch_size)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"batch_size": "32"}, "batch_size is '32'; expected a whole number, 1 to 4096"),
+        ({"batch_size": 2.5}, "batch_size is 2.5; expected a whole number"),
+        ({"variant": ["fp32"]}, r"variant is \['fp32'\]; expected auto, fp32"),
+        ({"device": ["cpu"]}, r"device is \['cpu'\]; expected one of auto, cpu"),
+        ({"bundle": None}, "bundle is None; expected the path of a bundle"),
+    ],
+)
+def test_an_argument_of_a_wrong_type_is_named(bundle: Path, arguments: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        Encoder(**{"bundle": bundle, "device": "cpu", **arguments})
 
 
 def test_bundle_must_exist(tmp_path: Path) -> None:

@@ -20,6 +20,7 @@ from byol.training.job import train
 from byol.training.recipes.settings import Job, job_of
 from byol.training.trainer import Trainer
 from tests.support.command_line import byol
+from tests.support.inputs.odd_images import stacks
 from tests.support.runs import run_training
 from tests.support.small import config, folder
 
@@ -270,3 +271,21 @@ def test_whoever_trains_on_train_and_test_is_told(images, tmp_path):
     done = byol("train", tmp_path / "data", "--out", tmp_path / "run", *SMALL, *CPU)
     assert "warning: training on test and train" in done.err
     assert "warning: training on" not in byol("train", images, "--out", tmp_path / "other", *SMALL, *CPU).err
+
+
+@pytest.mark.parametrize("kept", [True, False])
+def test_stacks_and_animations_are_said_once_a_run(tmp_path, monkeypatch, kept):
+    """Decoded before the first step, or met by a stream on its way; a dry run speaks of those that it looks at."""
+    monkeypatch.setattr("byol.training.data.decoded.SMALL", 1 << 30 if kept else 0)
+    monkeypatch.setenv("BYOL_CACHE_GB", "0")
+    data, steps = stacks(folder(tmp_path / "data", per_class=7)), ("--max-steps", 3)
+    done = byol("train", data, "--out", tmp_path / "run", *SMALL, *steps, *CPU)
+    assert done.code == 0, done.err
+    assert ", streamed" in done.err or kept
+    lines = [line for line in done.err.splitlines() if "several pictures" in line]
+    assert len(lines) == 1
+    assert " of 17 images hold several pictures (a stack or an animation), of which the first is read: " in lines[0]
+    if kept:
+        assert lines[0].startswith("3 of 17 ")
+        asked = byol("train", data, "--out", tmp_path / "dry", "--dry-run", *SMALL, *CPU).err
+        assert lines[0] in asked.splitlines()

@@ -95,7 +95,7 @@ def _is_of_the_pixels(marker: int, data: bytes) -> bool:
 def _bare_png(content: bytes) -> Bare:
     """Its critical chunks only: the result has no transparency anyway."""
     kept, start, found = bytearray(), 0, dict[bytes, tuple[bytes, bytes]]()
-    for name, place, end in _counted(_chunks(content)):
+    for name, place, end in _counted(png_chunks(content)):
         if name[0] & 32:  # written small: ancillary
             kept += memoryview(content)[start:place]
             start = end
@@ -105,7 +105,7 @@ def _bare_png(content: bytes) -> Bare:
     return Bare(whole, exif or _unhexed(text), xmp)
 
 
-def _chunks(content: bytes) -> Iterator[tuple[bytes, int, int]]:
+def png_chunks(content: bytes) -> Iterator[tuple[bytes, int, int]]:
     """Yield (name, place, end) of the chunks, up to the last one or to damage."""
     place = 8
     while (name := content[place + 4 : place + 8]).isalpha() and len(name) == 4 and name != b"IEND":
@@ -163,7 +163,7 @@ def _bare_tiff(content: bytes) -> Bare:
 def _bare_webp(content: bytes) -> Bare:
     kept, found = bytearray(b"WEBP"), dict[bytes, bytes]()
     end = min(len(content), 8 + int.from_bytes(content[4:8], "little"))
-    for name, place, size in _counted(_webp_chunks(content, end)):
+    for name, place, size in _counted(webp_chunks(content, end)):
         if name in WEBP_CHUNKS:
             kept += content[place : place + 8 + size + size % 2]
         elif name in (b"EXIF", b"XMP "):
@@ -174,7 +174,7 @@ def _bare_webp(content: bytes) -> Bare:
     return Bare(whole, found.get(b"EXIF", b""), found.get(b"XMP ", b""))
 
 
-def _webp_chunks(content: bytes, end: int) -> Iterator[tuple[bytes, int, int]]:
+def webp_chunks(content: bytes, end: int) -> Iterator[tuple[bytes, int, int]]:
     """Yield (name, place, size of its content) of each chunk."""
     place = 12
     while place + 8 <= end:

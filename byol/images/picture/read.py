@@ -41,6 +41,7 @@ from byol.images.picture.headers import (
     require_size,
     size_before_opening,
 )
+from byol.images.picture.pages import holds_several, mark_several
 from byol.images.surroundings import Anchors, UnreadableImage, read_encoded
 from byol.limits import LIMITS, BadLimit, limit
 from byol.text import reason_of
@@ -129,7 +130,10 @@ def _decoded(content: bytes, least_side: int, admit: Callable[[int, int], None] 
         _take(image, found.content, taken, most, least_side)
         image.load()
         turn = orientation(found.exif, found.xmp)
-        return _as_rgb(image, turn, sixteen=_is_sixteen(image), in_place=True)
+        rgb = _as_rgb(image, turn, sixteen=_is_sixteen(image), in_place=True)
+    if holds_several(kind, content):
+        mark_several(rgb)
+    return rgb
 
 
 def _format_of(content: bytes) -> str:

@@ -16,6 +16,7 @@ from typing import Any, BinaryIO, TypeVar, cast
 
 from PIL import Image
 
+from byol.files.names import is_of_the_system
 from byol.files.regular import SourceUnavailable
 from byol.images.location import NotAllowed, allowed_protocol, without_query
 from byol.images.picture.read import read_image
@@ -135,10 +136,14 @@ class RemotePath:
         return content
 
     def files_below(self, suffixes: Container[str]) -> list[RemotePath]:
-        """The files below this folder, at every depth, that end in a suffix, in any case, sorted; no hidden ones."""
+        """The files below this folder, at every depth, that end in a suffix, in any case, sorted; no hidden ones.
+
+        Nor those in folders of the system's own.
+        """
         start = len(without_query(self.path).rstrip("/"))
         found = self._asked(lambda: self.fs.find(self.path))
-        files = (self._beside(path) for path in found if "/." not in path[start:])
+        visible = (path for path in found if "/." not in path[start:])
+        files = (self._beside(path) for path in visible if not any(map(is_of_the_system, path[start:].split("/"))))
         return sorted((file for file in files if file.suffix.lower() in suffixes), key=str)
 
     def matching(self) -> list[RemotePath]:

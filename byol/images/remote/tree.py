@@ -14,6 +14,7 @@ from typing import Any, TypeVar
 
 from PIL import Image
 
+from byol.files.names import is_of_the_system
 from byol.files.regular import SourceUnavailable
 from byol.images.columns import Names
 from byol.images.location import without_query
@@ -21,7 +22,7 @@ from byol.images.remote.faults import AGAIN, Fault, Refusal, patiently, words_fo
 from byol.images.remote.path import RemotePath
 from byol.images.stamps import LOOKED_INTO, spread
 from byol.images.surroundings import UnreadableImage
-from byol.images.walk import NOT_YOURS, OF_THE_SYSTEM, OWN, Skip, judge_image, merged
+from byol.images.walk import NOT_YOURS, OWN, Skip, judge_image, merged
 from byol.run import CONFIG, MOST_CONFIG, OWN_VIEWS, is_run
 from byol.text import printable
 
@@ -91,7 +92,7 @@ class RemoteTree:
             if entry["name"].rstrip("/") == self._below(folder) or name.startswith(b"."):  # itself, or hidden
                 continue
             if entry["type"] == "directory":
-                if name in OF_THE_SYSTEM:
+                if is_of_the_system(os.fsdecode(name)):
                     verdicts[name] = NOT_YOURS
                 else:
                     folders.append(name)

@@ -13,7 +13,7 @@ from byol.files.regular import SourceUnavailable, open_regular
 from byol.images.remote.path import RemotePath
 from byol.images.source import Skipped
 from byol.images.surroundings import GO_ON, Anchors
-from byol.images.walk import Walk
+from byol.images.walk import Walk, folded
 from byol.text import path_text, printable, reason_of
 
 AnyPath = Path | RemotePath
@@ -39,7 +39,7 @@ def shards_below(root: AnyPath, suffixes: Container[str]) -> tuple[Sequence[AnyP
 
     start = os.fsencode(root)
     walk = Walk(start, Anchors(start), lambda path, reason: skipped.append(Skipped(path_text(path), reason)), judge)
-    return [Path(os.fsdecode(os.path.join(start, path))) for path in walk.paths()], skipped
+    return [Path(os.fsdecode(os.path.join(start, path))) for path in walk.paths()], folded(skipped)
 
 
 def is_packed(name: bytes) -> bool:

@@ -17,8 +17,9 @@ import PIL
 import torch
 from PIL import Image
 
-from byol.images.cache import CacheError, DecodedCache, gigabytes
+from byol.images.cache import SEVERAL, CacheError, DecodedCache, gigabytes
 from byol.images.decode import MARGIN, Preprocess, decode
+from byol.images.picture.pages import Several, is_first_of_several
 from byol.images.source import ImageSource, Skipped
 from byol.images.stamps import LOOKED_INTO, spread
 from byol.images.surroundings import UnreadableImage
@@ -194,37 +195,40 @@ def _made(cache: DecodedCache, key: str, source: ImageSource, shape: _Shape, adv
 
 def _decode_into(
     pixels: np.ndarray, source: ImageSource, shape: _Shape, advance: Advance | None
-) -> tuple[np.ndarray, np.ndarray, list[Skipped]]:
-    """Fill the first rows of `pixels` with the readable images: their aspects, indices, and what was left out.
+) -> tuple[np.ndarray, np.ndarray, list[Skipped], Several]:
+    """Fill the first rows of `pixels` with the readable images: their aspects, indices, what was left out, and which
+    are the first of several pictures.
 
     Raises `ValueError` when no image can be read.
     """
     aspect = np.empty(len(source), np.float32)
     indices = np.empty(len(source), np.int64)
     count = 0
-    skipped = list(source.skipped)
+    skipped, several = list(source.skipped), list[int]()
     for index, result in decode(source, _counting(shape.transform, advance), least_side=shape.least_side):
         if isinstance(result, UnreadableImage):
             skipped.append(Skipped(source.ids[index], str(result)))
             if advance is not None:
                 advance(1)
         else:
-            pixels[count], aspect[count] = result
+            (pixels[count], aspect[count]), is_first = result
             indices[count] = index
+            several.extend([index] if is_first else [])
             count += 1
     if not count:
         raise ValueError(none_readable(source, len(source), skipped))
-    return aspect[:count], indices[:count], skipped
+    return aspect[:count], indices[:count], skipped, Several.of(source.ids, several)
 
 
-def _counting(transform: Transform, advance: Advance | None) -> Transform:
-    """The same, counted as each image is done: results come in chunks, which may take long."""
-    if advance is None:
-        return transform
+def _counting(
+    transform: Transform, advance: Advance | None
+) -> Callable[[Image.Image], tuple[tuple[np.ndarray, float], bool]]:
+    """The same, and whether the image is the first of several, counted as each is done: chunks may take long."""
 
-    def counted(image: Image.Image) -> tuple[np.ndarray, float]:
-        result = transform(image)
-        advance(1)
+    def counted(image: Image.Image) -> tuple[tuple[np.ndarray, float], bool]:
+        result = transform(image), is_first_of_several(image)
+        if advance is not None:
+            advance(1)
         return result
 
     return counted
@@ -238,12 +242,13 @@ def _write_entry(
 ) -> None:
     """Decode a source into a new entry. Raises `CacheError`."""
     pixels = new_pixels(cache, folder, shape.of(source))
-    aspect, indices, skipped = _decode_into(pixels, source, shape, advance)
+    aspect, indices, skipped, several = _decode_into(pixels, source, shape, advance)
     listed = len(source.skipped)
     meta = {
         "name": Path(source.name).name,
         "listed": [vars(item) for item in skipped[:listed]],
         "unreadable": [vars(item) for item in skipped[listed:]],
+        SEVERAL: several.values(),
     }
     write_rest(cache, folder, pixels, aspect, indices, meta)
 

@@ -9,7 +9,7 @@ import json
 import math
 import warnings
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
@@ -21,6 +21,7 @@ from byol.files.regular import SourceUnavailable
 from byol.images.decode import JPEG_MARGIN
 from byol.images.picture.budget import PIXELS
 from byol.images.picture.extent import extent
+from byol.images.picture.pages import Several, is_first_of_several
 from byol.images.source import ImageSource, Skipped
 from byol.images.surroundings import GO_ON, UnreadableImage
 from byol.machine import usable_cores
@@ -80,6 +81,7 @@ class ImageTensor:
     `indices` int64 (N,) where each row stands in its source (rows of unreadable images are absent)
     `skipped` the unreadable images
     `rows`    int64 (N,): where in `pixels` and `aspect` the images are, if these hold more; else None
+    `several` those that are the first of several pictures in a file
     """
 
     pixels: Tensor
@@ -87,28 +89,33 @@ class ImageTensor:
     indices: np.ndarray
     skipped: list[Skipped]
     rows: Tensor | None = None
+    several: Several = field(default_factory=Several)
 
     def __len__(self) -> int:
         return len(self.indices)
 
 
-def image_tensor(pixels: np.ndarray, aspect: np.ndarray, indices: np.ndarray, skipped: list[Skipped]) -> ImageTensor:
+def image_tensor(
+    pixels: np.ndarray, aspect: np.ndarray, indices: np.ndarray, skipped: list[Skipped], several: Several
+) -> ImageTensor:
     """Arrays as images; of `pixels` (uint8, (N or more, M, M, 3)), which may be read only, the first rows are used."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "The given NumPy array is not writ")  # and nobody writes to it
         rows = torch.from_numpy(pixels[: len(indices)])
-    return ImageTensor(rows, torch.from_numpy(aspect), indices, skipped)
+    return ImageTensor(rows, torch.from_numpy(aspect), indices, skipped, several=several)
 
 
 class StreamedImages:
     """Images decoded each time they are needed, for sources larger than memory and cache.
 
-    A row is the image's place in its source. `skipped` lists the unreadable ones met so far. `close` stops its threads.
+    A row is the image's place in its source. `skipped` lists the unreadable ones met so far, `several` those that are
+    the first of several pictures. `close` stops its threads.
     """
 
     def __init__(self, source: ImageSource, canvas: int):
         self.source, self.canvas = source, canvas
         self._unreadable: dict[int, str] = {}
+        self._several: set[int] = set()
         self._pool = Readers(usable_cores(), "stream")
 
     def __len__(self) -> int:
@@ -119,6 +126,11 @@ class StreamedImages:
         """The images unreadable so far, those of the listing first."""
         met = [Skipped(self.source.ids[row], reason) for row, reason in sorted(self._unreadable.items())]
         return [*self.source.skipped, *met]
+
+    @property
+    def several(self) -> Several:
+        """Those met so far."""
+        return Several.of(self.source.ids, sorted(self._several))
 
     def close(self) -> None:
         """Stop the threads, without waiting for a disk or server that is silent."""
@@ -137,7 +149,10 @@ class StreamedImages:
         def one(place: int, row: int) -> bool:
             try:
                 with PIXELS:
-                    pixels[place], aspect[place] = transform(self.source.open(row, least_side_of(self.canvas)))
+                    image = self.source.open(row, least_side_of(self.canvas))
+                    pixels[place], aspect[place] = transform(image)
+                    if is_first_of_several(image):
+                        self._several.add(row)
             except UnreadableImage as error:
                 self._unreadable[row] = str(error)
                 return False

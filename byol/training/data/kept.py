@@ -12,7 +12,8 @@ from typing import Any
 import numpy as np
 
 from byol.files.space import reserve
-from byol.images.cache import ARRAYS, META, CacheError, DecodedCache, Entry
+from byol.images.cache import ARRAYS, META, SEVERAL, CacheError, DecodedCache, Entry
+from byol.images.picture.pages import Several
 from byol.images.source import Skipped
 from byol.text import printable, reason_of
 from byol.training.data.intake import ImageTensor, image_tensor
@@ -61,7 +62,7 @@ def read_entry(entry: Entry, shape: tuple[int, ...]) -> ImageTensor | None:
     if count and not 0 <= indices.min() <= indices.max() < shape[0]:
         return None
     skipped = [Skipped(**item) for item in [*meta["listed"], *meta["unreadable"]]]
-    return image_tensor(pixels, aspect, indices, skipped)
+    return image_tensor(pixels, aspect, indices, skipped, Several.read(meta.get(SEVERAL)))
 
 
 def _mapped(path: Path) -> np.memmap | None:

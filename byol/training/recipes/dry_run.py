@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
 
-from byol.console import at_work, note
+from byol.console import at_work, note, note_several
 from byol.images.open import open_source
 from byol.images.source import ImageSource
 from byol.images.stamps import spread
@@ -19,7 +19,7 @@ from byol.training.device import enough_memory
 from byol.training.parallel.processes import World
 from byol.training.recipes.forecast import Pace, measure, planned
 from byol.training.recipes.initial import read_initial
-from byol.training.recipes.settings import Job, settings_for
+from byol.training.recipes.settings import Job, settings_for, warn_of_splits
 from byol.training.setup import Plan, Setup, in_less_memory
 from byol.training.watch.knn import KNNMonitor, KNNSets
 
@@ -75,6 +75,7 @@ def dry_run(
 ) -> Forecast:
     """Choose as a new run would, take some steps and throw them away. Writes nothing. Raises as training does."""
     source = open_source(job.images)
+    warn_of_splits(source)
     initial = read_initial(job.init) if job.init else None
     config = settings_for(job, source, config, change, initial)
     Setup.of(config, len(source), World())
@@ -86,6 +87,7 @@ def dry_run(
 
 def _measured(config: TrainConfig, job: Job, source: ImageSource, side: int) -> Forecast:
     some, decoding = _decoded(source, config, side)
+    note_several(some.several, len(some))
     knn, world = _monitor(config, job, source), World()
     note("timing a few steps")
     with at_work(lambda: "measuring"):

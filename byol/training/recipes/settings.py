@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 from byol.console import note
+from byol.images.labels import holds_splits
 from byol.images.location import Location, is_url, location_of
 from byol.images.named import is_named
 from byol.images.source import ImageSource
@@ -116,6 +117,12 @@ def _text(place: Location) -> str | None:
     if is_url(place) or (is_named(text) and not os.path.exists(text)):
         return text
     return os.path.abspath(text)
+
+
+def warn_of_splits(source: ImageSource) -> None:
+    """Say that test images would be trained on, where the parent of a data set's folders was given."""
+    if holds_splits(source.ids, source.classes):
+        note(f"warning: training on {' and '.join(source.classes)}; to keep test images apart, name one folder")
 
 
 def settings_for(

@@ -21,7 +21,10 @@ from s3fs import S3FileSystem
 
 from byol.files.regular import SourceUnavailable
 from byol.images.open import open_sections, open_source
+from byol.images.remote.path import remote_path
+from byol.images.source import Skipped
 from byol.images.surroundings import UnreadableImage
+from byol.images.walk import NOT_YOURS
 from byol.serve.features.read import read_features
 from tests.support.command_line import byol
 from tests.support.inputs.shards import write_tar
@@ -97,6 +100,20 @@ def rows(location: str | Path) -> list[tuple[str, str | None, bytes]]:
         except ValueError:
             read.append((source.ids[i], source.labels[i], b"unreadable"))
     return read
+
+
+def test_folders_of_systems_hold_no_images_and_no_shards(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("BYOL_PROTOCOLS", "file")
+    source = open_source(f"file://{write_images(tmp_path / 'images', {'cat': 2, '@eaDir': 1, '$Recycle.Bin': 1})}")
+    assert list(source.ids) == ["cat/000.png", "cat/001.png"]
+    assert source.skipped == [Skipped("$Recycle.Bin", f"{NOT_YOURS}, like 1 more")]
+    for name in ("a", "~snapshot"):
+        (tmp_path / "shards" / name).mkdir(parents=True)
+        (tmp_path / "shards" / name / "0.tar").touch()
+    found = remote_path(f"file://{tmp_path}/shards").files_below({".tar"})
+    assert [file.url for file in found] == [f"file://{tmp_path}/shards/a/0.tar"]
+    inside = remote_path(f"file://{tmp_path}/shards/~snapshot").files_below({".tar"})
+    assert len(inside) == 1  # who names it, means it
 
 
 LOCATIONS = ["images", "shards/*.tar", "shards/{000..001}.parquet", "shards/001.tar", "some.npz", "images/owl/003.png"]

@@ -275,7 +275,11 @@ def test_unknown_test_label_counts_as_wrong(digits: tuple[np.ndarray, ...]) -> N
 @pytest.mark.parametrize(
     ("options", "x", "y", "message"),
     [
-        ({"k": 0}, np.eye(2), [0, 1], "k is 0; expected at least 1"),
+        ({"k": 0}, np.eye(2), [0, 1], "k is 0; expected a whole number of at least 1"),
+        ({"k": "5"}, np.eye(2), [0, 1], "k is '5'; expected a whole number of at least 1"),
+        ({"k": None}, np.eye(2), [0, 1], "k is None; expected a whole number"),
+        ({"temperature": "0.1"}, np.eye(2), [0, 1], "temperature is '0.1'; expected a positive number"),
+        ({"device": ["cpu"]}, np.eye(2), [0, 1], r"device is \['cpu'\]; expected one of auto, cpu"),
         ({"temperature": 0.0}, np.eye(2), [0, 1], "temperature is 0.0; expected a positive"),
         ({"temperature": np.nan}, np.eye(2), [0, 1], "temperature is nan"),
         ({}, np.eye(2), [1, 1], r"one class only \(1\)"),
@@ -287,7 +291,21 @@ def test_unknown_test_label_counts_as_wrong(digits: tuple[np.ndarray, ...]) -> N
 )
 def test_unusable_input_is_refused(options: dict[str, Any], x: np.ndarray, y: list[int], message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        KNNClassifier(device="cpu", **options).fit(x, y)
+        KNNClassifier(**{"device": "cpu", **options}).fit(x, y)
+
+
+def test_numbers_may_be_numpy_s() -> None:
+    """As scikit-learn's grids pass them."""
+    k, temperature = np.arange(1, 3)[0], np.float32(0.5)
+    assert KNNClassifier(k, temperature, "cpu").fit(np.eye(2), [0, 1]).predict(np.eye(2)).tolist() == [0, 1]
+
+
+@pytest.mark.parametrize("ks", [5, "5", ("1", "5"), None])
+def test_ks_that_are_no_numbers_are_named(ks: Any) -> None:
+    classifier = KNNClassifier(1, device="cpu").fit(np.eye(2), [0, 1])
+    with pytest.raises(ValueError, match=r"ks is .*; expected whole numbers, such as"):
+        classifier.top_k_scores(np.eye(2), [0, 1], ks)
+    assert classifier.top_k_scores(np.eye(2), [0, 1], np.arange(1, 3)) == [1, 1]  # type: ignore[arg-type]
 
 
 def test_predict_checks_its_input() -> None:

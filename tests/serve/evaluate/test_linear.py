@@ -304,10 +304,23 @@ def test_too_few_iterations_are_said() -> None:
         LinearProbe(1e-4, "cpu", max_iter=3).fit(x, y)
 
 
-@pytest.mark.parametrize("l2", ["strong", 0.0, -1.0, np.nan, np.inf])
+@pytest.mark.parametrize("l2", ["strong", 0.0, -1.0, np.nan, np.inf, None, [1e-3]])
 def test_impossible_l2_is_refused(l2: Any) -> None:
     with pytest.raises(ValueError, match="expected 'auto' or a positive number"):
         LinearProbe(l2, "cpu").fit(np.eye(2), [0, 1])
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"max_iter": "100"}, "max_iter is '100'; expected a whole number of 0 or more"),
+        ({"seed": "zero"}, "seed is 'zero'; expected a whole number of 0 or more"),
+        ({"seed": -1}, "seed is -1; expected a whole number of 0 or more"),
+    ],
+)
+def test_settings_of_a_wrong_type_are_named(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        LinearProbe(device="cpu", **options).fit(np.eye(2), [0, 1])
 
 
 def test_one_class_is_refused() -> None:

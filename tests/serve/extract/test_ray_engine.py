@@ -27,6 +27,7 @@ from byol.serve.extract.ray_engine import _batch, _decode, _for_workers, _readab
 from byol.serve.features.read import read_features
 from tests.support.command_line import byol
 from tests.support.folders import contents
+from tests.support.inputs.odd_images import stacks
 from tests.support.small import REPOSITORY, traps
 from tests.support.tiny import write_images, write_tiny_bundle
 from tests.support.web.file_server import Web, always
@@ -114,6 +115,19 @@ def test_a_worker_reads_no_rows_of_another_listing(place: Path, tmp_path: Path, 
     assert len(_batch(section.source, decoded(tmp_path / "copy" / name)).indices) == 4
     with pytest.raises(SourceUnavailable, match="has changed since it was listed"):
         _batch(section.source, decoded(write(1)))
+
+
+def test_workers_tell_stacks(tmp_path: Path) -> None:
+    images = stacks(write_images(tmp_path / "images", {"cat": 2, "dog": 2}))
+    section = next(open_sections(images, 7))
+    chunk = {
+        "places": np.array([list(section.source.places or ())], object),
+        "section": np.zeros(1),
+        "first": np.zeros(1),
+    }
+    rows = _decode(partial(open_place, images), Preprocess.for_size(16), chunk)
+    batch = _batch(section.source, {**rows, "row": rows["row"].astype(int), "features": np.zeros((7, 2))})
+    assert [section.source.ids[row] for row in batch.several] == ["cat/a.gif", "cat/b.tif", "dog/c.png"]
 
 
 def test_workers_killed_in_the_middle_lose_nothing(place: Path, tmp_path: Path) -> None:

@@ -28,7 +28,7 @@ from byol.serve.features.parts import PartsFolder
 from byol.serve.features.read import read_features
 from tests.support.command_line import Outcome, byol
 from tests.support.folders import contents
-from tests.support.inputs.odd_images import odd_images
+from tests.support.inputs.odd_images import odd_images, stacks
 from tests.support.tiny import tiny_reference, write_images, write_tiny_bundle
 
 CPU = ("--device", "cpu")
@@ -83,6 +83,29 @@ def test_manifest_and_errors_say_what_there_is(place: Path, whole: dict[str, byt
     errors = pq.read_table(place / "whole" / "_errors" / "errors.parquet").to_pylist()
     assert [row["path"] for row in errors if row["stage"] == "list"] == ["dog/up"]
     assert len([row for row in errors if row["stage"] == "decode"]) == 6
+
+
+def test_stacks_and_animations_are_said_once(place: Path, tmp_path: Path) -> None:
+    """By several parts, by several processes, and by the run that goes on with what is there."""
+    images = stacks(write_images(tmp_path / "images", {"cat": 8, "dog": 8}))
+    note = "3 of 19 images hold several pictures (a stack or an animation), of which the first is read: "
+    note += "cat/a.gif, cat/b.tif, dog/c.png\n"
+    for name, more in (("one", ()), ("two", ("--processes", 2)), ("two", ())):
+        done = extract(place, tmp_path / name, *more, images=images, part=5)
+        assert done.code == 0, done.err
+        assert done.err.count("several pictures") == 1
+        assert note in done.err
+    assert contents(tmp_path / "one") == contents(tmp_path / "two")
+    file = byol("extract", place / "bundle", images, "--out", tmp_path / "f.parquet", *CPU)
+    assert file.err == note
+    table = byol("knn", place / "bundle", "--train", images, "--k", 1, *CPU)
+    assert table.err.count("several pictures") == 1
+    assert note in table.err
+
+
+def test_without_stacks_nothing_is_said(place: Path, tmp_path: Path) -> None:
+    done = byol("extract", place / "bundle", write_images(tmp_path / "i", {"a": 3}), "--out", tmp_path / "f.npz", *CPU)
+    assert done.err == ""
 
 
 def test_a_complete_extraction_is_left_alone(place: Path, whole: dict[str, bytes]) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -346,6 +347,12 @@ def test_numbers_beyond_float32_are_refused_without_a_warning(tmp_path: Path) ->
 def test_categories_of_pandas_are_labels(tmp_path: Path) -> None:
     pq.write_table(table(label=pa.array(["dog", "cat"]).dictionary_encode()), tmp_path / "f.parquet")
     assert read_features(tmp_path / "f.parquet").labels == ["dog", "cat"]
+
+
+@pytest.mark.parametrize("path", [None, 5, ["features.parquet"]])
+def test_what_is_no_path_is_named(path: Any) -> None:
+    with pytest.raises(ValueError, match=r"path is .*; expected the path of a features file or folder"):
+        read_features(path)
 
 
 def test_a_file_that_is_not_there(tmp_path: Path) -> None:

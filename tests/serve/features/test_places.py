@@ -39,7 +39,7 @@ def test_every_row_has_its_own_picture_whatever_its_id(tmp_path: Path) -> None:
     (tmp_path / "both.tar").write_bytes(b"".join((tmp_path / f"{name}.tar").read_bytes() for name in "ab"))
     source = open_source(tmp_path / "both.tar")
     assert list(source.ids) == ["0.png", "1.png"] * 2
-    features, _ = collect(Encoder(write_tiny_bundle(tmp_path / "bundle"), "cpu"), source, lambda count: None)
+    features, *_ = collect(Encoder(write_tiny_bundle(tmp_path / "bundle"), "cpu"), source, lambda count: None)
     picture = pictures(source, places_of(features, source))
     assert [picture(row).getpixel((4, 4)) for row in range(3)] == [RED, BLUE, GREEN]
 

@@ -59,6 +59,14 @@ def odd_photographs() -> dict[str, bytes]:
     return {name: encoded(rgb, "JPEG", exif=exif, quality=95) for name, exif in files.items()}
 
 
+def stacks(folder: Path) -> Path:
+    """Add three files of several pictures to the folders `cat` and `dog`."""
+    frames = [Image.fromarray(picture(seed=seed)) for seed in range(3)]
+    for name, kind in (("cat/a.gif", "GIF"), ("cat/b.tif", "TIFF"), ("dog/c.png", "PNG")):
+        (folder / name).write_bytes(encoded(frames[0], kind, save_all=True, append_images=frames[1:]))
+    return folder
+
+
 def bad_images() -> dict[str, bytes]:
     """File name to content: none can be read."""
     rgb = Image.fromarray(picture(64, 64))

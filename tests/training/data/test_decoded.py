@@ -25,6 +25,7 @@ from byol.images import decode as images_module
 from byol.images.cache import META, CacheError, DecodedCache, size_limit
 from byol.images.columns import Labels
 from byol.images.open import open_source
+from byol.images.picture.pages import Several
 from byol.images.picture.read import read_image
 from byol.images.source import ImageSource
 from byol.machine import usable_cores
@@ -34,7 +35,7 @@ from byol.training.data.batches import FetchedFeed, Order, ResidentFeed, open_fe
 from byol.training.data.decoded import canvas_side, load_canvases, open_images
 from byol.training.data.intake import ImageTensor, StreamedImages
 from byol.training.trainer import Trainer
-from tests.support.inputs.odd_images import bad_images, encoded, picture
+from tests.support.inputs.odd_images import bad_images, encoded, picture, stacks
 from tests.support.small import REPOSITORY, config, folder
 
 CPU = torch.device("cpu")
@@ -65,6 +66,28 @@ def decoded(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 
     monkeypatch.setattr(module, "decode", counting)
     return calls
+
+
+def test_files_of_several_pictures_are_counted(images: Path, cache: DecodedCache, tmp_path: Path) -> None:
+    """In memory, newly kept, found again, and streamed."""
+    source = open_source(stacks(images))
+    expected = Several(3, ("cat/a.gif", "cat/b.tif", "dog/c.png"))
+    assert load_canvases(source, 16).several == expected
+    assert load_canvases(source, 16, cache=cache).several == expected
+    assert load_canvases(source, 16, cache=cache).several == expected
+    (entry,) = cache.root.glob("*/meta.json")
+    meta = json.loads(entry.read_text())
+    entry.write_text(json.dumps({**meta, "several": ["many"]}))
+    assert cache.entries() == []  # damaged
+    del meta["several"]  # of an earlier version
+    entry.write_text(json.dumps(meta))
+    assert load_canvases(source, 16, cache=cache).several == Several()
+    streamed = StreamedImages(source, 16)
+    assert streamed.several == Several()
+    for rows in (torch.arange(12), torch.arange(12, 23), torch.arange(12)):
+        streamed.read(rows)
+    streamed.close()
+    assert streamed.several == expected
 
 
 def same(a: ImageTensor, b: ImageTensor) -> bool:

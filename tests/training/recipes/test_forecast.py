@@ -134,6 +134,15 @@ def test_a_dry_run_measures_and_writes_nothing(images, tmp_path, monkeypatch):
     assert os.listdir(tmp_path) == []
 
 
+def test_a_dry_run_warns_of_a_parent_of_parts(images, tmp_path, capsys):
+    for part in ("train", "test"):
+        folder(tmp_path / "set" / part, per_class=5)
+    dry_run(config(), Job(tmp_path / "set", tmp_path / "run"))
+    assert "warning: training on test and train; to keep test images apart, name one folder" in capsys.readouterr().err
+    dry_run(config(), Job(images, tmp_path / "run"))
+    assert "warning: training on" not in capsys.readouterr().err
+
+
 def test_a_dry_run_without_memory_says_what_takes_less(images, tmp_path, monkeypatch):
     def full(*_arguments):
         raise torch.OutOfMemoryError("CUDA out of memory")
