@@ -2,9 +2,10 @@
 
     python -m tests.fuzz [--seconds 120] [--only TEXT]
 
-Every module beside this one has a function `run(seconds, seed)` that makes small valid inputs, spoils them, and raises
-when one gets more than a refusal: a traceback, a crash, a hang, memory. What is found becomes a small maker of that
-input in a test.
+Every module beside this one has a function `run(seconds, seed, most)` that makes small valid inputs, spoils them, and
+raises when one gets more than a refusal: a traceback, a crash, a hang, memory. It goes on for `seconds`, or for `most`
+inputs where that is given, and returns how many of them were "refused", and what became of the others. What is found
+becomes a small maker of that input in a test.
 """
 
 from __future__ import annotations

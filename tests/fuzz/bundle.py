@@ -6,7 +6,7 @@ import json
 import os
 import random
 import tempfile
-import time
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,7 @@ from byol.bundle.folder import Bundle, describe_file
 from byol.bundle.manifest import CHECKSUM, GOLDEN, MANIFEST, Manifest
 from byol.images.open import open_source
 from byol.serve.proof import verify
+from tests.fuzz._tries import tries
 from tests.support.tiny import write_images, write_tiny_bundle
 
 VALUES: tuple[Any, ...] = (
@@ -28,20 +29,20 @@ LINES = (
 )
 
 
-def run(seconds: float, seed: int | None = None) -> None:
+def run(seconds: float = 0.0, seed: int | None = None, most: int | None = None) -> Counter[str]:
     """Raise `AssertionError` when a spoilt input gets anything but a refusal in one line."""
     seed = random.randrange(1 << 32) if seed is None else seed
     generator = random.Random(seed)
-    end = time.monotonic() + seconds
+    outcomes: Counter[str] = Counter()
     with tempfile.TemporaryDirectory() as folder:
         bundle = write_tiny_bundle(Path(folder) / "bundle")
         write_images(Path(folder), {"cat": 2})
         kinds = [spoil_manifest, spoil_text, spoil_golden, spoil_list]
-        while time.monotonic() < end:
+        for _ in tries(seconds, most):
             kind = generator.choice(kinds)
             state = generator.getstate()
             try:
-                kind(bundle, generator)
+                outcomes[kind(bundle, generator)] += 1
             except AssertionError:
                 raise
             except Exception as error:
@@ -49,19 +50,21 @@ def run(seconds: float, seed: int | None = None) -> None:
                 raise AssertionError(
                     f"seed {seed}, {kind.__name__}: {type(error).__name__}: {str(error)[:300]}"
                 ) from error
+    return outcomes
 
 
-def refused(call: Callable[[], Any]) -> None:
-    """What is spoilt is refused as a user reads it, or harmless."""
-    said = "."
+def judged(call: Callable[[], Any]) -> str:
+    """What is spoilt is refused as a user reads it, or harmless: "refused" or "read"."""
     try:
         call()
     except (ValueError, OSError) as error:
         said = str(error)
-    assert 0 < len(said) < 5000, f"an error of {len(said)} characters: {said[:300]}"
+        assert 0 < len(said) < 5000, f"an error of {len(said)} characters: {said[:300]}"
+        return "refused"
+    return "read"
 
 
-def spoil_manifest(bundle: Path, generator: random.Random) -> None:
+def spoil_manifest(bundle: Path, generator: random.Random) -> str:
     """Another value at one place, with the checksum that then belongs to it."""
     text = (bundle / MANIFEST).read_bytes()
     values = json.loads(text)
@@ -76,10 +79,10 @@ def spoil_manifest(bundle: Path, generator: random.Random) -> None:
     else:
         place[key] = generator.choice(VALUES)
     values.pop(CHECKSUM, None)
-    _judged(bundle, json.dumps(values), text)
+    return _verified(bundle, json.dumps(values), text)
 
 
-def spoil_text(bundle: Path, generator: random.Random) -> None:
+def spoil_text(bundle: Path, generator: random.Random) -> str:
     """A few bytes changed, cut out or repeated."""
     text = (bundle / MANIFEST).read_bytes()
     spoilt = bytearray(text)
@@ -98,16 +101,16 @@ def spoil_text(bundle: Path, generator: random.Random) -> None:
         )
     (bundle / MANIFEST).write_bytes(spoilt)
     try:
-        refused(lambda: verify(bundle))
+        return judged(lambda: verify(bundle))
     finally:
         (bundle / MANIFEST).write_bytes(text)
 
 
-def _judged(bundle: Path, spoilt: str, text: bytes) -> None:
+def _verified(bundle: Path, spoilt: str, text: bytes) -> str:
     """Read a manifest whose checksum fits, so that what is spoilt is judged itself."""
     try:
         (bundle / MANIFEST).write_text(_with_checksum(spoilt))
-        refused(lambda: verify(bundle))
+        return judged(lambda: verify(bundle))
     finally:
         (bundle / MANIFEST).write_bytes(text)
 
@@ -123,7 +126,7 @@ def _with_checksum(text: str) -> str:
     return json.dumps(values)
 
 
-def spoil_golden(bundle: Path, generator: random.Random) -> None:
+def spoil_golden(bundle: Path, generator: random.Random) -> str:
     """A changed header of the golden file, hashed as it is: then its content is what must be judged."""
     text, content = (bundle / MANIFEST).read_bytes(), (bundle / GOLDEN).read_bytes()
     spoilt = bytearray(content)
@@ -136,13 +139,13 @@ def spoil_golden(bundle: Path, generator: random.Random) -> None:
         manifest = Bundle.open(bundle).manifest
         manifest.files[GOLDEN] = describe_file(bundle / GOLDEN)
         manifest.write(bundle)
-        refused(lambda: verify(bundle))
+        return judged(lambda: verify(bundle))
     finally:
         (bundle / GOLDEN).write_bytes(content)
         (bundle / MANIFEST).write_bytes(text)
 
 
-def spoil_list(bundle: Path, generator: random.Random) -> None:
+def spoil_list(bundle: Path, generator: random.Random) -> str:
     """Lines that lead elsewhere: each is read as an image or refused; none is run, and no other line moves."""
     good = os.fsencode(bundle.parent / "cat" / "000.png")
     lines = [generator.choice([good, *LINES]) for _ in range(generator.randrange(1, 6))]
@@ -152,6 +155,6 @@ def spoil_list(bundle: Path, generator: random.Random) -> None:
     def read() -> None:
         source = open_source(path)
         for row in range(len(source)):
-            refused(lambda row=row: source.open(row))  # type: ignore[misc]
+            judged(lambda row=row: source.open(row))  # type: ignore[misc]
 
-    refused(read)
+    return judged(read)

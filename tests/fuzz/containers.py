@@ -1,19 +1,20 @@
 """Containers of images, features and weights, changed at random: each is read, or refused for a reason, never more.
 
-`run(seconds)` divides its time among the kinds. A kind has a process of its own, with little memory, as a fault may end
-it. What it printed last (a seed, the file) makes the fault again: `python -m tests.fuzz.containers KIND SEED SECONDS`.
+`run` divides its time among the kinds. A kind has a process of its own, with little memory, as a fault may end it. What
+it printed last makes the fault again: `python -m tests.fuzz.containers KIND SEED SECONDS [FILES]`.
 """
 
 from __future__ import annotations
 
 import io
+import json
 import random
 import resource
 import subprocess
 import sys
 import tempfile
-import time
 import warnings
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
@@ -22,6 +23,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from byol.images.surroundings import UnreadableImage
+from tests.fuzz._tries import tries
 from tests.support.inputs import bombs
 from tests.support.inputs.odd_images import encoded, picture
 
@@ -31,33 +33,36 @@ MOST_MB = 600  # that reading one may take at its highest
 NUMBERS = (0, 1, 127, 128, 255, 2**15, 2**31 - 1, 2**31, 2**32 - 1, 2**63 - 1, 2**63, 2**64 - 1)
 
 
-def run(seconds: float, seed: int | None = None) -> None:
+def run(seconds: float = 0.0, seed: int | None = None, most: int | None = None) -> Counter[str]:
     """Raise `AssertionError` with the seed when reading a changed file ends in anything but a reason."""
     seed = random.SystemRandom().randrange(2**32) if seed is None else seed
+    outcomes: Counter[str] = Counter()
     for kind in KINDS:
         share = seconds / len(KINDS)
         command = [sys.executable, "-m", "tests.fuzz.containers", kind, str(seed), str(share)]
+        command += [] if most is None else [str(-(-most // len(KINDS)))]
         done = subprocess.run(command, capture_output=True, text=True, timeout=share + 120)
         assert done.returncode == 0, f"{' '.join(command[1:])}: status {done.returncode}\n{done.stderr[-3000:]}"
         print(f"{kind}: seed {seed}: {done.stdout.strip()}")
+        outcomes += json.loads(done.stdout)
+    return outcomes
 
 
-def fuzz(kind: str, seed: int, seconds: float) -> str:
-    """Change and read files of a kind for some time; how many were read, refused."""
+def fuzz(kind: str, seed: int, seconds: float, most: int | None = None) -> Counter[str]:
+    """Change and read files of a kind; how many were "read" and "refused"."""
     read, suffix = READERS[kind]()
     originals = ORIGINALS[kind]()
     resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
     for original in originals:
         attempt(read, original, suffix)  # what is imported on first use does not count
-    before, counts = peak_mb(), [0, 0]
-    end = time.monotonic() + seconds
-    while time.monotonic() < end:
-        chance = random.Random(seed + sum(counts))
+    before, outcomes = peak_mb(), Counter[str]()
+    for number in tries(seconds, most):
+        chance = random.Random(seed + number)
         content = changed(chance.choice(originals), chance)
-        counts[attempt(read, content, suffix)] += 1
+        outcomes["read" if attempt(read, content, suffix) else "refused"] += 1
         grown = peak_mb() - before
-        assert grown < MOST_MB, f"{sum(counts)} files after seed {seed}: {grown:.0f} MB"
-    return f"{counts[1]} read, {counts[0]} refused"
+        assert grown < MOST_MB, f"{number + 1} files after seed {seed}: {grown:.0f} MB"
+    return outcomes
 
 
 def attempt(read: Callable[[Path], object], content: bytes, suffix: str) -> bool:
@@ -250,4 +255,4 @@ ORIGINALS = {
 
 
 if __name__ == "__main__":
-    print(fuzz(sys.argv[1], int(sys.argv[2]), float(sys.argv[3])))
+    print(json.dumps(fuzz(sys.argv[1], int(sys.argv[2]), float(sys.argv[3]), *map(int, sys.argv[4:]))))

@@ -1,13 +1,11 @@
 """Graphs changed at random, judged, and what passes run in a process of its own: none may crash, hang or eat memory.
 
-`run(seconds)` looks for such a graph; tests/bundle/graph/test_judge.py runs it for a moment. A find is kept as
-`fuzz-graph.onnx` in the working directory.
+`run` looks for such a graph. A find is kept as `fuzz-graph.onnx` in the working directory.
 """
 
 from __future__ import annotations
 
 import contextlib
-import os
 import random
 import resource
 import select
@@ -20,14 +18,13 @@ from collections import Counter
 from pathlib import Path
 
 import numpy as np
-from hypothesis import HealthCheck, Phase, given, settings
-from hypothesis import strategies as st
 from onnx import AttributeProto, ModelProto, NodeProto, TensorProto, helper, numpy_helper
 
 from byol.bundle.graph.judge import judge
 from byol.bundle.graph.operators import OPERATORS
 from byol.bundle.manifest import Manifest
 from byol.bundle.schema import BundleError
+from tests.fuzz._tries import tries
 from tests.support.inputs.graphs import DIM, GRAPHS, SIZE
 from tests.support.tiny import tiny_manifest, write_tiny_bundle
 
@@ -319,37 +316,20 @@ def attempt(content: bytes, manifest: Manifest, child: Child) -> str:
     return "ran" if answer == "ran" else "failed"
 
 
-def run(seconds: float, seed: int | None = None) -> Counter[str]:
-    """Try graphs for a while; how many were refused, ran, and failed with an error. Raises `Found`."""
+def run(seconds: float = 0.0, seed: int | None = None, most: int | None = None) -> Counter[str]:
+    """How many graphs were refused, ran, and failed with an error. Raises `Found`."""
     outcomes: Counter[str] = Counter()
-    child, end = Child(), time.monotonic() + seconds
+    generator, child = random.Random(seed), Child()
     with tempfile.TemporaryDirectory() as folder:
         manifest = tiny_manifest(write_tiny_bundle(Path(folder) / "tiny", SIZE, DIM), SIZE, DIM)
-
-        @settings(
-            max_examples=50,
-            database=None,
-            derandomize=seed is not None,
-            deadline=None,
-            phases=[Phase.generate],
-            suppress_health_check=list(HealthCheck),
-        )
-        @given(st.integers(0, 2**64))
-        def some(seed: int) -> None:
-            content = mutated(random.Random(seed))
-            try:
-                outcomes[attempt(content, manifest, child)] += 1
-            except Exception:
-                Path("fuzz-graph.onnx").write_bytes(content)
-                raise
-
         try:
-            while time.monotonic() < end:
-                some()
+            for _ in tries(seconds, most):
+                content = mutated(generator)
+                try:
+                    outcomes[attempt(content, manifest, child)] += 1
+                except Exception:
+                    Path("fuzz-graph.onnx").write_bytes(content)
+                    raise
         finally:
             child.close()
     return outcomes
-
-
-if __name__ == "__main__":
-    print(dict(run(float(sys.argv[1]) if len(sys.argv) > 1 else float(os.environ.get("FUZZ_SECONDS", 60)))))

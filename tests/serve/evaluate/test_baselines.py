@@ -294,7 +294,9 @@ def test_features_files_are_refused_and_say_what_to_give(place: Path, tmp_path: 
         assert done.code == 2
         assert f"--baselines needs a BUNDLE and the images themselves, not their features; {features} holds" in done.err
     done = byol("knn", *both, "--baselines", *CPU)
-    assert (done.code, "there is no BUNDLE" in done.err or "holds features" in done.err) == (2, True)
+    assert (done.code, f"not their features; {features} holds features" in done.err) == (2, True), done.err
+    done = byol("knn", "--train", place / "train", "--test", place / "test", "--baselines", *CPU)
+    assert (done.code, "not their features; there is no BUNDLE" in done.err) == (2, True), done.err
 
 
 @pytest.mark.parametrize(

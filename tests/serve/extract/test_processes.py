@@ -7,11 +7,12 @@ import json
 import multiprocessing
 import os
 import queue
-import random
 import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,7 @@ from tests.support.small import REPOSITORY, traps
 from tests.support.tiny import write_images, write_tiny_bundle
 
 CPU = ("--device", "cpu", "--part-images", 5, "--batch-size", 4)
+PATIENCE = 120  # seconds, after which what hangs fails
 
 
 @pytest.fixture(scope="module")
@@ -54,6 +56,48 @@ def workers_of(pid: int) -> list[int]:
     listed = Path(f"/proc/{pid}/task/{pid}/children")
     found = [int(child) for child in listed.read_text().split()] if listed.exists() else []
     return [child for child in found if b"spawn_main" in Path(f"/proc/{child}/cmdline").read_bytes()]
+
+
+# The command, whose workers halt before one of their parts gets its name: they cannot have ended when they are killed.
+HELD = """
+import os, signal, sys
+from byol.cli import main
+
+def hold(event, arguments):
+    if event == "os.rename" and str(arguments[1]).endswith(tuple(os.environ["HELD"].split())):
+        signal.pause()
+
+if __name__ == "__main__":
+    main()
+else:  # as a worker imports it
+    sys.addaudithook(hold)
+"""
+
+
+@contextmanager
+def held(place: Path, tmp_path: Path, parts: int) -> Iterator[subprocess.Popen[str]]:
+    """The command into tmp_path / "out", in the middle of its work: so many parts are there, the next two are not."""
+    (tmp_path / "held").write_text(HELD)
+    words = [sys.executable, str(tmp_path / "held"), *command(place, tmp_path / "out")[3:]]
+    names = " ".join(part_name(number) for number in (parts, parts + 1))
+    with subprocess.Popen(words, env=environment() | {"HELD": names}, stderr=subprocess.PIPE, text=True) as running:
+        try:
+            wait_until(running, lambda: all((tmp_path / "out" / part_name(number)).exists() for number in range(parts)))
+            yield running
+        finally:
+            running.kill()
+
+
+def part_name(number: int) -> str:
+    return f"data/part-{number:05d}.parquet"
+
+
+def wait_until(running: subprocess.Popen[str], condition: Callable[[], object]) -> None:
+    deadline = time.monotonic() + PATIENCE
+    while not condition():
+        assert running.poll() is None
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
 
 
 def test_two_processes_write_what_one_does(place: Path, tmp_path: Path) -> None:
@@ -91,34 +135,34 @@ def test_max_errors_counts_the_errors_of_all(place: Path, tmp_path: Path) -> Non
 
 
 def test_a_killed_worker_ends_the_command_and_loses_nothing(place: Path, tmp_path: Path) -> None:
-    with subprocess.Popen(command(place, tmp_path / "out"), stderr=subprocess.PIPE, text=True) as running:
-        while not (workers := workers_of(running.pid)):
-            time.sleep(0.01)
-            assert running.poll() is None
-        os.kill(workers[0], signal.SIGKILL)
-        _, said = running.communicate(timeout=60)
+    with held(place, tmp_path, parts=4) as running:
+        os.kill(workers_of(running.pid)[0], signal.SIGKILL)
+        _, said = running.communicate(timeout=PATIENCE)
     assert running.returncode == 1, said
     assert "a worker process ended with status -9" in said
-    subprocess.run(command(place, tmp_path / "out"), capture_output=True, check=True)
-    assert contents(tmp_path / "out") == contents(place / "whole")
+    kept = [name for name in contents(tmp_path / "out") if name.startswith("data/part-")]
+    assert kept == [part_name(number) for number in range(4)]
+    assert finished(place, tmp_path / "out") == contents(place / "whole")
 
 
 def test_a_killed_parent_leaves_no_worker_and_loses_nothing(place: Path, tmp_path: Path) -> None:
-    random.seed(0)
-    for _ in range(4):
-        with subprocess.Popen(command(place, tmp_path / "out"), stderr=subprocess.DEVNULL) as running:
-            while not (workers := workers_of(running.pid)) and running.poll() is None:
-                time.sleep(0.01)
-            time.sleep(random.uniform(0, 1))
+    for parts in (0, 2, 6):  # while the workers start, and in the middle of their work
+        with held(place, tmp_path, parts) as running:
+            wait_until(running, lambda running=running: len(workers_of(running.pid)) == 2)  # type: ignore[misc]
+            workers = workers_of(running.pid)
             running.kill()
-        for _ in range(600):
-            if not any(Path(f"/proc/{worker}").exists() for worker in workers):
-                break
-            time.sleep(0.1)
-        else:
-            raise AssertionError("workers outlive their parent")
-    subprocess.run(command(place, tmp_path / "out"), capture_output=True, check=True)
-    assert contents(tmp_path / "out") == contents(place / "whole")
+        deadline = time.monotonic() + PATIENCE
+        while any(Path(f"/proc/{worker}").exists() for worker in workers):
+            assert time.monotonic() < deadline, "workers outlive their parent"
+            time.sleep(0.01)
+    assert finished(place, tmp_path / "out") == contents(place / "whole")
+
+
+def finished(place: Path, out: Path) -> dict[str, bytes]:
+    """What one process makes of what was begun."""
+    done = byol("extract", place / "bundle", place / "images", "--out", f"{out}/", *CPU)
+    assert done.code == 0, done.err
+    return contents(out)
 
 
 @pytest.mark.parametrize(("visible", "gpus", "taken"), [(None, 2, "0101"), ("3,5", 2, "3535"), (None, 4, "0123")])

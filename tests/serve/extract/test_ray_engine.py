@@ -28,6 +28,7 @@ from byol.serve.features.read import read_features
 from tests.support.command_line import byol
 from tests.support.folders import contents
 from tests.support.inputs.odd_images import stacks
+from tests.support.ray_cluster import running_cluster
 from tests.support.small import REPOSITORY, traps
 from tests.support.tiny import write_images, write_tiny_bundle
 from tests.support.web.file_server import Web, always
@@ -264,14 +265,31 @@ def test_a_server_that_goes_stops_the_work_and_the_same_command_goes_on(place: P
     require_same(place, tmp_path / "out")
 
 
-def test_rows_of_an_npz_and_an_address_that_does_not_answer(place: Path, tmp_path: Path) -> None:
-    done = subprocess.run(command(place, "pixels.npz", tmp_path / "out"), capture_output=True, text=True)
+def test_rows_of_an_npz_on_a_cluster_that_runs(place: Path, tmp_path: Path, short: Path) -> None:
+    with running_cluster(short) as address:
+        words = [*command(place, "pixels.npz", tmp_path / "out"), "--ray-address", address]
+        done = subprocess.run(words, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     local = byol("extract", place / "bundle", place / "pixels.npz", "--out", tmp_path / "local.parquet", *WORDS[:2])
     assert local.code == 0, local.err
     ours, theirs = read_features(tmp_path / "local.parquet"), read_features(tmp_path / "out")
     assert (theirs.ids, theirs.labels) == (ours.ids, ours.labels)
     np.testing.assert_allclose(theirs.x, ours.x, rtol=1e-5, atol=1e-6)
+
+
+def test_an_address_that_does_not_answer(place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def init(address: str, **_: object) -> None:  # Ray's own takes a minute
+        raise ConnectionError(f"ray client connection timeout at {address}")
+
+    monkeypatch.setattr("ray.init", init)
+    words = ("extract", place / "bundle", place / "images", "--out", f"{tmp_path}/out/", "--ray-address", "ray://a:1")
+    done = byol(*words, "--engine", "ray")
+    assert done.code == 1
+    assert done.err.splitlines()[-1] == (
+        "Error: no Ray cluster answers at ray://a:1: ray client connection timeout at ray://a:1"
+    )
+    done = byol(*words)
+    assert (done.code, "--ray-address needs --engine ray" in done.err) == (2, True)
 
 
 @pytest.mark.parametrize(

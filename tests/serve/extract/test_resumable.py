@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import json
 import os
-import random
+import re
 import shutil
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +28,7 @@ from byol.serve.features.read import read_features
 from tests.support.command_line import Outcome, byol
 from tests.support.folders import contents
 from tests.support.inputs.odd_images import odd_images, stacks
+from tests.support.small import REPOSITORY
 from tests.support.tiny import tiny_reference, write_images, write_tiny_bundle
 
 CPU = ("--device", "cpu")
@@ -364,22 +364,52 @@ def test_a_full_disk_ends_it_cleanly(place: Path, whole: dict[str, bytes], tmp_p
     assert contents(tmp_path / "out") == whole
 
 
-def test_killed_at_random_moments_it_ends_byte_identical(place: Path, whole: dict[str, bytes], tmp_path: Path) -> None:
-    words = [place / "bundle", place / "images", "--out", f"{tmp_path}/out/", *CPU, "--part-images", 7]
-    words += ["--batch-size", 4]
-    command = [sys.executable, "-m", "byol", "extract", *map(str, words)]
-    started = time.monotonic()
-    subprocess.run(command, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL, check=True)
-    usual = time.monotonic() - started
-    shutil.rmtree(tmp_path / "out")
-    random.seed(0)
-    for _ in range(8):
-        process = subprocess.Popen(command, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
-        time.sleep(usual * random.uniform(0.6, 1))
-        os.kill(process.pid, signal.SIGKILL)
-        process.wait()
-    subprocess.run(command, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL, check=True)
+# One process imports the command and forks its lives: each is killed at an operation on its output, some later than the
+# one before. A part takes eight of them, so that in time a kill comes at each.
+LIVES = """
+import os, signal, sys
+import byol.serve.commands.extract, byol.serve.encoder, byol.serve.extract.resumable
+from byol.cli import main
+
+out, left = sys.argv.pop(1), 0
+
+def kill(event, arguments):
+    global left
+    if event in ("open", "os.mkdir", "os.scandir", "os.rename", "os.remove", "os.rmdir"):
+        left -= out in str(arguments)
+        if not left:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+def live(operations):
+    global left
+    left = operations
+    sys.addaudithook(kill)
+    try:
+        main()
+    except SystemExit as error:
+        os._exit(error.code or 0)
+
+for life in range(1, 150, 5):
+    child = os.fork()
+    if child == 0:
+        live(life)
+    status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    if status != -signal.SIGKILL:
+        sys.exit(status)
+    print("parts:", sum(name.startswith("part-") for _, _, names in os.walk(out) for name in names))
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+def test_killed_again_and_again_it_ends_byte_identical(place: Path, whole: dict[str, bytes], tmp_path: Path) -> None:
+    words = ["extract", place / "bundle", place / "images", "--out", f"{tmp_path}/out/", *CPU, "--part-images", 7]
+    command = [sys.executable, "-c", LIVES, str(tmp_path / "out"), *map(str, words), "--batch-size", "4"]
+    done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
     assert contents(tmp_path / "out") == whole
+    found = [int(parts) for parts in re.findall(r"^parts: (\d+)$", done.stdout, re.MULTILINE)]  # after each death
+    assert found == sorted(found)
+    assert len({parts for parts in found if 0 < parts < 9}) > 2, found
 
 
 # ---------------------------------------------------------------------------------------------------- sections

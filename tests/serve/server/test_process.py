@@ -204,6 +204,21 @@ def test_a_request_on_its_way_at_sigterm_is_finished_and_new_ones_refused(bundle
         assert served.process.wait(60) == 0
 
 
+def test_a_second_signal_ends_it_at_once(bundle: Path) -> None:
+    with serving(bundle, BYOL_SERVER_SECONDS=600) as served:
+        with socket.create_connection(served.place, timeout=60) as connection:
+            connection.sendall(post("/features", photo(), "image/png")[:-10])
+            while not served.figure("byol_body_bytes"):
+                time.sleep(0.01)
+            served.process.send_signal(signal.SIGHUP)
+            while served.client.get("/v2/health/ready").status_code != 503:
+                time.sleep(0.01)
+            assert served.process.poll() is None  # it waits for the request
+            served.process.send_signal(signal.SIGINT)
+            assert served.process.wait(60) == 0
+        assert "Traceback" not in served.said()
+
+
 def test_a_port_in_use_is_said_in_one_line(bundle: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         done = byol("serve", bundle, "--port", taken.getsockname()[1], "--device", "cpu")

@@ -49,6 +49,25 @@ def test_neighbours_are_searched_apart_from_the_event_loop_and_count_as_waiting(
         service.close()
 
 
+@pytest.mark.parametrize(
+    ("words", "host", "warned"), [((), "127.0.0.1", False), (("--host", "0.0.0.0"), "0.0.0.0", True)]
+)
+def test_it_listens_on_this_machine_unless_told_otherwise(
+    words: tuple[str, ...], host: str, warned: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = []
+
+    def run(service: Service, listening: socket.socket, log: bool) -> None:
+        found.append(listening.getsockname()[0])
+        service.close()
+        listening.close()
+
+    monkeypatch.setattr(process, "run", run)
+    done = byol("serve", write_tiny_bundle(tmp_path / "bundle"), "--port", 0, "--device", "cpu", *words)
+    assert (done.code, found) == (0, [host]), done.err
+    assert ("password" in done.err) == warned, done.err
+
+
 def test_an_index_that_does_not_say_whose_it_is_is_warned_of(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def run(service: Service, listening: socket.socket, log: bool) -> None:
         service.close()

@@ -98,6 +98,22 @@ def test_options_are_not_refused_for_a_batch_or_an_encoder_that_nobody_gave(imag
     assert len(taken) == 6
 
 
+def test_every_option_reaches_its_setting(images, tmp_path, monkeypatch):
+    taken: list[Any] = []
+    monkeypatch.setattr("byol.training.job.run_training", lambda *given: taken.append(given))
+    values = {"batch_size": 6, "arch": "resnet34", "stem": "imagenet", "image_size": 40, "max_steps": 77, "epochs": 5}
+    values |= {"accumulate": 3, "optimizer": "lars", "lr": 0.125, "tau": 0.875, "seed": 9, "precision": "fp32"}
+    words = [word for name, value in values.items() for word in (f"--{name.replace('_', '-')}", value)]
+    words += ["--recompute", "--no-compile", "--tensorboard", "--no-export-check", "--val-data", images]
+    done = byol("train", images, "--out", tmp_path / "run", "--device", "cpu", *words)
+    assert done.code == 0, done.err
+    ((asked, base, change),) = taken
+    found = settings_for(asked, open_source(images), base, change, None).to_dict()
+    wanted = values | {"recompute": True, "compile": "none", "device": "cpu"}
+    assert {name: found[name] for name in wanted} == wanted
+    assert (asked.val_data, asked.tensorboard, asked.export_check) == (images, True, False)
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [

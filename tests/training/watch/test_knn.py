@@ -56,9 +56,12 @@ def test_left_out_queries_are_not_their_own_neighbours():
     ]
     assert found == expected
     all_but_one = weighted_knn(
-        torch.tensor(bank), torch.tensor(labels), torch.tensor(bank), 4, 500, 0.07, torch.arange(120)
-    )
-    assert len(all_but_one) == 120
+        torch.tensor(bank), torch.tensor(labels), torch.tensor(bank), 4, 500, 0.5, torch.arange(120)
+    ).tolist()
+    without = [np.delete(np.arange(120), row) for row in range(120)]
+    assert all_but_one == [
+        numpy_knn(bank[rest], labels[rest], bank[row : row + 1], 4, 119, 0.5)[0] for row, rest in enumerate(without)
+    ]
 
 
 def measured(settings, training, validation):
@@ -96,10 +99,14 @@ def test_bank_and_queries_are_bounded_and_drawn_the_same_every_time(tmp_path):
 def test_without_training_labels_each_validation_image_is_compared_with_the_others(tmp_path):
     training = open_source(folder(tmp_path / "train", classes=("photos",), per_class=12))
     validation = open_source(folder(tmp_path / "val", per_class=6))
-    monitor = measured(config(knn_k=200), training, validation)  # k above the bank means the whole bank
+    monitor = measured(config(knn_k=200, knn_temperature=0.5), training, validation)  # the whole bank votes
     found = monitor.measure(colour_features)
     assert (found["knn_bank"], found["knn_queries"]) == (12, 12)
-    assert 0 <= found["knn_top1"] <= 1
+    x, labels = colour_features(monitor.bank.pixels).numpy(), monitor.bank_labels.numpy()
+    rest = [np.delete(np.arange(12), row) for row in range(12)]
+    voted = [numpy_knn(x[r], labels[r], x[row : row + 1], 2, 11, 0.5)[0] for row, r in enumerate(rest)]
+    assert found["knn_top1"] == pytest.approx(np.mean(np.array(voted) == labels), abs=1e-5)  # as it is rounded
+    assert found["knn_top1"] < 0.5  # with itself each would be right
     told = KNNSets.choose(config(knn_queries=9), training, validation).described
     assert told == (
         "9 of 12 validation images, each compared with the others, "
