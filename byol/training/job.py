@@ -197,7 +197,8 @@ def _train(start: _Start, config: TrainConfig, source: ImageSource) -> None:
         if holds_splits(source.ids, source.classes):
             note(f"warning: training on {' and '.join(source.classes)}; to keep test images apart, name one folder")
         if not continuing:
-            run.create(config, {"data": facts, **plan, **contents(intake, trainer.computed)}, images.skipped)
+            begin = {"data": facts, **plan, **contents(intake, trainer.computed)}
+            run.create(config, begin, intake.recorded(images.skipped))
         run.remember(INPUTS, {**run.inputs(), **job.inputs()})
         note(_headline(trainer, images, done))
         if start.initial:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import shutil
 import signal
+import tarfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -136,9 +138,30 @@ def test_an_image_that_can_be_read_now_stays_left_out(tmp_path: Path, monkeypatc
     assert weights(tmp_path / "run") == weights(tmp_path / "whole")
 
 
+@pytest.mark.parametrize("first", ["broken", "link"])
+def test_a_readable_image_stays_in_beside_another_of_its_name_that_is_left_out(tmp_path: Path, first: str) -> None:
+    """Tar files that were joined, or appended to, repeat names."""
+    files = sorted(folder(tmp_path / "images").rglob("*.png"))
+    with tarfile.open(tmp_path / "images.tar", "w") as tar:
+        twin = tarfile.TarInfo(files[5].name)
+        if first == "link":
+            twin.type, twin.linkname = tarfile.SYMTYPE, "elsewhere.png"
+            tar.addfile(twin)
+        else:
+            twin.size = 6
+            tar.addfile(twin, io.BytesIO(b"broken"))
+        for file in files:
+            tar.add(file, file.name)
+    train(tmp_path / "images.tar", tmp_path / "whole")
+    train(tmp_path / "images.tar", tmp_path / "run", stop_after=2)
+    train(tmp_path / "images.tar", tmp_path / "run", resume=True)
+    assert weights(tmp_path / "run") == weights(tmp_path / "whole")
+    assert json.loads((tmp_path / "run" / "config.json").read_text())["data"]["images"] == 20
+
+
 def test_an_image_that_cannot_be_read_any_more_is_named(tmp_path: Path) -> None:
     source = open_source(images(tmp_path, "folder"))
-    begun = Intake(False, frozenset({"cat/003.png"}))
+    begun = Intake(False, frozenset({3}))
     with pytest.raises(
         ValueError, match=r"1 images of the run can no longer be read .*first: dog/007.png: not an image.*restore"
     ):
@@ -149,7 +172,7 @@ def test_rows_of_a_run_are_streamed_or_decoded_in_the_same_order(tmp_path: Path)
     source = open_source(images(tmp_path, "parquet"))
     decoded = open_images(source, 16, cache=DecodedCache(limit=10**9))
     assert isinstance(decoded, ImageTensor)
-    begun = Intake.from_text(Intake.of(decoded).to_text())
+    begun = Intake.from_text(Intake.of(decoded, source).to_text())
     assert begun.count(source) == 18
     with pytest.warns(UserWarning, match="its row groups are now read in any order"):
         streamed = open_images(source, 16, cache=DecodedCache(limit=0), begun=begun)
@@ -227,6 +250,7 @@ def test_a_run_of_an_earlier_version_goes_on(tmp_path: Path) -> None:
         {"feed": "streamed"},
         {"feed": "decoded", "skipped": [{"reason": "x"}]},
         {"feed": "decoded", "skipped": ["x"]},
+        {"feed": "decoded", "skipped": [{"path": "x", "row": "1"}]},
         {"computed": []},
         {"computed": {"device": "cpu"}},
         {"computed": dict.fromkeys(("device", "processor", "precision", "compile", "processes", "threads"), "1")},
@@ -241,10 +265,9 @@ def test_a_run_remembers_more_unreadable_images_than_its_settings_have_room_for(
     """300,000 of them would make 25 MB, and `config.json` is read up to 16."""
     left_out = [Skipped(f"class {i % 9}/{i:09d}.jpg", "not an image, or cut off") for i in range(300_000)]
     run, feed = RunFolder(tmp_path / "run"), {"feed": "decoded"}
-    run.create(config(), feed, left_out)
-    intake = run.begun().intake
-    assert intake is not None
-    assert intake.left_out == {item.path for item in left_out}
+    begun = Intake(False, frozenset(range(7, 300_007)))
+    run.create(config(), feed, begun.recorded(left_out))
+    assert run.begun().intake == begun
     place = tmp_path / "run" / "config.json"
     assert place.stat().st_size < 1 << 20
     assert is_run_folder(str(tmp_path / "run"))  # so its views.png counts as no image
@@ -264,7 +287,8 @@ def test_a_run_with_all_its_unreadable_images_in_its_settings_goes_on(tmp_path: 
     place.write_text(json.dumps(content))
     intake = run.begun().intake
     assert intake is not None
-    assert len(intake.left_out) == 500
+    assert len(intake.left_out_ids) == 500
+    assert intake.count(open_source(folder(tmp_path / "images"))) == 20
 
 
 # ------------------------------------------------------------------------------------------ changed images
