@@ -18,16 +18,18 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from byol.files.regular import SourceUnavailable
 from byol.images.cache import DecodedCache
 from byol.images.open import open_source
 from byol.images.source import Skipped
 from byol.run import is_run_folder
 from byol.signals import Ended
-from byol.training import device
+from byol.training import device, job
 from byol.training.begun import Begun, difference
 from byol.training.data import decoded
 from byol.training.data.decoded import open_images
 from byol.training.data.intake import ImageTensor, Intake, StreamedImages
+from byol.training.recipes.settings import Job
 from byol.training.run_folder import RunFolder
 from tests.support.runs import run_training
 from tests.support.small import config, folder
@@ -326,3 +328,44 @@ def test_a_folder_may_get_another_name_where_its_content_tells() -> None:
     of_earlier_version = {name: value for name, value in stored.items() if name != "content"}
     said = difference(of_earlier_version, {**stored, "name": "photos-v1"})
     assert said == "2 images of photos (digest 0), but the images now are 2 images of photos-v1 (digest 0)"
+
+
+@pytest.fixture
+def relative(tmp_path: Path) -> Path:
+    """A folder that holds images and a list of them by relative paths."""
+    here = tmp_path / "here"
+    files = sorted(folder(here / "images").rglob("*.png"))
+    (here / "list.txt").write_text("".join(f"{file.relative_to(here)}\n" for file in files))
+    return here
+
+
+def test_a_run_knows_where_the_relative_paths_of_its_list_start(
+    tmp_path: Path, relative: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(relative)
+    train(Path("list.txt"), tmp_path / "whole")
+    train(Path("list.txt"), tmp_path / "run", stop_after=2)
+    monkeypatch.chdir(tmp_path)
+    job.run_training(Job(None, tmp_path / "run", resume=True), None)
+    assert weights(tmp_path / "run") == weights(tmp_path / "whole")
+
+
+def test_a_list_that_moved_with_its_images_is_the_same(
+    tmp_path: Path, relative: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(relative)
+    train(Path("list.txt"), tmp_path / "run", stop_after=2)
+    moved = relative.rename(tmp_path / "there")
+    monkeypatch.chdir(tmp_path)
+    remedy = r"relative paths of .*list.txt were looked for in {}: if the images have moved, give DATA, the list, in"
+    with pytest.raises(ValueError, match=r"list.txt does not exist.*the run began with these images: give DATA"):
+        job.run_training(Job(None, tmp_path / "run", resume=True), None)
+    with pytest.raises(SourceUnavailable, match="images cannot be read: .*" + remedy.format(tmp_path)):
+        train(moved / "list.txt", tmp_path / "run", resume=True)
+    (tmp_path / "images").mkdir()
+    (tmp_path / "images" / "others.png").touch()
+    with pytest.raises(ValueError, match="some of them have changed since.*" + remedy.format(tmp_path)):
+        train(moved / "list.txt", tmp_path / "run", resume=True)
+    monkeypatch.chdir(moved)
+    train(Path("list.txt"), tmp_path / "run", resume=True)
+    assert json.loads((tmp_path / "run" / "config.json").read_text())["inputs"]["start"] == str(moved)
