@@ -21,6 +21,7 @@ SKIPPED, MOST_SKIPPED = "skipped.jsonl", 200  # the images left out, if there ar
 RESULT = "result.json"  # of a fine-tuning
 TRAIN, FINETUNE = "train", "finetune"  # the commands that write one: `task` in config.json and in checkpoints
 INPUTS = "inputs"  # in config.json: where the images are
+NETWORKS = "init_networks"  # in config.json: a digest of the networks it began with, null for the encoder alone
 VAL_DATA = "val_data"  # in config.json: what kNN was measured on
 
 KNN_K, KNN_TEMPERATURE = 20, 0.07  # of kNN accuracy by default: the field's usual numbers

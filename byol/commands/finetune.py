@@ -13,6 +13,7 @@ import numpy as np
 
 from byol.bundle.folder import Bundle
 from byol.console import at_work, note, note_skipped, progress, show_json, show_table, warnings_as_notes
+from byol.encoders.pretrained import Pretrained
 from byol.files.atomic import atomic_file
 from byol.finetuning.protocol import Sets, Sweep, choose_images, read_sets
 from byol.finetuning.tuner import FinetuneConfig, Tuner
@@ -23,7 +24,7 @@ from byol.options import LOCATION, FiniteRange, Output, export_check_option, not
 from byol.pretrained import is_bundle, read_pretrained, weights_digest
 from byol.run import FINETUNE, RESULT
 from byol.signals import Stopped
-from byol.text import printable, quoted
+from byol.text import on_one_line, printable, quoted
 from byol.training.begun import Begun, Computed, difference, keeping_threads
 from byol.training.config import PRECISIONS
 from byol.training.device import enough_memory, resolve_device, resolve_precision
@@ -142,7 +143,7 @@ def run_finetuning(
     content = {
         "task": FINETUNE,
         "config": config.to_dict(),
-        "encoder": {"name": encoder.resolve().name, "digest": weights_digest(source.encoder.state_dict())},
+        "encoder": {"name": encoder.resolve().name, **_identity(source)},
         "computed": asdict(computed),
         **chosen.facts,
     }
@@ -181,14 +182,24 @@ def _headline(config: FinetuneConfig, sets: Sets) -> str:
     return f"{start} on {len(sets.draws[0])} labelled images of {len(sets.names)} classes"
 
 
+def _identity(source: Pretrained) -> dict[str, Any]:
+    """What decides a result of an encoder, and no more: its weights, how they are computed with, and its images."""
+    values = {name: getattr(source, name) for name in ("arch", "stem", "image_size", "resize")}
+    normalised = {name: list(map(float, getattr(source, name))) for name in ("mean", "std")}
+    return {"digest": weights_digest(source.encoder.state_dict()), **values, **normalised}
+
+
 def _require_same(stored: dict[str, Any], content: dict[str, Any]) -> None:
     """Raise `click.UsageError` unless a resumed fine-tuning has the settings, encoder and images it began with."""
     old, new = _settings(stored), _settings(content)
     changed = sorted(name for name in new if name != "device" and _differ(old.get(name), new[name]))
-    if changed:
+    encoders = _other_encoder(stored.get("encoder"), content["encoder"])
+    if changed or encoders:
+        listed = ", ".join([*changed, *([f"encoder ({encoders})"] if encoders else [])])
+        remedy = "give the encoder it began with, or " if encoders else ""
         raise click.UsageError(
-            f"a resumed fine-tuning keeps its settings, encoder and images, but these differ: {', '.join(changed)}; "
-            "start a new one with another --out"
+            f"a resumed fine-tuning keeps its settings, encoder and images, but these differ: {listed}; "
+            f"{remedy}start a new one with another --out"
         )
 
 
@@ -197,14 +208,20 @@ def _differ(old: object, new: object) -> bool:
     return difference(old, new) is not None if isinstance(old, dict) and isinstance(new, dict) else old != new
 
 
+def _other_encoder(stored: object, now: dict[str, Any]) -> str:
+    """In what an encoder differs from the one that a fine-tuning began with; empty where it does not.
+
+    It may have got another name, and earlier versions recorded nothing but the digest of its weights.
+    """
+    old = stored if isinstance(stored, dict) else {}
+    known = [name for name in now if name == "digest" or (name != "name" and name in old)]
+    changed = [name for name in known if old.get(name) != now[name]]
+    texts = [f"{name} {now[name]}, was {old[name]}" for name in changed if name != "digest"]
+    return on_one_line("; ".join([*(["other weights"] if "digest" in changed else []), *texts]))
+
+
 def _settings(content: dict[str, Any]) -> dict[str, Any]:
-    sets = {name: content.get(name) for name in ("data", "test")}
-    encoder = content.get("encoder")  # it may have got another name: its digest is of all its weights
-    return {
-        **content.get("config", {}),
-        **sets,
-        "encoder": encoder.get("digest") if isinstance(encoder, dict) else None,
-    }
+    return {**content.get("config", {}), **{name: content.get(name) for name in ("data", "test")}}
 
 
 def _line(record: dict[str, Any], draws: int) -> str:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import sys
 from collections.abc import Callable
 from dataclasses import replace
@@ -25,7 +24,6 @@ from byol.training.recipes.presets import PRESETS
 
 if TYPE_CHECKING:
     from byol.training.recipes.settings import Job
-    from byol.training.run_folder import RunFolder
 
 
 def _one_line_each() -> str:
@@ -114,7 +112,7 @@ def train(
     from byol.training.parallel.launcher import launch
     from byol.training.parallel.processes import launched_as
     from byol.training.recipes.settings import Job
-    from byol.training.resumed import plan_of
+    from byol.training.resumed import plan_of, require_began_with
     from byol.training.run_folder import RunFolder
 
     rank, processes = launched_as()
@@ -124,13 +122,14 @@ def train(
     stored = run.config() if resume and run.exists() else None
     named = frozenset(text.partition("=")[0] for text in options["settings"])
     job = Job(data, out, val_data, resume, tensorboard, export_check, init, seconds, named=named)
-    _require_consistent(job, run, stored, dry_run, as_json, options)
+    _require_consistent(job, stored, dry_run, as_json, options)
     if dry_run and own:
         raise click.UsageError("--dry-run measures one process; leave out --nproc")
     try:
         base = PRESETS[options["preset"]]() if options["preset"] else None
         change: Callable[[TrainConfig], TrainConfig] = partial(changed, options=options)
         if stored:
+            require_began_with(run, stored, init)
             base, change = resumed(stored, options, bool(plan_of(run))), _as_it_is
         asked = change(base or _on_trial(options, nproc if own else 1))
         _require_possible(asked, val_data, nproc if own else 1)
@@ -161,7 +160,7 @@ def _on_trial(options: dict[str, Any], processes: int) -> TrainConfig:
 
 
 def _require_consistent(
-    job: Job, run: RunFolder, stored: TrainConfig | None, dry_run: bool, as_json: bool, options: dict[str, Any]
+    job: Job, stored: TrainConfig | None, dry_run: bool, as_json: bool, options: dict[str, Any]
 ) -> None:
     """Raise `UsageError` for options that exclude each other."""
     if job.data is None and stored is None:
@@ -170,14 +169,8 @@ def _require_consistent(
         raise click.UsageError("--json works only with --dry-run")
     if job.seconds and any(options[name] is not None for name in ("epochs", "max_steps")):
         raise click.UsageError("--time decides how many steps are taken; leave out --epochs and --max-steps")
-    if stored is None:
-        return
-    if dry_run:
+    if stored and dry_run:
         raise click.UsageError("--dry-run is for a new run; leave out --resume")
-    if job.init is not None and os.path.lexists(run.last):
-        raise click.UsageError(
-            "a resumed run continues with its own weights; leave out --init, or choose another --out"
-        )
 
 
 def _require_possible(config: TrainConfig, val_data: Location | None, processes: int) -> None:

@@ -43,8 +43,8 @@ def list_source(name: str, content: bytes, start: bytes | None) -> ImageSource:
         lines = (urls[i].as_py() for i in spread(len(urls), LOOKED_INTO).tolist())
         return filter(None, map(_listed_url, lines))
 
-    def digest(*more: str) -> str:
-        return hashlib.sha256(b"\n".join([content + here, *map(str.encode, more)])).hexdigest()
+    def digest(*more: str, start: bytes = here) -> str:
+        return hashlib.sha256(b"\n".join([content + start, *map(str.encode, more)])).hexdigest()
 
     return ImageSource(
         name=name,
@@ -53,9 +53,10 @@ def list_source(name: str, content: bytes, start: bytes | None) -> ImageSource:
         skipped=[],
         open=lambda i, least_side=0: _read_listed(names.raw[i].as_py(), here, anchors, least_side),
         stamp=lambda: digest(local.stamp(), *(str(facts_of(url)) for url in remote())),
-        content=lambda: digest(local.content(), *(str(facts_of(url)[0]) for url in remote())),
+        content=lambda: digest(local.content(), *(str(facts_of(url)[0]) for url in remote()), start=b""),
         listing=digest,
         line=lambda i: line_of(names.raw[i].as_py()),
+        start=here or None,
     )
 
 

@@ -192,7 +192,7 @@ def open_sections(location: Location, size: int, after: str = "", ends: Sequence
     for start in range(int(after.removeprefix("row:") or 0), len(whole), size):
         part = range(start, min(start + size, len(whole)))
         skipped = whole.skipped if start == 0 else []
-        source = replace(whole.subset(part), skipped=skipped, places=part, listing=whole.listing)
+        source = replace(whole.subset(part), skipped=skipped, places=part, listing=whole.listing, start=whole.start)
         yield Section(source, f"row:{part.stop}", stamp)
 
 

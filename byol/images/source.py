@@ -51,6 +51,7 @@ class ImageSource:
               location; None where only this process has them
     `line`    the line that names image i in a list of images; None for one that no line can name, and where images are
               no files
+    `start`   the folder in which a list's relative paths start; None where nothing depends on one
     """
 
     name: str
@@ -64,6 +65,7 @@ class ImageSource:
     blocks: np.ndarray | None = None
     places: Sequence[Place] | None = None
     line: Callable[[int], bytes | None] | None = None
+    start: bytes | None = None
 
     def __len__(self) -> int:
         return len(self.ids)

@@ -97,7 +97,12 @@ def _intake(content: dict[str, Any]) -> Intake | None:
         raise ValueError(f"feed is {feed!r:.40}; expected {STREAMED} or {DECODED}, with `skipped` beside it")
     if not all(isinstance(item, dict) and isinstance(item.get("path"), str) for item in skipped):
         raise ValueError("skipped is not a list of paths and reasons")
-    return Intake(feed == STREAMED, frozenset(item["path"] for item in skipped))
+    if not all("row" in item for item in skipped):  # of an earlier version
+        return Intake(feed == STREAMED, left_out_ids=frozenset(item["path"] for item in skipped))
+    rows = [item["row"] for item in skipped if item["row"] is not None]
+    if not all(type(row) is int for row in rows):
+        raise ValueError("skipped is not a list of paths, reasons and rows")
+    return Intake(feed == STREAMED, frozenset(rows))
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,7 @@ from byol.encoders.pretrained import Pretrained
 from byol.images.location import Location
 from byol.images.open import open_source
 from byol.images.source import ImageSource
-from byol.run import INPUTS, VAL_DATA
+from byol.run import INPUTS, NETWORKS, VAL_DATA
 from byol.strict_json import read_object, require_legal
 from byol.text import duration, quoted
 from byol.training.begun import Begun, contents, identity, keeping_threads
@@ -34,9 +34,10 @@ from byol.training.loop import fit
 from byol.training.model import BYOL
 from byol.training.parallel.processes import World, joined
 from byol.training.recipes.forecast import planned
-from byol.training.recipes.initial import Initial, read_initial
+from byol.training.recipes.initial import WHOLE, Initial, read_initial
 from byol.training.recipes.settings import Job, job_of, settings_for, warn_of_splits
 from byol.training.resumed import (
+    identified,
     initial_again,
     reopened,
     require_same_images,
@@ -99,10 +100,10 @@ def run_training(
             run.require_new()
         if job.tensorboard:
             require_tensorboard()
-        source = reopened(job.images, given.data) if continuing else open_source(job.images)
+        source = reopened(job, given) if continuing else open_source(job.images)
         if stored:
             config, checkpoint = stored, run.checkpoint()
-            initial = initial_again(job, config) if config.init and checkpoint is None else None
+            initial = initial_again(job, run, config) if config.init and checkpoint is None else None
         else:
             checkpoint, initial = None, read_initial(job.init) if job.init else None
             config = _chosen(world, job, source, config, change, initial)
@@ -126,6 +127,10 @@ class _Start:
     checkpoint: Checkpoint | None
     initial: Initial | None
     began: float
+
+    def networks(self, loaded: str) -> dict[str, Any]:
+        """What `config.json` keeps of the weights it began with, so that it begins with the same again."""
+        return {NETWORKS: self.initial.networks() if loaded == WHOLE else None} if self.initial else {}
 
     def seconds_left(self) -> float:
         """Of the time that the run was given."""
@@ -159,7 +164,7 @@ def _train(start: _Start, config: TrainConfig, source: ImageSource) -> None:
     world, job, run, continuing, checkpoint = start.world, start.job, start.run, start.continuing, start.checkpoint
     validation = validation_of(job, start.given)
     sets = KNNSets.choose(config, source, validation) if validation and config.knn_every else None
-    facts = identity(job.images, source)
+    facts = identified(job, source)
     compared = (
         {**identity(job.val_data, validation), "images": len(validation)} if job.val_data and validation else None
     )
@@ -168,7 +173,7 @@ def _train(start: _Start, config: TrainConfig, source: ImageSource) -> None:
     begun = run.begun() if continuing else Begun()
     if continuing:
         if begun.intake:
-            require_same_images(run, checkpoint, {**facts, "images": begun.intake.count(source)})
+            require_same_images(run, checkpoint, {**facts, "images": begun.intake.count(source)}, source)
         require_same_validation(run, compared, world)
     _require_possible(config, source, world, checkpoint, run, begun)
     if not continuing and job.export_check and world.first:
@@ -179,23 +184,22 @@ def _train(start: _Start, config: TrainConfig, source: ImageSource) -> None:
     images, intake = opened(world, source, config.canvas_size, begun.intake)
     facts["images"] = len(images)  # that can be read
     if continuing:
-        require_same_images(run, checkpoint, facts)
+        require_same_images(run, checkpoint, facts, source)
     with warnings_as_notes():
         knn = world.first_then_others(lambda: _monitor(world, config, sets)) if sets else None
     plan: dict[str, Any] = {}
     if job.seconds and not continuing:
         config, plan = _planned(start, config, images, knn)
-    loaded = ""
     trainer = Trainer(config, images, world, begun.computed)
-    if start.initial:
-        loaded = start.initial.load_into(trainer.model)
+    loaded = start.initial.load_into(trainer.model) if start.initial else ""
     done = _continue(trainer, run, checkpoint) if continuing else 0
     world.require_same(done, "number of finished steps")
     if world.first:
         _note_images(images)
         warn_of_splits(source)
         if not continuing:
-            run.create(config, {"data": facts, **plan, **contents(intake, trainer.computed)}, images.skipped)
+            begin = {"data": facts, **plan, **start.networks(loaded), **contents(intake, trainer.computed)}
+            run.create(config, begin, intake.recorded(images.skipped))
         run.remember(INPUTS, {**run.inputs(), **job.inputs()})
         note(_headline(trainer, images, done))
         if start.initial:

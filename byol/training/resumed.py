@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Collection, Mapping
 from dataclasses import fields
 from pathlib import Path
@@ -9,12 +10,11 @@ from typing import Any
 
 from byol.console import note
 from byol.files.regular import SourceUnavailable
-from byol.images.location import Location
 from byol.images.open import open_source
 from byol.images.source import ImageSource
-from byol.run import TRAIN, VAL_DATA
+from byol.run import NETWORKS, TRAIN, VAL_DATA
 from byol.text import printable
-from byol.training.begun import described, difference
+from byol.training.begun import described, difference, identity
 from byol.training.checkpoint import Checkpoint
 from byol.training.config import TrainConfig
 from byol.training.parallel.processes import World
@@ -41,15 +41,33 @@ def require_same_time(job: Job, run: RunFolder) -> None:
 def settings_again(run: RunFolder, given: TrainConfig | None, init: Path | None = None) -> TrainConfig:
     """The settings of a resumed run: its own, on the device of those given. Raises `ValueError` for others.
 
-    `init`: the weights given, which only a run that began with some may be given again.
+    `init`: the weights given, which must be those that the run began with.
     """
     stored = run.config()
-    if init and not stored.init:
-        raise ValueError(f"{printable(run.path)} began with random weights; leave out --init, or choose another --out")
+    require_began_with(run, stored, init)
     if given is None:
         return stored
     decided = (PLANNED if plan_of(run) else frozenset()) | (OF_WEIGHTS if stored.init else frozenset())
     return kept(stored, {field.name: getattr(given, field.name) for field in fields(given)}, decided)
+
+
+def require_began_with(run: RunFolder, stored: TrainConfig, init: Path | None) -> None:
+    """Raise `ValueError` for weights that a run did not begin with: a command that is repeated names those it did.
+
+    Nothing of them is loaded again; without a checkpoint, `initial_again` decides.
+    """
+    has_own = os.path.lexists(run.last)
+    if init is None or (stored.init and not has_own):
+        return
+    try:
+        if stored.init and _digest(read_initial(init).name) == _digest(stored.init):
+            return
+    except ValueError:  # none at all
+        pass
+    raise ValueError(
+        f"{'a resumed run continues with its own weights: ' if has_own else ''}{printable(run.path)} began with "
+        f"{stored.init or 'random weights'}; leave out --init, or choose another --out"
+    )
 
 
 def kept(stored: TrainConfig, given: Mapping[str, Any], decided: Collection[str] = ()) -> TrainConfig:
@@ -67,16 +85,34 @@ def kept(stored: TrainConfig, given: Mapping[str, Any], decided: Collection[str]
     return stored.replace(device=given.get("device", stored.device))
 
 
-def reopened(images: Location, given: Location | None) -> ImageSource:
+def reopened(job: Job, given: Job) -> ImageSource:
     """The images of a resumed run. Raises `ValueError`, which says whose they are when nobody gave them."""
     try:
-        return open_source(images)
+        return open_source(job.images, os.fsencode(job.start) if job.start else None)
     except SourceUnavailable:
         raise
     except ValueError as error:
-        if given is not None:
+        if given.data is not None:
             raise
         raise ValueError(f"{error}; the run began with these images: give DATA if they have moved") from error
+
+
+def identified(job: Job, source: ImageSource) -> dict[str, Any]:
+    """`identity` of the images. Raises `SourceUnavailable`, which says where a list's paths start."""
+    try:
+        return identity(job.images, source)
+    except SourceUnavailable as error:
+        raise SourceUnavailable(f"{error}{_relative_to(source)}") from error
+
+
+def _relative_to(source: ImageSource) -> str:
+    """What to do where a list's images may have moved; empty where they are not named by relative paths."""
+    if source.start is None:
+        return ""
+    return (
+        f"; relative paths of {source.name} were looked for in {printable(source.start)}: if the images have moved, "
+        "give DATA, the list, in the folder where its paths start now"
+    )
 
 
 def validation_of(job: Job, given: Job) -> ImageSource | None:
@@ -93,7 +129,7 @@ def validation_of(job: Job, given: Job) -> ImageSource | None:
         return None
 
 
-def initial_again(job: Job, config: TrainConfig) -> Initial:
+def initial_again(job: Job, run: RunFolder, config: TrainConfig) -> Initial:
     """The weights that a run without a checkpoint was to start from, whatever their file is called now.
 
     Raises `ValueError` when they are gone or others.
@@ -108,7 +144,11 @@ def initial_again(job: Job, config: TrainConfig) -> Initial:
         raise ValueError(f"{error}; {wanted}") from error
     if found is None or _digest(found.name) != _digest(config.init):
         raise ValueError(wanted)
-    return found
+    content = run.content(TRAIN)
+    again = found.again(content[NETWORKS]) if NETWORKS in content else found  # earlier versions did not say
+    if again is None:
+        raise ValueError(f"{wanted}: the run or checkpoint itself, since a bundle of it lacks projector and predictor")
+    return again
 
 
 def _digest(init: str) -> str:
@@ -128,11 +168,13 @@ def require_same_validation(run: RunFolder, found: dict[str, Any] | None, world:
         raise ValueError(f"{printable(run.path)} measures kNN on {changed}; give the validation images it began with")
 
 
-def require_same_images(run: RunFolder, checkpoint: Checkpoint | None, facts: dict[str, Any]) -> None:
+def require_same_images(
+    run: RunFolder, checkpoint: Checkpoint | None, facts: dict[str, Any], source: ImageSource
+) -> None:
     """Raise `ValueError` when a run began with other images, before anything is changed."""
     stored = checkpoint.data if checkpoint else run.content(TRAIN).get("data", facts)
     if found := difference(stored, facts):
         raise ValueError(
             f"{printable(run.path)} was trained on {found}; give the images it began with, or start a new run "
-            "with another --out"
+            f"with another --out{_relative_to(source)}"
         )

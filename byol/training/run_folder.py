@@ -20,7 +20,6 @@ from byol.encoders import TIMM
 from byol.files.atomic import atomic_file, contents, made_folder
 from byol.files.locks import only_writer_in
 from byol.files.names import leftovers_in
-from byol.images.source import Skipped
 from byol.outputs import require_output_folder
 from byol.run import (
     CONFIG,
@@ -80,14 +79,13 @@ class RunFolder:
             remedy = "add --resume to continue its run, or " if self.exists() else ""
             raise ValueError(f"{printable(self.path)} is not empty; {remedy}choose another --out")
 
-    def create(self, config: TrainConfig, facts: dict[str, Any], skipped: Sequence[Skipped] = ()) -> None:
-        """Start a run: the folder and `config.json`. Beyond `MOST_SKIPPED`, skipped images get their own file.
+    def create(self, config: TrainConfig, facts: dict[str, Any], listed: Sequence[dict[str, Any]] = ()) -> None:
+        """Start a run: the folder and `config.json`. Beyond `MOST_SKIPPED`, the images left out get their own file.
 
-        Raises `ValueError` when the folder holds other files.
+        `listed`: these, as `Intake.recorded` has them. Raises `ValueError` when the folder holds other files.
         """
         self.require_new()
-        listed = [vars(item) for item in skipped]
-        facts = {**facts, "skipped": listed[:MOST_SKIPPED], "skipped_in_all": len(listed)}
+        facts = {**facts, "skipped": [*listed][:MOST_SKIPPED], "skipped_in_all": len(listed)}
         if len(listed) > MOST_SKIPPED:
             self.path.resolve().mkdir(parents=True, exist_ok=True)
             with atomic_file(self.path / SKIPPED) as temporary:

@@ -228,7 +228,7 @@ def missing_sections(
     for number, section in enumerate(open_sections(task.location, task.part_images, after, ends), start):
         if number == start:
             if stored is not None and stored["stamp"] != section.stamp:
-                raise _changed(task)
+                raise _changed(task, section.source.start)
             if stored is None or stored["complete"]:
                 parts.begin(section.stamp)
         if not task.is_done(number, finished):
@@ -240,8 +240,12 @@ def missing_sections(
         after = section.end
 
 
-def _changed(task: Task) -> ValueError:
+def _changed(task: Task, start: bytes | None = None) -> ValueError:
+    """`start`: where relative paths of a list were looked for."""
     name, out = printable(task.location), printable(task.out)
+    if start is None:
+        return ValueError(f"{name} has changed since {out} was begun; extract to a new folder")
     return ValueError(
-        f"{name} has changed since {out} was begun (moving a list of relative paths counts); extract to a new folder"
+        f"{name} has changed since {out} was begun, or its relative paths, now looked for in {printable(start)}, "
+        "started in another folder: run the command there, or extract to a new folder"
     )

@@ -110,7 +110,8 @@ class PartsFolder:
         keys = [*self.settings, *({THUMBNAILS} - self.settings.keys())]
         texts = [_difference(key, values, self.settings) for key in keys if values.get(key) != self.settings.get(key)]
         if texts:
-            raise ValueError(f"{self.name} holds another extraction: {'; '.join(texts)}; use an empty folder")
+            listed = "; ".join(filter(None, texts))
+            raise ValueError(f"{self.name} holds another extraction: {listed}; use an empty folder")
         return values
 
     def begin(self, stamp: str | None) -> None:
@@ -222,7 +223,10 @@ def named_source(full_name: str) -> dict[str, str]:
 
 
 def _difference(key: str, values: dict[str, Any], settings: dict[str, Any]) -> str:
-    """A setting's stored and present values; for two encoders of one bundle, their variants."""
+    """A setting's stored and present values; for two encoders of one bundle, their variants.
+
+    Of a source's digest, which tells nobody anything, what it means; empty where the name says enough.
+    """
     stored, now = values.get(key, "none"), settings.get(key, "none")
     if key == DIGEST_KEY:
         (old, _, graph), (new, _, other) = str(stored).partition("/"), str(now).partition("/")
@@ -230,7 +234,9 @@ def _difference(key: str, values: dict[str, Any], settings: dict[str, Any]) -> s
             return f"variant {_variant(graph)}, now {_variant(other)}"
         stored, now = old[:12], new[:12]
     if key == SOURCE_DIGEST:
-        stored, now = str(stored)[:12], str(now)[:12]
+        name = settings.get(SOURCE)
+        moved = f"source {name!s:.200}, now one of that name in another folder (if it has moved, move it back)"
+        return on_one_line(moved) if values.get(SOURCE) == name else ""
     return on_one_line(f"{key} {stored!s:.200}, now {now!s:.200}")
 
 

@@ -376,8 +376,48 @@ def test_encoder_and_images_may_get_other_names_and_no_other_content():
     renamed = {**images, "name": "moved"}
     _require_same(stored, {**stored, "encoder": {"name": "moved", "digest": "2"}, "data": renamed, "test": renamed})
     others = {"encoder": {"name": "run", "digest": "3"}, "test": {**images, "content": "4"}}
-    with pytest.raises(click.UsageError, match="these differ: encoder, test; "):
+    with pytest.raises(click.UsageError, match=r"these differ: test, encoder \(other weights\); give the encoder it"):
         _require_same(stored, {**stored, **others})
+
+
+@pytest.mark.parametrize(
+    ("changes", "preprocess", "said"),
+    [
+        ({"byol_version": "0.0.9"}, {}, ""),
+        ({}, {"resize": 20}, "encoder (resize 20, was None)"),
+        ({}, {"std": (0.5, 0.25, 0.125)}, "encoder (std [0.5, 0.25, 0.125], was ["),
+    ],
+)
+def test_a_bundle_in_place_of_another_must_feed_the_same_weights_alike(
+    quick, tmp_path, monkeypatch, changes, preprocess, said
+):
+    def sweep(*_):
+        raise ValueError("that is enough")
+
+    monkeypatch.setattr("byol.commands.finetune.Sweep", sweep)
+    shutil.copytree(quick / "bundle", tmp_path / "bundle")
+    words = ("finetune", tmp_path / "bundle", quick / "train", "--out", tmp_path / "out", "--resume", *QUICK)
+    assert "that is enough" in byol(*words).err
+    manifest = Bundle.open(tmp_path / "bundle").manifest
+    contract = replace(manifest.preprocess, **preprocess)
+    replace(manifest, preprocess=contract, **changes).write(tmp_path / "bundle")
+    done = byol(*words)
+    assert (done.code, (said or "that is enough") in done.err) == (2 if said else 1, True)
+    assert ("give the encoder it began with, or start a new one" in done.err) == bool(said)
+
+
+def test_a_sweep_goes_on_with_the_bundle_of_its_run_and_one_of_an_earlier_version_too(quick, tmp_path, monkeypatch):
+    def sweep(*_):
+        raise ValueError("that is enough")
+
+    monkeypatch.setattr("byol.commands.finetune.Sweep", sweep)
+    assert "that is enough" in tuned(quick, tmp_path / "out", code=1).err
+    assert "that is enough" in tuned(quick, tmp_path / "out", "--resume", code=1, encoder="bundle").err
+    place = tmp_path / "out" / "config.json"
+    content = json.loads(place.read_text())
+    content["encoder"] = {name: content["encoder"][name] for name in ("name", "digest")}
+    place.write_text(json.dumps(content))
+    assert "that is enough" in tuned(quick, tmp_path / "out", "--resume", code=1).err
 
 
 # ------------------------------------------------------------------------------------------------------- refusals

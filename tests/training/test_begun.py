@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import shutil
 import signal
+import tarfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -16,16 +18,18 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from byol.files.regular import SourceUnavailable
 from byol.images.cache import DecodedCache
 from byol.images.open import open_source
 from byol.images.source import Skipped
 from byol.run import is_run_folder
 from byol.signals import Ended
-from byol.training import device
+from byol.training import device, job
 from byol.training.begun import Begun, difference
 from byol.training.data import decoded
 from byol.training.data.decoded import open_images
 from byol.training.data.intake import ImageTensor, Intake, StreamedImages
+from byol.training.recipes.settings import Job
 from byol.training.run_folder import RunFolder
 from tests.support.runs import run_training
 from tests.support.small import config, folder
@@ -136,9 +140,30 @@ def test_an_image_that_can_be_read_now_stays_left_out(tmp_path: Path, monkeypatc
     assert weights(tmp_path / "run") == weights(tmp_path / "whole")
 
 
+@pytest.mark.parametrize("first", ["broken", "link"])
+def test_a_readable_image_stays_in_beside_another_of_its_name_that_is_left_out(tmp_path: Path, first: str) -> None:
+    """Tar files that were joined, or appended to, repeat names."""
+    files = sorted(folder(tmp_path / "images").rglob("*.png"))
+    with tarfile.open(tmp_path / "images.tar", "w") as tar:
+        twin = tarfile.TarInfo(files[5].name)
+        if first == "link":
+            twin.type, twin.linkname = tarfile.SYMTYPE, "elsewhere.png"
+            tar.addfile(twin)
+        else:
+            twin.size = 6
+            tar.addfile(twin, io.BytesIO(b"broken"))
+        for file in files:
+            tar.add(file, file.name)
+    train(tmp_path / "images.tar", tmp_path / "whole")
+    train(tmp_path / "images.tar", tmp_path / "run", stop_after=2)
+    train(tmp_path / "images.tar", tmp_path / "run", resume=True)
+    assert weights(tmp_path / "run") == weights(tmp_path / "whole")
+    assert json.loads((tmp_path / "run" / "config.json").read_text())["data"]["images"] == 20
+
+
 def test_an_image_that_cannot_be_read_any_more_is_named(tmp_path: Path) -> None:
     source = open_source(images(tmp_path, "folder"))
-    begun = Intake(False, frozenset({"cat/003.png"}))
+    begun = Intake(False, frozenset({3}))
     with pytest.raises(
         ValueError, match=r"1 images of the run can no longer be read .*first: dog/007.png: not an image.*restore"
     ):
@@ -149,7 +174,7 @@ def test_rows_of_a_run_are_streamed_or_decoded_in_the_same_order(tmp_path: Path)
     source = open_source(images(tmp_path, "parquet"))
     decoded = open_images(source, 16, cache=DecodedCache(limit=10**9))
     assert isinstance(decoded, ImageTensor)
-    begun = Intake.from_text(Intake.of(decoded).to_text())
+    begun = Intake.from_text(Intake.of(decoded, source).to_text())
     assert begun.count(source) == 18
     with pytest.warns(UserWarning, match="its row groups are now read in any order"):
         streamed = open_images(source, 16, cache=DecodedCache(limit=0), begun=begun)
@@ -227,6 +252,7 @@ def test_a_run_of_an_earlier_version_goes_on(tmp_path: Path) -> None:
         {"feed": "streamed"},
         {"feed": "decoded", "skipped": [{"reason": "x"}]},
         {"feed": "decoded", "skipped": ["x"]},
+        {"feed": "decoded", "skipped": [{"path": "x", "row": "1"}]},
         {"computed": []},
         {"computed": {"device": "cpu"}},
         {"computed": dict.fromkeys(("device", "processor", "precision", "compile", "processes", "threads"), "1")},
@@ -241,10 +267,9 @@ def test_a_run_remembers_more_unreadable_images_than_its_settings_have_room_for(
     """300,000 of them would make 25 MB, and `config.json` is read up to 16."""
     left_out = [Skipped(f"class {i % 9}/{i:09d}.jpg", "not an image, or cut off") for i in range(300_000)]
     run, feed = RunFolder(tmp_path / "run"), {"feed": "decoded"}
-    run.create(config(), feed, left_out)
-    intake = run.begun().intake
-    assert intake is not None
-    assert intake.left_out == {item.path for item in left_out}
+    begun = Intake(False, frozenset(range(7, 300_007)))
+    run.create(config(), feed, begun.recorded(left_out))
+    assert run.begun().intake == begun
     place = tmp_path / "run" / "config.json"
     assert place.stat().st_size < 1 << 20
     assert is_run_folder(str(tmp_path / "run"))  # so its views.png counts as no image
@@ -264,7 +289,8 @@ def test_a_run_with_all_its_unreadable_images_in_its_settings_goes_on(tmp_path: 
     place.write_text(json.dumps(content))
     intake = run.begun().intake
     assert intake is not None
-    assert len(intake.left_out) == 500
+    assert len(intake.left_out_ids) == 500
+    assert intake.count(open_source(folder(tmp_path / "images"))) == 20
 
 
 # ------------------------------------------------------------------------------------------ changed images
@@ -302,3 +328,44 @@ def test_a_folder_may_get_another_name_where_its_content_tells() -> None:
     of_earlier_version = {name: value for name, value in stored.items() if name != "content"}
     said = difference(of_earlier_version, {**stored, "name": "photos-v1"})
     assert said == "2 images of photos (digest 0), but the images now are 2 images of photos-v1 (digest 0)"
+
+
+@pytest.fixture
+def relative(tmp_path: Path) -> Path:
+    """A folder that holds images and a list of them by relative paths."""
+    here = tmp_path / "here"
+    files = sorted(folder(here / "images").rglob("*.png"))
+    (here / "list.txt").write_text("".join(f"{file.relative_to(here)}\n" for file in files))
+    return here
+
+
+def test_a_run_knows_where_the_relative_paths_of_its_list_start(
+    tmp_path: Path, relative: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(relative)
+    train(Path("list.txt"), tmp_path / "whole")
+    train(Path("list.txt"), tmp_path / "run", stop_after=2)
+    monkeypatch.chdir(tmp_path)
+    job.run_training(Job(None, tmp_path / "run", resume=True), None)
+    assert weights(tmp_path / "run") == weights(tmp_path / "whole")
+
+
+def test_a_list_that_moved_with_its_images_is_the_same(
+    tmp_path: Path, relative: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(relative)
+    train(Path("list.txt"), tmp_path / "run", stop_after=2)
+    moved = relative.rename(tmp_path / "there")
+    monkeypatch.chdir(tmp_path)
+    remedy = r"relative paths of .*list.txt were looked for in {}: if the images have moved, give DATA, the list, in"
+    with pytest.raises(ValueError, match=r"list.txt does not exist.*the run began with these images: give DATA"):
+        job.run_training(Job(None, tmp_path / "run", resume=True), None)
+    with pytest.raises(SourceUnavailable, match="images cannot be read: .*" + remedy.format(tmp_path)):
+        train(moved / "list.txt", tmp_path / "run", resume=True)
+    (tmp_path / "images").mkdir()
+    (tmp_path / "images" / "others.png").touch()
+    with pytest.raises(ValueError, match="some of them have changed since.*" + remedy.format(tmp_path)):
+        train(moved / "list.txt", tmp_path / "run", resume=True)
+    monkeypatch.chdir(moved)
+    train(Path("list.txt"), tmp_path / "run", resume=True)
+    assert json.loads((tmp_path / "run" / "config.json").read_text())["inputs"]["start"] == str(moved)

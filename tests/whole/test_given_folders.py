@@ -237,7 +237,7 @@ def test_a_run_in_its_own_images_goes_on(tmp_path: Path) -> None:
     run_training(config(max_steps=1), images, images / "second")
     stored = json.loads((images / "second" / "config.json").read_text())
     assert stored["data"]["images"] == 8
-    assert stored["skipped"] == [{"path": "run/views.png", "reason": OWN_VIEWS}]
+    assert stored["skipped"] == [{"path": "run/views.png", "reason": OWN_VIEWS, "row": None}]
 
 
 @pytest.mark.parametrize("config", [None, "[]", "{}", '{"versions": {"mine": "1"}}'])

@@ -78,8 +78,7 @@ def _those_of(images: ImageTensor, source: ImageSource, begun: Intake) -> ImageT
         return images
     lost = np.setdiff1d(wanted, images.indices)
     if len(lost):
-        first = source.ids[int(lost[0])]
-        reason = next((item.reason for item in images.skipped if item.path == first), "it is gone")
+        first, reason = source.ids[int(lost[0])], images.unreadable(source)[int(lost[0])]
         raise ValueError(
             f"{source.name}: {len(lost)} images of the run can no longer be read (first: {first}: {reason}); "
             "restore them, or start a new run with another --out"
@@ -96,7 +95,8 @@ def _in_any_order(source: ImageSource, begun: Intake) -> ImageSource:
             "which is slow; make room in the folder that `byol cache` names",
             stacklevel=3,
         )
-    return source.subset(begun.rows(source)) if begun.left_out else replace(source, blocks=None)
+    left_out = begun.left_out or begun.left_out_ids
+    return source.subset(begun.rows(source)) if left_out else replace(source, blocks=None)
 
 
 def load_canvases(
@@ -160,7 +160,7 @@ def _held(source: ImageSource, shape: _Shape, advance: Advance | None, cache: De
     words = (CACHE_FORMAT, PIL.__version__, shape.name, source_digest(source), source.stamp())
     key = hashlib.sha256("\n".join(words).encode()).hexdigest()[:32]
     found = _entry_of(cache, key, source, shape)  # which may take the room that a new one would need
-    if (found is None or any(_readable_now(source, found.skipped))) and cache.has_room(size):
+    if (found is None or any(_readable_now(source, found))) and cache.has_room(size):
         found = _made(cache, key, source, shape, advance)
     if found is None:
         raise _no_room(source, size, cache)
@@ -253,12 +253,8 @@ def _write_entry(
     write_rest(cache, folder, pixels, aspect, indices, meta)
 
 
-def _readable_now(source: ImageSource, skipped: list[Skipped]) -> list[bool]:
+def _readable_now(source: ImageSource, found: ImageTensor) -> list[bool]:
     """Whether formerly unreadable images can be read now (a file's stamp does not cover its permissions)."""
-    paths = {item.path for item in skipped}
-    if not paths:
-        return []
-    rows = [i for i, identity in enumerate(source.ids) if identity in paths]
 
     def readable(row: int) -> bool:
         try:
@@ -267,7 +263,7 @@ def _readable_now(source: ImageSource, skipped: list[Skipped]) -> list[bool]:
             return False
         return True
 
-    return [readable(row) for row in rows]
+    return [readable(row) for row in found.unreadable(source)]
 
 
 # ------------------------------------------------------------------------------------------------- the source

@@ -10,6 +10,7 @@ import math
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import torch
@@ -37,18 +38,20 @@ class Intake:
     """How a run reads its images, which decides their order.
 
     `streamed`: in blocks, unreadable images replaced in their batch. Otherwise all are decoded before the first step,
-    in any order, without the unreadable ones, whose ids are `left_out`.
+    in any order, without the unreadable ones: `left_out` are their places in the source, where several images may have
+    the same id. Earlier versions recorded ids: `left_out_ids`.
     """
 
     streamed: bool
-    left_out: frozenset[str] = frozenset()
+    left_out: frozenset[int] = frozenset()
+    left_out_ids: frozenset[str] = frozenset()
 
     @classmethod
-    def of(cls, images: ImageTensor | StreamedImages) -> Intake:
-        """For a run that begins with these images."""
+    def of(cls, images: ImageTensor | StreamedImages, source: ImageSource) -> Intake:
+        """For a run that begins with these images of a source."""
         if isinstance(images, StreamedImages):
             return cls(True)
-        return cls(False, frozenset(item.path for item in images.skipped))
+        return cls(False, frozenset(images.unreadable(source)))
 
     def count(self, source: ImageSource) -> int:
         """How many images of a source the run uses."""
@@ -57,18 +60,24 @@ class Intake:
     @classmethod
     def from_text(cls, text: str) -> Intake:
         """The inverse of `to_text`."""
-        streamed, left_out = json.loads(text)
-        return cls(streamed, frozenset(left_out))
+        streamed, left_out, left_out_ids = json.loads(text)
+        return cls(streamed, frozenset(left_out), frozenset(left_out_ids))
 
     def to_text(self) -> str:
         """Text for another process."""
-        return json.dumps([self.streamed, sorted(self.left_out)])
+        return json.dumps([self.streamed, sorted(self.left_out), sorted(self.left_out_ids)])
 
     def rows(self, source: ImageSource) -> np.ndarray:
         """Where in the source the run's images are, int64."""
-        if not self.left_out:
-            return np.arange(len(source))
-        return np.flatnonzero([identity not in self.left_out for identity in source.ids])
+        rows = np.setdiff1d(np.arange(len(source)), np.array(sorted(self.left_out), np.int64), assume_unique=True)
+        if not self.left_out_ids:
+            return rows
+        return np.array([row for row in rows.tolist() if source.ids[row] not in self.left_out_ids], np.int64)
+
+    def recorded(self, skipped: list[Skipped]) -> list[dict[str, Any]]:
+        """What `ImageTensor.skipped` lists, for `config.json`; `row`: the place in the source, if it has one."""
+        rows = [*[None] * (len(skipped) - len(self.left_out)), *sorted(self.left_out)]
+        return [{**vars(item), "row": row} for item, row in zip(skipped, rows, strict=True)]
 
 
 @dataclass(frozen=True)
@@ -79,7 +88,7 @@ class ImageTensor:
     `aspect`  float32 (N,) width / height of the original: a canvas holds the whole picture, stretched to a square,
               and the crop of a view undoes the stretching
     `indices` int64 (N,) where each row stands in its source (rows of unreadable images are absent)
-    `skipped` the unreadable images
+    `skipped` what the listing left out, then the unreadable images in their order
     `rows`    int64 (N,): where in `pixels` and `aspect` the images are, if these hold more; else None
     `several` those that are the first of several pictures in a file
     """
@@ -93,6 +102,12 @@ class ImageTensor:
 
     def __len__(self) -> int:
         return len(self.indices)
+
+    def unreadable(self, source: ImageSource) -> dict[int, str]:
+        """The places of the unreadable images in the source that was decoded, in order, and why each is."""
+        rows = np.setdiff1d(np.arange(len(source)), self.indices).tolist()
+        reasons = [item.reason for item in self.skipped[len(self.skipped) - len(rows) :]]
+        return dict(zip(rows, reasons, strict=True))
 
 
 def image_tensor(

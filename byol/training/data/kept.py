@@ -59,6 +59,8 @@ def read_entry(entry: Entry, shape: tuple[int, ...]) -> ImageTensor | None:
             return None
         arrays.append(array)
     pixels, aspect, indices = arrays[0], *(np.array(array) for array in arrays[1:])
+    if len(meta["unreadable"]) != shape[0] - count:
+        return None
     if count and not 0 <= indices.min() <= indices.max() < shape[0]:
         return None
     skipped = [Skipped(**item) for item in [*meta["listed"], *meta["unreadable"]]]

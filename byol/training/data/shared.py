@@ -42,7 +42,7 @@ def opened(
         if world.first:
             with progress(f"decode {source.name}", len(source)) as advance:
                 images = open_images(source, side, advance, begun=begun)
-            begun = begun or Intake.of(images)
+            begun = begun or Intake.of(images, source)
         told = Intake.from_text(world.tell(begun.to_text() if begun else ""))
         if images is None:
             images = open_images(source, side, begun=told)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from torch import Tensor
@@ -13,6 +13,8 @@ from byol.text import printable
 from byol.training.checkpoint import read_checkpoint
 from byol.training.config import STEMS, TrainConfig
 from byol.training.model import BYOL
+
+WHOLE, PART = "encoder, projector and predictor", "encoder only; projector and predictor are new"
 
 
 @dataclass(frozen=True)
@@ -52,10 +54,22 @@ class Initial:
         shapes = {name: value.shape for name, value in model.state_dict().items()}
         if self.whole is not None and shapes == {name: value.shape for name, value in self.whole.items()}:
             load_strict(model, self.whole, self.name)
-            return "encoder, projector and predictor"
+            return WHOLE
         for network in (model.online, model.target):
             load_strict(network.encoder, self.encoder, self.name)
-        return "encoder only; projector and predictor are new"
+        return PART
+
+    def networks(self) -> str | None:
+        """A digest of all networks' weights; None for a bundle's, which are the encoder's alone."""
+        from byol.pretrained import weights_digest
+
+        return None if self.whole is None else weights_digest(self.whole)
+
+    def again(self, networks: str | None) -> Initial | None:
+        """The same for a run that began with these `networks` (None: the encoder alone); None where they are others."""
+        if networks is None:
+            return replace(self, whole=None)
+        return self if self.networks() == networks else None
 
 
 def read_initial(path: Path) -> Initial:

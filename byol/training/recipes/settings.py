@@ -32,7 +32,7 @@ class Job:
     `data`: the images, None for those of the run to be resumed; `init`: the run, checkpoint or bundle whose weights it
     starts from; `seconds`: the time after which it should end; `export_check`: refuse an encoder that cannot be
     exported before a new run begins; `device`: for which a recipe is chosen; `named`: the settings that `--set` names,
-    which a plan for `seconds` keeps.
+    which a plan for `seconds` keeps; `start`: where relative paths of `data`, a list that was remembered, start.
     """
 
     data: Location | None
@@ -45,6 +45,7 @@ class Job:
     seconds: float | None = None
     device: str = "auto"
     named: frozenset[str] = frozenset()
+    start: str | None = None
 
     @property
     def images(self) -> Location:
@@ -57,6 +58,8 @@ class Job:
         """What a run remembers of it, so that it resumes without being told again."""
         places = {"data": self.data, "val_data": self.val_data, "init": self.init}
         found = {name: text for name, place in places.items() if place is not None and (text := _text(place))}
+        if "data" in found and found["data"].lower().endswith(".txt"):
+            found["start"] = self.start or os.getcwd()
         return {**found, "tensorboard": self.tensorboard}
 
     def continued(self, stored: Mapping[str, Any]) -> Job:
@@ -68,8 +71,14 @@ class Job:
             raise ValueError(f"{printable(self.out)} does not say where its images are; give DATA")
         init = self.init or (Path(known["init"]) if "init" in known else None)
         tensorboard = self.tensorboard or stored.get("tensorboard") is True
+        start = stored.get("start") if self.data is None else None  # of one that is given: the current folder
         return replace(
-            self, data=data, val_data=self.val_data or known.get("val_data"), init=init, tensorboard=tensorboard
+            self,
+            data=data,
+            val_data=self.val_data or known.get("val_data"),
+            init=init,
+            tensorboard=tensorboard,
+            start=start if isinstance(start, str) else None,
         )
 
 

@@ -44,6 +44,14 @@ def test_every_row_has_its_own_picture_whatever_its_id(tmp_path: Path) -> None:
     assert [picture(row).getpixel((4, 4)) for row in range(3)] == [RED, BLUE, GREEN]
 
 
+def test_a_row_of_features_is_not_the_unreadable_image_of_its_id(tmp_path: Path) -> None:
+    write_tar(tmp_path / "a.tar", {"0.png": b"no image"})
+    write_tar(tmp_path / "b.tar", {"0.png": png(BLUE)})
+    (tmp_path / "both.tar").write_bytes(b"".join((tmp_path / f"{name}.tar").read_bytes() for name in "ab"))
+    source = open_source(tmp_path / "both.tar")
+    assert pictures(source, places_of(of_ids("0.png"), source))(0).getpixel((4, 4)) == BLUE
+
+
 def of_ids(*ids: str) -> Features:
     return Features("f.parquet", list(ids), [None] * len(ids), np.eye(len(ids), dtype=np.float32), None)
 

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import errno
+import io
 import json
 import os
 import subprocess
 import sys
+import tarfile
 import threading
 import warnings
 from pathlib import Path
@@ -189,6 +191,19 @@ def test_what_could_not_be_read_and_now_can_is_read(images: Path, cache: Decoded
     monkeypatch.setattr(folder, "read_image", read_image)
     assert len(load_canvases(open_source(images), 16, cache=cache)) == 20
     assert len(cache.entries()) == 1
+
+
+def test_a_readable_image_beside_one_of_the_same_name_costs_no_decoding(
+    images: Path, cache: DecodedCache, decoded: list[int], tmp_path: Path
+):
+    with tarfile.open(tmp_path / "joined.tar", "w") as tar:
+        broken = tarfile.TarInfo("000.png")
+        broken.size = 6
+        tar.addfile(broken, io.BytesIO(b"broken"))
+        tar.add(images / "cat" / "000.png", "000.png")
+    for _ in range(2):
+        assert load_canvases(open_source(tmp_path / "joined.tar"), 16, cache=cache).indices.tolist() == [1]
+    assert len(decoded) == 1
 
 
 @pytest.mark.parametrize(

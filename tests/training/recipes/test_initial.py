@@ -106,6 +106,25 @@ def test_a_run_killed_before_its_first_step_still_begins_with_them(first, images
         job.run_training(Job(None, tmp_path / "killed", resume=True), None)
 
 
+@pytest.mark.parametrize("began", ["run", "bundle"])
+def test_a_run_and_its_bundle_do_not_stand_for_each_other_before_the_first_checkpoint(
+    first, bundle, images, tmp_path, monkeypatch, began
+):
+    """They have the same encoder, but only a run has a projector and a predictor."""
+    given, other = (first, bundle) if began == "run" else (bundle, first)
+    job.run_training(Job(images, tmp_path / "whole", init=given), config(epochs=1))
+    with monkeypatch.context() as patch:
+        patch.setattr(loop, "save_views", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            job.run_training(Job(images, tmp_path / "killed", init=given), config(epochs=1))
+    if began == "run":
+        with pytest.raises(ValueError, match="the same ones: the run or checkpoint itself, since"):
+            job.train(images, tmp_path / "killed", resume=True, init=other)
+        other = given
+    job.train(images, tmp_path / "killed", resume=True, init=other)
+    assert same(*(read_checkpoint(tmp_path / name).model() for name in ("whole", "killed")))
+
+
 def test_weights_that_moved_before_the_first_step_can_be_given_again(first, images, tmp_path):
     settings = read_initial(first).applied_to(config(epochs=1))
     run = RunFolder(tmp_path / "run")
@@ -120,14 +139,31 @@ def test_weights_that_moved_before_the_first_step_can_be_given_again(first, imag
     done = byol("train", "--out", run.path, "--resume", "--init", moved)
     assert done.code == 0, done.err
     assert read_checkpoint(run.path).config.init == settings.init
-    done = byol("train", "--out", run.path, "--resume", "--init", moved)
-    assert (done.code, "a resumed run continues with its own weights" in done.err) == (2, True)
 
 
 def test_weights_are_not_given_to_a_run_that_began_without(first, images, tmp_path):
     RunFolder(tmp_path / "run").create(config(), {})
     done = byol("train", images, "--out", tmp_path / "run", "--resume", "--init", first)
-    assert (done.code, "began with random weights; leave out --init" in done.err) == (1, True)
+    assert (done.code, "began with random weights; leave out --init" in done.err) == (2, True)
+
+
+def test_a_command_that_is_repeated_goes_on_with_the_run_s_own_weights(first, bundle, images, tmp_path):
+    """As a queue starts it again; other weights are not silently ignored."""
+    out, words = tmp_path / "run", ("--max-steps", 2, "--batch-size", 8, "--device", "cpu", "--precision", "fp32")
+    for _ in range(2):
+        done = byol("train", images, "--out", out, "--init", bundle, "--resume", *words)
+        assert done.code == 0, done.err
+    assert "continuing after step 2" in done.err
+    assert "starting from" not in done.err
+    trained = read_checkpoint(out).tensors
+    export_bundle(out, tmp_path / "exported")
+    for other in (tmp_path / "exported", out, images):
+        done = byol("train", images, "--out", out, "--init", other, "--resume", *words)
+        assert done.code == 2
+        assert f"continues with its own weights: {out} began with bundle " in " ".join(done.err.split())
+        with pytest.raises(ValueError, match="continues with its own weights"):
+            job.train(images, out, resume=True, init=other)
+    assert same(read_checkpoint(out).tensors, trained)
 
 
 def test_what_holds_no_weights_is_refused(images, tmp_path):
