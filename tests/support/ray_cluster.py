@@ -18,11 +18,11 @@ _PATIENCE = 120  # seconds, after which what hangs fails
 
 @contextlib.contextmanager
 def running_cluster(folder: Path) -> Iterator[str]:
-    """A cluster of this machine, started as its owner would: the address for Ray's clients."""
+    """A cluster of this machine, started as its owner would: its address for a command on one of its machines."""
     with socket.create_server(("127.0.0.1", 0)) as probe:
         port = probe.getsockname()[1]
-    words = [sys.executable, "-m", "ray.scripts.scripts", "start", "--head", "--block", "--port=0", "--num-cpus=2"]
-    words += ["--node-ip-address=127.0.0.1", f"--ray-client-server-port={port}", f"--temp-dir={folder}"]
+    words = [sys.executable, "-m", "ray.scripts.scripts", "start", "--head", "--block", "--num-cpus=2"]
+    words += ["--node-ip-address=127.0.0.1", f"--port={port}", f"--temp-dir={folder}"]
     words += ["--include-dashboard=false", "--disable-usage-stats"]
     environment = {**os.environ, "PYTHONPATH": str(REPOSITORY)}
     with subprocess.Popen(words, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as running:
@@ -32,7 +32,7 @@ def running_cluster(folder: Path) -> Iterator[str]:
                 assert running.poll() is None
                 assert time.monotonic() < deadline
                 time.sleep(0.1)
-            yield f"ray://127.0.0.1:{port}"
+            yield f"127.0.0.1:{port}"
         finally:
             running.terminate()
 
