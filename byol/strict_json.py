@@ -72,7 +72,7 @@ def require_legal(condition: bool, name: str, value: object, legal: str) -> None
 
 def fits(value: object, kind: str) -> bool:
     """Whether an argument is of a type that `check_fields` knows ("int", "float"); numbers may be NumPy's."""
-    if isinstance(value, numbers.Real) and not isinstance(value, int | float):
+    if type(value) not in (bool, int, float) and isinstance(value, numbers.Real):
         value = int(value) if isinstance(value, numbers.Integral) else float(value)
     return _fits(value, kind)
 

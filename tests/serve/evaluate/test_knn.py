@@ -296,8 +296,8 @@ def test_unusable_input_is_refused(options: dict[str, Any], x: np.ndarray, y: li
 
 def test_numbers_may_be_numpy_s() -> None:
     """As scikit-learn's grids pass them."""
-    k, temperature = np.arange(1, 3)[0], np.float32(0.5)
-    assert KNNClassifier(k, temperature, "cpu").fit(np.eye(2), [0, 1]).predict(np.eye(2)).tolist() == [0, 1]
+    numbers: dict[str, Any] = {"k": np.arange(1, 3)[0], "temperature": np.float32(0.5)}
+    assert KNNClassifier(**numbers, device="cpu").fit(np.eye(2), [0, 1]).predict(np.eye(2)).tolist() == [0, 1]
 
 
 @pytest.mark.parametrize("ks", [5, "5", ("1", "5"), None])

@@ -28,7 +28,6 @@ from byol.serve.features.read import read_features
 from tests.support.command_line import byol
 from tests.support.folders import contents
 from tests.support.inputs.odd_images import stacks
-from tests.support.ray_cluster import running_cluster
 from tests.support.small import REPOSITORY, traps
 from tests.support.tiny import write_images, write_tiny_bundle
 from tests.support.web.file_server import Web, always
@@ -51,18 +50,11 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture
 def short() -> Iterator[Path]:
     """A folder for temporary files whose name has room for those of Ray's sockets."""
     with tempfile.TemporaryDirectory(dir="/tmp", ignore_cleanup_errors=True) as folder:
         yield Path(folder)
-
-
-@pytest.fixture(scope="module")
-def on_running(short: Path) -> Iterator[tuple[str, str]]:
-    """The words for a cluster that runs already: tests that need none of their own share its start."""
-    with running_cluster(short) as address:
-        yield "--ray-address", address
 
 
 def command(place: Path, images: str, out: Path) -> list[str]:
@@ -138,9 +130,9 @@ def test_workers_tell_stacks(tmp_path: Path) -> None:
     assert [section.source.ids[row] for row in batch.several] == ["cat/a.gif", "cat/b.tif", "dog/c.png"]
 
 
-def test_workers_killed_in_the_middle_lose_nothing(place: Path, tmp_path: Path, on_running: tuple[str, str]) -> None:
-    killed, words = list[str](), [*command(place, "images", tmp_path / "out"), *on_running]
-    with subprocess.Popen(words, stderr=subprocess.PIPE, text=True) as running:
+def test_workers_killed_in_the_middle_lose_nothing(place: Path, tmp_path: Path) -> None:
+    killed: list[str] = []
+    with subprocess.Popen(command(place, "images", tmp_path / "out"), stderr=subprocess.PIPE, text=True) as running:
         while running.poll() is None and len(killed) < 2:
             for kind in {"_decode", "_EncodeActor"} - set(killed):
                 for worker in ray_workers(kind):
@@ -255,12 +247,10 @@ def test_a_cluster_of_this_machine_listens_on_loopback_only(tmp_path: Path) -> N
     assert [address for address in addresses if not LOOPBACK.match(address)] == []
 
 
-def test_a_server_that_goes_stops_the_work_and_the_same_command_goes_on(
-    place: Path, tmp_path: Path, on_running: tuple[str, str]
-) -> None:
+def test_a_server_that_goes_stops_the_work_and_the_same_command_goes_on(place: Path, tmp_path: Path) -> None:
     images = sorted((place / "images").rglob("*.png"))
     with Web({f"/{image.relative_to(place).as_posix()}": image.read_bytes() for image in images}) as web:
-        words = [*command(place, "images", tmp_path / "out"), *on_running]
+        words = command(place, "images", tmp_path / "out")
         words[words.index(f"{place}/images")] = f"{web.url}/images"
         web.odd["/images/dog/150.png"] = always(401)
         done = subprocess.run(words, capture_output=True, text=True)
@@ -274,9 +264,8 @@ def test_a_server_that_goes_stops_the_work_and_the_same_command_goes_on(
     require_same(place, tmp_path / "out")
 
 
-def test_rows_of_an_npz_on_a_cluster_that_runs(place: Path, tmp_path: Path, on_running: tuple[str, str]) -> None:
-    words = [*command(place, "pixels.npz", tmp_path / "out"), *on_running]
-    done = subprocess.run(words, capture_output=True, text=True)
+def test_rows_of_an_npz(place: Path, tmp_path: Path) -> None:
+    done = subprocess.run(command(place, "pixels.npz", tmp_path / "out"), capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     local = byol("extract", place / "bundle", place / "pixels.npz", "--out", tmp_path / "local.parquet", *WORDS[:2])
     assert local.code == 0, local.err
