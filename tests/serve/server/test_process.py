@@ -214,7 +214,7 @@ def test_a_second_signal_ends_it_at_once(bundle: Path) -> None:
             while served.client.get("/v2/health/ready").status_code != 503:
                 time.sleep(0.01)
             assert served.process.poll() is None  # it waits for the request
-            served.process.send_signal(signal.SIGINT)
+            served.process.send_signal(signal.SIGTERM)
             assert served.process.wait(60) == 0
         assert "Traceback" not in served.said()
 
