@@ -1,8 +1,8 @@
 """Presets for photographs, by device and number of images. ImageNet's mean and deviation; no CIFAR crops.
 
-On a CPU, our own and measured (docs/first-run.md): timm's ResNet-10 with its stem of three 3x3 convolutions at 64 px,
-heads as in `cifar10-cpu`, and a target network that follows at once, as such runs take only some thousand steps
-(benchmarks/README.md).
+On a CPU, our own: timm's ResNet-10 with its stem of three 3x3 convolutions at 64 px, heads as in `cifar10-cpu`, and a
+target network that follows quickly, as such runs take only some thousand steps. Measured on 4,710 photographs
+(docs/first-run.md, benchmarks/README.md), not on a thousand nor on a hundred thousand.
 On a GPU: lightly's Imagenette settings (ResNet-18 at 128 px), for many images the paper's with ResNet-50 at 160 px.
 """
 
